@@ -1,0 +1,78 @@
+"""The contract of every data source: token windows, and nothing a method could confuse.
+
+Calibration feeds pruners and training-free repair, train and validation feed trained repair,
+test is only ever read by evaluation.  Every window is a row of an integer tensor (N, T).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+class DataSource(ABC):
+    """Windows of `seqlen` tokens for calibration, training, validation and test."""
+
+    name: str
+    seqlen: int
+    calibration_samples: int
+
+    @abstractmethod
+    def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
+        """Calibration windows, int64 (calibration_samples, seqlen), a function of `seed` alone."""
+
+    @abstractmethod
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        """Training windows, int64 (N, seqlen), in corpus order."""
+
+    @abstractmethod
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        """Validation windows, int64 (N, seqlen); what early stopping and searches may look at."""
+
+    @abstractmethod
+    def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        """Test windows, int64 (N, seqlen); read by evaluation only."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the underlying text or tokens, recorded in every result."""
+
+
+def windows(ids: Tensor, seqlen: int, *, what: str) -> Tensor:
+    """Cut a token stream (n,) into its floor(n / seqlen) full windows (N, seqlen).
+
+    The remainder is dropped (WikiText-2 protocol of SparseGPT and Wanda).  Raises ValueError
+    when the stream is shorter than one window.
+    """
+    count = ids.numel() // seqlen
+    if count == 0:
+        raise ValueError(
+            f"the {what} text has {ids.numel()} tokens, shorter than one window of "
+            f"data.seqlen={seqlen}; give more text or lower data.seqlen to at most {ids.numel()}"
+        )
+    return ids[: count * seqlen].view(count, seqlen)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase | None, text: str) -> Tensor:
+    """Token ids of `text` tokenised once as a whole, int64 (n,), tokenizer defaults."""
+    if tokenizer is None:
+        raise ValueError(
+            "this data source needs a tokenizer and the model folder has none; "
+            "use data=tokens with pre-tokenised files"
+        )
+    ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def held_out_rows(rows: Tensor, *, fraction: float = 0.05) -> tuple[Tensor, Tensor]:
+    """(train, validation): the last `fraction` of the rows (at least one) held out."""
+    if rows.shape[0] < 2:
+        raise ValueError(
+            f"{rows.shape[0]} training window(s) cannot be split into train and validation; "
+            "give at least 2 windows or a validation file"
+        )
+    held = max(1, int(rows.shape[0] * fraction))
+    return rows[:-held], rows[-held:]

@@ -1,0 +1,228 @@
+"""The only home of a mask: SparseLinear, N:M patterns, selection by score, and accounting.
+
+`keep` is True where a weight stays.  N:M keeps N of every M consecutive inputs.  At rest a
+support costs one bit per weight, packed along the input axis, lowest bit first; the same bytes
+go to `masks.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsemend.files import replacing
+from sparsemend.pattern import Pattern
+
+MASKS_FORMAT = "sparsemend-masks-1"
+
+
+class SparseLinear(nn.Linear):
+    """A Linear whose weight lives on a support.
+
+    Invariant after every public call: `effective_weight()[~keep] == 0`.  Adapters subclass it and
+    override `effective_weight` and `set_effective_`.
+    """
+
+    packed_keep: Tensor
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, keep: Tensor) -> None:
+        """Takes over `weight` (O, I) and `bias` (O,) without a copy and zeroes off `keep` (O, I)."""
+        out_features, in_features = weight.shape
+        super().__init__(in_features, out_features, bias=False, device="meta")
+        self.weight = weight
+        self.bias = bias
+        self.register_buffer("packed_keep", pack(_checked(keep, weight).to(weight.device)))
+        self.project_()
+
+    @property
+    def keep(self) -> Tensor:
+        """The support, bool (O, I), unpacked afresh at each read."""
+        return unpack(self.packed_keep, self.in_features)
+
+    def effective_weight(self) -> Tensor:
+        """What forward multiplies by, (O, I)."""
+        return self.weight
+
+    @torch.no_grad()
+    def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
+        """Make `weight * keep` the effective weight; the only writer of the support."""
+        self.packed_keep.copy_(pack(_checked(keep, self.weight).to(self.packed_keep.device)))
+        self.weight.copy_(weight)
+        self.project_()
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Zero the weight off the support (also where it is NaN or infinite)."""
+        self.weight.masked_fill_(~self.keep, 0)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.effective_weight(), self.bias)
+
+
+def _checked(keep: Tensor, weight: Tensor) -> Tensor:
+    if keep.dtype != torch.bool or keep.shape != weight.shape:
+        raise ValueError(
+            f"keep must be bool of shape {tuple(weight.shape)}, "
+            f"got {keep.dtype} of shape {tuple(keep.shape)}"
+        )
+    return keep
+
+
+def pack(keep: Tensor) -> Tensor:
+    """One bit per weight: bool (O, I) -> uint8 (O, ceil(I / 8)), lowest bit first."""
+    padded = F.pad(keep.to(torch.uint8), (0, -keep.shape[1] % 8))
+    bits = padded.view(keep.shape[0], -1, 8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=keep.device)
+    return (bits * weights).sum(dim=2, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, in_features: int) -> Tensor:
+    """Inverse of `pack`: uint8 (O, ceil(I / 8)) -> bool (O, in_features)."""
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = (packed.unsqueeze(2) & weights) != 0
+    return bits.flatten(1)[:, :in_features]
+
+
+def lowest_per_row(score: Tensor, count: int) -> Tensor:
+    """Bool (O, I): the `count` lowest scores of every row; ties fall to the lower index.
+
+    Equal to the first `count` columns of a stable ascending sort (Wanda, Sec. 3), by selection
+    instead of sorting.
+    """
+    columns = score.shape[1]
+    if count <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    if count >= columns:
+        return torch.ones_like(score, dtype=torch.bool)
+    threshold = kth_lowest(score, count)
+    chosen = score <= threshold
+    surplus = chosen.sum(dim=1) != count
+    if surplus.any():
+        rows = score[surplus]
+        below = rows < threshold[surplus]
+        tied = rows == threshold[surplus]
+        missing = count - below.sum(dim=1, keepdim=True)
+        chosen[surplus] = below | (tied & (tied.cumsum(dim=1) <= missing))
+    return chosen
+
+
+def kth_lowest(score: Tensor, count: int) -> Tensor:
+    """The `count`-th lowest (1-based) score of every row, (O, 1), by linear-time selection."""
+    return score.kthvalue(count, dim=1, keepdim=True).values
+
+
+def lowest_of_layer(score: Tensor, sparsity: float) -> Tensor:
+    """Bool (O, I): every score <= the int(sparsity * numel)-th lowest (0-based) of the matrix.
+
+    At least one more than the product, and all ties: the rule of the reference magnitude pruner
+    (Wanda repository).  sparsity 0 chooses none and sparsity >= 1 all, where that code fails.
+    """
+    if sparsity <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    index = int(score.numel() * sparsity)
+    if index >= score.numel():
+        return torch.ones_like(score, dtype=torch.bool)
+    return score <= score.flatten().kthvalue(index + 1).values
+
+
+def lowest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
+    """Bool (O, I): the M - N lowest scores of every M consecutive inputs; ties to the lower index.
+
+    A short last group loses the same M - N (all of it, if it has fewer), as the reference codes
+    do; whether such widths are allowed at all is checked before pruning starts.
+    """
+    removed = pattern.group_size - pattern.kept
+    whole = score.shape[1] - score.shape[1] % pattern.group_size
+    groups = score[:, :whole].reshape(-1, pattern.group_size)
+    parts = [lowest_per_row(groups, removed).view(score.shape[0], whole)]
+    if whole < score.shape[1]:
+        parts.append(lowest_per_row(score[:, whole:], removed))
+    return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class LinearCount:
+    """Zeros among the weights of one linear, or of a group of them."""
+
+    zeros: int
+    weights: int
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.weights if self.weights else 0.0
+
+    def __add__(self, other: LinearCount) -> LinearCount:
+        return LinearCount(self.zeros + other.zeros, self.weights + other.weights)
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """Exact zero counts over the prunable linears of a model.
+
+    Prunable means nn.Linear inside a decoder block: embeddings, head, norms and biases are out.
+    """
+
+    per_linear: Mapping[str, LinearCount]
+    per_block: Mapping[str, LinearCount]
+    all_parameters: int
+
+    @property
+    def total(self) -> LinearCount:
+        return sum(self.per_linear.values(), LinearCount(0, 0))
+
+    @property
+    def of_prunable(self) -> float:
+        return self.total.sparsity
+
+    @property
+    def of_all(self) -> float:
+        return self.total.zeros / self.all_parameters if self.all_parameters else 0.0
+
+
+def count_zeros(linear: nn.Linear) -> LinearCount:
+    """Exact `== 0` count of the effective weight."""
+    weight = linear.effective_weight() if isinstance(linear, SparseLinear) else linear.weight
+    return LinearCount(weight.numel() - int(weight.count_nonzero()), weight.numel())
+
+
+def sparse_linears(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
+    """(full name, module) of every SparseLinear, in module order."""
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear):
+            yield name, module
+
+
+def check_supports(model: nn.Module) -> None:
+    """Raise RuntimeError naming the first linear with a non-zero weight off its support."""
+    for name, linear in sparse_linears(model):
+        weight = linear.effective_weight().detach()
+        escaped = int(weight.masked_fill(linear.keep, 0).count_nonzero())
+        if escaped:
+            raise RuntimeError(f"{name}: {escaped} weights off the support are not zero")
+
+
+def save_masks(masks: Mapping[str, Tensor], path: Path) -> None:
+    """Write supports {linear name: bool (O, I)} packed, atomically, with their shapes."""
+    shapes = {name: list(keep.shape) for name, keep in masks.items()}
+    metadata = {"format": MASKS_FORMAT, "shapes": json.dumps(shapes)}
+    packed = {name: pack(keep).cpu().contiguous() for name, keep in masks.items()}
+    with replacing(path) as partial:
+        save_file(packed, partial, metadata=metadata)
+
+
+def load_masks(path: Path) -> dict[str, Tensor]:
+    """Read what `save_masks` wrote; raises ValueError when the file is of another format."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != MASKS_FORMAT:
+            raise ValueError(f"{path} is not a {MASKS_FORMAT} file")
+        shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
+        return {name: unpack(file.get_tensor(name), shape[1]) for name, shape in shapes.items()}

@@ -1,0 +1,116 @@
+"""Where a model comes from: a hub id, a local folder, the shipped tiny model, or random weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EMBEDDED = "embedded:"
+
+
+def resolve_path(path: str) -> str:
+    """`embedded:NAME` as the folder inside this package; anything else unchanged."""
+    if path.startswith(EMBEDDED):
+        return str(Path(__file__).parent / "assets" / path.removeprefix(EMBEDDED))
+    return path
+
+
+class ModelSource(ABC):
+    """Loads the same dense model every time it is asked."""
+
+    name: str
+    context_length: int
+
+    @abstractmethod
+    def load(self, *, seed: int) -> PreTrainedModel:
+        """The dense causal LM in eval mode on the CPU, caching off."""
+
+    @abstractmethod
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer, or None where the folder has none (pre-tokenised data)."""
+
+
+@dataclass(kw_only=True)
+class PretrainedModel(ModelSource):
+    """Any Hugging Face causal LM, by hub id or local folder."""
+
+    name: str
+    path: str
+    revision: str | None
+    dtype: str
+    context_length: int
+    attention: str
+
+    def load(self, *, seed: int) -> PreTrainedModel:
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_path(self.path),
+            revision=self.revision,
+            dtype=DTYPES[self.dtype],
+            attn_implementation=self.attention,
+        )
+        model.config.use_cache = False
+        return model.eval()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        folder = Path(resolve_path(self.path))
+        names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+        if folder.is_dir() and not any((folder / name).exists() for name in names):
+            return None
+        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else self.path,
+                                             revision=self.revision)
+
+
+@dataclass(kw_only=True)
+class UntrainedModel(ModelSource):
+    """Random weights of a given architecture, with a BPE tokenizer trained on the embedded docs."""
+
+    name: str
+    architecture: dict[str, Any]
+    vocabulary: int
+    dtype: str
+    context_length: int
+
+    def load(self, *, seed: int) -> PreTrainedModel:
+        settings = {**self.architecture, "vocab_size": self.vocabulary}
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
+        model.config.use_cache = False
+        return model.eval()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from sparsemend.data.python_docs import split_text
+
+        return train_tokenizer(split_text("train").split("\n\n\n"), self.vocabulary)
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of exactly `vocabulary` entries, one of them <|endoftext|>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )

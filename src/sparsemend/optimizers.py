@@ -1,0 +1,84 @@
+"""Optimizers by name, all from torch: AdamW, SGD, and Muon for matrices beside AdamW for the rest.
+
+Muon (Jordan et al. 2024; scaled to AdamW's update size as in Liu et al. 2025, arXiv 2502.16982)
+trains the shipped tiny model; repair methods default to AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Muon, Optimizer
+
+BETAS = (0.9, 0.95)  # usual for language models (GPT-3, Brown et al. 2020, App. B)
+
+
+def make_optimizer(
+    name: str,
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+) -> Optimizer:
+    """`adamw`, `sgd` or `muon` over named parameters; decay applies to matrices only."""
+    if name == "sgd":
+        return SGD(parameters.values(), lr=learning_rate)
+    if name == "adamw":
+        return AdamW(_groups(parameters, weight_decay), lr=learning_rate, betas=BETAS)
+    if name == "muon":
+        return MuonWithAdamW(parameters, learning_rate=learning_rate, weight_decay=weight_decay)
+    raise ValueError(f"method.optimizer {name!r} is not one of: adamw, sgd, muon")
+
+
+def _groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    vectors = [p for p in parameters.values() if p.ndim < 2]
+    groups = [(matrices, weight_decay), (vectors, 0.0)]
+    return [{"params": p, "weight_decay": decay} for p, decay in groups if p]
+
+
+class MuonWithAdamW(Optimizer):
+    """Muon on every matrix but embeddings and head, AdamW on the rest, seen as one optimizer."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float
+    ) -> None:
+        hidden = {n: p for n, p in parameters.items() if p.ndim == 2 and not _is_embedding(n)}
+        rest = {n: p for n, p in parameters.items() if n not in hidden}
+        self.parts: list[Optimizer] = [
+            Muon(
+                hidden.values(),
+                lr=learning_rate,
+                weight_decay=weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        ]
+        if rest:
+            self.parts.append(AdamW(_groups(rest, weight_decay), lr=learning_rate, betas=BETAS))
+        super().__init__(parameters.values(), {})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def _is_embedding(name: str) -> bool:
+    return "embed" in name or "lm_head" in name or "wte" in name or "wpe" in name

@@ -1,0 +1,45 @@
+"""The contract of every pruner: weight and statistics in, weight and support out.
+
+A pruner is pure: it sees no model, no module, no config.  Score-based pruners also offer their
+score, which training-free repair starts from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsemend.pattern import Pattern
+from sparsemend.statistics import Statistic
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """New weight (O, I) in the dtype of the old one, and keep (O, I) bool."""
+
+    weight: Tensor
+    keep: Tensor
+
+
+class Pruner(ABC):
+    """Chooses the support of one linear."""
+
+    needs_calibration: ClassVar[bool] = True
+
+    @abstractmethod
+    def statistic(self, in_features: int, device: torch.device) -> Statistic | None:
+        """A fresh accumulator of what this pruner reads of a linear's inputs, or None."""
+
+    @abstractmethod
+    def __call__(
+        self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
+    ) -> Pruned:
+        """Prune `weight` (O, I) to `sparsity` (fraction of zeros) or to an N:M `pattern`."""
+
+    def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
+        """Importance (O, I), fp32, higher stays; what DSnoT ranks for its initial mask."""
+        raise ValueError(f"{type(self).__name__} has no score; DSnoT cannot start from it")

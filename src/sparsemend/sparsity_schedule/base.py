@@ -1,0 +1,61 @@
+"""The contract of every schedule: how much each linear loses."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sparsemend.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class Allocation(Mapping[str, float]):
+    """Linear name -> sparsity in [0, 1], with the parameter-weighted mean checked on construction.
+
+    `tolerance` is the documented deviation of that schedule's formula from the target.
+    """
+
+    rates: Mapping[str, float]
+    sizes: Mapping[str, int]
+    target: float
+    tolerance: float = 1e-9
+
+    def __post_init__(self) -> None:
+        for name, rate in self.rates.items():
+            if not 0 <= rate <= 1:
+                raise ValueError(f"{name}: sparsity {rate} is not in [0, 1]")
+        if abs(self.mean - self.target) > self.tolerance:
+            raise ValueError(
+                f"mean sparsity {self.mean:.6f} misses the target {self.target} by more than "
+                f"{self.tolerance:g}"
+            )
+
+    @property
+    def mean(self) -> float:
+        """Parameter-weighted mean rate."""
+        total = sum(self.sizes[name] for name in self.rates)
+        weighted = math.fsum(rate * self.sizes[name] for name, rate in self.rates.items())
+        return weighted / total if total else self.target
+
+    def __getitem__(self, name: str) -> float:
+        return self.rates[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rates)
+
+    def __len__(self) -> int:
+        return len(self.rates)
+
+
+class SparsitySchedule(ABC):
+    """Gives every prunable linear its own sparsity."""
+
+    @abstractmethod
+    def allocate(
+        self, model: nn.Module, batches: Sequence[Tensor], sparsity: float, pattern: Pattern
+    ) -> Allocation:
+        """Rates for every prunable linear of `model` with parameter-weighted mean `sparsity`."""
