@@ -17,15 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sparsemend.locations import resolve_path
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-EMBEDDED = "embedded:"
-
-
-def resolve_path(path: str) -> str:
-    """`embedded:NAME` as the folder inside this package; anything else unchanged."""
-    if path.startswith(EMBEDDED):
-        return str(Path(__file__).parent / "assets" / path.removeprefix(EMBEDDED))
-    return path
 
 
 class ModelSource(ABC):

@@ -38,6 +38,7 @@ class Workbench:
     load_dense: Callable[[], PreTrainedModel]
     make_trainer: TrainerFactory
     device: torch.device
+    offload: bool
     out: Path
     seed: int
     resume_from: Path | None = None

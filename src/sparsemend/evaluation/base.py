@@ -1,0 +1,28 @@
+"""The contract of every evaluation: a model in, named numbers out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationInput:
+    """What an evaluation may read: test windows (N, T), the tokenizer, where and how to batch."""
+
+    test: Tensor
+    tokenizer: PreTrainedTokenizerBase | None
+    device: torch.device
+    batch_size: int
+
+
+class Evaluation(ABC):
+    """Measures one model; metric names are `group/name`."""
+
+    @abstractmethod
+    def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
+        """Metrics of `model`, which is left as it was."""

@@ -1,0 +1,72 @@
+"""Perplexity as the pruning papers report it: independent windows, no overlap, exp of the mean.
+
+    l_w = mean cross-entropy over the T-1 next-token positions of window w;  ppl = exp(mean_w l_w)
+
+The WikiText-2 protocol of SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774).  Logits are
+upcast to fp32 a chunk of positions at a time, and windows per
+forward are limited, so a 128k vocabulary does not blow memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.progress import track
+
+METRIC = "perplexity/test"
+
+
+@dataclass(kw_only=True)
+class Perplexity(Evaluation):
+    """`perplexity/test` over all test windows."""
+
+    logits_fp32: bool
+    chunk_tokens: int
+    logits_bytes: int
+
+    def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
+        batch = self._batch_size(model, given)
+        losses = []
+        for windows in track(given.test.split(batch), "perplexity"):
+            losses.append(self.window_losses(model, windows.to(given.device)).cpu())
+        return {METRIC: exponential(torch.cat(losses).double().mean().item())}
+
+    @torch.inference_mode()
+    def window_losses(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
+        """Mean next-token cross-entropy of each window: tokens (B, T) -> (B,) fp32."""
+        targets = tokens[:, 1:]
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+        losses = [
+            self._token_losses(part, aims)
+            for part, aims in zip(
+                logits.flatten(0, 1).split(self.chunk_tokens),
+                targets.flatten().split(self.chunk_tokens),
+                strict=True,
+            )
+        ]
+        return torch.cat(losses).view(targets.shape).mean(dim=1)
+
+    def _token_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = logits.float() if self.logits_fp32 else logits
+        return F.cross_entropy(logits, targets, reduction="none").float()
+
+    def _batch_size(self, model: PreTrainedModel, given: EvaluationInput) -> int:
+        """Windows per forward: as configured, less where the logits would exceed logits_bytes."""
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        per_window = given.test.shape[1] * vocabulary * model.dtype.itemsize
+        return max(1, min(given.batch_size, self.logits_bytes // per_window))
+
+
+def exponential(mean_loss: float) -> float:
+    """exp, or infinity where it overflows (a collapsed model is a result, not a crash)."""
+    try:
+        return math.exp(mean_loss)
+    except OverflowError:
+        return math.inf

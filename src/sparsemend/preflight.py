@@ -1,0 +1,244 @@
+"""Refuse what cannot work before anything heavy is imported and before a run folder exists.
+
+Reads the composed config, config.json, safetensors headers and token ids; never torch,
+transformers, datasets or lightning, whose import alone takes longer than all checks together.
+What needs a tokenizer, a device or the network is checked where it is used.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
+from sparsemend.local_model import ModelConfig, find_model, is_local, tilde_hint
+from sparsemend.pattern import Pattern
+from sparsemend.sparsity_schedule.progression import check_difference
+from sparsemend.token_headers import check_tokens
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("float32", "bfloat16", "float16")
+EXAMPLES = {
+    "model.path": "/data/llama (a folder with config.json and weights) or org/name",
+    "data.calibration": "calibration.safetensors",
+    "data.train": "train.safetensors (data=tokens) or train.txt (data=text)",
+    "data.test": "test.safetensors (data=tokens) or test.txt (data=text)",
+    "sparsity_schedule.common_difference": "0.01",
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ValueError or FileNotFoundError, with value, bound and remedy, on what cannot work."""
+    check_missing(cfg)
+    check_numbers(cfg)
+    pattern = check_pattern(cfg)
+    check_pruner(cfg, pattern)
+    check_dtype(cfg)
+    model = find_model(cfg.model)
+    if model.config is not None:
+        check_progression(cfg, model.config)
+        check_window(cfg, model.config)
+    if model.blocks is not None:
+        check_linears(model.path, model.blocks)
+        check_widths(cfg, pattern, model.blocks)
+    check_files(cfg, model.config)
+
+
+def check_missing(cfg: DictConfig) -> None:
+    """Every mandatory key (`???`) has a value."""
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        example = EXAMPLES.get(key, "VALUE")
+        raise ValueError(f"{key} has no value and is needed; give {key}={example}")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """sparsity in [0, 1), a window of at least two tokens, at least one calibration sample."""
+    sparsity = cfg.sparsity
+    if not _is_number(sparsity) or not 0 <= sparsity < 1:
+        raise ValueError(
+            f"sparsity {sparsity} is not in [0, 1); it is the fraction of zeros, for example 0.6"
+        )
+    _check_integer("data.seqlen", cfg.data.get("seqlen"), least=2)  # one token predicts one other
+    _check_integer("data.calibration_samples", cfg.data.get("calibration_samples"), least=1)
+
+
+def check_pattern(cfg: DictConfig) -> Pattern:
+    """The parsed pattern, agreeing with the sparsity unless the support is given."""
+    if _is_number(cfg.pattern):
+        raise ValueError(
+            f"pattern {cfg.pattern} is a number: YAML reads an unquoted 2:4 in base 60; "
+            "quote it in the file, pattern: '2:4'"
+        )
+    pattern = Pattern.parse(cfg.pattern)
+    if _builds(cfg.pruner, "existing") or _builds(cfg.pruner, "none"):
+        return pattern  # an existing support fixes its own sparsity; none is held to 0 below
+    pattern.check_sparsity(cfg.sparsity)
+    if pattern.mixed and cfg.sparsity > 1 - 1 / pattern.group_size:
+        raise ValueError(
+            f"sparsity {cfg.sparsity} with pattern {pattern} exceeds 1 - 1/{pattern.group_size} = "
+            f"{1 - 1 / pattern.group_size:g}: at least one of every {pattern.group_size} inputs "
+            "stays; lower sparsity"
+        )
+    if not (pattern.unstructured or pattern.mixed or _uniform(cfg)):
+        raise ValueError(
+            f"pattern {pattern} fixes the sparsity of every block, which "
+            f"{_name(cfg.sparsity_schedule)} varies; use pattern=mixed:{pattern.group_size} "
+            "or sparsity_schedule=uniform"
+        )
+    return pattern
+
+
+def check_pruner(cfg: DictConfig, pattern: Pattern) -> None:
+    """The pruner can do what sparsity, pattern and schedule ask."""
+    pruner = cfg.pruner
+    if _builds(pruner, "none") and cfg.sparsity > 0:
+        raise ValueError(
+            f"pruner=none keeps every weight, but sparsity is {cfg.sparsity}; set sparsity=0 or "
+            "choose a pruner, for example pruner=wanda"
+        )
+    if pruner.get("variant") and not _uniform(cfg):
+        raise ValueError(
+            "pruner.variant=true chooses one threshold for the uniform sparsity and ignores "
+            f"{_name(cfg.sparsity_schedule)}; use sparsity_schedule=uniform or pruner.variant=false"
+        )
+    if pruner.get("variant") and not pattern.unstructured:
+        raise ValueError(
+            f"pruner.variant=true is defined without a pattern, not for {pattern}; "
+            "set pruner.variant=false"
+        )
+    block_size, group_size = pruner.get("block_size"), pattern.group_size
+    if block_size and group_size and block_size % group_size:
+        raise ValueError(
+            f"pruner.block_size={block_size} is not a multiple of {group_size} (pattern {pattern}); "
+            f"set pruner.block_size={max(1, round(block_size / group_size)) * group_size}"
+        )
+    masks = pruner.get("masks")
+    if masks is not None and not Path(masks).is_file():
+        raise FileNotFoundError(
+            f"pruner.masks={masks} does not exist; give a masks.safetensors, or null to read the "
+            "support from the zeros"
+        )
+
+
+def check_dtype(cfg: DictConfig) -> None:
+    """model.dtype is one that models are computed in."""
+    dtype = cfg.model.get("dtype")
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype={dtype} is not one of {', '.join(DTYPES)}")
+
+
+def check_progression(cfg: DictConfig, config: ModelConfig) -> None:
+    """The common difference of an ATP schedule lies within its bound."""
+    difference = cfg.sparsity_schedule.get("common_difference")
+    if difference is None or _builds(cfg.pruner, "existing"):
+        return
+    if not _is_number(difference):
+        raise ValueError(f"sparsity_schedule.common_difference={difference} is not a number")
+    if config.blocks is not None:
+        check_difference(difference, cfg.sparsity, config.blocks)
+
+
+def check_window(cfg: DictConfig, config: ModelConfig) -> None:
+    """No window is longer than the positions the model has."""
+    positions, seqlen = config.positions, cfg.data.get("seqlen")
+    if positions is not None and seqlen is not None and seqlen > positions[1]:
+        raise ValueError(
+            f"data.seqlen={seqlen} exceeds the model's {positions[0]}={positions[1]}; "
+            f"set data.seqlen={positions[1]} or lower"
+        )
+
+
+def check_linears(path: str, blocks: dict[str, Shape]) -> None:
+    """The blocks hold linears, and no experts."""
+    if has_experts(blocks):
+        raise ValueError(
+            f"model {path} is a mixture of experts, whose fused 3-D weights are no nn.Linear; "
+            "such models are not supported, choose a dense one"
+        )
+    if not linear_shapes(blocks):
+        raise ValueError(
+            f"model {path} has no nn.Linear inside its blocks, so nothing can be pruned (GPT-2 for "
+            "example stores transposed Conv1D layers); choose a model built of nn.Linear"
+        )
+
+
+def check_widths(cfg: DictConfig, pattern: Pattern, blocks: dict[str, Shape]) -> None:
+    """Every input width is a whole number of groups, or the reference behaviour was asked for."""
+    group_size = pattern.group_size
+    if not group_size or _builds(cfg.pruner, "existing") or _builds(cfg.pruner, "none"):
+        return
+    odd = {name: shape[1] for name, shape in linear_shapes(blocks).items() if shape[1] % group_size}
+    if not odd:
+        return
+    name, width = next(iter(odd.items()))
+    found = (
+        f"{name} has {width} inputs, not a multiple of {group_size} (pattern {pattern}); "
+        f"{len(odd)} linears like it"
+    )
+    if cfg.get("pattern_tail") != "reference":
+        raise ValueError(
+            f"{found}; choose an M that divides {width}, or pattern_tail=reference, which prunes "
+            "the short last group as the reference codes do"
+        )
+    log.warning("%s; their short last group is pruned as the reference codes do", found)
+
+
+def check_files(cfg: DictConfig, config: ModelConfig | None) -> None:
+    """Every local data file is there; tokens files hold enough rows of known ids."""
+    data = cfg.data
+    if "path" in data and is_local(data.path) and not Path(data.path).exists():
+        raise FileNotFoundError(
+            f"data.path={data.path} does not exist; give a local folder or a hub id"
+            + tilde_hint(data.path)
+        )
+    for key in ("calibration", "train", "validation", "test"):
+        for path in _paths(data.get(key)):
+            if not _builds(data, "tokens"):
+                _check_exists(f"data.{key}", path)
+                continue
+            check_tokens(
+                f"data.{key}",
+                path,
+                rows=data.calibration_samples if key == "calibration" else 1,
+                seqlen=data.seqlen,
+                vocabulary=config.vocabulary if config else None,
+            )
+
+
+def _check_exists(key: str, path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{key}={path} does not exist; give a file" + tilde_hint(str(path))
+        )
+
+
+def _paths(value: Any) -> list[Path]:
+    if value is None:
+        return []
+    return [Path(str(item)) for item in (value if isinstance(value, ListConfig) else [value])]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_integer(key: str, value: Any, *, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or value < least):
+        raise ValueError(f"{key}={value} is not an integer of at least {least}; set {key}={least}")
+
+
+def _builds(group: DictConfig, stem: str) -> bool:
+    """Whether the group's member is ours from the module `stem` (our modules and yamls agree)."""
+    return _name(group) == stem
+
+
+def _name(group: DictConfig) -> str:
+    return str(group.get("_target_", "")).split(".")[-2:][0]
+
+
+def _uniform(cfg: DictConfig) -> bool:
+    return _builds(cfg.sparsity_schedule, "uniform")

@@ -1,0 +1,115 @@
+"""The one prune loop: visit a block, observe its inputs, prune its linears, go on.
+
+Statistics of a block are taken before any of its linears changes, on inputs from the already
+pruned blocks before it (Wanda and SparseGPT, "non true-sequential").
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.blocks import Visit, find_blocks, linears_of, prunable_linears, walk
+from sparsemend.masks import LinearCount, SparseLinear, count_zeros
+from sparsemend.pattern import Pattern
+from sparsemend.pruner.base import Pruner
+from sparsemend.statistics import Statistic
+
+log = logging.getLogger(__name__)
+
+
+def prune(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    pruner: Pruner,
+    allocation: Mapping[str, float],
+    pattern: Pattern,
+    *,
+    device: torch.device | None = None,
+    offload: bool = False,
+) -> None:
+    """Replace every prunable linear of `model` by a SparseLinear, block by block, in place.
+
+    batches: calibration tokens (B, T); unused by pruners that need no calibration.
+    """
+    if not pruner.needs_calibration:
+        for name, block in _named_blocks(model):
+            started = perf_counter()
+            for linear_name, linear in linears_of(block).items():
+                full = f"{name}.{linear_name}"
+                block.set_submodule(
+                    linear_name, pruned(linear, pruner, None, allocation[full], pattern)
+                )
+            _report(name, linears_of(block).values(), started)
+        return
+    for visit in walk(model, batches, device=device, offload=offload):
+        started = perf_counter()
+        prune_block(visit, pruner, allocation, pattern)
+        _report(f"block {visit.index + 1}/{visit.count}", visit.linears.values(), started)
+
+
+def prune_block(
+    visit: Visit, pruner: Pruner, allocation: Mapping[str, float], pattern: Pattern
+) -> None:
+    """Prune every linear of one visited block from one pass over its inputs."""
+    statistics = visit.observe(lambda width, device: _required(pruner, width, device))
+    for name, linear in list(visit.linears.items()):
+        rate = allocation[visit.full_name(name)]
+        visit.replace(name, pruned(linear, pruner, statistics.pop(name), rate, pattern))
+
+
+@torch.no_grad()
+def pruned(
+    linear: nn.Linear,
+    pruner: Pruner,
+    statistic: Statistic | None,
+    sparsity: float,
+    pattern: Pattern,
+) -> SparseLinear:
+    """`linear` as a SparseLinear holding what the pruner made of it; takes its tensors over."""
+    result = pruner(linear.weight.detach(), statistic, sparsity, pattern.at(sparsity))
+    linear.weight.copy_(result.weight)
+    return SparseLinear(linear.weight, linear.bias, result.keep)
+
+
+def _required(pruner: Pruner, width: int, device: torch.device) -> Statistic:
+    statistic = pruner.statistic(width, device)
+    if statistic is None:
+        raise TypeError(f"{type(pruner).__name__} needs calibration but offers no statistic")
+    return statistic
+
+
+def _named_blocks(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    prefix, blocks = find_blocks(model)
+    return ((f"{prefix}.{index}", block) for index, block in enumerate(blocks))
+
+
+def _report(what: str, linears: Iterable[nn.Linear], started: float) -> None:
+    count = sum((count_zeros(linear) for linear in linears), LinearCount(0, 0))
+    log.info("%s  sparsity %.6f  %.1f s", what, count.sparsity, perf_counter() - started)
+
+
+def check_widths(model: nn.Module, pattern: Pattern, *, tail: str) -> None:
+    """Raise ValueError where an input width is no multiple of M, unless tail is `reference`.
+
+    With `reference` a short last group loses the same M - N weights, as the published codes do,
+    and a warning says so.
+    """
+    if tail not in ("error", "reference"):
+        raise ValueError(f"pattern_tail {tail!r} is not one of: error, reference")
+    if pattern.unstructured:
+        return
+    for name, linear in prunable_linears(model).items():
+        rest = linear.in_features % pattern.group_size
+        if rest and tail == "error":
+            raise ValueError(
+                f"{name} has {linear.in_features} inputs, not a multiple of {pattern.group_size} "
+                f"as pattern {pattern} needs; pattern_tail=reference prunes the short last group "
+                "as the reference codes do"
+            )
+        if rest:
+            log.warning("%s: last group has %d of %d inputs", name, rest, pattern.group_size)

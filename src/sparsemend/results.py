@@ -1,0 +1,185 @@
+"""`result.json`: what a run was, what it measured, what it cost.  The truth; trackers mirror it.
+
+Written atomically when the run starts, after every stage and when it ends, also in failure.  The
+schema is `result.schema.json` beside this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import traceback
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from sparsemend.blocks import find_blocks, prunable_linears
+from sparsemend.files import write_json
+from sparsemend.masks import LinearCount, SparsityReport, count_zeros
+from sparsemend.stages import Stages
+
+SCHEMA = "sparsemend-result-1"
+PACKAGES = ("sparsemend", "torch", "lightning", "transformers", "datasets", "hydra-core")
+UNFINISHED = ("running", "failed", "interrupted")
+NOT_HASHED = ("name", "resume", "logger", "export")  # do not change what is computed
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the resolved config, less what does not change the numbers."""
+    kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Result:
+    """The growing content of one run's result.json."""
+
+    def __init__(self, path: Path, cfg: DictConfig) -> None:
+        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        self.path = path
+        self.content: dict[str, Any] = {
+            "schema": SCHEMA,
+            "status": "running",
+            "config": config,
+            "config_hash": config_hash(config),
+            "process": {"host": platform.node(), "pid": os.getpid()},
+            "provenance": provenance(),
+            "protocol": {},
+            "sparsity": {},
+            "metrics": {},
+            "cost": {},
+            "repair": {},
+            "error": None,
+        }
+
+    def write(self) -> None:
+        write_json(self.path, _finite(self.content))
+
+    def costs(self, stages: Stages) -> None:
+        """Copy the measured stages in and write."""
+        self.content["peak_scope"] = stages.peak_scope
+        for name, cost in stages.costs.items():
+            kept = self.content["cost"].setdefault(name, {})
+            kept.update(seconds=round(cost.seconds, 3), peak_bytes=cost.peak_bytes)
+        self.write()
+
+    def fail(self, error: BaseException) -> None:
+        """Record why the run ended early and write."""
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        self.content["status"] = "interrupted" if stopped else "failed"
+        self.content["error"] = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+        }
+        self.write()
+
+
+def sparsity_report(model: nn.Module) -> SparsityReport:
+    """Exact zeros per linear, per block and of all parameters."""
+    per_linear = {name: count_zeros(linear) for name, linear in prunable_linears(model).items()}
+    prefix, _ = find_blocks(model)
+    per_block: dict[str, LinearCount] = {}
+    for name, count in per_linear.items():
+        block = f"{prefix}.{name[len(prefix) + 1 :].split('.')[0]}"
+        per_block[block] = per_block.get(block, LinearCount(0, 0)) + count
+    return SparsityReport(per_linear, per_block, sum(p.numel() for p in model.parameters()))
+
+
+def sparsity_section(
+    report: SparsityReport, asked: Mapping[str, float], *, target: float, pattern: str
+) -> dict[str, Any]:
+    """The `sparsity` section: asked and achieved, of prunable and of all parameters."""
+    return {
+        "target": target,
+        "pattern": pattern,
+        "achieved": report.of_prunable,
+        "achieved_of_all_parameters": report.of_all,
+        "prunable_weights": report.total.weights,
+        "zeros": report.total.zeros,
+        "per_block": {name: count.sparsity for name, count in report.per_block.items()},
+        "per_linear": {
+            name: {"asked": asked[name], "achieved": count.sparsity}
+            for name, count in report.per_linear.items()
+        },
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Commit and cleanliness of the source tree (null outside git), packages, machine."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def find_unfinished(folder: Path, digest: str) -> Path | None:
+    """The newest run folder under `folder` with this config hash that did not finish.
+
+    A run that is still alive on this machine is left alone.
+    """
+    found = []
+    for path in folder.rglob("result.json"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue
+        same = content.get("config_hash") == digest and content.get("status") in UNFINISHED
+        if same and not _alive(content):
+            found.append(path)
+    return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
+
+
+def _alive(content: Mapping[str, Any]) -> bool:
+    process = content.get("process", {})
+    if content.get("status") != "running" or process.get("host") != platform.node():
+        return False
+    if process["pid"] == os.getpid():
+        return False
+    try:
+        os.kill(process["pid"], 0)
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the source tree; None when the package is not run from a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: numbers that are not finite become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

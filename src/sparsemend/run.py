@@ -1,0 +1,291 @@
+"""One run, top to bottom: load, measure, prune, measure, repair, measure, export, report.
+
+The only place that instantiates configured objects.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from sparsemend.blocks import check_prunable
+from sparsemend.data.base import DataSource
+from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.export import export, model_card, to_dense_
+from sparsemend.hardware import Hardware
+from sparsemend.masks import check_supports, save_masks, sparse_linears
+from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.model import ModelSource
+from sparsemend.pattern import Pattern
+from sparsemend.prune import check_widths, prune
+from sparsemend.pruner.base import Pruner
+from sparsemend.results import Result, find_unfinished, sparsity_report, sparsity_section
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.stages import Stages
+from sparsemend.summary import summary_table
+from sparsemend.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+OBJECTIVE = "perplexity/test"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The configured objects of one run."""
+
+    model: ModelSource
+    data: DataSource
+    pruner: Pruner
+    sparsity_schedule: SparsitySchedule
+    method: RepairMethod
+    hardware: Hardware
+    evaluation: dict[str, Evaluation]
+    logger: Tracker
+
+
+def run(cfg: DictConfig) -> float:
+    """Carry out one configured run; returns the repaired model's test perplexity."""
+    quieten()
+    out, checkpoint = _run_folder(cfg)
+    result = Result(out / "result.json", cfg)
+    result.write()
+    try:
+        parts = Parts(
+            **{
+                group: instantiate(cfg[group], _convert_="all")
+                for group in Parts.__dataclass_fields__
+            }
+        )
+        Run(cfg, parts, result, out, checkpoint).carry_out()
+    except BaseException as error:
+        result.fail(error)
+        raise
+    return float(result.content["metrics"]["repaired"].get(OBJECTIVE) or "nan")
+
+
+class Run:
+    """The stages of one run and what they hand on."""
+
+    def __init__(
+        self, cfg: DictConfig, parts: Parts, result: Result, out: Path, checkpoint: Path | None
+    ) -> None:
+        self.cfg, self.parts, self.result, self.out = cfg, parts, result, out
+        self.checkpoint = checkpoint
+        self.device = parts.hardware.prepare()
+        self.stages = Stages(self.device)
+        self.pattern = Pattern.parse(cfg.pattern)
+        self.logger = parts.logger.open(out, result.content["config"])
+
+    def carry_out(self) -> None:
+        with self.stages.measure("load"):
+            model, tokenizer, test = self._load()
+        self._evaluate("dense", model, tokenizer, test)
+        with self.stages.measure("prune"):
+            calibration, allocation = self._prune(model, tokenizer)
+        self._evaluate("pruned", model, tokenizer, test)
+        with self.stages.measure("repair"):
+            bench = self._workbench(tokenizer, calibration, allocation)
+            diagnostics = self.parts.method.repair(model, bench)
+            check_supports(model)
+        self._record_repair(diagnostics)
+        self._evaluate("repaired", model, tokenizer, test)
+        with self.stages.measure("export"):
+            self._export(model, tokenizer, allocation)
+        self._finish()
+
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, Tensor]:
+        model = self.parts.model.load(seed=self.cfg.seed)
+        check_prunable(model)
+        check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
+        tokenizer = self.parts.model.tokenizer()
+        data = self.parts.data
+        test = data.test(tokenizer)
+        _check_vocabulary(model, test)
+        self.result.content["protocol"] = {
+            "corpus": data.name,
+            "split": "test",
+            "tokens": test.numel(),
+            "windows": test.shape[0],
+            "seqlen": test.shape[1],
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "data_hash": data.fingerprint(),
+            "calibration_samples": data.calibration_samples,
+        }
+        if not self.parts.hardware.offload:
+            model.to(self.device)
+        return model, tokenizer, test
+
+    def _evaluate(
+        self,
+        state: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        test: Tensor,
+    ) -> None:
+        given = EvaluationInput(
+            test=test,
+            tokenizer=tokenizer,
+            device=self.device,
+            batch_size=self.parts.hardware.evaluation_batch,
+        )
+        home = next(model.parameters()).device
+        metrics: dict[str, float] = {}
+        with self.stages.measure("evaluate"):
+            model.to(self.device)
+            for evaluation in self.parts.evaluation.values():
+                metrics |= evaluation(model, given)
+            model.to(home)
+        self.result.content["metrics"][state] = metrics
+        self.result.costs(self.stages)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        log.info("%-8s  %s", state, shown)
+
+    def _prune(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    ) -> tuple[Sequence[Tensor], Allocation]:
+        parts, hardware = self.parts, self.parts.hardware
+        windows = parts.data.calibration(tokenizer, seed=self.cfg.seed)
+        _check_vocabulary(model, windows)
+        batches = windows.split(hardware.walk_batch)
+        parts.pruner.prepare(model, getattr(parts.model, "path", None))
+        allocation = parts.sparsity_schedule.allocate(
+            model, batches, self.cfg.sparsity, self.pattern
+        )
+        prune(
+            model,
+            batches,
+            parts.pruner,
+            allocation,
+            self.pattern,
+            device=self.device,
+            offload=hardware.offload,
+        )
+        return batches, allocation
+
+    def _workbench(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        calibration: Sequence[Tensor],
+        allocation: Allocation,
+    ) -> Workbench:
+        parts = self.parts
+        return Workbench(
+            calibration=calibration,
+            train=lambda: parts.data.train(tokenizer),
+            validation=lambda: parts.data.validation(tokenizer),
+            pruner=parts.pruner,
+            allocation=allocation,
+            sparsity=self.cfg.sparsity,
+            pattern=self.pattern,
+            load_dense=lambda: parts.model.load(seed=self.cfg.seed),
+            make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
+            device=self.device,
+            offload=parts.hardware.offload,
+            out=self.out,
+            seed=self.cfg.seed,
+            resume_from=self.checkpoint,
+        )
+
+    def _record_repair(self, diagnostics: dict[str, Any]) -> None:
+        self.result.content["repair"] = diagnostics
+        trained = diagnostics.get("trained_parameters", 0)
+        self.result.content["cost"].setdefault("repair", {})["trained_parameters"] = trained
+
+    def _export(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        allocation: Allocation,
+    ) -> None:
+        masks = self.out / "masks.safetensors"
+        save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
+        self.result.content["sparsity"] = sparsity_section(
+            sparsity_report(model), allocation, target=self.cfg.sparsity, pattern=str(self.pattern)
+        )
+        if self.cfg.export:
+            card = model_card(self.result.content, _command())
+            export(to_dense_(model), tokenizer, self.out / "model", masks=masks, card=card)
+
+    def _finish(self) -> None:
+        content = self.result.content
+        content["status"] = "finished"
+        self.result.costs(self.stages)
+        flat = {f"{state}/{k}": v for state, m in content["metrics"].items() for k, v in m.items()}
+        achieved = content["sparsity"]["achieved"]
+        self.parts.logger.finish(self.logger, {**flat, "sparsity/achieved": achieved})
+        console = Console()
+        console.print(summary_table(content))
+        console.print(f"result: {self.result.path}", soft_wrap=True)
+
+
+def _run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
+    """(run folder, checkpoint to resume from): a resumed run continues in its own folder."""
+    fresh = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.resume is None:
+        return fresh, None
+    folder: Path | None = Path(cfg.resume)
+    if cfg.resume == "auto":
+        digest = Result(fresh / "result.json", cfg).content["config_hash"]
+        folder = find_unfinished(_search_root(fresh, cfg.name), digest)
+        if folder is None:
+            log.info("resume=auto: no unfinished run of this config, starting afresh")
+            return fresh, None
+    assert folder is not None
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if not checkpoint.exists():
+        if cfg.resume != "auto":
+            raise FileNotFoundError(f"resume={cfg.resume}: {checkpoint} does not exist")
+        return folder, None
+    log.info("resuming in %s", folder)
+    return folder, checkpoint
+
+
+def _search_root(fresh: Path, name: str) -> Path:
+    """multirun/<name> where the run lies in it, else the run folder itself."""
+    return next((parent for parent in fresh.parents if parent.name == name), fresh)
+
+
+def _check_vocabulary(model: PreTrainedModel, tokens: Tensor) -> None:
+    size = model.get_input_embeddings().weight.shape[0]
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"token ids reach from {low} to {high}, outside the vocabulary [0, {size}); "
+            "tokenise with this model's tokenizer"
+        )
+
+
+def _command() -> str:
+    return shlex.join(["sparsemend", *sys.argv[1:]])
+
+
+def quieten() -> None:
+    """Keep libraries' chatter out of the run's own lines."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (".*in eval mode at the start.*", ".*isinstance.treespec.*", ".*num_workers.*",
+                 ".*does not have many workers.*", ".*Checkpoint directory.*exists.*"):
+        warnings.filterwarnings("ignore", message=text)
+    torch.set_float32_matmul_precision("highest")
+
+

@@ -1,0 +1,65 @@
+"""The arithmetic of ATP, free of torch: rates, bound, and N of a mixed N:M pattern.
+
+Huang et al. 2025, arXiv 2502.14770, eq. 10 and the mixed N:8 setting of its appendix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def bound(sparsity: float, blocks: int) -> float:
+    """Largest |common difference| that keeps every block rate in [0, 1]."""
+    if blocks < 2:
+        return math.inf  # one block has no difference
+    return min(2 * sparsity / (blocks - 1), 2 * (1 - sparsity) / (blocks - 1))
+
+
+def check_difference(difference: float, sparsity: float, blocks: int) -> None:
+    """Raise ValueError beyond the bound in either direction (equality is legal)."""
+    limit = bound(sparsity, blocks)
+    if abs(difference) > limit * (1 + 1e-9):
+        raise ValueError(
+            f"common_difference {difference} exceeds 2*min(s, 1-s)/(L-1) = {limit:.4g} "
+            f"for L={blocks}, s={sparsity}; choose a value in [-{limit:.4g}, {limit:.4g}]"
+        )
+
+
+def rates(
+    difference: float, sparsity: float, blocks: int, weights: Sequence[int] | None = None
+) -> list[float]:
+    """s_1..s_L in float64, multiplied (not accumulated) as in the reference code.
+
+    weights: parameters per block; where they differ, the first rate is shifted so that the
+    weighted mean is `sparsity`, and a rate that leaves [0, 1] by that raises ValueError.
+    """
+    first = sparsity - (difference * (blocks - 1)) / 2
+    if weights is not None and len(set(weights)) > 1:
+        centre = sum(i * w for i, w in enumerate(weights)) / sum(weights)
+        first = sparsity - difference * centre
+    values = [first + i * difference for i in range(blocks)]
+    for index, value in enumerate(values):
+        if not -1e-12 <= value <= 1 + 1e-12:
+            raise ValueError(
+                f"common_difference {difference} gives block {index} the sparsity {value:.4f}, "
+                "which is not in [0, 1]; lower it"
+            )
+    return [min(max(value, 0.0), 1.0) for value in values]
+
+
+def mixed_kept(block_rates: Sequence[float], group_size: int, sparsity: float) -> list[int]:
+    """N per block for a mixed N:M pattern, by largest remainder.
+
+    The N sum to round(L * M * (1 - s)); ties go to the earlier block; each is clamped to 1..M.
+    """
+    ideal = [group_size * (1 - rate) for rate in block_rates]
+    # a remainder within rounding error of a whole number is that number
+    kept = [min(max(math.floor(value + 1e-9), 1), group_size) for value in ideal]
+    target = round(len(ideal) * group_size * (1 - sparsity))
+    while (missing := target - sum(kept)) != 0:
+        step = 1 if missing > 0 else -1
+        free = [i for i, n in enumerate(kept) if 1 <= n + step <= group_size]
+        chosen = max(free, key=lambda i: (round(step * (ideal[i] - kept[i]), 9), -step * i))
+        kept[chosen] += step
+    return kept

@@ -1,0 +1,87 @@
+"""Seconds and peak memory of the stages of a run."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+
+
+@dataclass
+class Cost:
+    """Seconds and peak bytes of one stage; repeated use adds seconds and keeps the larger peak."""
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+@dataclass
+class Stages:
+    """Measures named stages.
+
+    peak_scope says what `peak_bytes` is: `stage` (resident peak, reset as each stage begins),
+    `process` (resident peak since the process began, where the system has no reset) or `cuda`
+    (peak of torch's allocator, reset per stage).
+    """
+
+    device: torch.device
+    costs: dict[str, Cost] = field(default_factory=dict)
+    peak_scope: str = "stage"
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda":
+            self.peak_scope = "cuda"
+        elif not _reset_resident_peak():
+            self.peak_scope = "process"
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        self._reset()
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            cost = self.costs.setdefault(name, Cost())
+            cost.seconds += perf_counter() - started
+            cost.peak_bytes = max(cost.peak_bytes, self._peak())
+
+    def _reset(self) -> None:
+        if self.peak_scope == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.peak_scope == "stage":
+            _reset_resident_peak()
+
+    def _peak(self) -> int:
+        if self.peak_scope == "cuda":
+            torch.cuda.synchronize(self.device)
+            return torch.cuda.max_memory_allocated(self.device)
+        if self.peak_scope == "stage":
+            return _resident_peak()
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _reset_resident_peak() -> bool:
+    """Reset VmHWM to the current resident size (Linux); False where that is not allowed."""
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _resident_peak() -> int:
+    for line in STATUS.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0

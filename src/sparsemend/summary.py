@@ -1,0 +1,54 @@
+"""The table a run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
+
+
+def summary_table(result: Mapping[str, Any]) -> Table:
+    """dense / pruned / repaired: perplexity, sparsity asked and achieved, seconds, peak memory."""
+    config, protocol, sparsity = result["config"], result["protocol"], result["sparsity"]
+    table = Table(
+        title=f"{config['model']['name']} on {protocol['corpus']} "
+        f"({protocol['windows']} test windows of {protocol['seqlen']} tokens)",
+        caption=f"peak memory: {_scope(result['peak_scope'])}",
+    )
+    table.add_column("")
+    for column in ("perplexity", "sparsity asked", "achieved", "seconds", "peak memory"):
+        table.add_column(column, justify="right")
+    for state, stage in STAGE_OF.items():
+        dense = state == "dense"
+        cost = result["cost"][stage]
+        table.add_row(
+            _label(state, config),
+            _perplexity(result["metrics"][state].get("perplexity/test")),
+            "-" if dense else f"{sparsity['target']:.4f}",
+            "-" if dense else f"{sparsity['achieved']:.4f}",
+            f"{cost['seconds']:.1f}",
+            f"{cost['peak_bytes'] / 2**20:,.0f} MiB",
+        )
+    return table
+
+
+def _label(state: str, config: Mapping[str, Any]) -> str:
+    if state == "dense":
+        return "dense"
+    section = config["pruner" if state == "pruned" else "method"]
+    return f"{state} ({section['_target_'].rsplit('.', 1)[-1]})"
+
+
+def _perplexity(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
+
+
+def _scope(scope: str) -> str:
+    return {
+        "stage": "resident, reset per stage",
+        "process": "resident, whole process",
+        "cuda": "torch CUDA allocator, reset per stage",
+    }[scope]

@@ -1,0 +1,65 @@
+"""Experiment trackers: metrics go to the Trainer's logger, the result's summary beside them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+
+class Tracker(ABC):
+    """Opens one Lightning logger per run."""
+
+    @abstractmethod
+    def open(self, out: Path, config: Mapping[str, Any]) -> Logger:
+        """A logger for the run in `out`, told the resolved config."""
+
+    @abstractmethod
+    def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
+        """Record final numbers and close; `result.json` stays the truth."""
+
+
+@dataclass(kw_only=True)
+class CsvTracker(Tracker):
+    """training/metrics.csv in the run folder, nothing else."""
+
+    def open(self, out: Path, config: Mapping[str, Any]) -> Logger:
+        return CSVLogger(out, name="", version="training")
+
+    def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
+        logger.finalize("success")
+
+
+@dataclass(kw_only=True)
+class WandbTracker(Tracker):
+    """A Weights & Biases run mirroring config, training curves and final numbers."""
+
+    project: str
+    entity: str | None
+    group: str | None
+    mode: str
+    tags: list[str]
+
+    def open(self, out: Path, config: Mapping[str, Any]) -> Logger:
+        import wandb
+        from lightning.pytorch.loggers import WandbLogger
+
+        run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            mode=self.mode,  # type: ignore[arg-type]
+            tags=list(self.tags),
+            dir=out,
+            config=dict(config),
+        )
+        return WandbLogger(experiment=run)
+
+    def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
+        run = logger.experiment
+        run.summary.update(dict(summary))
+        run.finish()

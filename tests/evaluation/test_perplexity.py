@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+from conftest import FAMILIES, random_model
+from oracles import perplexity_oracle
+from torch import Tensor
+
+from sparsemend.evaluation.base import EvaluationInput
+from sparsemend.evaluation.perplexity import METRIC, Perplexity, exponential
+
+
+def measured(family: str, tokens: Tensor, *, batch: int = 3, chunk: int = 7, limit: int = 10**9):
+    evaluation = Perplexity(logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit)
+    given = EvaluationInput(
+        test=tokens, tokenizer=None, device=torch.device("cpu"), batch_size=batch
+    )
+    return evaluation(random_model(family), given)[METRIC]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_the_window_by_window_formula(family: str, tokens: Tensor) -> None:
+    expected = perplexity_oracle.perplexity(random_model(family), tokens)
+    # fp32 logits, batched against single: relative 1e-5 on the mean loss
+    assert measured(family, tokens) == pytest.approx(expected, rel=1e-4)
+
+
+def test_batching_and_chunking_do_not_change_it(tokens: Tensor) -> None:
+    reference = measured("llama", tokens, batch=1, chunk=10**6)
+    for batch, chunk, limit in [(8, 5, 10**9), (5, 64, 10**9), (8, 64, 1)]:
+        assert measured("llama", tokens, batch=batch, chunk=chunk, limit=limit) == pytest.approx(
+            reference, rel=1e-5
+        )
+
+
+def test_logits_are_limited_to_the_bytes_asked_for(tokens: Tensor) -> None:
+    model = random_model("llama")
+    seen: list[int] = []
+    model.register_forward_hook(lambda m, a, out: seen.append(out.logits.nbytes))
+    evaluation = Perplexity(logits_fp32=True, chunk_tokens=16, logits_bytes=2 * 24 * 96 * 4)
+    given = EvaluationInput(test=tokens, tokenizer=None, device=torch.device("cpu"), batch_size=8)
+    evaluation(model, given)
+    assert max(seen) == 2 * 24 * 96 * 4
+
+
+def test_a_bf16_model_is_scored_on_fp32_logits(tokens: Tensor) -> None:
+    model = random_model("llama").bfloat16()
+    evaluation = Perplexity(logits_fp32=True, chunk_tokens=16, logits_bytes=10**9)
+    losses = evaluation.window_losses(model, tokens)
+    with torch.no_grad():
+        logits = model(input_ids=tokens, use_cache=False).logits
+    assert logits.dtype == torch.bfloat16
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
+    torch.testing.assert_close(losses, expected.view(8, 23).mean(dim=1))
+
+
+def test_a_collapsed_model_gives_infinity() -> None:
+    assert exponential(1e6) == math.inf

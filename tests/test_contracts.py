@@ -1,0 +1,88 @@
+import inspect
+from pathlib import Path
+
+import contracts
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
+from omegaconf import DictConfig
+
+from sparsemend.locations import conf_folder
+from sparsemend.method.base import TrainedRepair
+
+MIRRORED = ("pruner", "sparsity_schedule", "method", "evaluation")
+BUILT = (*MIRRORED, "model", "data", "hardware", "logger")
+
+
+def members(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+
+
+def composed(group: str, member: str) -> DictConfig:
+    choice = f"{group}=[{member}]" if group == "evaluation" else f"{group}={member}"
+    with initialize_config_dir(str(conf_folder()), version_base=None):
+        section = compose("run", [choice])[group]
+    return section[member] if group == "evaluation" else section
+
+
+EVERY = [(group, member) for group in BUILT for member in members(group)]
+METHODS = members("method")
+TRAINED = [m for m in METHODS if isinstance(contracts.method_of(m), TrainedRepair)]
+
+
+@pytest.mark.parametrize(("group", "member"), EVERY)
+def test_yaml_keys_are_the_constructor_parameters(group: str, member: str) -> None:
+    section = composed(group, member)
+    parameters = inspect.signature(get_class(section["_target_"])).parameters
+    assert set(section) - {"_target_"} == set(parameters)
+    for parameter in parameters.values():
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameter.default is inspect.Parameter.empty
+
+
+@pytest.mark.parametrize(("group", "member"), [e for e in EVERY if e[0] in MIRRORED])
+def test_yaml_stem_is_the_module_stem(group: str, member: str) -> None:
+    module = composed(group, member)["_target_"].rsplit(".", 1)[0]
+    assert module == f"sparsemend.{group}.{member}"
+
+
+@pytest.mark.parametrize("group", BUILT)
+def test_every_value_in_a_yaml_says_what_it_means(group: str) -> None:
+    for path in (conf_folder() / group).glob("*.yaml"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert any(line.startswith("#") and "@package" not in line for line in lines), path
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_supports_hold(name: str, tmp_path: Path) -> None:
+    contracts.check_supports_hold(contracts.method_of(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_four_stays_two_four(name: str, tmp_path: Path) -> None:
+    contracts.check_supports_hold(contracts.method_of(name), tmp_path, pattern="2:4")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_same_seed_gives_same_bits(name: str, tmp_path: Path) -> None:
+    contracts.check_same_seed_gives_same_bits(lambda: contracts.method_of(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_attaching_is_invisible(name: str, tmp_path: Path) -> None:
+    contracts.check_attaching_is_invisible(contracts.method_of(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_only_what_is_trained_moves(name: str, tmp_path: Path) -> None:
+    contracts.check_only_what_is_trained_moves(contracts.method_of(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_fold_equals_adapter_forward(name: str, tmp_path: Path) -> None:
+    contracts.check_fold_equals_adapter_forward(contracts.method_of(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_resume_equals_uninterrupted(name: str, tmp_path: Path) -> None:
+    contracts.check_resume_equals_uninterrupted(lambda: contracts.method_of(name), tmp_path)
