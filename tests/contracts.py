@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from conftest import random_model
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -41,12 +41,14 @@ SMALL = {
 
 def method_of(name: str, *overrides: str) -> RepairMethod:
     """The method as its yaml configures it, shortened by SMALL where it has such a key."""
-    with initialize_config_dir(str(conf_folder()), version_base=None):
+    with initialize_config_dir(str(conf_folder())):
         settings = compose("run", [f"method={name}", *overrides]).method
     for key, value in SMALL.items():
         if key in settings:
             settings[key] = value
-    method = instantiate(settings, _convert_="all")
+    method = instantiate(
+        settings, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
+    )
     assert isinstance(method, RepairMethod)
     return method
 

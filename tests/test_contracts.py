@@ -20,7 +20,7 @@ def members(group: str) -> list[str]:
 
 def composed(group: str, member: str) -> DictConfig:
     choice = f"{group}=[{member}]" if group == "evaluation" else f"{group}={member}"
-    with initialize_config_dir(str(conf_folder()), version_base=None):
+    with initialize_config_dir(str(conf_folder())):
         section = compose("run", [choice])[group]
     return section[member] if group == "evaluation" else section
 

@@ -93,9 +93,7 @@ def read_shapes(folder: Path) -> dict[str, Shape]:
 
 def block_tensors(shapes: dict[str, Shape]) -> dict[str, Shape]:
     """The tensors inside the decoder blocks: those under the prefix with the most parameters."""
-    prefixes = {
-        name: match["prefix"] for name in shapes if (match := BLOCK_TENSOR.fullmatch(name))
-    }
+    prefixes = {name: match["prefix"] for name in shapes if (match := BLOCK_TENSOR.fullmatch(name))}
     parameters: Counter[str] = Counter()
     for name, prefix in prefixes.items():
         parameters[prefix] += prod(shapes[name])

@@ -14,6 +14,7 @@ from types import TracebackType
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.utils import execution_whitelist
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -23,19 +24,26 @@ from sparsemend.locations import conf_folder
 from sparsemend.overrides import OverrideError, compose_jobs
 
 CONFIG_NAME = "run"
+LOGGING_TARGETS = ["rich.logging.RichHandler"]  # what conf/hydra/*_logging may construct
 USER_ERRORS = (ValueError, OSError)  # said in one line; anything else is a bug and says where
 
 # Before Hydra sets logging up, warnings wait for the run itself, which checks again and logs them.
 logging.getLogger("sparsemend").addHandler(logging.NullHandler())
 
 
-@hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME)
+@hydra.main(
+    config_path=str(conf_folder()),
+    config_name=CONFIG_NAME,
+    execution_whitelist=LOGGING_TARGETS,
+)
 def run_job(cfg: DictConfig) -> float:
     """One job: check, then import what is heavy and run."""
     preflight.check(cfg)
     from sparsemend.run import run
 
-    return run(cfg)
+    # the list above is for logging; a method or pruner may come from any module of the user's
+    with execution_whitelist(None, reset=True):
+        return run(cfg)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ EMBEDDED = "embedded:"
 
 
 def conf_folder() -> Path:
-    """The folder that holds run.yaml: inside an installed wheel, else at the top of the checkout."""
+    """The folder of run.yaml: inside an installed wheel, else at the top of the checkout."""
     candidates = [PACKAGE / "conf", PACKAGE.parents[1] / "conf"]
     for folder in candidates:
         if (folder / "run.yaml").is_file():

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -34,11 +35,11 @@ class SparseLinear(nn.Linear):
     packed_keep: Tensor
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, keep: Tensor) -> None:
-        """Takes over `weight` (O, I) and `bias` (O,) without a copy and zeroes off `keep` (O, I)."""
+        """Take over `weight` (O, I) and `bias` (O,) without a copy; zero off `keep` (O, I)."""
         out_features, in_features = weight.shape
         super().__init__(in_features, out_features, bias=False, device="meta")
         self.weight = weight
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self.register_buffer("packed_keep", pack(_checked(keep, weight).to(weight.device)))
         self.project_()
 
@@ -115,8 +116,27 @@ def lowest_per_row(score: Tensor, count: int) -> Tensor:
 
 
 def kth_lowest(score: Tensor, count: int) -> Tensor:
-    """The `count`-th lowest (1-based) score of every row, (O, 1), by linear-time selection."""
-    return score.kthvalue(count, dim=1, keepdim=True).values
+    """The `count`-th lowest (1-based) score of every row, (O, 1), by linear-time selection.
+
+    NaN counts as the highest.
+    """
+    if score.device.type != "cpu":
+        return score.kthvalue(count, dim=1, keepdim=True).values
+    # NumPy's vectorised selection takes 0.4 of the processor time of kthvalue (4096 x 4096).
+    comparable = score.float() if score.dtype == torch.bfloat16 else score
+    partitioned = np.partition(comparable.detach().numpy(), count - 1, axis=1)
+    return torch.from_numpy(partitioned[:, count - 1 : count].copy())
+
+
+def checked_finite(score: Tensor) -> Tensor:
+    """`score` itself; raises ValueError if any of it is NaN or infinite, which has no rank."""
+    if not score.isfinite().all():
+        bad = int((~score.isfinite()).sum())
+        raise ValueError(
+            f"{bad} of {score.numel()} scores are NaN or infinite; check this linear's weight and "
+            "the activations of the blocks before it (half precision overflows beyond 65504)"
+        )
+    return score
 
 
 def lowest_of_layer(score: Tensor, sparsity: float) -> Tensor:
@@ -130,7 +150,7 @@ def lowest_of_layer(score: Tensor, sparsity: float) -> Tensor:
     index = int(score.numel() * sparsity)
     if index >= score.numel():
         return torch.ones_like(score, dtype=torch.bool)
-    return score <= score.flatten().kthvalue(index + 1).values
+    return score <= kth_lowest(score.reshape(1, -1), index + 1)
 
 
 def lowest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
@@ -142,10 +162,31 @@ def lowest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
     removed = pattern.group_size - pattern.kept
     whole = score.shape[1] - score.shape[1] % pattern.group_size
     groups = score[:, :whole].reshape(-1, pattern.group_size)
-    parts = [lowest_per_row(groups, removed).view(score.shape[0], whole)]
+    if pattern.group_size <= 8:  # beyond, selection is faster than comparing every pair
+        chosen = rank_in_group(groups) < removed
+    else:
+        chosen = lowest_per_row(groups, removed)
+    parts = [chosen.view(score.shape[0], whole)]
     if whole < score.shape[1]:
         parts.append(lowest_per_row(score[:, whole:], removed))
     return torch.cat(parts, dim=1)
+
+
+def rank_in_group(groups: Tensor) -> Tensor:
+    """int8 (G, M): how many of its group of M a score (G, M) outranks; ties rank by index.
+
+    Compares every pair, all groups at once: many times faster than sorting millions of tiny rows.
+    """
+    columns = groups.T.contiguous()
+    size = columns.shape[0]
+    rank = torch.arange(size, dtype=torch.int8, device=groups.device)
+    rank = rank.unsqueeze(1).repeat(1, columns.shape[1])  # as if every earlier one were lower
+    for later in range(1, size):
+        for earlier in range(later):
+            inverted = (columns[earlier] > columns[later]).view(torch.int8)
+            rank[earlier] += inverted
+            rank[later] -= inverted
+    return rank.T.contiguous()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import difflib
 import itertools
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -94,16 +95,19 @@ class Names:
                 "for example 'data.separator=\"a,b\"'"
             ) from error
 
-    def groups(self, parent: str = "") -> list[str]:
+    @cached_property
+    def groups(self) -> list[str]:
         """Every config group, nested ones as `parent/child`."""
-        found = []
-        for name in self._options(parent, ObjectType.GROUP):
-            group = f"{parent}/{name}" if parent else name
-            found += [group, *self.groups(group)]
-        return found
+        found, parents = [], [""]
+        while parents:
+            parent = parents.pop()
+            children = [f"{parent}/{name}" for name in self._options(parent, ObjectType.GROUP)]
+            parents += [child.lstrip("/") for child in children]
+            found += [child.lstrip("/") for child in children]
+        return sorted(found)
 
     def members(self, group: str) -> list[str]:
-        """The members of a group, on the whole search path."""
+        """The members of a group, on the whole search path; [] where it is no group."""
         return self._options(group, ObjectType.CONFIG)
 
     def _options(self, group: str, kind: ObjectType) -> list[str]:
@@ -112,8 +116,10 @@ class Names:
     def check_group(self, override: Override) -> None:
         """Every member that an override of a group names exists."""
         group = override.key_or_group
-        if override.is_delete() or override.is_interval_sweep() or group not in self.groups():
+        if override.is_delete() or override.is_interval_sweep() or "." in group:
             return
+        if not self.members(group):
+            return  # a key, or no name at all: composing says which
         for member in _members_named(override):
             inside, _, name = f"{group}/{member.removesuffix('.yaml')}".rpartition("/")
             if name not in (valid := self.members(inside)):
@@ -135,13 +141,15 @@ class Names:
         return [line for line in lines if not line.startswith("hydra.searchpath=")]
 
     def _explain(self, lines: list[str], error: Exception) -> str:
-        groups = self.groups()
+        groups = self.groups
         overrides = self.parse(self._without_search(lines))
         unknown = [o for o in overrides if o.package is None and o.key_or_group not in groups]
         chosen = [str(o.input_line) for o in overrides if o not in unknown]
         added = [str(o.input_line) for o in unknown if o.is_add() or o.is_force_add()]
         try:
-            known = compose(self.config_name, [*chosen, *added, *self.search], return_hydra_config=True)
+            known = compose(
+                self.config_name, [*chosen, *added, *self.search], return_hydra_config=True
+            )
         except (HydraException, OmegaConfBaseException):
             return _first_paragraph(error)
         keys = _keys(known)
@@ -172,15 +180,16 @@ def _keys(cfg: DictConfig, prefix: str = "") -> set[str]:
 
 def _unknown_key(override: Override, keys: set[str], groups: list[str]) -> str:
     key = override.key_or_group
-    hydra = key.startswith("hydra")
-    valid = {name for name in keys | set(groups) if name.startswith("hydra") == hydra}
-    parent = key.rpartition(".")[0]
-    siblings = sorted(name for name in keys if name.rpartition(".")[0] == parent and parent)
-    what = f"unknown key {key!r}" if "." in key else f"unknown key or group {key!r}"
-    inside = f"all keys of {parent}: {', '.join(siblings)}\n" if siblings else ""
+    parent, _, _ = key.rpartition(".")
+    valid = {name for name in keys if name.rpartition(".")[0] == parent}
+    if not parent:
+        valid |= set(groups)
+    what = f"unknown key {key!r}" if parent else f"unknown key or group {key!r}"
+    known = sorted(name for name in valid if not name.rpartition(".")[2].startswith("_"))
+    inside = f"all keys of {parent}: {', '.join(known)}\n" if parent and known else ""
     return (
         f"{what} in {override.input_line}\n"
-        + _nearest(key, sorted(valid))
+        + (_nearest(key, known) or _same_name(key, keys))
         + inside
         + "`sparsemend --help` lists the groups, `sparsemend --cfg job` every key; "
         + f"+{key}=VALUE adds a new one"
@@ -188,9 +197,16 @@ def _unknown_key(override: Override, keys: set[str], groups: list[str]) -> str:
 
 
 def _nearest(name: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    if not close:  # the right name in the wrong place: max_steps for method.max_steps
-        close = [other for other in valid if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    """The closest of `valid` by their last part, which is what distinguishes keys of one parent."""
+    by_last = {other.rpartition(".")[2]: other for other in valid}
+    close = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=3)
+    return f"nearest: {', '.join(by_last[last] for last in close)}\n" if close else ""
+
+
+def _same_name(key: str, keys: set[str]) -> str:
+    """The right name in another place: method.max_steps for max_steps."""
+    last = key.rpartition(".")[2]
+    close = sorted(other for other in keys if other.rpartition(".")[2] == last)
     return f"nearest: {', '.join(close[:3])}\n" if close else ""
 
 

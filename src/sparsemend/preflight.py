@@ -113,8 +113,8 @@ def check_pruner(cfg: DictConfig, pattern: Pattern) -> None:
     block_size, group_size = pruner.get("block_size"), pattern.group_size
     if block_size and group_size and block_size % group_size:
         raise ValueError(
-            f"pruner.block_size={block_size} is not a multiple of {group_size} (pattern {pattern}); "
-            f"set pruner.block_size={max(1, round(block_size / group_size)) * group_size}"
+            f"pruner.block_size={block_size} is not a multiple of {group_size} (pattern {pattern})"
+            f"; set pruner.block_size={max(1, round(block_size / group_size)) * group_size}"
         )
     masks = pruner.get("masks")
     if masks is not None and not Path(masks).is_file():
@@ -211,9 +211,7 @@ def check_files(cfg: DictConfig, config: ModelConfig | None) -> None:
 
 def _check_exists(key: str, path: Path) -> None:
     if not path.exists():
-        raise FileNotFoundError(
-            f"{key}={path} does not exist; give a file" + tilde_hint(str(path))
-        )
+        raise FileNotFoundError(f"{key}={path} does not exist; give a file" + tilde_hint(str(path)))
 
 
 def _paths(value: Any) -> list[Path]:

@@ -113,3 +113,32 @@ def check_widths(model: nn.Module, pattern: Pattern, *, tail: str) -> None:
             )
         if rest:
             log.warning("%s: last group has %d of %d inputs", name, rest, pattern.group_size)
+
+
+@torch.no_grad()
+def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, float]:
+    """Give an already pruned model its SparseLinears; returns the sparsity of each linear.
+
+    Support: the given one where there is one, else where the weight is not zero.  Raises
+    ValueError where a given support does not fit the model or leaves out a non-zero weight.
+    """
+    linears = prunable_linears(model)
+    if supports is not None and set(supports) != set(linears):
+        odd = sorted(set(supports) ^ set(linears))[0]
+        raise ValueError(f"the masks file and the model differ in their linears, first in {odd}")
+    rates = {}
+    for name, linear in linears.items():
+        keep = linear.weight != 0 if supports is None else supports[name].to(linear.weight.device)
+        if keep.shape != linear.weight.shape or linear.weight.masked_fill(keep, 0).any():
+            raise ValueError(
+                f"{name}: the support in the masks file does not hold this weight; it belongs to "
+                "another checkpoint"
+            )
+        sparse = SparseLinear(linear.weight, linear.bias, keep)
+        model.set_submodule(name, sparse)
+        count = LinearCount(int((~keep).sum()), keep.numel())
+        rates[name] = count.sparsity
+    total = sum((count_zeros(m) for m in prunable_linears(model).values()), LinearCount(0, 0))
+    source = "zeros" if supports is None else "masks file"
+    log.info("existing support from its %s: %d zeros, %.6f", source, total.zeros, total.sparsity)
+    return rates

@@ -10,14 +10,14 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
@@ -29,14 +29,16 @@ from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.export import export, model_card, to_dense_
 from sparsemend.hardware import Hardware
+from sparsemend.locations import resolve_path
 from sparsemend.masks import check_supports, save_masks, sparse_linears
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.model import ModelSource
 from sparsemend.pattern import Pattern
-from sparsemend.prune import check_widths, prune
+from sparsemend.prune import adopt, check_widths, prune
 from sparsemend.pruner.base import Pruner
+from sparsemend.pruner.existing import Existing
 from sparsemend.results import Result, find_unfinished, sparsity_report, sparsity_section
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.base import SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import summary_table
 from sparsemend.tracking import Tracker
@@ -44,6 +46,13 @@ from sparsemend.tracking import Tracker
 log = logging.getLogger(__name__)
 
 OBJECTIVE = "perplexity/test"
+CHATTER = (  # warnings of Lightning about choices that are deliberate here
+    "in eval mode at the start",
+    "isinstance.treespec",
+    "does not have many workers",
+    "Checkpoint directory .* exists",
+    "Experiment logs directory .* exists",
+)
 
 
 @dataclass(frozen=True)
@@ -67,17 +76,24 @@ def run(cfg: DictConfig) -> float:
     result = Result(out / "result.json", cfg)
     result.write()
     try:
-        parts = Parts(
-            **{
-                group: instantiate(cfg[group], _convert_="all")
-                for group in Parts.__dataclass_fields__
-            }
-        )
+        parts = _parts(cfg)
+        _check_together(parts)
         Run(cfg, parts, result, out, checkpoint).carry_out()
     except BaseException as error:
         result.fail(error)
         raise
     return float(result.content["metrics"]["repaired"].get(OBJECTIVE) or "nan")
+
+
+def _parts(cfg: DictConfig) -> Parts:
+    # A user's own method or pruner may live in any module, so no list of targets is imposed.
+    built = {
+        group: instantiate(
+            cfg[group], _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
+        )
+        for group in Parts.__dataclass_fields__
+    }
+    return Parts(**built)
 
 
 class Run:
@@ -90,6 +106,7 @@ class Run:
         self.checkpoint = checkpoint
         self.device = parts.hardware.prepare()
         self.stages = Stages(self.device)
+        result.content["provenance"]["device"] = _device_name(self.device)
         self.pattern = Pattern.parse(cfg.pattern)
         self.logger = parts.logger.open(out, result.content["config"])
 
@@ -159,15 +176,17 @@ class Run:
 
     def _prune(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
-    ) -> tuple[Sequence[Tensor], Allocation]:
-        parts, hardware = self.parts, self.parts.hardware
-        windows = parts.data.calibration(tokenizer, seed=self.cfg.seed)
-        _check_vocabulary(model, windows)
-        batches = windows.split(hardware.walk_batch)
-        parts.pruner.prepare(model, getattr(parts.model, "path", None))
-        allocation = parts.sparsity_schedule.allocate(
-            model, batches, self.cfg.sparsity, self.pattern
-        )
+    ) -> tuple[Sequence[Tensor], Mapping[str, float]]:
+        parts, hardware, cfg = self.parts, self.parts.hardware, self.cfg
+        batches: Sequence[Tensor] = ()
+        if parts.pruner.needs_calibration or parts.method.needs_calibration:
+            windows = parts.data.calibration(tokenizer, seed=cfg.seed)
+            _check_vocabulary(model, windows)
+            batches = windows.split(hardware.walk_batch)
+        if isinstance(parts.pruner, Existing):
+            return batches, adopt(model, parts.pruner.supports(self._model_folder()))
+        schedule = parts.sparsity_schedule
+        allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern)
         prune(
             model,
             batches,
@@ -179,11 +198,14 @@ class Run:
         )
         return batches, allocation
 
+    def _model_folder(self) -> str:
+        return resolve_path(self.cfg.model.get("path", ""))
+
     def _workbench(
         self,
         tokenizer: PreTrainedTokenizerBase | None,
         calibration: Sequence[Tensor],
-        allocation: Allocation,
+        allocation: Mapping[str, float],
     ) -> Workbench:
         parts = self.parts
         return Workbench(
@@ -212,12 +234,16 @@ class Run:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
-        allocation: Allocation,
+        allocation: Mapping[str, float],
     ) -> None:
         masks = self.out / "masks.safetensors"
         save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
+        report, existing = sparsity_report(model), isinstance(self.parts.pruner, Existing)
         self.result.content["sparsity"] = sparsity_section(
-            sparsity_report(model), allocation, target=self.cfg.sparsity, pattern=str(self.pattern)
+            report,
+            allocation,
+            target=report.of_prunable if existing else self.cfg.sparsity,
+            pattern=str(self.pattern),
         )
         if self.cfg.export:
             card = model_card(self.result.content, _command())
@@ -231,6 +257,8 @@ class Run:
         achieved = content["sparsity"]["achieved"]
         self.parts.logger.finish(self.logger, {**flat, "sparsity/achieved": achieved})
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=100)  # a log file has no width of its own
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
 
@@ -262,6 +290,15 @@ def _search_root(fresh: Path, name: str) -> Path:
     return next((parent for parent in fresh.parents if parent.name == name), fresh)
 
 
+def _check_together(parts: Parts) -> None:
+    method = type(parts.method).__name__
+    if parts.method.needs_dense and isinstance(parts.pruner, Existing):
+        raise ValueError(
+            f"{method} restarts from dense weights, which an already pruned checkpoint "
+            "(pruner=existing) does not have; give the dense model and a pruner"
+        )
+
+
 def _check_vocabulary(model: PreTrainedModel, tokens: Tensor) -> None:
     size = model.get_input_embeddings().weight.shape[0]
     low, high = int(tokens.min()), int(tokens.max())
@@ -270,6 +307,10 @@ def _check_vocabulary(model: PreTrainedModel, tokens: Tensor) -> None:
             f"token ids reach from {low} to {high}, outside the vocabulary [0, {size}); "
             "tokenise with this model's tokenizer"
         )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _command() -> str:
@@ -283,9 +324,8 @@ def quieten() -> None:
     transformers_logging.disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric", "lightning", "httpx", "datasets"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (".*in eval mode at the start.*", ".*isinstance.treespec.*", ".*num_workers.*",
-                 ".*does not have many workers.*", ".*Checkpoint directory.*exists.*"):
-        warnings.filterwarnings("ignore", message=text)
+    for text in CHATTER:
+        warnings.filterwarnings("ignore", message=f".*{text}")
     torch.set_float32_matmul_precision("highest")
 
 

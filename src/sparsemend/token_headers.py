@@ -25,9 +25,7 @@ INTEGERS = {
 IDS_AT_A_TIME = 1 << 22  # 32 MiB of int64
 
 
-def check_tokens(
-    key: str, path: Path, *, rows: int, seqlen: int, vocabulary: int | None
-) -> None:
+def check_tokens(key: str, path: Path, *, rows: int, seqlen: int, vocabulary: int | None) -> None:
     """Refuse a tokens file with fewer than `rows` rows of `seqlen` ids in [0, vocabulary)."""
     if not path.is_file():
         raise FileNotFoundError(f"{key}={path} does not exist; give a safetensors tokens file")
@@ -82,5 +80,5 @@ def _check_ids(key: str, path: Path, header: TensorHeader, vocabulary: int | Non
         if vocabulary is not None and high >= vocabulary:
             raise ValueError(
                 f"{key}={path} has the token id {high}, but the model's vocabulary has "
-                f"{vocabulary} entries (0 to {vocabulary - 1}); tokenise with this model's tokenizer"
+                f"{vocabulary} entries (0 to {vocabulary - 1}); use this model's tokenizer"
             )

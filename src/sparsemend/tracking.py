@@ -28,7 +28,9 @@ class CsvTracker(Tracker):
     """training/metrics.csv in the run folder, nothing else."""
 
     def open(self, out: Path, config: Mapping[str, Any]) -> Logger:
-        return CSVLogger(out, name="", version="training")
+        # CSVLogger empties a folder it finds, and a resumed run keeps the earlier part's curve
+        parts = len(list(out.glob("training*")))
+        return CSVLogger(out, name="", version=f"training-{parts + 1}" if parts else "training")
 
     def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
         logger.finalize("success")

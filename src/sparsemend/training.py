@@ -87,6 +87,8 @@ class RepairModule(LightningModule):
             dirpath=out / "checkpoints",
             filename="best",
             monitor=VALIDATION_LOSS,
+            # left to itself Lightning reads validate_every=1 as "once per epoch"
+            save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
         last = ModelCheckpoint(
@@ -96,7 +98,9 @@ class RepairModule(LightningModule):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
-        stop = EarlyStopping(VALIDATION_LOSS, patience=self.plan.patience)
+        stop = EarlyStopping(
+            VALIDATION_LOSS, patience=self.plan.patience, check_on_train_epoch_end=False
+        )
         trainer = make_trainer(
             callbacks=[best, last, stop],
             max_steps=self.plan.max_steps,

@@ -414,6 +414,30 @@ def test_constant_kept_input_costs_a_faithful_row_a_weight() -> None:
     assert torch.equal(refine(v=v), kept("..11.1"))
 
 
+def random_statistics(columns: int) -> dict[str, Tensor]:
+    """Return s of both signs and positive q, v."""
+    generator = torch.Generator().manual_seed(0)
+    s = torch.randn(columns, generator=generator)
+    q = torch.rand(columns, generator=generator) + 0.1
+    v = torch.rand(columns, generator=generator) + 0.1
+    return {"s": s, "q": q, "v": v}
+
+
+def test_modes_agree_where_no_sign_class_runs_out() -> None:
+    # 64 columns at 0.5: about 16 columns in each of the four classes, four cycles.
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    settings = random_statistics(64) | {"max_cycles": 4}
+    clean = refine(weight, **settings)
+    assert torch.equal(clean, refine(weight, mode="faithful", **settings))
+    assert (clean.sum(dim=1) == 32).all()
+    assert not torch.equal(clean, refine(weight, **(settings | {"max_cycles": 0})))
+
+    clean = refine_n_m(weight, **settings)
+    assert torch.equal(clean, refine_n_m(weight, mode="faithful", **settings))
+    assert (clean.reshape(8, 16, 4).sum(dim=2) == 2).all()
+    assert not torch.equal(clean, refine_n_m(weight, **(settings | {"max_cycles": 0})))
+
+
 def test_unknown_mode_is_an_error() -> None:
     with pytest.raises(ValueError, match="mode"):
         refine(mode="fast")

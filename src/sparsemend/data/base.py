@@ -6,7 +6,9 @@ test is only ever read by evaluation.  Every window is a row of an integer tenso
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -76,3 +78,13 @@ def held_out_rows(rows: Tensor, *, fraction: float = 0.05) -> tuple[Tensor, Tens
         )
     held = max(1, int(rows.shape[0] * fraction))
     return rows[:-held], rows[-held:]
+
+
+def fingerprint_texts(texts: Iterable[str]) -> str:
+    """SHA-256 (hex) of the texts in order; each is preceded by its length, so borders count."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "big"))
+        digest.update(encoded)
+    return digest.hexdigest()

@@ -7,20 +7,19 @@ foldable as promised, nothing of the training machinery stays behind.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruner
-from sparsemend.sparsity_schedule.base import Allocation
 from sparsemend.training import EnforceMasks, RepairModule, TrainerFactory, TrainingPlan
 
 
@@ -32,7 +31,7 @@ class Workbench:
     train: Callable[[], Tensor]
     validation: Callable[[], Tensor]
     pruner: Pruner
-    allocation: Allocation
+    allocation: Mapping[str, float]  # full linear name -> sparsity
     sparsity: float
     pattern: Pattern
     load_dense: Callable[[], PreTrainedModel]
@@ -49,6 +48,8 @@ class RepairMethod(ABC):
 
     foldable: ClassVar[bool] = True
     holds_support: ClassVar[bool] = True
+    needs_calibration: ClassVar[bool] = False
+    needs_dense: ClassVar[bool] = False  # reads dense weights; refused on pruned checkpoints
 
     @abstractmethod
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
@@ -106,6 +107,3 @@ def folded(adapter: SparseLinear) -> SparseLinear:
     weight = adapter.effective_weight().detach().to(adapter.weight.dtype)
     bias = adapter.bias
     return SparseLinear(nn.Parameter(weight.clone(), requires_grad=False), bias, adapter.keep)
-
-
-__all__ = ["RepairMethod", "TrainedRepair", "Trainer", "Workbench", "folded"]

@@ -102,7 +102,12 @@ def refine(weight: Tensor, moments: InputMoments, keep: Tensor, rule: SwapRule) 
 
 
 def refine_groups(
-    weight: Tensor, moments: InputMoments, keep: Tensor, score: Tensor, group_size: int, rule: SwapRule
+    weight: Tensor,
+    moments: InputMoments,
+    keep: Tensor,
+    score: Tensor,
+    group_size: int,
+    rule: SwapRule,
 ) -> Refined:
     """Swap within groups of `group_size` columns, so that an N:M support stays one.
 
@@ -110,7 +115,11 @@ def refine_groups(
     is considered once.  Rows always stop before E changes sign, as in the authors' code.
     """
     error, grow, _ = _orders(weight, moments, keep, rule)
-    rest = F.pad(score.float().masked_fill(~keep, torch.inf), (0, -score.shape[1] % group_size), value=torch.inf)
+    rest = F.pad(
+        score.float().masked_fill(~keep, torch.inf),
+        (0, -score.shape[1] % group_size),
+        value=torch.inf,
+    )
     groups = rest.view(len(rest), -1, group_size)
 
     def prune(cycle: int, E: Tensor, grown: Picks) -> Picks:
@@ -219,8 +228,10 @@ def _orders_of_rows(
 
     entries, legal = _ends(keys, first_kept, end, rule.max_cycles)
     columns = _prune_columns(entries, legal, omega, keep)
-    return of_pruned.sum(dim=1, keepdim=True), grow, Picks(
-        columns, _contribution(weight, moments.total, columns), legal
+    return (
+        of_pruned.sum(dim=1, keepdim=True),
+        grow,
+        Picks(columns, _contribution(weight, moments.total, columns), legal),
     )
 
 

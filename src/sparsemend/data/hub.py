@@ -1,0 +1,204 @@
+"""WikiText-2, C4 and Penn Treebank as the pruning papers read them.
+
+Which rows are read, what joins them and which windows are drawn follow the loaders of SparseGPT
+and Wanda (Frantar and Alistarh 2023, arXiv 2301.00774; Sun et al. 2024, arXiv 2306.11695).  A
+`path` is a hub id or a local folder laid out like the hub repository.  The papers leave open what
+trained repair reads; where we choose, the docstring says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sparsemend.data.base import DataSource, encode, fingerprint_texts, held_out_rows, windows
+from sparsemend.data.sampling import from_documents, from_stream
+
+C4_TEST_ROWS = 1100  # SparseGPT's C4 perplexity: the first rows of the validation shard ...
+C4_TEST_WINDOWS = 256  # ... and their first 256 windows
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(kw_only=True)
+class WikiText2(DataSource):
+    """WikiText-2 raw; rows of train joined by a space, of validation and test by two newlines."""
+
+    name: str
+    path: str
+    config: str
+    seqlen: int
+    calibration_samples: int
+
+    def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
+        return from_stream(
+            self._stream(tokenizer, "train"),
+            samples=self.calibration_samples,
+            seqlen=self.seqlen,
+            seed=seed,
+        )
+
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        """Windows of the stream that calibration draws from."""
+        return windows(self._stream(tokenizer, "train"), self.seqlen, what="train")
+
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        """Windows cut as those of test, which validation stands in for."""
+        return windows(self._stream(tokenizer, "validation"), self.seqlen, what="validation")
+
+    def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        return windows(self._stream(tokenizer, "test"), self.seqlen, what="test")
+
+    def fingerprint(self) -> str:
+        return fingerprint_texts(wikitext(self.path, self.config, split) for split in SPLITS)
+
+    def _stream(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
+        return encode(tokenizer, wikitext(self.path, self.config, split))
+
+
+@dataclass(kw_only=True)
+class C4(DataSource):
+    """One shard of C4 for calibration and training; tests on WikiText-2 or on C4 itself."""
+
+    name: str
+    path: str
+    train_file: str
+    validation_file: str
+    test_on: str
+    wikitext_path: str
+    wikitext_config: str
+    train_documents: int
+    seqlen: int
+    calibration_samples: int
+
+    def __post_init__(self) -> None:
+        if self.test_on not in ("wikitext2", "c4"):
+            raise ValueError(
+                f"data.test_on={self.test_on} is neither wikitext2 nor c4; choose one of them"
+            )
+
+    def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
+        """Windows drawn from the whole shard, whatever `train_documents` is."""
+        return from_documents(
+            self._shard(),
+            partial(encode, tokenizer),
+            samples=self.calibration_samples,
+            seqlen=self.seqlen,
+            seed=seed,
+        )
+
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        """Windows over the first `train_documents` documents, without the last 5 %."""
+        return held_out_rows(self._train_windows(tokenizer))[0]
+
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        """The last 5 % of those windows: the validation shard stays unread where it is tested."""
+        return held_out_rows(self._train_windows(tokenizer))[1]
+
+    def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        """WikiText-2 test windows, or the first 256 of the first 1100 C4 validation rows."""
+        rows = windows(encode(tokenizer, self._test_text()), self.seqlen, what="test")
+        return rows[:C4_TEST_WINDOWS] if self.test_on == "c4" else rows
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every document of the train shard, then of the test text."""
+        return fingerprint_texts(chain(self._shard(), [self._test_text()]))
+
+    def _shard(self) -> Sequence[str]:
+        return _rows(self.path, self.train_file, split="train", column="text")
+
+    def _train_windows(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        """Each document tokenised by itself, the ids end to end, cut into windows.
+
+        So a document has the tokens it has in calibration (its BOS where the tokenizer adds one
+        tells where it begins), and no tokenizer meets a text of 40 MB.  Our choice.
+        """
+        shard = self._shard()
+        if not 0 < self.train_documents <= len(shard):
+            raise ValueError(
+                f"data.train_documents={self.train_documents} is not in [1, {len(shard)}], the "
+                f"documents of {self.train_file}; set data.train_documents={len(shard)} or less"
+            )
+        ids = [encode(tokenizer, text) for text in shard[: self.train_documents]]
+        return windows(torch.cat(ids), self.seqlen, what="train")
+
+    def _test_text(self) -> str:
+        if self.test_on == "wikitext2":
+            return wikitext(self.wikitext_path, self.wikitext_config, "test")
+        rows = _rows(self.path, self.validation_file, split="validation", column="text")
+        return " ".join(rows[:C4_TEST_ROWS])
+
+
+@dataclass(kw_only=True)
+class PennTreebank(DataSource):
+    """Penn Treebank sentences joined by a space, from the parquet files of each split."""
+
+    name: str
+    path: str
+    revision: str | None
+    config: str
+    seqlen: int
+    calibration_samples: int
+
+    def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
+        return from_stream(
+            encode(tokenizer, self._text("train")),
+            samples=self.calibration_samples,
+            seqlen=self.seqlen,
+            seed=seed,
+        )
+
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        return self._windows(tokenizer, "train")
+
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        return self._windows(tokenizer, "validation")
+
+    def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        return self._windows(tokenizer, "test")
+
+    def fingerprint(self) -> str:
+        return fingerprint_texts(self._text(split) for split in SPLITS)
+
+    def _windows(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
+        return windows(encode(tokenizer, self._text(split)), self.seqlen, what=split)
+
+    def _text(self, split: str) -> str:
+        """The layout is that of the hub's parquet conversions: config/split/0000.parquet."""
+        files = f"{self.config}/{split}/*.parquet"
+        rows = _rows(self.path, files, split=split, column="sentence", revision=self.revision)
+        return " ".join(rows)
+
+
+def wikitext(path: str, config: str, split: str) -> str:
+    """The text of one WikiText split: train joined by a space, the others by two newlines."""
+    if Path(path).is_dir():
+        # A bare folder declares no configs: without a pattern it would be read as one data set.
+        rows = _rows(path, f"{config}/{split}-*.parquet", split=split, column="text")
+    else:
+        from datasets import load_dataset
+
+        rows = load_dataset(path, config, split=split)["text"]
+    return (" " if split == "train" else "\n\n").join(rows)
+
+
+def _rows(
+    path: str, files: str, *, split: str, column: str, revision: str | None = None
+) -> Sequence[str]:
+    """One text column of some files of a repository, read from disk as it is indexed."""
+    from datasets import load_dataset
+
+    texts: Sequence[str] = load_dataset(
+        path,
+        data_files={split: files},
+        split=split,
+        revision=revision,
+        verification_mode="no_checks",  # one shard never has the rows that its repository declares
+    )[column]
+    return texts

@@ -1,0 +1,52 @@
+"""An already pruned checkpoint: what is there stays, what is zero is off the support.
+
+Zeros alone are a guess: a weight that was grown, or trained to exactly 0, is on the support and
+looks as if it were not.  So a `masks.safetensors`, named or beside the model, goes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsemend.masks import load_masks
+from sparsemend.pattern import Pattern
+from sparsemend.pruner.base import Pruned, Pruner
+from sparsemend.statistics import Statistic
+
+
+@dataclass(kw_only=True)
+class Existing(Pruner):
+    """Reads the support off a checkpoint; sparsity and pattern are the checkpoint's own."""
+
+    needs_calibration: ClassVar[bool] = False
+
+    masks: str | None
+
+    def statistic(self, in_features: int, device: torch.device) -> None:
+        """None: nothing is read of the inputs."""
+        return None
+
+    def __call__(
+        self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
+    ) -> Pruned:
+        """Keep what is not zero; for linears that `supports` says nothing about."""
+        return Pruned(weight, weight != 0)
+
+    def supports(self, model_path: str | Path) -> dict[str, Tensor] | None:
+        """Supports by linear name from the masks file, or None where there is no file.
+
+        `model_path` is the checkpoint's folder, or a hub name, which has none beside it.  Raises
+        FileNotFoundError if the file that `masks` names does not exist.
+        """
+        if self.masks is not None:
+            path = Path(self.masks).expanduser()
+            if not path.is_file():
+                raise FileNotFoundError(f"pruner.masks={self.masks} is not a file")
+            return load_masks(path)
+        path = Path(model_path) / "masks.safetensors"
+        return load_masks(path) if path.is_file() else None

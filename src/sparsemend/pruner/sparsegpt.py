@@ -1,0 +1,113 @@
+"""SparseGPT: optimal brain surgeon, column by column, with one Hessian for all rows.
+
+Frantar and Alistarh 2023, arXiv 2301.00774.  With H^-1 = U^T U (U upper), a weight's score is
+w^2 / U_jj^2, and removing w_j moves the columns k to its right by -(w_j / U_jj) U_jk.  The score
+of unstructured pruning is taken once on entering a block of columns, one threshold for all rows,
+everything up to and including it goes (authors' code); that of N:M pruning on reaching a group.
+
+The columns are kept as the rows of a transposed copy, so each step works on contiguous memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsemend.masks import checked_finite, lowest_of_layer, lowest_per_group
+from sparsemend.pattern import Pattern
+from sparsemend.pruner.base import Pruned, Pruner
+from sparsemend.statistics import Hessian, InverseFactor, Statistic
+
+
+@dataclass(kw_only=True)
+class SparseGPT(Pruner):
+    """Chooses the support and updates the weights that stay."""
+
+    block_size: int
+    damping: float
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"block_size {self.block_size} is not at least 1")
+        if not self.damping >= 0:
+            raise ValueError(f"damping {self.damping} is not at least 0")
+
+    def statistic(self, in_features: int, device: torch.device) -> Hessian:
+        """The Hessian of the layer's squared error."""
+        return Hessian(in_features, device)
+
+    def __call__(
+        self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
+    ) -> Pruned:
+        pattern = pattern.at(sparsity)
+        if pattern.group_size and self.block_size % pattern.group_size:
+            raise ValueError(
+                f"block_size {self.block_size} is not a multiple of {pattern.group_size}, "
+                f"the group of pattern {pattern}"
+            )
+        nothing_goes = sparsity <= 0 if pattern.unstructured else pattern.kept == pattern.group_size
+        if nothing_goes:
+            return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+        factor = self._factor(statistic)
+        columns = _live_columns(weight, factor)
+        removed = torch.empty_like(columns, dtype=torch.bool)
+        for start in range(0, columns.shape[0], self.block_size):
+            block = slice(start, min(start + self.block_size, columns.shape[0]))
+            eliminate_(columns, removed, block, factor, sparsity=sparsity, pattern=pattern)
+        pruned = columns.T.to(weight.dtype, memory_format=torch.contiguous_format)
+        return Pruned(pruned, ~removed.T.contiguous())
+
+    def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
+        """W^2 / diag(U)^2 (O, I), fp32, before any update; dead inputs score 0."""
+        factor = self._factor(statistic)
+        return importance(_live_columns(weight, factor), factor.diagonal).T.contiguous()
+
+    def _factor(self, statistic: Statistic | None) -> InverseFactor:
+        if not isinstance(statistic, Hessian):
+            raise TypeError(f"SparseGPT needs a Hessian, got {type(statistic).__name__}")
+        return statistic.inverse_factor(self.damping)
+
+
+def _live_columns(weight: Tensor, factor: InverseFactor) -> Tensor:
+    """W^T (I, O), an fp32 copy with the rows of dead inputs set to 0."""
+    columns = weight.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return checked_finite(columns.masked_fill_(factor.dead.unsqueeze(1), 0))
+
+
+def importance(columns: Tensor, diagonal: Tensor) -> Tensor:
+    """w^2 / U_jj^2 for columns (J, O) and diag(U) (J,)."""
+    return columns.square() / diagonal.square().unsqueeze(1)
+
+
+def eliminate_(
+    columns: Tensor,
+    removed: Tensor,
+    block: slice,
+    factor: InverseFactor,
+    *,
+    sparsity: float,
+    pattern: Pattern,
+) -> None:
+    """Prune one block of the columns (I, O) and compensate in all to its right, in place.
+
+    Fills `removed` (I, O) for the block.  A column's value is final once the loop is past it,
+    so the errors e_j = w_j (removed ones) of the whole block follow from one product, and the
+    columns beyond the block are updated by a single matrix multiplication.
+    """
+    inside, gone, diagonal = columns[block], removed[block], factor.diagonal[block]
+    unit = factor.unit[block]  # rows of U over their diagonal: the division by U_jj is in there
+    beyond = unit[:, block.stop :]
+    unit = unit[:, block]
+    if pattern.unstructured:
+        gone.copy_(lowest_of_layer(importance(inside, diagonal), sparsity))
+    for j in range(inside.shape[0]):
+        if pattern.group_size and j % pattern.group_size == 0:
+            group = slice(j, j + pattern.group_size)
+            score = importance(inside[group], diagonal[group])
+            gone[group] = lowest_per_group(score.T, pattern).T
+        inside[j + 1 :].addr_(unit[j, j + 1 :], inside[j] * gone[j], alpha=-1)
+    errors = inside * gone
+    columns[block.stop :].addmm_(beyond.T, errors, alpha=-1)
+    inside.masked_fill_(gone, 0)

@@ -1,0 +1,179 @@
+"""Selection by score, packed supports, SparseLinear's invariant, and zero counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sparsemend.masks import (
+    SparseLinear,
+    check_supports,
+    checked_finite,
+    count_zeros,
+    kth_lowest,
+    load_masks,
+    lowest_of_layer,
+    lowest_per_group,
+    lowest_per_row,
+    pack,
+    rank_in_group,
+    save_masks,
+    unpack,
+)
+from sparsemend.pattern import Pattern
+
+
+def random_keep(rows: int, columns: int) -> Tensor:
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(1)) < 0.4
+
+
+def tied_score(rows: int, columns: int) -> Tensor:
+    """Six distinct values, so that every row has many ties."""
+    return torch.randint(0, 6, (rows, columns), generator=torch.Generator().manual_seed(2)).float()
+
+
+def lowest_by_stable_sort(score: Tensor, count: int) -> Tensor:
+    first = score.sort(dim=1, stable=True).indices[:, :count]
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, first, True)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 9, 64])
+def test_unpacking_undoes_packing(columns: int) -> None:
+    keep = random_keep(5, columns)
+    packed = pack(keep)
+    assert packed.shape == (5, -(-columns // 8))
+    assert packed.dtype == torch.uint8
+    assert torch.equal(unpack(packed, columns), keep)
+
+
+def test_the_first_input_is_the_lowest_bit() -> None:
+    keep = torch.tensor([[True, False, False, False, False, False, False, True, True]])
+    assert pack(keep).tolist() == [[129, 1]]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 12, 13, 20])
+def test_lowest_per_row_is_a_stable_sort(count: int) -> None:
+    score = tied_score(9, 13)
+    assert torch.equal(lowest_per_row(score, count), lowest_by_stable_sort(score, count))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_kth_lowest_equals_sorting(dtype: torch.dtype) -> None:
+    score = torch.randn(6, 11, generator=torch.Generator().manual_seed(3)).to(dtype)
+    for count in (1, 4, 11):
+        expected = score.sort(dim=1).values[:, count - 1 : count]
+        assert torch.equal(kth_lowest(score, count), expected.to(kth_lowest(score, count).dtype))
+
+
+@pytest.mark.parametrize("size", [2, 4, 8, 16])
+@pytest.mark.parametrize("columns", [32, 38])
+def test_every_group_loses_its_lowest_and_a_short_one_as_many(size: int, columns: int) -> None:
+    score = tied_score(6, columns)
+    for kept in range(size + 1):
+        removed = lowest_per_group(score, Pattern(kept, size))
+        parts = [
+            lowest_by_stable_sort(score[:, start : start + size], size - kept)
+            for start in range(0, columns, size)
+        ]
+        assert torch.equal(removed, torch.cat(parts, dim=1))
+
+
+def test_groups_may_come_transposed() -> None:
+    score = tied_score(16, 6)
+    expected = lowest_per_group(score.T.contiguous(), Pattern(1, 4))
+    assert torch.equal(lowest_per_group(score.T, Pattern(1, 4)), expected)
+
+
+def test_ties_rank_by_index() -> None:
+    assert rank_in_group(torch.tensor([[2.0, 1.0, 2.0, 1.0]])).tolist() == [[2, 0, 3, 1]]
+
+
+def test_a_layer_loses_all_up_to_its_threshold() -> None:
+    score = torch.tensor([[5.0, 1.0, 2.0], [2.0, 4.0, 3.0]])
+    # int(6 * 0.34) = 2: the third lowest is 2, and there are two of it
+    expected = [[False, True, True], [True, False, False]]
+    assert lowest_of_layer(score, 0.34).tolist() == expected
+    assert not lowest_of_layer(score, 0).any()
+    assert lowest_of_layer(score, 1).all()
+
+
+def test_scores_that_are_not_finite_are_counted() -> None:
+    score = torch.tensor([[1.0, torch.nan], [-torch.inf, 0.0]])
+    with pytest.raises(ValueError, match="2 of 4"):
+        checked_finite(score)
+
+
+def test_saved_supports_come_back(tmp_path: Path) -> None:
+    masks = {"a.b": random_keep(3, 11), "c": random_keep(4, 8)}
+    save_masks(masks, tmp_path / "masks.safetensors")
+    loaded = load_masks(tmp_path / "masks.safetensors")
+    assert loaded.keys() == masks.keys()
+    assert all(torch.equal(loaded[name], masks[name]) for name in masks)
+
+
+def test_files_of_another_format_are_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="is not a sparsemend-masks-1 file"):
+        load_masks(tmp_path / "other.safetensors")
+
+
+def sparse_linear(keep: Tensor) -> SparseLinear:
+    return SparseLinear(nn.Parameter(torch.ones(keep.shape)), None, keep)
+
+
+def test_a_sparse_linear_zeroes_off_its_support_at_once() -> None:
+    keep = random_keep(4, 11)
+    linear = sparse_linear(keep)
+    assert torch.equal(linear.keep, keep)
+    assert torch.equal(linear.weight != 0, keep)
+
+
+def test_projection_also_removes_what_is_not_finite() -> None:
+    keep = torch.tensor([[True, False]])
+    linear = sparse_linear(keep)
+    with torch.no_grad():
+        linear.weight.fill_(torch.nan)
+        linear.weight[0, 0] = 3
+    linear.project_()
+    assert linear.weight.tolist() == [[3.0, 0.0]]
+
+
+def test_a_new_support_replaces_the_old_one() -> None:
+    keep = random_keep(4, 11)
+    linear = sparse_linear(keep)
+    linear.set_effective_(torch.full((4, 11), 2.0), ~keep)
+    assert torch.equal(linear.effective_weight(), 2.0 * ~keep)
+
+
+def test_supports_travel_with_the_state_dict() -> None:
+    keep = random_keep(4, 11)
+    other = sparse_linear(~keep)
+    other.load_state_dict(sparse_linear(keep).state_dict())
+    assert torch.equal(other.keep, keep)
+
+
+@pytest.mark.parametrize("keep", [torch.ones(2, 3), torch.ones(3, 2, dtype=torch.bool)])
+def test_a_support_of_the_wrong_type_or_shape_is_refused(keep: Tensor) -> None:
+    with pytest.raises(ValueError, match="keep must be bool of shape"):
+        SparseLinear(nn.Parameter(torch.ones(2, 3)), None, keep)
+
+
+def test_zeros_are_counted_exactly() -> None:
+    linear = nn.Linear(3, 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[0.0, 1e-38, 1.0], [0.0, -0.0, 2.0]]))
+    assert count_zeros(linear).zeros == 3
+    assert count_zeros(linear).sparsity == 0.5
+
+
+def test_escaped_weights_are_reported_by_name() -> None:
+    model = nn.Sequential(sparse_linear(torch.tensor([[True, False]])))
+    check_supports(model)
+    with torch.no_grad():
+        model[0].weight.fill_(1)
+    with pytest.raises(RuntimeError, match="0: 1 weights off the support"):
+        check_supports(model)

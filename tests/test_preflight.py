@@ -1,0 +1,346 @@
+"""Refusals that need no model: value, bound and remedy, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file, save_file
+
+from sparsemend import preflight
+from sparsemend.locations import conf_folder
+
+VOCABULARY, SEQLEN = 64, 16
+ATP = "sparsity_schedule=atp"
+DIFFERENCE = "sparsity_schedule.common_difference"
+
+
+def llama(folder: Path, *, blocks: int = 2, intermediate: int = 24, **save: str) -> Path:
+    config = transformers.LlamaConfig(
+        hidden_size=16,
+        intermediate_size=intermediate,
+        num_hidden_layers=blocks,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=32,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder, **save)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama(tmp_path_factory.mktemp("model"))
+
+
+def check(model: Path | str, *overrides: str) -> None:
+    lines = ["model=local", f"model.path={model}", "model.context_length=16", *overrides]
+    with initialize_config_dir(str(conf_folder())):
+        preflight.check(compose("run", overrides=lines))
+
+
+def tokens(path: Path, *, rows: int = 4, length: int = SEQLEN) -> torch.Tensor:
+    ids = torch.arange(rows * length).reshape(rows, length) % VOCABULARY
+    save_file({"input_ids": ids}, path)
+    return ids
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name in ("calibration", "train", "test"):
+        tokens(tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+def check_data(model: Path, data: Path, *overrides: str) -> None:
+    files = [f"data.{k}={data / k}.safetensors" for k in ("calibration", "train", "test")]
+    check(model, "data=tokens", *files, "data.calibration_samples=4", *overrides)
+
+
+def test_a_sound_configuration_passes(model: Path) -> None:
+    check(model)
+
+
+def test_a_sound_configuration_on_tokens_files_passes(model: Path, data: Path) -> None:
+    check_data(model, data)
+
+
+def test_the_untrained_model_passes() -> None:
+    with initialize_config_dir(str(conf_folder())):
+        preflight.check(compose("run", overrides=["experiment=pretrain_tiny"]))
+
+
+@pytest.mark.parametrize("sparsity", ["1.2", "1.0", "-0.1", "nan", "much"])
+def test_a_sparsity_outside_its_range_is_refused(model: Path, sparsity: str) -> None:
+    with pytest.raises(ValueError, match=r"sparsity .* is not in \[0, 1\)"):
+        check(model, f"sparsity={sparsity}")
+
+
+@pytest.mark.parametrize("pattern", ["5:4", "4:4", "0:4", "banana", "mixed:1"])
+def test_an_impossible_pattern_is_refused(model: Path, pattern: str) -> None:
+    with pytest.raises(ValueError, match="is not one of: unstructured, N:M with 0 < N < M"):
+        check(model, f"pattern={pattern}", "sparsity=0.5")
+
+
+def test_a_pattern_that_yaml_read_in_base_60_is_refused_with_the_quotes(model: Path) -> None:
+    with pytest.raises(ValueError, match="pattern: '2:4'"):
+        check(model, "pattern=124")
+
+
+def test_a_sparsity_that_contradicts_the_pattern_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"contradicts pattern 2:4.*set sparsity=0\.5"):
+        check(model, "pattern=2:4", "sparsity=0.6")
+
+
+def test_a_mixed_pattern_takes_any_mean(model: Path) -> None:
+    check(model, "pattern=mixed:8", "sparsity=0.6", ATP, f"{DIFFERENCE}=0.05")
+
+
+def test_a_mixed_pattern_that_would_keep_less_than_one_input_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"sparsity 0\.9 .* exceeds 1 - 1/8 = 0\.875"):
+        check(model, "pattern=mixed:8", "sparsity=0.9")
+
+
+def test_a_fixed_pattern_with_a_progression_is_refused_naming_the_mixed_one(model: Path) -> None:
+    with pytest.raises(ValueError, match="use pattern=mixed:4"):
+        check(model, "pattern=2:4", "sparsity=0.5", ATP, f"{DIFFERENCE}=0.05")
+
+
+def test_a_width_that_is_no_multiple_of_the_group_is_refused(tmp_path: Path) -> None:
+    odd = llama(tmp_path, intermediate=22)
+    with pytest.raises(ValueError, match="down_proj has 22 inputs, not a multiple of 4"):
+        check(odd, "pattern=2:4", "sparsity=0.5")
+
+
+def test_a_width_that_is_no_multiple_is_a_warning_with_the_reference_tail(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = llama(tmp_path, intermediate=22)
+    with caplog.at_level(logging.WARNING):
+        check(odd, "pattern=2:4", "sparsity=0.5", "pattern_tail=reference")
+    assert "down_proj has 22 inputs, not a multiple of 4" in caplog.text
+
+
+def test_a_width_is_checked_in_every_shard(tmp_path: Path) -> None:
+    odd = llama(tmp_path, intermediate=22, max_shard_size="4KB")
+    assert len(list(odd.glob("*.safetensors"))) > 1
+    with pytest.raises(ValueError, match="down_proj has 22 inputs"):
+        check(odd, "pattern=2:4", "sparsity=0.5")
+
+
+def stated_blocks(folder: Path, blocks: int, *, nested: bool = False) -> Path:
+    values = {"num_hidden_layers": blocks}
+    text = json.dumps({"text_config": values} if nested else values)
+    (folder / "config.json").write_text(text)
+    (folder / "pytorch_model.bin").touch()
+    return folder
+
+
+@pytest.mark.parametrize("difference", ["0.02", "-0.02"])
+def test_a_common_difference_beyond_the_bound_is_refused(tmp_path: Path, difference: str) -> None:
+    message = (
+        rf"common_difference {difference} exceeds 2\*min\(s, 1-s\)/\(L-1\) = 0\.01935 "
+        r"for L=32, s=0\.7"
+    )
+    with pytest.raises(ValueError, match=message):
+        check(stated_blocks(tmp_path, 32), "sparsity=0.7", ATP, f"{DIFFERENCE}={difference}")
+
+
+def test_a_common_difference_on_the_bound_is_legal(tmp_path: Path) -> None:
+    for difference in ("0.04", "-0.04"):
+        check(stated_blocks(tmp_path, 16), "sparsity=0.7", ATP, f"{DIFFERENCE}={difference}")
+
+
+def test_the_blocks_are_counted_in_a_nested_text_config(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="L=32"):
+        check(stated_blocks(tmp_path, 32, nested=True), "sparsity=0.7", ATP, f"{DIFFERENCE}=0.02")
+
+
+def test_a_missing_model_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model folder .*absent does not exist; give"):
+        check(tmp_path / "absent")
+
+
+def test_a_missing_embedded_model_is_refused() -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        check("embedded:absent")
+
+
+@pytest.mark.parametrize("name", ["org/name", "gpt2"])
+def test_a_name_that_is_no_folder_counts_as_a_hub_id(name: str) -> None:
+    check(name)
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        check(tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="has no weights"):
+        check(tmp_path)
+
+
+def test_a_folder_that_lacks_a_shard_is_refused(tmp_path: Path) -> None:
+    sharded = llama(tmp_path, max_shard_size="4KB")
+    next(sharded.glob("model-00002*.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of the .* weight files.*model-00002"):
+        check(sharded)
+
+
+def test_a_checkpoint_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    weights = llama(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="is cut short"):
+        check(tmp_path)
+
+
+def test_a_model_of_transposed_layers_has_no_linear_and_is_refused(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=64, n_positions=32)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no nn\.Linear inside its blocks"):
+        check(tmp_path)
+
+
+def test_linears_with_a_bias_are_recognised(tmp_path: Path) -> None:
+    config = transformers.OPTConfig(
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=64,
+        word_embed_proj_dim=16,
+        max_position_embeddings=32,
+    )
+    transformers.OPTForCausalLM(config).save_pretrained(tmp_path)
+    check(tmp_path)
+
+
+def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+    config = transformers.MixtralConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=64,
+        num_local_experts=2,
+    )
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a mixture of experts"):
+        check(tmp_path)
+
+
+def test_a_window_longer_than_the_positions_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.seqlen=33 exceeds .*max_position_embeddings=32"):
+        check(model, "data.seqlen=33")
+
+
+def test_a_window_of_one_token_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.seqlen=1 is not an integer of at least 2"):
+        check(model, "data.seqlen=1")
+
+
+def test_no_calibration_sample_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.calibration_samples=0 is not .* at least 1"):
+        check(model, "data.calibration_samples=0")
+
+
+def test_a_missing_tokens_file_is_refused(model: Path, data: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data\.test=.*absent.* does not exist"):
+        check_data(model, data, f"data.test={data}/absent.safetensors")
+
+
+def test_a_tokens_file_without_input_ids_is_refused(model: Path, data: Path) -> None:
+    save_file({"ids": torch.zeros(4, SEQLEN, dtype=torch.long)}, data / "train.safetensors")
+    with pytest.raises(ValueError, match=r"data\.train=.* has no tensor `input_ids`; it holds ids"):
+        check_data(model, data)
+
+
+def test_tokens_that_are_no_integers_are_refused(model: Path, data: Path) -> None:
+    save_file({"input_ids": torch.zeros(4, SEQLEN)}, data / "train.safetensors")
+    with pytest.raises(ValueError, match="dtype F32, which is not an integer type"):
+        check_data(model, data)
+
+
+def test_too_few_calibration_rows_are_refused(model: Path, data: Path) -> None:
+    with pytest.raises(ValueError, match=r"has 4 rows, fewer than the 5 needed; set .*samples=4"):
+        check_data(model, data, "data.calibration_samples=5")
+
+
+def test_rows_shorter_than_a_window_are_refused(model: Path, data: Path) -> None:
+    with pytest.raises(ValueError, match=r"rows of 16 tokens, shorter than data\.seqlen=17"):
+        check_data(model, data, "data.seqlen=17")
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(model: Path, data: Path) -> None:
+    ids = load_file(data / "test.safetensors")["input_ids"]
+    ids[-1, -1] = VOCABULARY
+    save_file({"input_ids": ids}, data / "test.safetensors")
+    with pytest.raises(ValueError, match=r"the token id 64, but .* 64 entries \(0 to 63\)"):
+        check_data(model, data)
+
+
+def test_a_negative_id_is_refused(model: Path, data: Path) -> None:
+    ids = load_file(data / "test.safetensors")["input_ids"]
+    ids[0, 0] = -100
+    save_file({"input_ids": ids}, data / "test.safetensors")
+    with pytest.raises(ValueError, match="the token id -100"):
+        check_data(model, data)
+
+
+def test_a_missing_text_file_is_refused(model: Path, data: Path) -> None:
+    (data / "a.txt").write_text("words")
+    files = [f"data.train=[{data}/a.txt,{data}/b.txt]", f"data.test={data}/a.txt"]
+    with pytest.raises(FileNotFoundError, match=r"data\.train=.*b\.txt does not exist"):
+        check(model, "data=text", *files)
+
+
+def test_pruning_nothing_to_a_sparsity_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"pruner=none keeps every weight, but sparsity is 0\.6"):
+        check(model, "pruner=none")
+
+
+def test_pruning_nothing_at_sparsity_0_passes(model: Path) -> None:
+    check(model, "pruner=none", "sparsity=0")
+
+
+def test_an_existing_support_passes_whatever_the_sparsity_key_says(model: Path) -> None:
+    check(model, "pruner=existing", "sparsity=0.3", "pattern=2:4")
+
+
+def test_a_missing_masks_file_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"pruner\.masks=.* does not exist"):
+        check(model, "pruner=existing", f"pruner.masks={tmp_path}/masks.safetensors")
+
+
+def test_the_wanda_variant_with_a_progression_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match="use sparsity_schedule=uniform"):
+        check(model, "pruner.variant=true", ATP, f"{DIFFERENCE}=0.05")
+
+
+def test_the_wanda_variant_with_a_pattern_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"not for 2:4; set pruner\.variant=false"):
+        check(model, "pruner.variant=true", "pattern=2:4", "sparsity=0.5")
+
+
+def test_a_sparsegpt_block_that_splits_a_group_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"block_size=130 is not a multiple of 4.*block_size=128"):
+        check(model, "pruner=sparsegpt", "pruner.block_size=130", "pattern=2:4", "sparsity=0.5")
+
+
+def test_an_unknown_dtype_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.dtype=int8 is not one of float32"):
+        check(model, "model.dtype=int8")
+
+
+def test_a_mandatory_key_without_a_value_is_refused_with_an_example(model: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{DIFFERENCE} has no value.*give {DIFFERENCE}=0\.01"):
+        check(model, ATP)

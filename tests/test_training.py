@@ -1,0 +1,159 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import contracts
+import pytest
+import torch
+from contracts import bench_for, bits, method_of, pruned_model
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from sparsemend.masks import SparseLinear, check_supports, sparse_linears
+from sparsemend.method.masked_full import MaskedFull
+from sparsemend.training import EnforceMasks, UpdateMasks
+
+
+class SwapFirst(UpdateMasks):
+    """After step 2, moves the support of every linear one column to the right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def due(self, step: int) -> bool:
+        return step == 2
+
+    def update(self, module: LightningModule, optimizer: Optimizer, step: int) -> None:
+        self.steps.append(step)
+        for _, linear in sparse_linears(module):
+            keep = linear.keep.roll(1, dims=1)
+            linear.set_effective_(linear.weight.detach(), keep)
+
+
+class Ordered(MaskedFull):
+    order: list[Callback]
+
+    def callbacks(self) -> list[Callback]:
+        return self.order
+
+
+def with_callbacks(order: list[Callback]) -> Ordered:
+    method = method_of("masked_full")
+    assert isinstance(method, MaskedFull)
+    method.__class__ = Ordered
+    method.order = order
+    return method
+
+
+class Watch(Callback):
+    """Records, at every batch start, whether all supports hold and gradients seen by the step."""
+
+    def __init__(self) -> None:
+        self.escaped = 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        check_supports(pl_module)
+
+
+def test_supports_hold_between_all_steps_under_decay_and_momentum(tmp_path: Path) -> None:
+    method = method_of("masked_full", "method.weight_decay=0.1")
+    method.repair(pruned_model(), bench_for(tmp_path, Watch()))
+
+
+def test_optimizer_state_stays_zero_off_the_support(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Look(Callback):
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            state = trainer.optimizers[0].state
+            for _, linear in sparse_linears(pl_module):
+                moment = state[linear.weight]["exp_avg"]
+                seen.append(float(moment.masked_fill(linear.keep, 0).abs().max()))
+
+    method_of("masked_full").repair(pruned_model(), bench_for(tmp_path, Look()))
+    assert seen
+    assert max(seen) == 0.0
+
+
+def test_the_order_of_the_mask_callbacks_does_not_matter(tmp_path: Path) -> None:
+    results = []
+    for name in ("enforce_first", "update_first"):
+        callbacks: list[Callback] = [EnforceMasks(), SwapFirst()]
+        if name == "update_first":
+            callbacks.reverse()
+        model = pruned_model()
+        with_callbacks(callbacks).repair(model, bench_for(tmp_path / name))
+        results.append(bits(model))
+    contracts.assert_same_bits(*results)
+
+
+def test_masks_update_once_per_optimizer_step_under_accumulation(tmp_path: Path) -> None:
+    swap = SwapFirst()
+    method = with_callbacks([EnforceMasks(), swap])
+    method.accumulate = 2
+    method.repair(pruned_model(), bench_for(tmp_path))
+    assert swap.steps == [2]
+
+
+def test_checkpoints_hold_only_what_is_trained_and_the_supports(tmp_path: Path) -> None:
+    method_of("masked_lora").repair(pruned_model(), bench_for(tmp_path))
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert state
+    assert all(n.endswith(("lora_a", "lora_b", "packed_keep")) for n in state)
+
+
+def test_the_best_validation_weights_are_kept(tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    class Losses(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            losses.append(float(trainer.callback_metrics["validation/loss"]))
+
+    method = method_of("masked_full", "method.schedule=constant", "method.gradient_clip=0")
+    assert isinstance(method, MaskedFull)
+    method.learning_rate, method.validate_every, method.max_steps = 3.0, 1, 6
+    model = pruned_model()
+    report = method.repair(model, bench_for(tmp_path, Losses()))
+    assert min(losses) < losses[-1], "the last step must not be the best for this test to tell"
+    assert report["validation/loss"] == min(losses)
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=False)
+    assert best["global_step"] == 1 + losses.index(min(losses))
+    for name, linear in sparse_linears(model):
+        assert torch.equal(best["state_dict"][f"model.{name}.weight"], linear.weight)
+
+
+def test_an_interrupted_fit_keeps_its_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(contracts.Interrupt):
+        method_of("masked_lora").repair(
+            pruned_model(), bench_for(tmp_path, contracts.InterruptBefore(2))
+        )
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    assert saved["global_step"] == 2
+
+
+def test_muon_trains_the_same_after_a_resume(tmp_path: Path) -> None:
+    def make() -> MaskedFull:
+        method = method_of("masked_full", "method.optimizer=muon", "method.scope=all")
+        assert isinstance(method, MaskedFull)
+        return method
+
+    contracts.check_resume_equals_uninterrupted(make, tmp_path)
+
+
+def test_an_unknown_optimizer_is_refused_with_the_names(tmp_path: Path) -> None:
+    method = method_of("masked_lora", "method.optimizer=adamv")
+    with pytest.raises(ValueError, match="adamw, sgd, muon"):
+        method.repair(pruned_model(), bench_for(tmp_path))
+
+
+def test_a_broken_projection_would_be_seen() -> None:
+    model = copy.deepcopy(pruned_model())
+    name, linear = next(iter(sparse_linears(model)))
+    assert isinstance(linear, SparseLinear)
+    with torch.no_grad():
+        linear.weight[~linear.keep] = 1e-6
+    with pytest.raises(RuntimeError, match=name.replace(".", r"\.")):
+        check_supports(model)
