@@ -180,7 +180,7 @@ def test_a_new_key_is_accepted_with_a_plus() -> None:
     assert jobs("+note=hello", "+model.architecture.rope_theta=1")[0].note == "hello"
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "mixed:8", "unstructured"])
+@pytest.mark.parametrize("pattern", ["2:4", "mixed:8"])
 def test_a_pattern_arrives_from_the_command_line_as_it_was_written(pattern: str) -> None:
     assert jobs(f"pattern={pattern}")[0].pattern == pattern
 
@@ -300,7 +300,7 @@ def test_help_says_what_the_command_does_and_lists_groups_and_overrides(command,
     assert text.startswith("sparsemend: prune a language model, mend what the pruning broke")
     for example in ("method=dsnot", "pattern=2:4", "hydra.run.dir=out", "sparsity=0.7"):
         assert example in text
-    assert "method: dsnot, masked_full, masked_lora, none" in text
+    assert "\nmethod: dsnot, " in text
 
 
 def test_the_real_command_refuses_without_importing_torch(tmp_path: Path) -> None:

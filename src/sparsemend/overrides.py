@@ -171,7 +171,7 @@ def _keys(cfg: DictConfig, prefix: str = "") -> set[str]:
     """Every key of a config as a dotted path, inner ones too; values stay unresolved."""
     found = set()
     for key, value in cfg.items_ex(resolve=False):
-        path = f"{prefix}{key}"
+        path = f"{prefix}{key!s}"
         found.add(path)
         if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
             found |= _keys(value, f"{path}.")

@@ -1,7 +1,6 @@
 """The embedded corpus: what is held out stays out of train, and the same words give the same rows.
 
-The quick tests read a small library of their own beside the real language topics; the slow ones
-read all that this Python carries.
+The quick tests read a small library of their own; the slow ones read all that this Python carries.
 """
 
 from __future__ import annotations
@@ -37,8 +36,9 @@ def name_in(split: str, stem: str) -> str:
 SHARED = "these nine words are found in train and test"
 TESTED = name_in("test", "tested")
 TRAINED = name_in("train", "trained")
+VALIDATED = name_in("validation", "validated")
 COPIED = name_in("train", "copied")
-LIBRARY = f'''"""A library of three functions, written for this test alone."""
+LIBRARY = f'''"""A library of four functions, written for this test alone."""
 
 def {TESTED}(a, b=2):
     """Held out, with a passage of its own.
@@ -57,6 +57,9 @@ def {TRAINED}(c):
     # a comment of more than eight words that no document has anywhere
     return "{TRAINED}"
 
+def {VALIDATED}():
+    """Held out as well, and long enough for a window."""
+
 def {COPIED}():
     """Held out, with a passage of its own.
 
@@ -68,10 +71,11 @@ def {COPIED}():
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A standard library of one module, and no extension modules."""
+    """A standard library of one module, and neither topics nor extension modules."""
     (tmp_path / "library.py").write_text(LIBRARY)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    monkeypatch.setattr(python_docs, "_docstrings_of_extensions", lambda: iter(()))
+    for others in ("_topics", "_docstrings_of_extensions"):
+        monkeypatch.setattr(python_docs, others, lambda: iter(()))
     forget()
     yield tmp_path
     forget()

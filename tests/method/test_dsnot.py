@@ -97,7 +97,7 @@ def test_swaps_of_a_small_example_worked_by_hand() -> None:
 
 def test_the_group_of_the_revived_weight_loses_its_lowest_score() -> None:
     # 2:4, pruned 1 and -2: E = -1, revives -2, prunes 3 (lower score than 4) whatever its sign;
-    # E would be 4, of another sign than -1, so the swap is refused.  With -2.5 in place of 3 it is -1.5.
+    # E would be 4, of another sign than -1, so the swap is refused.  With -2.5 for 3 it is -1.5.
     moments = InputMoments(torch.ones(4), torch.ones(4), torch.ones(4))
     score = torch.tensor([[1.0, 4.0, 2.0, 3.0]])
     start = initial_keep(score, 0.5, Pattern(2, 4))

@@ -43,7 +43,7 @@ def mixed_kept_counts(block_rates: list[float], n_keep: int, m: int) -> list[int
 
     Starts from the shares m (1 - s_i) rounded down, then gives one to the block furthest below
     its share until the total is met.  On ties the earlier block keeps more.  If raising blocks to
-    1 overdraws the total, the block furthest above its share gives one back.
+    1 overdraws the total, the block that misses least of its share gives one back.
     """
     if not 1 <= n_keep <= m:
         raise ValueError(f"n_keep {n_keep} is not in [1, {m}]")

@@ -357,6 +357,17 @@ def test_clean_row_stops_when_the_stand_in_is_pruned_already() -> None:
     assert torch.equal(refine(s=s, max_cycles=2, mode="faithful"), kept("1.1.11"))
 
 
+def test_clean_row_stops_at_a_pruned_column_without_contribution() -> None:
+    # D_0 = 0, pruned 0 1, E = -1, grow order 1 0 2 3, prune order 2 3.
+    # Grow 1, prune 3: E = -1 - 5 + 1 = -5.  Column 0 is pruned still, but D_0 has no sign.
+    weight = torch.tensor([[0.5, -1.0, -4.0, -5.0]])
+    options = {"s": torch.tensor([0.0, 1.0, 1.0, 1.0]), "max_cycles": 9}
+    metric = torch.tensor([[0.0, 0.0, 1.0, 2.0]])
+    assert torch.equal(refine(weight, initial_metric=metric, **options), kept(".11."))
+    # 2:4: grow 1, prune 2: E = -1 - 4 + 1 = -4.
+    assert torch.equal(refine_n_m(weight, initial_metric=metric, **options), kept(".1.1"))
+
+
 @MODES
 def test_growing_wins_where_one_column_is_grown_and_pruned(mode: str) -> None:
     # Pruned 0, E = 0.5; grow order 1 2 3 | 0, prune order 1 3 2.  Grow 0, prune 1: E = 9.
@@ -501,6 +512,19 @@ def test_n_m_clean_row_stops_when_its_group_has_none_left_to_prune() -> None:
     assert torch.equal(refine_n_m(weight, n_keep=1, max_cycles=50), kept("..1."))
 
 
+def test_n_m_clean_row_stops_when_the_next_column_was_kept_at_first() -> None:
+    # Pruned 0 1 | 4 5, E = -1.5 + 2 = 0.5, grow order 0 1 4 | 2 3 6 7 | 5.
+    # Grow 5, prune 7: E = 0.5 + 6 - 2 = 4.5.  Column 7 is next: pruned now, not at the start,
+    # though column 6 is there to be pruned for it.
+    weight = torch.tensor([[-0.5, -0.5, 4.0, 4.0, -0.5, 2.0, 5.0, 6.0]])
+    metric = torch.tensor([[0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 3.0, 2.0]])
+    mask = refine_n_m(weight, initial_metric=metric, max_cycles=9)
+    assert torch.equal(mask, kept("..11.11."))
+    # Faithful swaps them: E = 4.5 + 5 - 6 = 3.5.
+    mask = refine_n_m(weight, initial_metric=metric, max_cycles=2, mode="faithful")
+    assert torch.equal(mask, kept("..11.1.1"))
+
+
 @MODES
 def test_n_m_short_last_group_starts_empty(mode: str) -> None:
     weight = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
@@ -569,6 +593,8 @@ def test_mixed_ties_favour_the_earlier_block() -> None:
 def test_mixed_counts_stay_in_range_and_meet_the_total() -> None:
     # Shares 8 and 0: the second is raised to 1, the first gives one back.
     assert mixed_kept_counts([0.0, 1.0], 4, 8) == [7, 1]
+    # Shares 4.25 3.75 0 0: floors 4 3 1 1 are one too many; 4 is the nearest to its share.
+    assert mixed_kept_counts([0.46875, 0.53125, 1.0, 1.0], 2, 8) == [3, 3, 1, 1]
     for n_keep in (2, 3, 4):
         sparsity = 1 - n_keep / 8
         for beta in beta_grid(sparsity, 32):

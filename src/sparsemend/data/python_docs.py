@@ -107,9 +107,7 @@ class PythonDocs(DataSource):
             digest.update(split_text(split).encode())
         return digest.hexdigest()
 
-    def _windows(
-        self, tokenizer: PreTrainedTokenizerBase | None, text: str, what: str
-    ) -> Tensor:
+    def _windows(self, tokenizer: PreTrainedTokenizerBase | None, text: str, what: str) -> Tensor:
         return windows(encode(tokenizer, text), self.seqlen, what=what)
 
 

@@ -1,0 +1,298 @@
+"""The command contract, end to end, on folders and files the tests make."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from conftest import random_model
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+import sparsemend
+from sparsemend.masks import load_masks
+
+SCHEMA = json.loads((Path(sparsemend.__file__).parent / "result.schema.json").read_text())
+SEQLEN = 32
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaMA folder and tokens files."""
+    folder = tmp_path_factory.mktemp("workspace")
+    random_model("llama").save_pretrained(folder / "llama")
+    generator = torch.Generator().manual_seed(0)
+    for name, rows in (("cal", 8), ("train", 24), ("test", 6)):
+        tokens = torch.randint(3, 96, (rows, SEQLEN + 8), generator=generator)
+        save_file({"input_ids": tokens}, folder / f"{name}.safetensors")
+    return folder
+
+
+def contract(workspace: Path, out: Path, *overrides: str) -> list[str]:
+    """The documented command for scripts, with this workspace's files."""
+    return [
+        "model=local",
+        f"model.path={workspace / 'llama'}",
+        "model.dtype=float32",
+        "data=tokens",
+        *(
+            f"data.{key}={workspace / name}.safetensors"
+            for key, name in (("calibration", "cal"), ("train", "train"), ("test", "test"))
+        ),
+        f"data.seqlen={SEQLEN}",
+        "data.calibration_samples=8",
+        "pruner=wanda",
+        "sparsity=0.6",
+        "pattern=unstructured",
+        "export=true",
+        "seed=0",
+        f"hydra.run.dir={out}",
+        *overrides,
+    ]
+
+
+def sparsemend_command(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sparsemend.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+ATP_DSNOT = (
+    "sparsity_schedule=atp",
+    "sparsity_schedule.common_difference=0.05",
+    "method=dsnot",
+    "method.max_cycles=50",
+    "method.threshold=0.1",
+    "method.variance_power=1",
+    "method.refine=all",
+    "method.same_sign=false",
+    "method.mode=clean",
+)
+
+
+@pytest.fixture(scope="module")
+def dsnot_run(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the documented command."""
+    out = tmp_path_factory.mktemp("dsnot") / "out"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = sparsemend_command(contract(workspace, out, *ATP_DSNOT), elsewhere)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "dense" in done.stdout
+    assert "repaired" in done.stdout
+    assert str(out / "result.json") in done.stdout
+    return out
+
+
+def result_of(out: Path) -> dict:
+    return json.loads((out / "result.json").read_text())
+
+
+def test_the_result_follows_the_schema_and_the_contract(dsnot_run: Path) -> None:
+    result = result_of(dsnot_run)
+    jsonschema.validate(result, SCHEMA)
+    assert result["status"] == "finished"
+    for state in ("dense", "pruned", "repaired"):
+        assert result["metrics"][state]["perplexity/test"] > 1
+    for stage in ("load", "prune", "repair", "evaluate", "export"):
+        assert result["cost"][stage]["seconds"] >= 0
+        assert result["cost"][stage]["peak_bytes"] > 0
+    # every row of the walk loses int(inputs * rate): at most one weight in 32 below the target
+    assert 0.6 - 1 / 32 <= result["sparsity"]["achieved"] <= 0.6
+
+
+def test_rates_follow_the_progression(dsnot_run: Path) -> None:
+    asked = {v["asked"] for v in result_of(dsnot_run)["sparsity"]["per_linear"].values()}
+    assert sorted(asked) == pytest.approx([0.55, 0.6, 0.65])
+
+
+def test_the_export_reloads_without_this_package_with_the_same_zeros(dsnot_run: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(dsnot_run / "model")
+    masks = load_masks(dsnot_run / "model" / "masks.safetensors")
+    assert len(masks) == 21
+    for name, keep in masks.items():
+        weight = model.get_submodule(name).weight
+        assert not weight.masked_fill(keep, 0).any()
+    zeros = sum(int((model.get_submodule(n).weight == 0).sum()) for n in masks)
+    assert zeros == result_of(dsnot_run)["sparsity"]["zeros"]
+    assert "sparsity_config" not in (dsnot_run / "model" / "config.json").read_text()
+
+
+def test_the_exported_model_has_the_repaired_perplexity(dsnot_run: Path, workspace: Path) -> None:
+    from oracles import perplexity_oracle
+    from safetensors.torch import load_file
+
+    model = AutoModelForCausalLM.from_pretrained(dsnot_run / "model").eval()
+    tokens = load_file(workspace / "test.safetensors")["input_ids"][:, :SEQLEN]
+    expected = result_of(dsnot_run)["metrics"]["repaired"]["perplexity/test"]
+    assert perplexity_oracle.perplexity(model, tokens) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_model_card_tells_how_the_model_was_made(dsnot_run: Path) -> None:
+    card = (dsnot_run / "model" / "README.md").read_text()
+    for expected in ("DSnoT(", "Wanda(", "Atp(", "method=dsnot", "0.6"):
+        assert expected in card
+
+
+def test_repairing_an_exported_checkpoint_keeps_its_support(
+    dsnot_run: Path, workspace: Path, tmp_path: Path
+) -> None:
+    overrides = (
+        f"model.path={dsnot_run / 'model'}",
+        "pruner=existing",
+        "method=masked_lora",
+        "method.max_steps=2",
+    )
+    arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
+    done = sparsemend_command([*arguments, *overrides], tmp_path)
+    assert done.returncode == 0, done.stderr
+    before = load_masks(dsnot_run / "masks.safetensors")
+    after = load_masks(tmp_path / "out" / "masks.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (
+        result_of(tmp_path / "out")["metrics"]["dense"]
+        == result_of(tmp_path / "out")["metrics"]["pruned"]
+    )
+
+
+def test_two_four_with_sparsegpt_exports_two_four(workspace: Path, tmp_path: Path) -> None:
+    arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
+    overrides = ("pruner=sparsegpt", "pattern=2:4", "sparsity=0.5", "method=none")
+    done = sparsemend_command([*arguments, *overrides], tmp_path)
+    assert done.returncode == 0, done.stderr
+    for keep in load_masks(tmp_path / "out" / "masks.safetensors").values():
+        assert torch.all(keep.view(keep.shape[0], -1, 4).sum(dim=2) == 2)
+
+
+def test_a_sweep_prunes_and_repairs_each_cell(workspace: Path, tmp_path: Path) -> None:
+    arguments = [a for a in contract(workspace, tmp_path) if not a.startswith("hydra.run.dir")]
+    done = sparsemend_command(
+        [
+            "-m",
+            *[a for a in arguments if a != "export=true"],
+            "method=none,dsnot",
+            f"hydra.sweep.dir={tmp_path}/sweep",
+        ],
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    results = [result_of(tmp_path / "sweep" / str(n)) for n in range(2)]
+    assert [r["status"] for r in results] == ["finished", "finished"]
+    assert results[0]["metrics"]["pruned"] == results[1]["metrics"]["pruned"]
+
+
+def start(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sparsemend.cli", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{path} never appeared"
+        time.sleep(0.05)
+
+
+def test_a_killed_run_leaves_a_readable_result_and_resumes(workspace: Path, tmp_path: Path) -> None:
+    overrides = ("method=masked_lora", "method.max_steps=3000", "method.checkpoint_every=2")
+    arguments = contract(workspace, tmp_path / "out", *overrides)
+    process = start(arguments, tmp_path)
+    wait_for(tmp_path / "out" / "checkpoints" / "last.ckpt", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert result_of(tmp_path / "out")["status"] == "running"
+    jsonschema.validate(result_of(tmp_path / "out"), SCHEMA)
+    assert not (tmp_path / "out" / "model").exists()
+
+    process = start([*arguments, "resume=auto"], tmp_path)
+    wait_for(tmp_path / "out" / "training-2" / "metrics.csv", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    assert result_of(tmp_path / "out")["status"] == "interrupted"
+    resumed = (tmp_path / "out" / "training-2" / "metrics.csv").read_text().splitlines()
+    header = resumed[0].split(",")
+    assert int(resumed[1].split(",")[header.index("step")]) >= 2
+
+
+def test_a_failed_run_says_why_in_its_result(workspace: Path, tmp_path: Path) -> None:
+    overrides = ("method=masked_lora", "method.optimizer=adamv")
+    done = sparsemend_command(contract(workspace, tmp_path / "out", *overrides), tmp_path)
+    assert done.returncode != 0
+    assert "adamw, sgd, muon" in done.stderr
+    result = result_of(tmp_path / "out")
+    jsonschema.validate(result, SCHEMA)
+    assert result["status"] == "failed"
+    assert "adamw, sgd, muon" in result["error"]["message"]
+
+
+def test_dsnot_on_a_pruned_checkpoint_is_refused(workspace: Path, tmp_path: Path) -> None:
+    arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
+    done = sparsemend_command([*arguments, "pruner=existing", "method=dsnot"], tmp_path)
+    assert done.returncode != 0
+    assert "restarts from dense weights" in done.stderr
+
+
+TOY = '''
+"""A method of a user's own: doubles the kept weights of the first linear."""
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from sparsemend.masks import sparse_linears
+from sparsemend.method.base import RepairMethod, Workbench
+
+
+@dataclass(kw_only=True)
+class Toy(RepairMethod):
+    factor: float
+
+    def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
+        name, linear = next(iter(sparse_linears(model)))
+        linear.set_effective_(linear.weight * self.factor, linear.keep)
+        return {"scaled": name}
+'''
+
+
+def test_adding_a_method_is_one_file_and_one_yaml(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import contracts
+
+    (tmp_path / "toy_method.py").write_text(TOY)
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    yaml = tmp_path / "conf" / "method" / "toy.yaml"
+    yaml.write_text("_target_: toy_method.Toy\nfactor: 2.0  # times the kept weights\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    searchpath = f"hydra.searchpath=[file://{tmp_path}/conf]"
+
+    method = contracts.method_of("toy", searchpath)
+    contracts.check_supports_hold(method, tmp_path)
+    contracts.check_supports_hold(method, tmp_path, pattern="2:4")
+    contracts.check_same_seed_gives_same_bits(lambda: method, tmp_path)
+
+    arguments = contract(workspace, tmp_path / "out", searchpath, "method=toy", "method.factor=3")
+    done = sparsemend_command(arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "out")
+    assert result["repair"] == {"scaled": "model.layers.0.self_attn.q_proj"}
+    assert result["metrics"]["repaired"] != result["metrics"]["pruned"]
