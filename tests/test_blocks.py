@@ -79,6 +79,18 @@ def test_observe_feeds_every_batch_to_every_linear(tokens: Tensor) -> None:
             assert torch.equal(got, want)
 
 
+def test_inputs_that_a_block_flattens_come_back_as_sequences(tokens: Tensor) -> None:
+    visit = next(walk(random_model("opt"), [tokens[:2]]))
+    flattened: list[int] = []
+    handle = visit.linears["fc1"].register_forward_pre_hook(
+        lambda m, given: flattened.append(given[0].ndim)
+    )
+    statistics = visit.observe(Calls)
+    handle.remove()
+    assert flattened == [2], "OPT no longer flattens; test another family"
+    assert statistics["fc1"].inputs[0].shape == (2, 24, 32)
+
+
 def test_linears_with_the_same_input_share_a_statistic() -> None:
     model = random_model("llama")
     visit = next(walk(model, [torch.arange(3, 11).view(2, 4)]))
@@ -123,9 +135,16 @@ def test_a_model_without_linears_in_its_blocks_is_refused() -> None:
 
 def test_fused_experts_are_refused() -> None:
     config = AutoConfig.for_model(
-        "qwen3_moe", num_hidden_layers=2, hidden_size=16, intermediate_size=16,
-        moe_intermediate_size=8, num_experts=4, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=8, vocab_size=50,
+        "qwen3_moe",
+        num_hidden_layers=2,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        num_experts=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=50,
     )
     with pytest.raises(ValueError, match="mixture of experts"):
         check_prunable(AutoModelForCausalLM.from_config(config))

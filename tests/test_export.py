@@ -63,8 +63,9 @@ def test_a_support_of_another_checkpoint_is_refused() -> None:
     name = "model.layers.0.self_attn.q_proj"
     supports = {
         n: torch.ones_like(m.weight, dtype=torch.bool)
-        for n, m in ((n, model.get_submodule(n)) for n in Uniform().allocate(
-            model, [], 0.5, UNSTRUCTURED))
+        for n, m in (
+            (n, model.get_submodule(n)) for n in Uniform().allocate(model, [], 0.5, UNSTRUCTURED)
+        )
     }
     supports[name][0, 0] = False
     with pytest.raises(ValueError, match=f"{name}: the support in the masks file"):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import sparsemend
 from conftest import random_model
 from omegaconf import OmegaConf
 
+import sparsemend
 from sparsemend.results import Result, config_hash, find_unfinished, sparsity_report
 
 SCHEMA = json.loads((Path(sparsemend.__file__).parent / "result.schema.json").read_text())
@@ -76,8 +76,12 @@ def test_sparsity_is_counted_over_block_linears_and_over_all_parameters() -> Non
     weight = model.model.layers[1].mlp.up_proj.weight
     weight.data.zero_()
     report = sparsity_report(model)
-    prunable = sum(m.weight.numel() for b in model.model.layers for m in b.modules()
-                   if type(m).__name__ == "Linear")
+    prunable = sum(
+        m.weight.numel()
+        for b in model.model.layers
+        for m in b.modules()
+        if type(m).__name__ == "Linear"
+    )
     assert report.total.zeros == weight.numel()
     assert report.of_prunable == weight.numel() / prunable
     assert report.of_all == weight.numel() / sum(p.numel() for p in model.parameters())

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -124,7 +125,7 @@ def _bench(model: PreTrainedModel, setting: Setting) -> Workbench:
     )
 
 
-def _no_trainer(**_: object) -> None:  # type: ignore[misc]
+def _no_trainer(*, callbacks: list[Callback], **settings: object) -> Trainer:
     raise RuntimeError("training-free methods need no Trainer")
 
 

@@ -9,7 +9,7 @@ hidden states are recorded at the first block only and then updated in place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,7 +102,7 @@ class Visit:
         observer = _Observer(self.linears, factory)
         with observer.hooked():
             for state in self._states:
-                observer.start_batch()
+                observer.start_batch(state)
                 try:
                     self._forward(state)
                 except _Stop:
@@ -131,9 +131,7 @@ class Visit:
 
     def _forward(self, state: Tensor) -> Tensor:
         arguments = self._arguments[state.shape[0]].on(self._device)
-        output = self.block(
-            state.to(self._device), *arguments.positional, **arguments.keyword
-        )
+        output = self.block(state.to(self._device), *arguments.positional, **arguments.keyword)
         return output if isinstance(output, Tensor) else output[0]
 
 
@@ -239,11 +237,9 @@ def _first_call(
         return call
 
     returns_tuple = _returns_tuple(model, blocks[0], tokens) if whole else False
-    with _forwards_replaced([(block, note(index)) for index, block in enumerate(blocks)]):
-        try:
-            model(input_ids=tokens, use_cache=False)
-        except _Stop:
-            pass
+    notes = [(block, note(index)) for index, block in enumerate(blocks)]
+    with _forwards_replaced(notes), suppress(_Stop):
+        model(input_ids=tokens, use_cache=False)
     return found
 
 
@@ -277,7 +273,7 @@ def _returns_tuple(model: nn.Module, block: nn.Module, tokens: Tensor) -> bool:
 @contextmanager
 def _forwards_replaced(pairs: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     for module, call in pairs:
-        module.forward = call  # type: ignore[method-assign]
+        module.forward = call
     try:
         yield
     finally:
@@ -296,8 +292,10 @@ class _Observer:
         self._inputs: list[tuple[Tensor, str]] = []
         self._calls: list[str] = []
         self._expected: list[str] | None = None
+        self._batch = torch.Size()
 
-    def start_batch(self) -> None:
+    def start_batch(self, state: Tensor) -> None:
+        self._batch = state.shape[:2]
         if self._expected is None and self._calls:
             self._expected = self._calls
         self._calls, self._inputs = [], []
@@ -342,4 +340,6 @@ class _Observer:
             if name not in self._own:
                 linear = self._linears[name]
                 self._own[name] = self._factory(linear.in_features, linear.weight.device)
-            self._own[name].update(inputs)
+            # OPT flattens (B, T, I) to (B T, I) before its MLP; statistics are per sequence
+            flat = inputs.ndim == 2 and len(inputs) == self._batch.numel()
+            self._own[name].update(inputs.unflatten(0, self._batch) if flat else inputs)

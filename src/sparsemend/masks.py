@@ -33,9 +33,12 @@ class SparseLinear(nn.Linear):
     """
 
     packed_keep: Tensor
+    weight: nn.Parameter
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, keep: Tensor) -> None:
-        """Take over `weight` (O, I) and `bias` (O,) without a copy; zero off `keep` (O, I)."""
+    def __init__(self, weight: Tensor, bias: Tensor | None, keep: Tensor) -> None:
+        """Take over the parameters `weight` (O, I) and `bias` (O,); zero off `keep` (O, I)."""
+        if not isinstance(weight, nn.Parameter) or not isinstance(bias, nn.Parameter | None):
+            raise TypeError("SparseLinear takes parameters over; plain tensors would be copied")
         out_features, in_features = weight.shape
         super().__init__(in_features, out_features, bias=False, device="meta")
         self.weight = weight

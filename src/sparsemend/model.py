@@ -63,8 +63,9 @@ class PretrainedModel(ModelSource):
         names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
         if folder.is_dir() and not any((folder / name).exists() for name in names):
             return None
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else self.path,
-                                             revision=self.revision)
+        return AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else self.path, revision=self.revision
+        )
 
 
 @dataclass(kw_only=True)

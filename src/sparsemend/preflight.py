@@ -125,10 +125,10 @@ def check_pruner(cfg: DictConfig, pattern: Pattern) -> None:
 
 
 def check_dtype(cfg: DictConfig) -> None:
-    """model.dtype is one that models are computed in."""
-    dtype = cfg.model.get("dtype")
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype={dtype} is not one of {', '.join(DTYPES)}")
+    """model.dtype and export_dtype are ones that models are computed in."""
+    for key, dtype in (("model.dtype", cfg.model.get("dtype")), ("export_dtype", cfg.export_dtype)):
+        if dtype not in DTYPES and (key == "model.dtype" or dtype is not None):
+            raise ValueError(f"{key}={dtype} is not one of {', '.join(DTYPES)}")
 
 
 def check_progression(cfg: DictConfig, config: ModelConfig) -> None:

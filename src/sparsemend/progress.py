@@ -15,7 +15,5 @@ def track(items: Sequence[Item], what: str) -> Iterator[Item]:
     """Iterate with a transient rich bar when stderr is a terminal."""
     console = Console(stderr=True)
     return iter(
-        rich_track(
-            items, what, console=console, transient=True, disable=not console.is_terminal
-        )
+        rich_track(items, what, console=console, transient=True, disable=not console.is_terminal)
     )

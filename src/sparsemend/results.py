@@ -29,7 +29,13 @@ from sparsemend.stages import Stages
 SCHEMA = "sparsemend-result-1"
 PACKAGES = ("sparsemend", "torch", "lightning", "transformers", "datasets", "hydra-core")
 UNFINISHED = ("running", "failed", "interrupted")
-NOT_HASHED = ("name", "resume", "logger", "export")  # do not change what is computed
+NOT_HASHED = (
+    "name",
+    "resume",
+    "logger",
+    "export",
+    "export_dtype",
+)  # do not change what is computed
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -32,7 +32,7 @@ from sparsemend.hardware import Hardware
 from sparsemend.locations import resolve_path
 from sparsemend.masks import check_supports, save_masks, sparse_linears
 from sparsemend.method.base import RepairMethod, Workbench
-from sparsemend.model import ModelSource
+from sparsemend.model import DTYPES, ModelSource
 from sparsemend.pattern import Pattern
 from sparsemend.prune import adopt, check_widths, prune
 from sparsemend.pruner.base import Pruner
@@ -146,7 +146,7 @@ class Run:
             "calibration_samples": data.calibration_samples,
         }
         if not self.parts.hardware.offload:
-            model.to(self.device)
+            nn.Module.to(model, self.device)
         return model, tokenizer, test
 
     def _evaluate(
@@ -165,10 +165,10 @@ class Run:
         home = next(model.parameters()).device
         metrics: dict[str, float] = {}
         with self.stages.measure("evaluate"):
-            model.to(self.device)
+            nn.Module.to(model, self.device)
             for evaluation in self.parts.evaluation.values():
                 metrics |= evaluation(model, given)
-            model.to(home)
+            nn.Module.to(model, home)
         self.result.content["metrics"][state] = metrics
         self.result.costs(self.stages)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -246,6 +246,8 @@ class Run:
             pattern=str(self.pattern),
         )
         if self.cfg.export:
+            if self.cfg.export_dtype is not None:
+                nn.Module.to(model, DTYPES[self.cfg.export_dtype])
             card = model_card(self.result.content, _command())
             export(to_dense_(model), tokenizer, self.out / "model", masks=masks, card=card)
 
@@ -300,7 +302,7 @@ def _check_together(parts: Parts) -> None:
 
 
 def _check_vocabulary(model: PreTrainedModel, tokens: Tensor) -> None:
-    size = model.get_input_embeddings().weight.shape[0]
+    size = model.config.get_text_config().vocab_size
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= size:
         raise ValueError(
@@ -327,5 +329,3 @@ def quieten() -> None:
     for text in CHATTER:
         warnings.filterwarnings("ignore", message=f".*{text}")
     torch.set_float32_matmul_precision("highest")
-
-

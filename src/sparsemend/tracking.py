@@ -62,6 +62,10 @@ class WandbTracker(Tracker):
         return WandbLogger(experiment=run)
 
     def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
+        from lightning.pytorch.loggers import WandbLogger
+
+        if not isinstance(logger, WandbLogger):
+            raise TypeError(f"expected the WandbLogger of open(), got {type(logger).__name__}")
         run = logger.experiment
         run.summary.update(dict(summary))
         run.finish()

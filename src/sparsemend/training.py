@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -158,7 +159,7 @@ class RepairModule(LightningModule):
         data = TensorDataset(self.validation_windows)
         return DataLoader(data, batch_size=self.plan.batch_size)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         optimizer = make_optimizer(
             self.plan.optimizer,

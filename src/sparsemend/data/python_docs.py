@@ -227,7 +227,8 @@ def _docstrings_of_object(owner: object, name: str, *, depth: int) -> Iterator[D
 def _text_signature(owner: object) -> str:
     signature = inspect.getattr_static(owner, "__text_signature__", None)
     if not isinstance(signature, str):
-        signature = owner.__text_signature__ if isinstance(owner, _BUILTIN_CALLABLES) else None
+        callable_ = isinstance(owner, _BUILTIN_CALLABLES)
+        signature = getattr(owner, "__text_signature__", None) if callable_ else None
     return re.sub(r"\$(self|module|type)(, /)?(, )?", "", signature) if signature else ""
 
 
