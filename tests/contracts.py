@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import random_model
+from families import random_model
 from hydra import compose, initialize_config_dir
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import FAMILIES, random_model
+from families import FAMILIES, random_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 

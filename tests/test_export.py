@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, random_model
+from families import FAMILIES, random_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 

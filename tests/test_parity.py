@@ -14,7 +14,7 @@ from pathlib import Path
 import contracts
 import pytest
 import torch
-from conftest import FAMILIES, random_model
+from families import FAMILIES, random_model
 from oracles import dsnot_oracle, pruner_oracle, statistics_oracle
 from torch import Tensor, nn
 from transformers import PreTrainedModel

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from conftest import random_model
+from families import random_model
 from omegaconf import OmegaConf
 
 import sparsemend

@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from conftest import random_model
+from families import random_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 

@@ -104,7 +104,7 @@ class Visit:
             for state in self._states:
                 observer.start_batch(state)
                 try:
-                    self._forward(state)
+                    self.forward(state)
                 except _Stop:
                     continue
         return observer.statistics()
@@ -112,7 +112,7 @@ class Visit:
     @torch.no_grad()
     def outputs(self) -> list[Tensor]:
         """The block's outputs (B, T, D), one per batch, with the block as it is now."""
-        return [self._forward(state).to(state.device) for state in self._states]
+        return [self.forward(state).to(state.device) for state in self._states]
 
     @property
     def inputs(self) -> Sequence[Tensor]:
@@ -123,13 +123,10 @@ class Visit:
     def advance_(self) -> None:
         """Replace every input by the block's output, in place."""
         for state in self._states:
-            state.copy_(self._forward(state))
+            state.copy_(self.forward(state))
 
     def forward(self, state: Tensor) -> Tensor:
         """The block's output (B, T, D) for one batch of inputs, gradients as the caller set."""
-        return self._forward(state)
-
-    def _forward(self, state: Tensor) -> Tensor:
         arguments = self._arguments[state.shape[0]].on(self._device)
         output = self.block(state.to(self._device), *arguments.positional, **arguments.keyword)
         return output if isinstance(output, Tensor) else output[0]

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import FAMILIES, random_model
+from families import FAMILIES, random_model
 from oracles import perplexity_oracle
 from torch import Tensor
 

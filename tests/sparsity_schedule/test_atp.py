@@ -1,5 +1,5 @@
 import pytest
-from conftest import random_model
+from families import random_model
 from oracles import atp_oracle
 
 from sparsemend.pattern import Pattern

@@ -1,5 +1,5 @@
 import pytest
-from conftest import FAMILIES, random_model
+from families import FAMILIES, random_model
 
 from sparsemend.blocks import prunable_linears
 from sparsemend.pattern import Pattern

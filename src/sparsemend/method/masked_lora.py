@@ -42,14 +42,18 @@ class MaskedLoraLinear(SparseLinear):
 
     def effective_weight(self) -> Tensor:
         update = self.update().masked_fill(~self.keep, 0)
-        return (self.weight.float() + update).to(self.weight.dtype)
+        return (self._base() + update).to(self.weight.dtype)
 
     @torch.no_grad()
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
         """Make `weight * keep` effective by moving the base under the adapter."""
         super().set_effective_(weight, keep)
-        self.weight.copy_(self.weight.float() - self.update())
+        self.weight.copy_(self._base() - self.update())
         self.project_()
+
+    def _base(self) -> Tensor:
+        """The frozen weight in fp32 (fp64 stays), so that a bf16 model rounds the sum once."""
+        return self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
 
 
 @dataclass(kw_only=True)
