@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics as stats
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +227,7 @@ def main() -> None:
     dtype, device = getattr(torch, arguments.pop("dtype")), torch.device(arguments.pop("device"))
     setting = Setting(dtype=dtype, device=device, **arguments)
     quieten()
-    console = Console(width=None)
+    console = Console() if sys.stdout.isatty() else Console(width=100)
     console.print(compare(names, setting, rounds))
     if wants_profile:
         for name in names:
