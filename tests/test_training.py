@@ -8,6 +8,7 @@ import torch
 from contracts import bench_for, bits, method_of, pruned_model
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.method.masked_full import MaskedFull
@@ -36,6 +37,16 @@ class Ordered(MaskedFull):
 
     def callbacks(self) -> list[Callback]:
         return self.order
+
+
+class Dropping(MaskedFull):
+    """Adds dropout to every MLP."""
+
+    def attach(self, model: PreTrainedModel, bench: contracts.Workbench) -> None:
+        for block in model.model.layers:
+            block.mlp.register_forward_hook(
+                lambda module, given, output: torch.dropout(output, 0.5, module.training)
+            )
 
 
 def with_callbacks(order: list[Callback]) -> Ordered:
@@ -134,6 +145,71 @@ def test_an_interrupted_fit_keeps_its_last_checkpoint(tmp_path: Path) -> None:
     assert saved["global_step"] == 2
 
 
+def test_a_resume_knows_the_validations_before_it(tmp_path: Path) -> None:
+    """The best weights lie before the break here; a resume that forgot them would differ."""
+
+    def make() -> MaskedFull:
+        method = method_of("masked_full", "method.schedule=constant", "method.gradient_clip=0")
+        assert isinstance(method, MaskedFull)
+        method.learning_rate, method.validate_every = 3.0, 1
+        return method
+
+    contracts.check_resume_equals_uninterrupted(make, tmp_path)
+
+
+def test_the_last_steps_are_validated_too(tmp_path: Path) -> None:
+    method = method_of("masked_full")
+    assert isinstance(method, MaskedFull)
+    method.validate_every = 2  # of 3 steps
+    report = method.repair(pruned_model(), bench_for(tmp_path))
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=False)
+    assert best["global_step"] == report["steps"] == contracts.STEPS
+
+
+def test_dropout_draws_the_same_after_a_resume(tmp_path: Path) -> None:
+    def make() -> Dropping:
+        method = method_of("masked_full")
+        method.__class__ = Dropping
+        assert isinstance(method, Dropping)
+        return method
+
+    contracts.check_resume_equals_uninterrupted(make, tmp_path)
+
+
+def test_activation_checkpointing_changes_no_bit(tmp_path: Path) -> None:
+    results = []
+    for wanted in ("false", "true"):
+        method = method_of("masked_lora", f"method.activation_checkpointing={wanted}")
+        model = pruned_model()
+        method.repair(model, bench_for(tmp_path / wanted))
+        assert not model.is_gradient_checkpointing
+        results.append(bits(model))
+    contracts.assert_same_bits(*results)
+
+
+def test_weights_in_half_precision_are_not_trained_in_place(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.dtype=float32"):
+        method_of("masked_full").repair(pruned_model().bfloat16(), bench_for(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_steps=0", "max_steps 0 is below 1"),
+        ("precision=bf16-true", "32-true, bf16-mixed, 16-mixed"),
+        ("schedule=cosin", "constant, constant_with_warmup, cosine"),
+        ("learning_rate=0", r"learning_rate 0\.0 is not above 0"),
+        ("warmup_fraction=2", r"is not in \[0, 1\]"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused(override: str, message: str) -> None:
+    key, _, value = override.partition("=")
+    settings = vars(method_of("masked_full"))
+    parsed = type(settings[key])(value)
+    with pytest.raises(ValueError, match=message):
+        MaskedFull(**{**settings, key: parsed})
+
+
 def test_muon_trains_the_same_after_a_resume(tmp_path: Path) -> None:
     def make() -> MaskedFull:
         method = method_of("masked_full", "method.optimizer=muon", "method.scope=all")
@@ -143,10 +219,9 @@ def test_muon_trains_the_same_after_a_resume(tmp_path: Path) -> None:
     contracts.check_resume_equals_uninterrupted(make, tmp_path)
 
 
-def test_an_unknown_optimizer_is_refused_with_the_names(tmp_path: Path) -> None:
-    method = method_of("masked_lora", "method.optimizer=adamv")
+def test_an_unknown_optimizer_is_refused_with_the_names() -> None:
     with pytest.raises(ValueError, match="adamw, sgd, muon"):
-        method.repair(pruned_model(), bench_for(tmp_path))
+        MaskedFull(**{**vars(method_of("masked_full")), "optimizer": "adamv"})
 
 
 def test_a_broken_projection_would_be_seen() -> None:

@@ -52,11 +52,22 @@ def prunable_linears(model: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
+def block_index(name: str, prefix: str) -> int:
+    """Which block a full linear name lies in; `prefix` is the name of the block list."""
+    return int(name[len(prefix) + 1 :].split(".")[0])
+
+
 def check_prunable(model: nn.Module) -> None:
     """Raise ValueError where blocks hold no nn.Linear, or fused 3-D expert weights."""
     _, blocks = find_blocks(model)
     for block in blocks:
-        fused = [n for n, p in block.named_parameters() if p.ndim > 2]
+        fused = [
+            name
+            for module in block.modules()
+            if not isinstance(module, nn.Conv1d | nn.Conv2d)
+            for name, p in module.named_parameters(recurse=False)
+            if p.ndim > 2
+        ]
         if fused:
             raise ValueError(
                 f"{type(model).__name__} holds fused {fused[0]} (mixture of experts), which is no "
@@ -161,11 +172,13 @@ def walk(
             _arguments=arguments[index],
             _device=device,
         )
-        yield visit
-        if index + 1 < len(blocks):
-            visit.advance_()
-        if offload:
-            block.to(home)
+        try:
+            yield visit
+            if index + 1 < len(blocks):
+                visit.advance_()
+        finally:
+            if offload:
+                block.to(home)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ refused value or a failed run, 2 an unknown name, 130 interrupted.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,8 @@ def run_job(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Entry point of the console command."""
+    # names the run folder; workers of a parallel launcher inherit it and agree on the sweep's
+    os.environ["SPARSEMEND_RUN_ID"] = str(os.getpid())
     previous_hook, sys.excepthook = sys.excepthook, report
     try:
         check_command_line()

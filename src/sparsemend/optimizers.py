@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
+OPTIMIZERS = ("adamw", "sgd", "muon")
 BETAS = (0.9, 0.95)  # usual for language models (GPT-3, Brown et al. 2020, App. B)
 
 
@@ -30,7 +31,7 @@ def make_optimizer(
         return AdamW(_groups(parameters, weight_decay), lr=learning_rate, betas=BETAS)
     if name == "muon":
         return MuonWithAdamW(parameters, learning_rate=learning_rate, weight_decay=weight_decay)
-    raise ValueError(f"method.optimizer {name!r} is not one of: adamw, sgd, muon")
+    raise ValueError(f"method.optimizer {name!r} is not one of: {', '.join(OPTIMIZERS)}")
 
 
 def _groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

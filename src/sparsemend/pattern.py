@@ -54,7 +54,12 @@ class Pattern:
         """The pattern of one linear: a mixed pattern resolved at that linear's sparsity."""
         if not self.mixed:
             return self
-        return Pattern(round(self.group_size * (1 - sparsity)), self.group_size)
+        kept = self.group_size * (1 - sparsity)
+        if abs(kept - round(kept)) > 1e-6:
+            raise ValueError(
+                f"sparsity {sparsity} keeps {kept:g} of {self.group_size} inputs, no whole number"
+            )
+        return Pattern(round(kept), self.group_size)
 
     def check_sparsity(self, sparsity: float) -> None:
         """Raise ValueError unless `sparsity` is in [0, 1) and is what an N:M pattern implies."""
@@ -62,7 +67,7 @@ class Pattern:
             raise ValueError(f"sparsity {sparsity} is not in [0, 1)")
         if self.unstructured or self.mixed:
             return
-        if abs(sparsity - self.sparsity) > 1e-9:
+        if abs(sparsity - self.sparsity) > 1e-6:  # six digits of 1/3 are enough
             raise ValueError(
                 f"sparsity {sparsity} contradicts pattern {self}, which keeps {self.kept} of every "
                 f"{self.group_size} inputs; set sparsity={self.sparsity:g}"

@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from sparsemend.blocks import find_blocks, prunable_linears
+from sparsemend.blocks import block_index, find_blocks, prunable_linears
 from sparsemend.files import write_json
 from sparsemend.masks import LinearCount, SparsityReport, count_zeros
 from sparsemend.stages import Stages
@@ -94,7 +94,7 @@ def sparsity_report(model: nn.Module) -> SparsityReport:
     prefix, _ = find_blocks(model)
     per_block: dict[str, LinearCount] = {}
     for name, count in per_linear.items():
-        block = f"{prefix}.{name[len(prefix) + 1 :].split('.')[0]}"
+        block = f"{prefix}.{block_index(name, prefix)}"
         per_block[block] = per_block.get(block, LinearCount(0, 0)) + count
     return SparsityReport(per_linear, per_block, sum(p.numel() for p in model.parameters()))
 
@@ -132,7 +132,7 @@ def provenance() -> dict[str, Any]:
 def find_unfinished(folder: Path, digest: str) -> Path | None:
     """The newest run folder under `folder` with this config hash that did not finish.
 
-    A run that is still alive on this machine is left alone.
+    A run that is still alive, or runs on another machine, is left alone.
     """
     found = []
     for path in folder.rglob("result.json"):
@@ -148,8 +148,10 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
 
 def _alive(content: Mapping[str, Any]) -> bool:
     process = content.get("process", {})
-    if content.get("status") != "running" or process.get("host") != platform.node():
+    if content.get("status") != "running":
         return False
+    if process.get("host") != platform.node():
+        return True  # cannot be seen from here; resume it by naming its folder
     if process["pid"] == os.getpid():
         return False
     try:

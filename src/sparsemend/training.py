@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,10 +25,24 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from transformers import PreTrainedModel, get_scheduler
 
+from sparsemend.files import replacing
 from sparsemend.masks import sparse_linears
-from sparsemend.optimizers import make_optimizer
+from sparsemend.optimizers import OPTIMIZERS, make_optimizer
 
 VALIDATION_LOSS = "validation/loss"
+CHOICES = {
+    "optimizer": OPTIMIZERS,
+    # *-true would round every buffer of the model too, the rotary frequencies among them
+    "precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "schedule": (
+        "constant",
+        "constant_with_warmup",
+        "cosine",
+        "cosine_with_restarts",
+        "linear",
+        "polynomial",
+    ),
+}
 
 
 class TrainerFactory(Protocol):
@@ -55,7 +70,27 @@ class TrainingPlan:
     patience: int
     keep_best: bool
     checkpoint_every: int
+    activation_checkpointing: bool
     compile: bool
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "accumulate", "validate_every", "patience"):
+            _check_at_least_one(name, getattr(self, name))
+        for name in ("validation_windows", "checkpoint_every"):
+            _check_at_least_one(name, getattr(self, name))
+        if not self.learning_rate > 0:
+            raise ValueError(f"method.learning_rate {self.learning_rate} is not above 0")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ValueError(f"method.warmup_fraction {self.warmup_fraction} is not in [0, 1]")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"method.{name} {value!r} is not one of: {', '.join(choices)}")
+
+
+def _check_at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"method.{name} {value} is below 1")
 
 
 class RepairModule(LightningModule):
@@ -92,13 +127,7 @@ class RepairModule(LightningModule):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
-        last = ModelCheckpoint(
-            dirpath=out / "checkpoints",
-            filename="last",
-            every_n_train_steps=self.plan.checkpoint_every,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
+        last = LastCheckpoint(self.plan, out / "checkpoints" / "last.ckpt")
         stop = EarlyStopping(
             VALIDATION_LOSS, patience=self.plan.patience, check_on_train_epoch_end=False
         )
@@ -114,12 +143,8 @@ class RepairModule(LightningModule):
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
-        self.model.train()
-        if self.plan.compile:
-            self.model.compile()
-        trainer.fit(self, ckpt_path=resume_from, weights_only=False)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        with self._prepared():
+            trainer.fit(self, ckpt_path=resume_from, weights_only=False)
         if self.plan.keep_best and best.best_model_path:
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=False)
             self.load_state_dict(checkpoint["state_dict"], strict=False)
@@ -128,6 +153,30 @@ class RepairModule(LightningModule):
             "steps": trainer.global_step,
             VALIDATION_LOSS: None if score is None else float(score),
         }
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Train mode, and what the plan asks of the model's forward, all undone at the end."""
+        self.model.train()
+        if self.plan.activation_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.plan.compile:
+            self.model.compile()
+        try:
+            yield
+        finally:
+            self.model._compiled_call_impl = None
+            if self.plan.activation_checkpointing:
+                self.model.gradient_checkpointing_disable()
+
+    def on_train_batch_start(self, batch: list[Tensor], batch_index: int) -> None:
+        # dropout draws what it would draw in an uninterrupted run
+        torch.manual_seed(self.seed * 1_000_003 + batch_index)
+
+    def on_train_batch_end(self, outputs: Any, batch: list[Tensor], batch_index: int) -> None:
+        # a stop that is asked for is preceded by a validation, the last of the plan's steps is not
+        if self.global_step >= self.plan.max_steps:
+            self.trainer.should_stop = True
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         loss = next_token_loss(self.model, batch[0])
@@ -189,6 +238,40 @@ class RepairModule(LightningModule):
             for name, value in checkpoint["state_dict"].items()
             if name in trained or name.endswith("packed_keep")
         }
+
+
+class LastCheckpoint(Checkpoint):
+    """last.ckpt every plan.checkpoint_every steps, after that step's validation if there is one.
+
+    Lightning does not repeat on resume a validation that was due when the checkpoint was written,
+    so it must not be written before it.
+    """
+
+    def __init__(self, plan: TrainingPlan, path: Path) -> None:
+        self.plan, self.path = plan, path
+        self._saved = 0
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step = trainer.global_step
+        if step % self.plan.validate_every and step < self.plan.max_steps:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step > self._saved and step % self.plan.checkpoint_every == 0:
+            with replacing(self.path) as partial:
+                trainer.save_checkpoint(partial)
+            self._saved = step
 
 
 class SteppedBatches(Sampler[list[int]]):

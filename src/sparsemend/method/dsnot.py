@@ -258,7 +258,8 @@ class DSnoT(RepairMethod):
         updated = self.sparsegpt_weights == "obs"
         if self.start == "given":
             score = dense.float().abs() * observed.moments.squared.sqrt()
-            weight, keep = given.weight, unpack(given.packed_keep, dense.shape[1])
+            weight = None if given.weight is None else given.weight.to(dense.device)
+            keep = unpack(given.packed_keep.to(dense.device), dense.shape[1])
         else:
             score = pruner.score(dense, observed.of_pruner)
             if not updated:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -23,11 +24,18 @@ class MaskedFull(TrainedRepair):
     scope: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scope not in ("linears", "all"):
             raise ValueError(f"method.scope {self.scope!r} is not one of: linears, all")
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
-        """Nothing to attach: the weights are the parameters."""
+        """Nothing to attach: the weights are the parameters, and must be able to move."""
+        if model.dtype != torch.float32:
+            raise ValueError(
+                f"method=masked_full trains the weights in place, and at usual learning rates "
+                f"{model.dtype} rounds most updates away; set model.dtype=float32 and, for speed, "
+                "method.precision=bf16-mixed"
+            )
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         if self.scope == "all":

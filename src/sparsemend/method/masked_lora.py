@@ -64,6 +64,7 @@ class MaskedLora(TrainedRepair):
     alpha: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rank < 1:
             raise ValueError(f"method.rank {self.rank} is below 1")
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sparsemend.blocks import find_blocks, linears_of
+from sparsemend.blocks import block_index, find_blocks, linears_of
 from sparsemend.pattern import Pattern
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule, mixed_tolerance
 from sparsemend.sparsity_schedule.progression import check_difference, mixed_kept, rates
 
 
@@ -51,7 +51,6 @@ class Atp(SparsitySchedule):
             size = pattern.group_size
             kept = mixed_kept(per_block, size, sparsity)
             per_block = [1 - n / size for n in kept]
-            # largest-remainder rounding keeps the block mean within half a unit of L * M
-            tolerance = 0.5 / (size * len(blocks)) + 1e-9
-        by_name = {name: per_block[int(name[len(prefix) + 1 :].split(".")[0])] for name in sizes}
+            tolerance = mixed_tolerance(pattern, len(blocks))
+        by_name = {name: per_block[block_index(name, prefix)] for name in sizes}
         return Allocation(by_name, sizes, sparsity, tolerance)

@@ -51,6 +51,11 @@ class Allocation(Mapping[str, float]):
         return len(self.rates)
 
 
+def mixed_tolerance(pattern: Pattern, blocks: int) -> float:
+    """What rounding to whole N per block may add to the mean: half a unit of blocks * M."""
+    return 0.5 / (pattern.group_size * blocks) + 1e-9
+
+
 class SparsitySchedule(ABC):
     """Gives every prunable linear its own sparsity."""
 

@@ -7,17 +7,23 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sparsemend.blocks import prunable_linears
+from sparsemend.blocks import block_index, find_blocks, prunable_linears
 from sparsemend.pattern import Pattern
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule, mixed_tolerance
+from sparsemend.sparsity_schedule.progression import mixed_kept
 
 
 @dataclass(kw_only=True)
 class Uniform(SparsitySchedule):
-    """The same rate everywhere."""
+    """The same rate everywhere; a mixed pattern spreads its rounding over the blocks."""
 
     def allocate(
         self, model: nn.Module, batches: Sequence[Tensor], sparsity: float, pattern: Pattern
     ) -> Allocation:
         sizes = {name: linear.weight.numel() for name, linear in prunable_linears(model).items()}
+        if pattern.mixed:
+            prefix, blocks = find_blocks(model)
+            kept = mixed_kept([sparsity] * len(blocks), pattern.group_size, sparsity)
+            rates = {n: 1 - kept[block_index(n, prefix)] / pattern.group_size for n in sizes}
+            return Allocation(rates, sizes, sparsity, mixed_tolerance(pattern, len(blocks)))
         return Allocation(dict.fromkeys(sizes, sparsity), sizes, sparsity)
