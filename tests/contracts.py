@@ -105,8 +105,8 @@ def bench_for(out: Path, *extra: Callback, pattern: str = "unstructured") -> Wor
     parsed = Pattern.parse(pattern)
     return Workbench(
         calibration=windows(8).split(1),
-        train=lambda: windows(12, seed=8),
-        validation=lambda: windows(4, seed=9),
+        train=windows(12, seed=8),
+        validation=windows(4, seed=9),
         pruner=Wanda(variant=False),
         allocation=Uniform().allocate(model, [], SPARSITY, parsed),
         sparsity=SPARSITY,

@@ -148,3 +148,27 @@ def test_fused_experts_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="mixture of experts"):
         check_prunable(AutoModelForCausalLM.from_config(config))
+
+
+def test_blocks_whose_arguments_depend_on_the_tokens_are_refused(tokens: Tensor) -> None:
+    model = random_model("llama")
+
+    def depend(module: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
+        named["extra"] = given[0].sum()
+        return given, named
+
+    model.model.layers[1].register_forward_pre_hook(depend, with_kwargs=True)
+    with pytest.raises(ValueError, match="depend on the tokens"):
+        next(walk(model, [tokens[:2], tokens[2:4]]))
+
+
+def test_a_walk_that_is_left_brings_its_block_home() -> None:
+    model = random_model("llama")
+    moved: list[str] = []
+    block = find_blocks(model)[1][0]
+    original = block.to
+    block.to = lambda device: moved.append(str(device)) or original(device)
+    steps = walk(model, [torch.arange(3, 11).view(2, 4)], offload=True)
+    next(steps)
+    steps.close()
+    assert len(moved) == 2

@@ -111,8 +111,8 @@ def swapping(model: PreTrainedModel, setting: Setting) -> None:
 def _bench(model: PreTrainedModel, setting: Setting) -> Workbench:
     return Workbench(
         calibration=setting.batches(),
-        train=lambda: torch.empty(0),
-        validation=lambda: torch.empty(0),
+        train=torch.empty(0),
+        validation=torch.empty(0),
         pruner=Wanda(variant=False),
         allocation=Uniform().allocate(model, [], setting.sparsity, UNSTRUCTURED),
         sparsity=setting.sparsity,

@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparsemend.statistics import Statistic
-
-Factory = Callable[[int, torch.device], Statistic]
+from sparsemend.statistics import Statistic, StatisticFactory
 
 
 class _Stop(Exception):
@@ -105,7 +103,7 @@ class Visit:
         self.linears[name] = linear
 
     @torch.no_grad()
-    def observe(self, factory: Factory) -> dict[str, Statistic]:
+    def observe(self, factory: StatisticFactory) -> dict[str, Statistic]:
         """One pass over the calibration batches; a statistic per linear, fed by hooks.
 
         Linears that are handed the very same input tensor share one statistic object.
@@ -215,14 +213,35 @@ def _record(
     home = next(model.parameters()).device
     states = []
     arguments: list[dict[int, _Arguments]] = [{} for _ in blocks]
-    for batch in batches:
+    for number, batch in enumerate(batches):
         tokens = batch.to(home)
-        seen = arguments[0].get(tokens.shape[0])
-        state, *called = _first_call(model, blocks, tokens, whole=seen is None)
+        size = tokens.shape[0]
+        # the second batch is recorded whole as well, to see that tokens do not change the arguments
+        whole = size not in arguments[0] or number == 1
+        state, *called = _first_call(model, blocks, tokens, whole=whole)
         states.append(state.clone())
         for index, call in enumerate(called):
-            arguments[index][tokens.shape[0]] = call
+            earlier = arguments[index].setdefault(size, call)
+            if not _same(earlier.positional, call.positional) or not _same(
+                earlier.keyword, call.keyword
+            ):
+                raise ValueError(
+                    f"block {index} of {type(model).__name__} is given arguments that depend on "
+                    "the tokens; a block-wise walk cannot propagate them, so this family is not "
+                    "supported"
+                )
     return states, arguments
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arguments of a block hold equal tensors; other values need the same type."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and bool(torch.equal(one, other))
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return type(one) is type(other)
 
 
 def _first_call(
@@ -294,7 +313,7 @@ def _forwards_replaced(pairs: list[tuple[nn.Module, Callable[..., Any]]]) -> Ite
 class _Observer:
     """Feeds one statistic per distinct input tensor; ends a forward after its last linear."""
 
-    def __init__(self, linears: dict[str, nn.Linear], factory: Factory) -> None:
+    def __init__(self, linears: dict[str, nn.Linear], factory: StatisticFactory) -> None:
         self._linears = linears
         self._factory = factory
         self._own: dict[str, Statistic] = {}

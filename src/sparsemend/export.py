@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.evaluation.perplexity import METRIC
 from sparsemend.masks import SparseLinear, sparse_linears
 
 CARD = """---
@@ -92,7 +93,7 @@ def model_card(result: Mapping[str, Any], command: str) -> str:
     """The README.md of an exported model, from the content of its result.json."""
     config, sparsity, protocol = result["config"], result["sparsity"], result["protocol"]
     metrics = "\n".join(
-        f"| {state} | {_number(values.get('perplexity/test'))} |"
+        f"| {state} | {_number(values.get(METRIC))} |"
         for state, values in result["metrics"].items()
     )
     return CARD.format(

@@ -29,6 +29,8 @@ class Hardware:
 
     def prepare(self) -> torch.device:
         """Set the thread count and return the device; raises ValueError when it is not there."""
+        if self.devices != 1:
+            raise ValueError(f"hardware.devices={self.devices}: only one device is supported yet")
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.accelerator == "gpu":

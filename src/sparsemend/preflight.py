@@ -100,6 +100,10 @@ def check_pruner(cfg: DictConfig, pattern: Pattern) -> None:
             f"pruner=none keeps every weight, but sparsity is {cfg.sparsity}; set sparsity=0 or "
             "choose a pruner, for example pruner=wanda"
         )
+    if _builds(pruner, "none") and not pattern.unstructured:
+        raise ValueError(
+            f"pruner=none keeps every weight, but pattern is {pattern}; set pattern=unstructured"
+        )
     if pruner.get("variant") and not _uniform(cfg):
         raise ValueError(
             "pruner.variant=true chooses one threshold for the uniform sparsity and ignores "

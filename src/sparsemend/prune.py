@@ -139,6 +139,8 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
         count = LinearCount(int((~keep).sum()), keep.numel())
         rates[name] = count.sparsity
     total = sum((count_zeros(m) for m in prunable_linears(model).values()), LinearCount(0, 0))
+    if not total.zeros:
+        raise ValueError("pruner=existing found no zero in this model; choose a pruner to prune it")
     source = "zeros" if supports is None else "masks file"
     log.info("existing support from its %s: %d zeros, %.6f", source, total.zeros, total.sparsity)
     return rates

@@ -5,10 +5,10 @@ The only place that instantiates configured objects.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,16 +27,18 @@ from transformers.utils import logging as transformers_logging
 from sparsemend.blocks import check_prunable
 from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.evaluation.perplexity import METRIC
 from sparsemend.export import export, model_card, to_dense_
 from sparsemend.hardware import Hardware
 from sparsemend.locations import resolve_path
 from sparsemend.masks import check_supports, save_masks, sparse_linears
-from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.method.base import RepairMethod, TrainedRepair, Workbench
 from sparsemend.model import DTYPES, ModelSource
 from sparsemend.pattern import Pattern
 from sparsemend.prune import adopt, check_widths, prune
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.existing import Existing
+from sparsemend.pruner.none import NoPruner
 from sparsemend.results import Result, find_unfinished, sparsity_report, sparsity_section
 from sparsemend.sparsity_schedule.base import SparsitySchedule
 from sparsemend.stages import Stages
@@ -45,7 +47,6 @@ from sparsemend.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
-OBJECTIVE = "perplexity/test"
 CHATTER = (  # warnings of Lightning about choices that are deliberate here
     "in eval mode at the start",
     "isinstance.treespec",
@@ -82,7 +83,7 @@ def run(cfg: DictConfig) -> float:
     except BaseException as error:
         result.fail(error)
         raise
-    return float(result.content["metrics"]["repaired"].get(OBJECTIVE) or "nan")
+    return float(result.content["metrics"]["repaired"].get(METRIC) or "nan")
 
 
 def _parts(cfg: DictConfig) -> Parts:
@@ -94,6 +95,16 @@ def _parts(cfg: DictConfig) -> Parts:
         for group in Parts.__dataclass_fields__
     }
     return Parts(**built)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows (N, T) of one run; empty where nothing will read them."""
+
+    test: Tensor
+    calibration: Tensor
+    train: Tensor
+    validation: Tensor
 
 
 class Run:
@@ -111,43 +122,71 @@ class Run:
         self.logger = parts.logger.open(out, result.content["config"])
 
     def carry_out(self) -> None:
+        """Every stage in order; what was measured is on disk also when one of them fails."""
+        try:
+            self._carry_out()
+        except BaseException:
+            self.parts.logger.abandon(self.logger)
+            raise
+        finally:
+            self.result.costs(self.stages)
+
+    def _carry_out(self) -> None:
         with self.stages.measure("load"):
-            model, tokenizer, test = self._load()
-        self._evaluate("dense", model, tokenizer, test)
+            tokenizer = self.parts.model.tokenizer()
+            windows = self._read_windows(tokenizer)
+            model = self._load(windows)
+        self._evaluate("dense", model, tokenizer, windows.test)
         with self.stages.measure("prune"):
-            calibration, allocation = self._prune(model, tokenizer)
-        self._evaluate("pruned", model, tokenizer, test)
+            calibration = windows.calibration.split(self.parts.hardware.walk_batch)
+            allocation = self._prune(model, calibration)
+        self._evaluate("pruned", model, tokenizer, windows.test)
         with self.stages.measure("repair"):
-            bench = self._workbench(tokenizer, calibration, allocation)
+            bench = self._workbench(windows, calibration, allocation)
             diagnostics = self.parts.method.repair(model, bench)
             check_supports(model)
+        self.result.costs(self.stages)
         self._record_repair(diagnostics)
-        self._evaluate("repaired", model, tokenizer, test)
+        self._evaluate("repaired", model, tokenizer, windows.test)
         with self.stages.measure("export"):
             self._export(model, tokenizer, allocation)
         self._finish()
 
-    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, Tensor]:
-        model = self.parts.model.load(seed=self.cfg.seed)
-        check_prunable(model)
-        check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
-        tokenizer = self.parts.model.tokenizer()
-        data = self.parts.data
-        test = data.test(tokenizer)
-        _check_vocabulary(model, test)
+    def _read_windows(self, tokenizer: PreTrainedTokenizerBase | None) -> Windows:
+        """Every window this run will need, before the model is loaded: bad data costs seconds."""
+        data, method = self.parts.data, self.parts.method
+        trained = isinstance(method, TrainedRepair)
+        calibrated = self.parts.pruner.needs_calibration or method.needs_calibration
+        none = torch.empty(0, data.seqlen, dtype=torch.int64)
+        windows = Windows(
+            test=data.test(tokenizer),
+            calibration=data.calibration(tokenizer, seed=self.cfg.seed) if calibrated else none,
+            train=data.train(tokenizer) if trained else none,
+            validation=data.validation(tokenizer) if trained else none,
+        )
+        test = windows.test
         self.result.content["protocol"] = {
             "corpus": data.name,
             "split": "test",
             "tokens": test.numel(),
             "windows": test.shape[0],
             "seqlen": test.shape[1],
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": self.cfg.model.dtype,
             "data_hash": data.fingerprint(),
             "calibration_samples": data.calibration_samples,
         }
+        return windows
+
+    def _load(self, windows: Windows) -> PreTrainedModel:
+        model = self.parts.model.load(seed=self.cfg.seed)
+        check_prunable(model)
+        if not isinstance(self.parts.pruner, Existing | NoPruner):
+            check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
+        for tokens in (windows.test, windows.calibration, windows.train, windows.validation):
+            _check_vocabulary(model, tokens)
         if not self.parts.hardware.offload:
             nn.Module.to(model, self.device)
-        return model, tokenizer, test
+        return model
 
     def _evaluate(
         self,
@@ -174,17 +213,10 @@ class Run:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         log.info("%-8s  %s", state, shown)
 
-    def _prune(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
-    ) -> tuple[Sequence[Tensor], Mapping[str, float]]:
-        parts, hardware, cfg = self.parts, self.parts.hardware, self.cfg
-        batches: Sequence[Tensor] = ()
-        if parts.pruner.needs_calibration or parts.method.needs_calibration:
-            windows = parts.data.calibration(tokenizer, seed=cfg.seed)
-            _check_vocabulary(model, windows)
-            batches = windows.split(hardware.walk_batch)
+    def _prune(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Mapping[str, float]:
+        parts, cfg = self.parts, self.cfg
         if isinstance(parts.pruner, Existing):
-            return batches, adopt(model, parts.pruner.supports(self._model_folder()))
+            return adopt(model, parts.pruner.supports(resolve_path(cfg.model.path)))
         schedule = parts.sparsity_schedule
         allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern)
         prune(
@@ -194,24 +226,21 @@ class Run:
             allocation,
             self.pattern,
             device=self.device,
-            offload=hardware.offload,
+            offload=parts.hardware.offload,
         )
-        return batches, allocation
-
-    def _model_folder(self) -> str:
-        return resolve_path(self.cfg.model.get("path", ""))
+        return allocation
 
     def _workbench(
         self,
-        tokenizer: PreTrainedTokenizerBase | None,
+        windows: Windows,
         calibration: Sequence[Tensor],
         allocation: Mapping[str, float],
     ) -> Workbench:
         parts = self.parts
         return Workbench(
             calibration=calibration,
-            train=lambda: parts.data.train(tokenizer),
-            validation=lambda: parts.data.validation(tokenizer),
+            train=windows.train,
+            validation=windows.validation,
             pruner=parts.pruner,
             allocation=allocation,
             sparsity=self.cfg.sparsity,
@@ -278,6 +307,7 @@ def _run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
             log.info("resume=auto: no unfinished run of this config, starting afresh")
             return fresh, None
     assert folder is not None
+    _check_resumable(folder, Result(fresh / "result.json", cfg).content["config_hash"])
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if not checkpoint.exists():
         if cfg.resume != "auto":
@@ -285,6 +315,19 @@ def _run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
         return folder, None
     log.info("resuming in %s", folder)
     return folder, checkpoint
+
+
+def _check_resumable(folder: Path, digest: str) -> None:
+    """Raise ValueError unless the folder holds an unfinished run of this very configuration."""
+    path = folder / "result.json"
+    if not path.exists():
+        raise FileNotFoundError(f"resume={folder}: {path} does not exist; give a run folder")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["status"] == "finished" or content["config_hash"] != digest:
+        raise ValueError(
+            f"resume={folder}: that run is finished or of another configuration; give its own "
+            "overrides, or resume=auto"
+        )
 
 
 def _search_root(fresh: Path, name: str) -> Path:
@@ -302,6 +345,8 @@ def _check_together(parts: Parts) -> None:
 
 
 def _check_vocabulary(model: PreTrainedModel, tokens: Tensor) -> None:
+    if not tokens.numel():
+        return
     size = model.config.get_text_config().vocab_size
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= size:
@@ -316,7 +361,8 @@ def _device_name(device: torch.device) -> str:
 
 
 def _command() -> str:
-    return shlex.join(["sparsemend", *sys.argv[1:]])
+    """This job's own command line, also where it is one of a sweep's."""
+    return shlex.join(["sparsemend", *HydraConfig.get().overrides.task])
 
 
 def quieten() -> None:

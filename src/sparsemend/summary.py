@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from sparsemend.evaluation.perplexity import METRIC
+
 STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
 
 
@@ -26,7 +28,7 @@ def summary_table(result: Mapping[str, Any]) -> Table:
         cost = result["cost"][stage]
         table.add_row(
             _label(state, config),
-            _perplexity(result["metrics"][state].get("perplexity/test")),
+            _perplexity(result["metrics"][state].get(METRIC)),
             "-" if dense else f"{sparsity['target']:.4f}",
             "-" if dense else f"{sparsity['achieved']:.4f}",
             f"{cost['seconds']:.1f}",

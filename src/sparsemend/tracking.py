@@ -22,6 +22,10 @@ class Tracker(ABC):
     def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
         """Record final numbers and close; `result.json` stays the truth."""
 
+    @abstractmethod
+    def abandon(self, logger: Logger) -> None:
+        """Close after a failure, so that the next job of a sweep opens a run of its own."""
+
 
 @dataclass(kw_only=True)
 class CsvTracker(Tracker):
@@ -34,6 +38,9 @@ class CsvTracker(Tracker):
 
     def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
         logger.finalize("success")
+
+    def abandon(self, logger: Logger) -> None:
+        logger.finalize("failed")
 
 
 @dataclass(kw_only=True)
@@ -62,10 +69,16 @@ class WandbTracker(Tracker):
         return WandbLogger(experiment=run)
 
     def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
+        run = self._run(logger)
+        run.summary.update(dict(summary))
+        run.finish()
+
+    def abandon(self, logger: Logger) -> None:
+        self._run(logger).finish(exit_code=1)
+
+    def _run(self, logger: Logger) -> Any:
         from lightning.pytorch.loggers import WandbLogger
 
         if not isinstance(logger, WandbLogger):
             raise TypeError(f"expected the WandbLogger of open(), got {type(logger).__name__}")
-        run = logger.experiment
-        run.summary.update(dict(summary))
-        run.finish()
+        return logger.experiment

@@ -25,11 +25,15 @@ from sparsemend.training import EnforceMasks, RepairModule, TrainerFactory, Trai
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """What a method may use besides the model."""
+    """What a method may use besides the model.
+
+    calibration: token batches (B, T); train and validation: windows (N, T), empty where the
+    method does not train.
+    """
 
     calibration: Sequence[Tensor]
-    train: Callable[[], Tensor]
-    validation: Callable[[], Tensor]
+    train: Tensor
+    validation: Tensor
     pruner: Pruner
     allocation: Mapping[str, float]  # full linear name -> sparsity
     sparsity: float
@@ -92,7 +96,7 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         for parameter in parameters:
             parameter.requires_grad_(True)
         module = RepairModule(
-            model, self, self.callbacks(), bench.train(), bench.validation(), seed=bench.seed
+            model, self, self.callbacks(), bench.train, bench.validation, seed=bench.seed
         )
         report = module.fit(bench.make_trainer, out=bench.out, resume_from=bench.resume_from)
         model.requires_grad_(False).eval().zero_grad(set_to_none=True)

@@ -34,7 +34,7 @@ class Existing(Pruner):
     def __call__(
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
     ) -> Pruned:
-        """Keep what is not zero; for linears that `supports` says nothing about."""
+        """Keep what is not zero."""
         return Pruned(weight, weight != 0)
 
     def supports(self, model_path: str | Path) -> dict[str, Tensor] | None:
