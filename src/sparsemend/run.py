@@ -53,6 +53,7 @@ CHATTER = (  # warnings of Lightning about choices that are deliberate here
     "does not have many workers",
     "Checkpoint directory .* exists",
     "Experiment logs directory .* exists",
+    "You.re resuming from a checkpoint that ended before the epoch ended",
 )
 
 

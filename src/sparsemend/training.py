@@ -159,7 +159,7 @@ class RepairModule(LightningModule):
         """Train mode, and what the plan asks of the model's forward, all undone at the end."""
         self.model.train()
         if self.plan.activation_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         if self.plan.compile:
             self.model.compile()
         try:
@@ -167,7 +167,7 @@ class RepairModule(LightningModule):
         finally:
             self.model._compiled_call_impl = None
             if self.plan.activation_checkpointing:
-                self.model.gradient_checkpointing_disable()
+                self.model.activation_checkpointing_disable()
 
     def on_train_batch_start(self, batch: list[Tensor], batch_index: int) -> None:
         # dropout draws what it would draw in an uninterrupted run
