@@ -136,7 +136,7 @@ class Visit:
 
     def forward(self, state: Tensor) -> Tensor:
         """The block's output (B, T, D) for one batch of inputs, gradients as the caller set."""
-        arguments = self._arguments[state.shape[0]].on(self._device)
+        arguments = self._arguments[state.shape[0]]
         output = self.block(state.to(self._device), *arguments.positional, **arguments.keyword)
         return output if isinstance(output, Tensor) else output[0]
 
@@ -167,7 +167,7 @@ def walk(
             name=f"{prefix}.{index}",
             block=block,
             _states=states,
-            _arguments=arguments[index],
+            _arguments={size: call.on(device) for size, call in arguments[index].items()},
             _device=device,
         )
         try:
@@ -196,8 +196,10 @@ class _Arguments:
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
-    if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
+    if isinstance(value, tuple | list):
+        return type(value)(_moved(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
     return value
 
 

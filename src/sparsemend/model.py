@@ -87,9 +87,9 @@ class UntrainedModel(ModelSource):
         return model.eval()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from sparsemend.data.python_docs import split_text
+        from sparsemend.data.python_docs import SEPARATOR, split_text
 
-        return train_tokenizer(split_text("train").split("\n\n\n"), self.vocabulary)
+        return train_tokenizer(split_text("train").split(SEPARATOR), self.vocabulary)
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
