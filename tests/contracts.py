@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.blocks import prunable_linears
+from sparsemend.data.base import Examples
 from sparsemend.locations import conf_folder
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.method.base import RepairMethod, TrainedRepair, Workbench
@@ -105,8 +106,8 @@ def bench_for(out: Path, *extra: Callback, pattern: str = "unstructured") -> Wor
     parsed = Pattern.parse(pattern)
     return Workbench(
         calibration=windows(8).split(1),
-        train=windows(12, seed=8),
-        validation=windows(4, seed=9),
+        train=Examples.of(windows(12, seed=8)),
+        validation=Examples.of(windows(4, seed=9)),
         pruner=Wanda(variant=False),
         allocation=Uniform().allocate(model, [], SPARSITY, parsed),
         sparsity=SPARSITY,

@@ -1,4 +1,7 @@
 import copy
+import logging
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from sparsemend.batches import SteppedBatches, labelled, next_token_loss
+from sparsemend.data.base import UNLABELLED
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.method.masked_full import MaskedFull
 from sparsemend.training import EnforceMasks, UpdateMasks
@@ -196,10 +201,11 @@ def test_weights_in_half_precision_are_not_trained_in_place(tmp_path: Path) -> N
     ("override", "message"),
     [
         ("max_steps=0", "max_steps 0 is below 1"),
-        ("precision=bf16-true", "32-true, bf16-mixed, 16-mixed"),
+        ("precision=16-true", "32-true, bf16-mixed, 16-mixed, bf16-true"),
         ("schedule=cosin", "constant, constant_with_warmup, cosine"),
         ("learning_rate=0", r"learning_rate 0\.0 is not above 0"),
         ("warmup_fraction=2", r"is not in \[0, 1\]"),
+        ("min_learning_rate=0.5", r"min_learning_rate 0\.5 is not in \[0, method\.learning_rate"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused(override: str, message: str) -> None:
@@ -222,6 +228,108 @@ def test_muon_trains_the_same_after_a_resume(tmp_path: Path) -> None:
 def test_an_unknown_optimizer_is_refused_with_the_names() -> None:
     with pytest.raises(ValueError, match="adamw, sgd, muon"):
         MaskedFull(**{**vars(method_of("masked_full")), "optimizer": "adamv"})
+
+
+class Poison(Callback):
+    """Makes a trained parameter NaN, or its gradient, at optimizer step `step` (0-based)."""
+
+    def __init__(self, step: int, *, gradient: bool) -> None:
+        self.step, self.gradient = step, gradient
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step and not self.gradient:
+            self._poison(pl_module, lambda p: p)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self.step and self.gradient:
+            self._poison(pl_module, lambda p: p.grad)
+
+    def _poison(self, module: LightningModule, part: Any) -> None:
+        parameter = next(p for p in module.parameters() if p.requires_grad)
+        with torch.no_grad():
+            part(parameter).flatten()[0] = torch.nan
+
+
+@pytest.mark.parametrize(("gradient", "what"), [(False, "loss is nan"), (True, "gradient norm")])
+def test_what_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
+    gradient: bool, what: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FloatingPointError, match=rf"{what}.* at step 3 of 3"):
+        method_of("masked_lora").repair(
+            pruned_model(), bench_for(tmp_path, Poison(2, gradient=gradient))
+        )
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    assert saved["global_step"] == 2
+    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
+
+
+def test_a_checkpoint_with_an_escaped_weight_is_not_written(tmp_path: Path) -> None:
+    class Escape(Callback):
+        def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+            module = args[1]
+            _, linear = next(iter(sparse_linears(module)))
+            with torch.no_grad():
+                linear.weight[~linear.keep] = 1e-3
+
+    # a method that forgot EnforceMasks, and something that writes off the support
+    method = with_callbacks([Escape()])
+    with pytest.raises(RuntimeError, match=r"layers\.0\.\S*: \d+ weights off the support"):
+        method.repair(pruned_model(), bench_for(tmp_path))
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_unlabelled_tokens_do_not_count(tmp_path: Path) -> None:
+    """Training on prompts that are masked equals training where the prompts' loss is removed."""
+    tokens = contracts.windows(4)
+    labels = tokens.clone()
+    labels[:, :10] = UNLABELLED
+    model = pruned_model()
+    losses = torch.nn.functional.cross_entropy(
+        model(input_ids=tokens).logits[:, 9:-1].flatten(0, 1), tokens[:, 10:].flatten()
+    )
+    torch.testing.assert_close(next_token_loss(model, tokens, labels), losses)
+    assert labelled(labels) == 4 * (tokens.shape[1] - 10)
+
+
+def test_two_processes_read_what_one_reads() -> None:
+    def read(batch_size: int, rank: int, world: int) -> list[list[int]]:
+        return list(
+            SteppedBatches(
+                rows=7, batch_size=batch_size, batches=5, seed=1, start=lambda: 1,
+                rank=rank, world=world,
+            )
+        )  # fmt: skip
+
+    whole, first, second = read(4, 0, 1), read(2, 0, 2), read(2, 1, 2)
+    assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [sorted(w) for w in whole]
+
+
+def test_cosine_ends_at_the_minimum_learning_rate(tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    method = method_of("masked_full", "method.schedule=cosine")
+    assert isinstance(method, MaskedFull)
+    method.max_steps, method.learning_rate, method.min_learning_rate = 4, 1.0, 0.2
+    method.repair(pruned_model(), bench_for(tmp_path, Rates()))
+    expected = [0.2 + 0.8 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_line_reports_loss_pace_and_sparsity(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        method_of("masked_lora").repair(pruned_model(), bench_for(tmp_path))
+    line = next(r.getMessage() for r in caplog.records if r.getMessage().startswith("step"))
+    assert re.search(
+        r"step 3/3  loss \d\.\d+  validation \d\.\d+  [\d,]+ tokens/s  sparsity 0\.5\d+", line
+    )
 
 
 def test_a_broken_projection_would_be_seen() -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from sparsemend.blocks import walk
+from sparsemend.data.base import Examples
 from sparsemend.method.base import Workbench
 from sparsemend.method.dsnot import DSnoT
 from sparsemend.pattern import Pattern
@@ -111,8 +112,8 @@ def swapping(model: PreTrainedModel, setting: Setting) -> None:
 def _bench(model: PreTrainedModel, setting: Setting) -> Workbench:
     return Workbench(
         calibration=setting.batches(),
-        train=torch.empty(0),
-        validation=torch.empty(0),
+        train=Examples.of(torch.empty(0)),
+        validation=Examples.of(torch.empty(0)),
         pruner=Wanda(variant=False),
         allocation=Uniform().allocate(model, [], setting.sparsity, UNSTRUCTURED),
         sparsity=setting.sparsity,

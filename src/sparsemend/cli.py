@@ -26,7 +26,8 @@ from sparsemend.overrides import OverrideError, compose_jobs
 
 CONFIG_NAME = "run"
 LOGGING_TARGETS = ["rich.logging.RichHandler"]  # what conf/hydra/*_logging may construct
-USER_ERRORS = (ValueError, OSError)  # said in one line; anything else is a bug and says where
+# said in one line; anything else is a bug and says where
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 # Before Hydra sets logging up, warnings wait for the run itself, which checks again and logs them.
 logging.getLogger("sparsemend").addHandler(logging.NullHandler())

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class SparseLinear(nn.Linear):
 
     packed_keep: Tensor
     weight: nn.Parameter
+    holds_support: ClassVar[bool] = True  # False: dense in effect (plain LoRA), base on the support
 
     def __init__(self, weight: Tensor, bias: Tensor | None, keep: Tensor) -> None:
         """Take over the parameters `weight` (O, I) and `bias` (O,); zero off `keep` (O, I)."""
@@ -231,9 +233,12 @@ class SparsityReport:
         return self.total.zeros / self.all_parameters if self.all_parameters else 0.0
 
 
+@torch.no_grad()
 def count_zeros(linear: nn.Linear) -> LinearCount:
-    """Exact `== 0` count of the effective weight."""
-    weight = linear.effective_weight() if isinstance(linear, SparseLinear) else linear.weight
+    """Exact `== 0` count of the effective weight, or of the base that carries an open adapter."""
+    weight: Tensor = linear.weight
+    if isinstance(linear, SparseLinear) and linear.holds_support:
+        weight = linear.effective_weight()
     return LinearCount(weight.numel() - int(weight.count_nonzero()), weight.numel())
 
 
@@ -244,13 +249,23 @@ def sparse_linears(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
             yield name, module
 
 
+@torch.no_grad()
 def check_supports(model: nn.Module) -> None:
-    """Raise RuntimeError naming the first linear with a non-zero weight off its support."""
+    """Raise RuntimeError naming the first linear with a non-zero weight off its support.
+
+    Looks at the effective weight, or at the base alone where the linear does not claim more.
+    """
     for name, linear in sparse_linears(model):
-        weight = linear.effective_weight().detach()
+        weight = linear.effective_weight() if linear.holds_support else linear.weight
         escaped = int(weight.masked_fill(linear.keep, 0).count_nonzero())
         if escaped:
             raise RuntimeError(f"{name}: {escaped} weights off the support are not zero")
+
+
+def support_sparsity(model: nn.Module) -> float:
+    """Exact fraction of zeros in the weights of all SparseLinears (0 where there are none)."""
+    counts = (count_zeros(linear) for _, linear in sparse_linears(model))
+    return sum(counts, LinearCount(0, 0)).sparsity
 
 
 def save_masks(masks: Mapping[str, Tensor], path: Path) -> None:

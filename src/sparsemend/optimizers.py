@@ -1,4 +1,4 @@
-"""Optimizers by name, all from torch: AdamW, SGD, and Muon for matrices beside AdamW for the rest.
+"""Optimizers by name: AdamW, SGD, Muon for matrices beside AdamW for the rest, and 8-bit AdamW.
 
 Muon (Jordan et al. 2024; scaled to AdamW's update size as in Liu et al. 2025, arXiv 2502.16982)
 trains the shipped tiny model; repair methods default to AdamW.
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
-OPTIMIZERS = ("adamw", "sgd", "muon")
+OPTIMIZERS = ("adamw", "sgd", "muon", "adamw_8bit")
 BETAS = (0.9, 0.95)  # usual for language models (GPT-3, Brown et al. 2020, App. B)
 
 
@@ -31,6 +31,10 @@ def make_optimizer(
         return AdamW(_groups(parameters, weight_decay), lr=learning_rate, betas=BETAS)
     if name == "muon":
         return MuonWithAdamW(parameters, learning_rate=learning_rate, weight_decay=weight_decay)
+    if name == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(_groups(parameters, weight_decay), lr=learning_rate, betas=BETAS)
     raise ValueError(f"method.optimizer {name!r} is not one of: {', '.join(OPTIMIZERS)}")
 
 

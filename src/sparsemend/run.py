@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from sparsemend.blocks import check_prunable
-from sparsemend.data.base import DataSource
+from sparsemend.data.base import DataSource, Examples
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.perplexity import METRIC
 from sparsemend.export import export, model_card, to_dense_
@@ -104,8 +104,9 @@ class Windows:
 
     test: Tensor
     calibration: Tensor
-    train: Tensor
-    validation: Tensor
+    train: Examples
+    validation: Examples
+    task: Examples | None
 
 
 class Run:
@@ -137,18 +138,18 @@ class Run:
             tokenizer = self.parts.model.tokenizer()
             windows = self._read_windows(tokenizer)
             model = self._load(windows)
-        self._evaluate("dense", model, tokenizer, windows.test)
+        self._evaluate("dense", model, tokenizer, windows)
         with self.stages.measure("prune"):
             calibration = windows.calibration.split(self.parts.hardware.walk_batch)
             allocation = self._prune(model, calibration)
-        self._evaluate("pruned", model, tokenizer, windows.test)
+        self._evaluate("pruned", model, tokenizer, windows)
         with self.stages.measure("repair"):
             bench = self._workbench(windows, calibration, allocation)
             diagnostics = self.parts.method.repair(model, bench)
             check_supports(model)
         self.result.costs(self.stages)
         self._record_repair(diagnostics)
-        self._evaluate("repaired", model, tokenizer, windows.test)
+        self._evaluate("repaired", model, tokenizer, windows)
         with self.stages.measure("export"):
             self._export(model, tokenizer, allocation)
         self._finish()
@@ -159,11 +160,13 @@ class Run:
         trained = isinstance(method, TrainedRepair)
         calibrated = self.parts.pruner.needs_calibration or method.needs_calibration
         none = torch.empty(0, data.seqlen, dtype=torch.int64)
+        untrained = Examples.of(none)
         windows = Windows(
             test=data.test(tokenizer),
             calibration=data.calibration(tokenizer, seed=self.cfg.seed) if calibrated else none,
-            train=data.train(tokenizer) if trained else none,
-            validation=data.validation(tokenizer) if trained else none,
+            train=data.train(tokenizer) if trained else untrained,
+            validation=data.validation(tokenizer) if trained else untrained,
+            task=data.task(tokenizer),
         )
         test = windows.test
         self.result.content["protocol"] = {
@@ -183,7 +186,10 @@ class Run:
         check_prunable(model)
         if not isinstance(self.parts.pruner, Existing | NoPruner):
             check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
-        for tokens in (windows.test, windows.calibration, windows.train, windows.validation):
+        for examples in (windows.train, windows.validation, windows.task):
+            if examples is not None:
+                _check_vocabulary(model, examples.tokens)
+        for tokens in (windows.test, windows.calibration):
             _check_vocabulary(model, tokens)
         if not self.parts.hardware.offload:
             nn.Module.to(model, self.device)
@@ -194,10 +200,11 @@ class Run:
         state: str,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
-        test: Tensor,
+        windows: Windows,
     ) -> None:
         given = EvaluationInput(
-            test=test,
+            test=windows.test,
+            task=windows.task,
             tokenizer=tokenizer,
             device=self.device,
             batch_size=self.parts.hardware.evaluation_batch,

@@ -1,8 +1,8 @@
 """The one Lightning module that wraps every trained method, and the two mask callbacks.
 
 RepairModule knows nothing of adapters or masks: a method hands it trainable parameters and brings
-its callbacks.  Batch k of a run is a function of (seed, k) alone, so a resumed run sees the data
-an uninterrupted one would have seen.
+its callbacks.  Checkpoints hold what is trained and the supports, verified before they are
+written; a loss or gradient that is not finite stops the fit before the step is taken.
 """
 
 from __future__ import annotations
@@ -11,86 +11,32 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from transformers import PreTrainedModel, get_scheduler
 
-from sparsemend.files import replacing
-from sparsemend.masks import sparse_linears
-from sparsemend.optimizers import OPTIMIZERS, make_optimizer
-
-VALIDATION_LOSS = "validation/loss"
-CHOICES = {
-    "optimizer": OPTIMIZERS,
-    # *-true would round every buffer of the model too, the rotary frequencies among them
-    "precision": ("32-true", "bf16-mixed", "16-mixed"),
-    "schedule": (
-        "constant",
-        "constant_with_warmup",
-        "cosine",
-        "cosine_with_restarts",
-        "linear",
-        "polynomial",
-    ),
-}
+from sparsemend.batches import SteppedBatches, labelled, next_token_loss
+from sparsemend.data.base import Examples
+from sparsemend.masks import check_supports, sparse_linears
+from sparsemend.optimizers import make_optimizer
+from sparsemend.training_callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
+from sparsemend.training_plan import TrainingPlan
 
 
 class TrainerFactory(Protocol):
     """Makes a Trainer for this run's hardware and logger from the settings of one fit."""
 
     def __call__(self, *, callbacks: list[Callback], **settings: Any) -> Trainer: ...
-
-
-@dataclass(kw_only=True)
-class TrainingPlan:
-    """Every knob of a fit; the values live in conf/training/default.yaml."""
-
-    max_steps: int
-    learning_rate: float
-    batch_size: int
-    accumulate: int
-    optimizer: str
-    weight_decay: float
-    schedule: str
-    warmup_fraction: float
-    gradient_clip: float
-    precision: str
-    validate_every: int
-    validation_windows: int
-    patience: int
-    keep_best: bool
-    checkpoint_every: int
-    activation_checkpointing: bool
-    compile: bool
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "accumulate", "validate_every", "patience"):
-            _check_at_least_one(name, getattr(self, name))
-        for name in ("validation_windows", "checkpoint_every"):
-            _check_at_least_one(name, getattr(self, name))
-        if not self.learning_rate > 0:
-            raise ValueError(f"method.learning_rate {self.learning_rate} is not above 0")
-        if not 0 <= self.warmup_fraction <= 1:
-            raise ValueError(f"method.warmup_fraction {self.warmup_fraction} is not in [0, 1]")
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"method.{name} {value!r} is not one of: {', '.join(choices)}")
-
-
-def _check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"method.{name} {value} is below 1")
 
 
 class RepairModule(LightningModule):
@@ -101,8 +47,8 @@ class RepairModule(LightningModule):
         model: PreTrainedModel,
         plan: TrainingPlan,
         method_callbacks: list[Callback],
-        train: Tensor,
-        validation: Tensor,
+        train: Examples,
+        validation: Examples,
         *,
         seed: int,
     ) -> None:
@@ -110,8 +56,8 @@ class RepairModule(LightningModule):
         self.model = model
         self.plan = plan
         self.method_callbacks = method_callbacks
-        self.train_windows = train
-        self.validation_windows = validation[: plan.validation_windows]
+        self.train_examples = train
+        self.validation_examples = validation.first(plan.validation_windows)
         self.seed = seed
         self.strict_loading = False  # checkpoints hold only what is trained
 
@@ -132,10 +78,12 @@ class RepairModule(LightningModule):
             VALIDATION_LOSS, patience=self.plan.patience, check_on_train_epoch_end=False
         )
         trainer = make_trainer(
-            callbacks=[best, last, stop],
+            callbacks=[best, last, stop, Pace(self.plan)],
             max_steps=self.plan.max_steps,
             max_epochs=1,
-            precision=self.plan.precision,
+            # bf16-true is done to the parameters by the method: Lightning's would round every
+            # buffer of the model too, the rotary frequencies among them
+            precision=self.plan.precision if self.plan.precision != "bf16-true" else "32-true",
             accumulate_grad_batches=self.plan.accumulate,
             gradient_clip_val=self.plan.gradient_clip or None,
             val_check_interval=min(self.plan.validate_every, self.plan.max_steps)
@@ -171,7 +119,7 @@ class RepairModule(LightningModule):
 
     def on_train_batch_start(self, batch: list[Tensor], batch_index: int) -> None:
         # dropout draws what it would draw in an uninterrupted run
-        torch.manual_seed(self.seed * 1_000_003 + batch_index)
+        torch.manual_seed((self.seed * 1_000_003 + batch_index) * 101 + self.global_rank)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Tensor], batch_index: int) -> None:
         # a stop that is asked for is preceded by a validation, the last of the plan's steps is not
@@ -179,12 +127,42 @@ class RepairModule(LightningModule):
             self.trainer.should_stop = True
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
-        loss = next_token_loss(self.model, batch[0])
+        loss = next_token_loss(self.model, *batch)
+        if not torch.isfinite(loss):
+            self._stop("loss", float(loss))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by global norm, after masked gradients; refuse a step that is not finite."""
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # a scaled half-precision gradient may overflow: its scaler skips the step by itself
+        if self.plan.precision != "16-mixed" and not torch.isfinite(norm):
+            self._stop("gradient norm", float(norm))
+        self.log("train/gradient_norm", norm)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        if gradient_clip_val:
+            clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    def _stop(self, what: str, value: float) -> None:
+        raise FloatingPointError(
+            f"{what} is {value} at step {self.global_step + 1} of {self.plan.max_steps}; the step "
+            "was not taken and checkpoints/last.ckpt, where there is one, is from before it; "
+            "lower method.learning_rate"
+        )
+
     def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
-        self.log(VALIDATION_LOSS, next_token_loss(self.model, batch[0]), prog_bar=True)
+        tokens, labels = batch
+        weight = labelled(labels)
+        if weight:
+            loss = next_token_loss(self.model, tokens, labels)
+            self.log(VALIDATION_LOSS, loss, prog_bar=True, batch_size=weight, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         loss = self.trainer.callback_metrics.get(VALIDATION_LOSS)
@@ -196,17 +174,21 @@ class RepairModule(LightningModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         batches = SteppedBatches(
-            rows=self.train_windows.shape[0],
+            rows=len(self.train_examples),
             batch_size=self.plan.batch_size,
             batches=self.plan.max_steps * self.plan.accumulate,
             seed=self.seed,
-            module=self,
+            start=lambda: self.global_step * self.plan.accumulate,
+            rank=self.global_rank,
+            world=self.trainer.world_size,
         )
-        return DataLoader(TensorDataset(self.train_windows), batch_sampler=batches)
+        return _loader(self.train_examples, batches)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        data = TensorDataset(self.validation_windows)
-        return DataLoader(data, batch_size=self.plan.batch_size)
+        rows = range(self.global_rank, len(self.validation_examples), self.trainer.world_size)
+        size = self.plan.batch_size
+        batches = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+        return _loader(self.validation_examples, batches)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -216,89 +198,44 @@ class RepairModule(LightningModule):
             learning_rate=self.plan.learning_rate,
             weight_decay=self.plan.weight_decay,
         )
-        scheduler = get_scheduler(
-            self.plan.schedule,
-            optimizer,
-            num_warmup_steps=int(self.plan.warmup_fraction * self.plan.max_steps),
-            num_training_steps=self.plan.max_steps,
-        )
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {"scheduler": _schedule(self.plan, optimizer), "interval": "step"},
         }
 
     def configure_callbacks(self) -> list[Callback]:
         return self.method_callbacks
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable tensors and supports; the frozen base is in the model folder."""
-        trained = {f"model.{n}" for n, p in self.model.named_parameters() if p.requires_grad}
+        """Keep trainable tensors and supports, verified; the frozen base is in the model folder."""
+        check_supports(self.model)
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        broken = [n for n, p in trained.items() if not torch.isfinite(p).all()]
+        if broken:
+            self._stop(f"a value of {broken[0]}", math.nan)
+        kept = {f"model.{name}" for name in trained}
         checkpoint["state_dict"] = {
             name: value
             for name, value in checkpoint["state_dict"].items()
-            if name in trained or name.endswith("packed_keep")
+            if name in kept or name.endswith("packed_keep")
         }
 
 
-class LastCheckpoint(Checkpoint):
-    """last.ckpt every plan.checkpoint_every steps, after that step's validation if there is one.
-
-    Lightning does not repeat on resume a validation that was due when the checkpoint was written,
-    so it must not be written before it.
-    """
-
-    def __init__(self, plan: TrainingPlan, path: Path) -> None:
-        self.plan, self.path = plan, path
-        self._saved = 0
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        step = trainer.global_step
-        if step % self.plan.validate_every and step < self.plan.max_steps:
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        step = trainer.global_step
-        if step > self._saved and step % self.plan.checkpoint_every == 0:
-            with replacing(self.path) as partial:
-                trainer.save_checkpoint(partial)
-            self._saved = step
+def _loader(examples: Examples, batches: Sampler[list[int]] | list[list[int]]) -> DataLoader[Any]:
+    data = TensorDataset(examples.tokens, examples.labels)
+    return DataLoader(data, batch_sampler=batches)
 
 
-class SteppedBatches(Sampler[list[int]]):
-    """Batches of row indices, each epoch a fresh permutation, starting at the module's step."""
-
-    def __init__(
-        self, *, rows: int, batch_size: int, batches: int, seed: int, module: RepairModule
-    ) -> None:
-        self.rows, self.batch_size, self.batches, self.seed = rows, batch_size, batches, seed
-        self.module = module
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        position = self.module.global_step * self.module.plan.accumulate * self.batch_size
-        for _ in range(self.batches - position // self.batch_size):
-            yield [self._row(position + i) for i in range(self.batch_size)]
-            position += self.batch_size
-
-    def _row(self, position: int) -> int:
-        epoch, offset = divmod(position, self.rows)
-        if getattr(self, "_epoch", None) != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._order = torch.randperm(self.rows, generator=generator).tolist()
-            self._epoch = epoch
-        return self._order[offset]
+def _schedule(plan: TrainingPlan, optimizer: Optimizer) -> LRScheduler:
+    """The learning rate over the steps: min + (max - min)(1 + cos(pi k/K)) / 2 for cosine."""
+    floored = plan.min_learning_rate > 0
+    return get_scheduler(
+        "cosine_with_min_lr" if floored else plan.schedule,
+        optimizer,
+        num_warmup_steps=int(plan.warmup_fraction * plan.max_steps),
+        num_training_steps=plan.max_steps,
+        scheduler_specific_kwargs={"min_lr": plan.min_learning_rate} if floored else None,
+    )
 
 
 class EnforceMasks(Callback):
@@ -357,9 +294,3 @@ class UpdateMasks(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seen = state_dict["seen"]
-
-
-def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy over the T-1 next-token positions of `tokens` (B, T), in fp32."""
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())

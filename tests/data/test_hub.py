@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from sparsemend.data import hub
+from sparsemend.data.base import Examples
 from sparsemend.data.hub import C4, PennTreebank, WikiText2
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -174,14 +175,14 @@ def test_wikitext_test_rows_are_joined_by_two_newlines(
 def test_wikitext_validation_is_cut_like_test(
     wikitext_folder: Path, byte_tokenizer: Tokenizer
 ) -> None:
-    rows = wikitext2(wikitext_folder).validation(byte_tokenizer)
+    rows = wikitext2(wikitext_folder).validation(byte_tokenizer).tokens
     assert strings(byte_tokenizer, rows) == cut("\n\n".join(WIKITEXT["validation"]), 8)
 
 
 def test_wikitext_train_rows_are_joined_by_one_space(
     wikitext_folder: Path, byte_tokenizer: Tokenizer
 ) -> None:
-    rows = wikitext2(wikitext_folder).train(byte_tokenizer)
+    rows = wikitext2(wikitext_folder).train(byte_tokenizer).tokens
     assert strings(byte_tokenizer, rows) == cut(" ".join(WIKITEXT["train"]), 8)
 
 
@@ -263,15 +264,15 @@ def test_c4_train_and_validation_cut_the_first_documents_in_order(
     data = c4(c4_folder, train_documents=5)
     windows = cut("".join(DOCUMENTS[:5]), 8)
     held = int(len(windows) * 0.05)
-    assert strings(byte_tokenizer, data.train(byte_tokenizer)) == windows[:-held]
-    assert strings(byte_tokenizer, data.validation(byte_tokenizer)) == windows[-held:]
+    assert strings(byte_tokenizer, data.train(byte_tokenizer).tokens) == windows[:-held]
+    assert strings(byte_tokenizer, data.validation(byte_tokenizer).tokens) == windows[-held:]
 
 
 def test_every_c4_train_document_begins_with_its_bos(
     c4_folder: Path, bos_tokenizer: Tokenizer
 ) -> None:
     data = c4(c4_folder, train_documents=4, seqlen=2)
-    rows = [data.train(bos_tokenizer), data.validation(bos_tokenizer)]
+    rows = [data.train(bos_tokenizer).tokens, data.validation(bos_tokenizer).tokens]
     found = sum(int((part == bos_tokenizer.bos_token_id).sum()) for part in rows)
     assert found == 4
 
@@ -295,7 +296,9 @@ def test_ptb_sentences_are_joined_by_a_space(
 ) -> None:
     data = ptb(ptb_folder)
     read = {"train": data.train, "validation": data.validation, "test": data.test}[split]
-    assert strings(byte_tokenizer, read(byte_tokenizer)) == cut(" ".join(SENTENCES[split]), 8)
+    rows = read(byte_tokenizer)
+    tokens = rows.tokens if isinstance(rows, Examples) else rows
+    assert strings(byte_tokenizer, tokens) == cut(" ".join(SENTENCES[split]), 8)
 
 
 def test_ptb_calibration_draws_from_the_train_stream(

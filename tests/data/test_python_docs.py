@@ -141,7 +141,7 @@ def test_source_comes_without_docstrings_and_without_held_out_pieces() -> None:
 @pytest.mark.usefixtures("library")
 def test_windows_are_int64_rows_of_seqlen(byte_tokenizer: PreTrainedTokenizerFast) -> None:
     data = source()
-    for rows in (data.train(byte_tokenizer), data.validation(byte_tokenizer)):
+    for rows in (data.train(byte_tokenizer).tokens, data.validation(byte_tokenizer).tokens):
         assert rows.dtype == torch.int64
         assert rows.shape[1] == 16
     assert data.calibration(byte_tokenizer, seed=0).shape == (3, 16)
@@ -168,8 +168,8 @@ def test_calibration_windows_are_taken_from_train(
 
 @pytest.mark.usefixtures("library")
 def test_documentation_repeats_before_the_source(byte_tokenizer: PreTrainedTokenizerFast) -> None:
-    once = source().train(byte_tokenizer)
-    rows = source(documentation_repeats=2, include_source=True).train(byte_tokenizer)
+    once = source().train(byte_tokenizer).tokens
+    rows = source(documentation_repeats=2, include_source=True).train(byte_tokenizer).tokens
     assert torch.equal(rows[: 2 * len(once)], once.repeat(2, 1))
     assert f"def {TRAINED}(c):" in byte_tokenizer.decode(rows[2 * len(once) :].flatten())
 

@@ -93,8 +93,8 @@ def test_without_a_validation_file_the_last_train_windows_serve(
 ) -> None:
     path = written(tmp_path / "a.txt", ALPHABET)
     data = source(path, path, seqlen=8)
-    assert strings(byte_tokenizer, data.train(byte_tokenizer)) == ["abcdefgh", "ijklmnop"]
-    assert strings(byte_tokenizer, data.validation(byte_tokenizer)) == ["qrstuvwx"]
+    assert strings(byte_tokenizer, data.train(byte_tokenizer).tokens) == ["abcdefgh", "ijklmnop"]
+    assert strings(byte_tokenizer, data.validation(byte_tokenizer).tokens) == ["qrstuvwx"]
 
 
 def test_a_validation_file_leaves_train_whole(
@@ -103,8 +103,8 @@ def test_a_validation_file_leaves_train_whole(
     train = written(tmp_path / "a.txt", ALPHABET)
     other = written(tmp_path / "b.txt", "0123456789")
     data = source(train, other, validation=other, seqlen=8)
-    assert len(data.train(byte_tokenizer)) == 3
-    assert strings(byte_tokenizer, data.validation(byte_tokenizer)) == ["01234567"]
+    assert len(data.train(byte_tokenizer).tokens) == 3
+    assert strings(byte_tokenizer, data.validation(byte_tokenizer).tokens) == ["01234567"]
 
 
 def test_calibration_draws_starts_over_the_whole_train_text(

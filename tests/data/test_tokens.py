@@ -54,14 +54,14 @@ def test_every_test_row_is_cut_to_seqlen(tmp_path: Path) -> None:
 
 def test_a_validation_file_is_read_whole_and_leaves_train_whole(tmp_path: Path) -> None:
     data = source(tmp_path)
-    assert torch.equal(data.validation(None), numbered(3000, 3, length=4))
-    assert torch.equal(data.train(None), numbered(2000, 40, length=4))
+    assert torch.equal(data.validation(None).tokens, numbered(3000, 3, length=4))
+    assert torch.equal(data.train(None).tokens, numbered(2000, 40, length=4))
 
 
 def test_without_a_validation_file_the_last_twentieth_of_train_serves(tmp_path: Path) -> None:
     data = source(tmp_path, validation=None)
-    assert torch.equal(data.train(None), numbered(2000, 38, length=4))
-    assert torch.equal(data.validation(None), numbered(2380, 2, length=4))
+    assert torch.equal(data.train(None).tokens, numbered(2000, 38, length=4))
+    assert torch.equal(data.validation(None).tokens, numbered(2380, 2, length=4))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32])

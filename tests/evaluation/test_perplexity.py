@@ -13,7 +13,7 @@ from sparsemend.evaluation.perplexity import METRIC, Perplexity, exponential
 def measured(family: str, tokens: Tensor, *, batch: int = 3, chunk: int = 7, limit: int = 10**9):
     evaluation = Perplexity(logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit)
     given = EvaluationInput(
-        test=tokens, tokenizer=None, device=torch.device("cpu"), batch_size=batch
+        test=tokens, task=None, tokenizer=None, device=torch.device("cpu"), batch_size=batch
     )
     return evaluation(random_model(family), given)[METRIC]
 
@@ -38,7 +38,9 @@ def test_logits_are_limited_to_the_bytes_asked_for(tokens: Tensor) -> None:
     seen: list[int] = []
     model.register_forward_hook(lambda m, a, out: seen.append(out.logits.nbytes))
     evaluation = Perplexity(logits_fp32=True, chunk_tokens=16, logits_bytes=2 * 24 * 96 * 4)
-    given = EvaluationInput(test=tokens, tokenizer=None, device=torch.device("cpu"), batch_size=8)
+    given = EvaluationInput(
+        test=tokens, task=None, tokenizer=None, device=torch.device("cpu"), batch_size=8
+    )
     evaluation(model, given)
     assert max(seen) == 2 * 24 * 96 * 4
 

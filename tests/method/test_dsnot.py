@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks import prunable_linears
+from sparsemend.data.base import Examples
 from sparsemend.masks import check_supports, sparse_linears
 from sparsemend.method import dsnot_swaps
 from sparsemend.method.base import Workbench
@@ -253,8 +254,8 @@ class Scene:
         prune(self.model, batches, pruner, rates, parsed)
         self.bench = Workbench(
             calibration=batches,
-            train=lambda: tokens,
-            validation=lambda: tokens,
+            train=Examples.of(tokens),
+            validation=Examples.of(tokens),
             pruner=pruner,
             allocation=rates,
             sparsity=0.5,

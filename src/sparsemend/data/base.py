@@ -1,7 +1,8 @@
 """The contract of every data source: token windows, and nothing a method could confuse.
 
 Calibration feeds pruners and training-free repair, train and validation feed trained repair,
-test is only ever read by evaluation.  Every window is a row of an integer tensor (N, T).
+test is only ever read by evaluation.  Every window is a row of an integer tensor (N, T); what
+training and tasks read carries labels too, so that prompts and padding can be left out of a loss.
 """
 
 from __future__ import annotations
@@ -9,10 +10,36 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+UNLABELLED = -100  # what torch's cross-entropy ignores
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Windows and what a loss asks of them.
+
+    tokens, labels: int64 (N, T).  A label is the token of its own position, or UNLABELLED where
+    predicting that token does not count (prompts, padding).
+    """
+
+    tokens: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def of(tokens: Tensor) -> Examples:
+        """Windows (N, T) whose every token counts."""
+        return Examples(tokens, tokens)
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def first(self, count: int) -> Examples:
+        return Examples(self.tokens[:count], self.labels[:count])
 
 
 class DataSource(ABC):
@@ -27,16 +54,20 @@ class DataSource(ABC):
         """Calibration windows, int64 (calibration_samples, seqlen), a function of `seed` alone."""
 
     @abstractmethod
-    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        """Training windows, int64 (N, seqlen), in corpus order."""
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
+        """Training windows (N, seqlen), in corpus order."""
 
     @abstractmethod
-    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        """Validation windows, int64 (N, seqlen); what early stopping and searches may look at."""
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
+        """Validation windows (N, seqlen); what early stopping and searches may look at."""
 
     @abstractmethod
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         """Test windows, int64 (N, seqlen); read by evaluation only."""
+
+    def task(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples | None:
+        """Labelled test windows of the task that train is about; None for plain text."""
+        return None
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsemend.data.base import DataSource, encode, fingerprint_texts, held_out_rows, windows
+from sparsemend.data.base import (
+    DataSource,
+    Examples,
+    encode,
+    fingerprint_texts,
+    held_out_rows,
+    windows,
+)
 from sparsemend.data.sampling import from_documents, from_stream
 
 C4_TEST_ROWS = 1100  # SparseGPT's C4 perplexity: the first rows of the validation shard ...
@@ -44,13 +51,14 @@ class WikiText2(DataSource):
             seed=seed,
         )
 
-    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """Windows of the stream that calibration draws from."""
-        return windows(self._stream(tokenizer, "train"), self.seqlen, what="train")
+        return Examples.of(windows(self._stream(tokenizer, "train"), self.seqlen, what="train"))
 
-    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """Windows cut as those of test, which validation stands in for."""
-        return windows(self._stream(tokenizer, "validation"), self.seqlen, what="validation")
+        rows = windows(self._stream(tokenizer, "validation"), self.seqlen, what="validation")
+        return Examples.of(rows)
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         return windows(self._stream(tokenizer, "test"), self.seqlen, what="test")
@@ -93,13 +101,13 @@ class C4(DataSource):
             seed=seed,
         )
 
-    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """Windows over the first `train_documents` documents, without the last 5 %."""
-        return held_out_rows(self._train_windows(tokenizer))[0]
+        return Examples.of(held_out_rows(self._train_windows(tokenizer))[0])
 
-    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """The last 5 % of those windows: the validation shard stays unread where it is tested."""
-        return held_out_rows(self._train_windows(tokenizer))[1]
+        return Examples.of(held_out_rows(self._train_windows(tokenizer))[1])
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         """WikiText-2 test windows, or the first 256 of the first 1100 C4 validation rows."""
@@ -154,11 +162,11 @@ class PennTreebank(DataSource):
             seed=seed,
         )
 
-    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        return self._windows(tokenizer, "train")
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
+        return Examples.of(self._windows(tokenizer, "train"))
 
-    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        return self._windows(tokenizer, "validation")
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
+        return Examples.of(self._windows(tokenizer, "validation"))
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         return self._windows(tokenizer, "test")

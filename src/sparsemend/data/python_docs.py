@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsemend.data.base import DataSource, encode, windows
+from sparsemend.data.base import DataSource, Examples, encode, windows
 from sparsemend.data.sampling import from_stream
 
 SPLITS = ("train", "validation", "test")
@@ -86,17 +86,17 @@ class PythonDocs(DataSource):
             seed=seed,
         )
 
-    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """Documentation windows, repeated as asked, then (if asked) windows of library source."""
         rows = self._windows(tokenizer, split_text("train"), "train")
         rows = rows.repeat(self.documentation_repeats, 1)
         if self.include_source:
             source = SEPARATOR.join(library_source())
             rows = torch.cat([rows, self._windows(tokenizer, source, "source")])
-        return rows
+        return Examples.of(rows)
 
-    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        return self._windows(tokenizer, split_text("validation"), "validation")
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
+        return Examples.of(self._windows(tokenizer, split_text("validation"), "validation"))
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         return self._windows(tokenizer, split_text("test"), "test")

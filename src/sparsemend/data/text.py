@@ -16,7 +16,14 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsemend.data.base import DataSource, encode, fingerprint_texts, held_out_rows, windows
+from sparsemend.data.base import (
+    DataSource,
+    Examples,
+    encode,
+    fingerprint_texts,
+    held_out_rows,
+    windows,
+)
 from sparsemend.data.sampling import from_stream
 
 BUILDERS = {
@@ -62,16 +69,17 @@ class LocalText(DataSource):
             seed=seed,
         )
 
-    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """All train windows; without their last 5 % where no validation file is given."""
         rows = self._windows(tokenizer, "train", self.train_files)
-        return held_out_rows(rows)[0] if self.validation_files is None else rows
+        return Examples.of(held_out_rows(rows)[0] if self.validation_files is None else rows)
 
-    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """The windows of the validation files, else the last 5 % of the train windows."""
         if self.validation_files is None:
-            return held_out_rows(self._windows(tokenizer, "train", self.train_files))[1]
-        return self._windows(tokenizer, "validation", self.validation_files)
+            rows = held_out_rows(self._windows(tokenizer, "train", self.train_files))[1]
+            return Examples.of(rows)
+        return Examples.of(self._windows(tokenizer, "validation", self.validation_files))
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         return self._windows(tokenizer, "test", self.test_files)

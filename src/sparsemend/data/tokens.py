@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsemend.data.base import DataSource, held_out_rows
+from sparsemend.data.base import DataSource, Examples, held_out_rows
 from sparsemend.token_headers import check_tokens
 
 
@@ -46,16 +46,16 @@ class Tokens(DataSource):
         rows = self._rows("calibration", self.calibration_file, least=self.calibration_samples)
         return rows[: self.calibration_samples]
 
-    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """All rows of the train file; without its last 5 % where no validation file is given."""
         rows = self._rows("train", self.train_file)
-        return held_out_rows(rows)[0] if self.validation_file is None else rows
+        return Examples.of(held_out_rows(rows)[0] if self.validation_file is None else rows)
 
-    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """All rows of the validation file, else the last 5 % of the train rows."""
         if self.validation_file is None:
-            return held_out_rows(self._rows("train", self.train_file))[1]
-        return self._rows("validation", self.validation_file)
+            return Examples.of(held_out_rows(self._rows("train", self.train_file))[1])
+        return Examples.of(self._rows("validation", self.validation_file))
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         return self._rows("test", self.test_file)

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.data.base import Examples
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationInput:
-    """What an evaluation may read: test windows (N, T), the tokenizer, where and how to batch."""
+    """What an evaluation may read: test windows (N, T), the tokenizer, where and how to batch.
+
+    task: labelled test windows of the task that was trained on, None where there is none.
+    """
 
     test: Tensor
+    task: Examples | None
     tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     batch_size: int

@@ -17,15 +17,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.progress import track
 
 METRIC = "perplexity/test"
+TASK_METRIC = "perplexity/task"
 
 
 @dataclass(kw_only=True)
 class Perplexity(Evaluation):
-    """`perplexity/test` over all test windows."""
+    """`perplexity/test` over all test windows; `perplexity/task` where the data has a task.
+
+    The task's is exp of the mean over all labelled tokens: its examples differ in length.
+    """
 
     logits_fp32: bool
     chunk_tokens: int
@@ -36,12 +41,30 @@ class Perplexity(Evaluation):
         losses = []
         for windows in track(given.test.split(batch), "perplexity"):
             losses.append(self.window_losses(model, windows.to(given.device)).cpu())
-        return {METRIC: exponential(torch.cat(losses).double().mean().item())}
+        metrics = {METRIC: exponential(torch.cat(losses).double().mean().item())}
+        if given.task is not None:
+            metrics[TASK_METRIC] = self._task_perplexity(model, given.task, batch, given.device)
+        return metrics
 
-    @torch.inference_mode()
+    def _task_perplexity(
+        self, model: PreTrainedModel, task: Examples, batch: int, device: torch.device
+    ) -> float:
+        total, count = 0.0, 0
+        rows = list(zip(task.tokens.split(batch), task.labels.split(batch), strict=True))
+        for tokens, labels in track(rows, "task"):
+            losses = self._losses(model, tokens.to(device), labels.to(device))
+            total += float(losses.double().sum())
+            count += int((labels[:, 1:] != UNLABELLED).sum())
+        return exponential(total / count)
+
     def window_losses(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         """Mean next-token cross-entropy of each window: tokens (B, T) -> (B,) fp32."""
-        targets = tokens[:, 1:]
+        return self._losses(model, tokens, tokens).mean(dim=1)
+
+    @torch.inference_mode()
+    def _losses(self, model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Next-token cross-entropy per position, (B, T - 1) fp32, 0 where not labelled."""
+        targets = labels[:, 1:]
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
         losses = [
             self._token_losses(part, aims)
@@ -51,11 +74,11 @@ class Perplexity(Evaluation):
                 strict=True,
             )
         ]
-        return torch.cat(losses).view(targets.shape).mean(dim=1)
+        return torch.cat(losses).view(targets.shape)
 
     def _token_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.float() if self.logits_fp32 else logits
-        return F.cross_entropy(logits, targets, reduction="none").float()
+        return F.cross_entropy(logits, targets, reduction="none", ignore_index=UNLABELLED).float()
 
     def _batch_size(self, model: PreTrainedModel, given: EvaluationInput) -> int:
         """Windows per forward: as configured, less where the logits would exceed logits_bytes."""

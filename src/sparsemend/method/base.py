@@ -6,8 +6,9 @@ foldable as promised, nothing of the training machinery stays behind.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,23 +18,27 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparsemend.data.base import Examples
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruner
-from sparsemend.training import EnforceMasks, RepairModule, TrainerFactory, TrainingPlan
+from sparsemend.training import EnforceMasks, RepairModule, TrainerFactory
+from sparsemend.training_plan import TrainingPlan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
     """What a method may use besides the model.
 
-    calibration: token batches (B, T); train and validation: windows (N, T), empty where the
-    method does not train.
+    calibration: token batches (B, T); train and validation: labelled windows (N, T), empty where
+    the method does not train.
     """
 
     calibration: Sequence[Tensor]
-    train: Tensor
-    validation: Tensor
+    train: Examples
+    validation: Examples
     pruner: Pruner
     allocation: Mapping[str, float]  # full linear name -> sparsity
     sparsity: float
@@ -48,7 +53,11 @@ class Workbench:
 
 
 class RepairMethod(ABC):
-    """Repairs a pruned model in place."""
+    """Repairs a pruned model in place.
+
+    foldable: the result is one sparse matrix per linear; otherwise base and adapter stay apart.
+    holds_support: effective weights lie on the support also while the method works.
+    """
 
     foldable: ClassVar[bool] = True
     holds_support: ClassVar[bool] = True
@@ -58,6 +67,17 @@ class RepairMethod(ABC):
     @abstractmethod
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         """Repair `model` in place; returns diagnostics for the result (may be empty)."""
+
+    def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
+        """Raise ValueError, before any long work, where this model cannot be repaired so.
+
+        supports: bool (O, I) per linear of an already pruned checkpoint, None before pruning.
+        """
+        return
+
+    def save_adapter(self, model: PreTrainedModel, folder: Path, *, base: str) -> None:
+        """Write what is kept apart from the weights of `base`; nothing for foldable methods."""
+        return
 
 
 @dataclass(kw_only=True)
@@ -80,29 +100,63 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         """What the method brings to the Trainer."""
         return [EnforceMasks()]
 
-    def fold(self, model: PreTrainedModel) -> None:
-        """Replace every adapter by a SparseLinear with the same effective weight."""
-        for name, adapter in list(sparse_linears(model)):
-            if type(adapter) is not SparseLinear:
-                model.set_submodule(name, folded(adapter))
+    def fold(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Replace every adapter by a SparseLinear with the same effective weight; diagnostics."""
+        return fold_adapters(model)
 
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         torch.manual_seed(bench.seed)
         self.attach(model, bench)
-        model.requires_grad_(False)
-        parameters = self.trainable(model)
-        if not parameters:
-            raise ValueError(f"{type(self).__name__} found nothing to train in this model")
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        parameters = self._free(model)
         module = RepairModule(
             model, self, self.callbacks(), bench.train, bench.validation, seed=bench.seed
         )
         report = module.fit(bench.make_trainer, out=bench.out, resume_from=bench.resume_from)
         model.requires_grad_(False).eval().zero_grad(set_to_none=True)
-        self.fold(model)
+        report |= self.fold(model)
         check_supports(model)
-        return {**report, "trained_parameters": sum(p.numel() for p in parameters)}
+        return {**report, "trained_parameters": parameters}
+
+    def _free(self, model: PreTrainedModel) -> int:
+        """Freeze all but what is trained; how many parameters that is, pruned weights apart."""
+        model.requires_grad_(False)
+        parameters = self.trainable(model)
+        if not parameters:
+            raise ValueError(f"{type(self).__name__} found nothing to train in this model")
+        for parameter in parameters:
+            if self.precision == "bf16-true":
+                parameter.data = parameter.data.to(torch.bfloat16)
+            parameter.requires_grad_(True)
+        pruned = sum(
+            int((~linear.keep).sum())
+            for _, linear in sparse_linears(model)
+            if linear.weight.requires_grad
+        )
+        return sum(p.numel() for p in parameters) - pruned
+
+
+def adapters(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
+    """(full name, module) of every SparseLinear that carries an adapter."""
+    for name, linear in sparse_linears(model):
+        if type(linear) is not SparseLinear:
+            yield name, linear
+
+
+@torch.no_grad()
+def fold_adapters(model: PreTrainedModel) -> dict[str, int]:
+    """Replace every adapter by a SparseLinear of its effective weight; what that lost.
+
+    A kept weight that cancels to exactly zero stays in the support but adds to the sparsity; they
+    are counted and named in a warning.
+    """
+    lost = 0
+    for name, adapter in list(adapters(model)):
+        plain = folded(adapter)
+        lost += int(adapter.weight.count_nonzero()) - int(plain.weight.count_nonzero())
+        model.set_submodule(name, plain)
+    if lost > 0:
+        log.warning("%d kept weights became exactly zero when the adapters were folded in", lost)
+    return {"zeroed_by_fold": max(lost, 0)}
 
 
 @torch.no_grad()

@@ -1,0 +1,79 @@
+"""Which examples a training step reads, and the loss it takes of them.
+
+Micro-batch k of a run is a function of (seed, k) alone, whatever was interrupted in between; with
+several processes each takes its share of it, so the global batch does not depend on their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Sampler
+
+from sparsemend.data.base import UNLABELLED
+
+
+class SteppedBatches(Sampler[list[int]]):
+    """Batches of row indices, each epoch a fresh permutation, starting at the micro-batch `start`.
+
+    A global micro-batch holds batch_size * world rows, of which process `rank` reads every
+    world-th; `batches` is how many a whole run reads.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        start: Callable[[], int],
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.rows, self.batch_size, self.batches, self.seed = rows, batch_size, batches, seed
+        self.start, self.rank, self.world = start, rank, world
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batch_size * self.world
+        for batch in range(self.start(), self.batches):
+            first = batch * size + self.rank
+            yield [self._row(first + i * self.world) for i in range(self.batch_size)]
+
+    def _row(self, position: int) -> int:
+        epoch, offset = divmod(position, self.rows)
+        if self._epoch != epoch:
+            self._order = permutation(self.rows, seed=self.seed, epoch=epoch)
+            self._epoch = epoch
+        return self._order[offset]
+
+
+def permutation(rows: int, *, seed: int, epoch: int) -> list[int]:
+    """The order in which epoch `epoch` reads `rows` rows."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(rows, generator=generator).tolist()
+    return order
+
+
+def next_token_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled next-token positions of `tokens` (B, T), in fp32.
+
+    labels (B, T): the token of each position, or UNLABELLED where predicting it does not count.
+    """
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(
+        logits.float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=UNLABELLED
+    )
+
+
+def labelled(labels: Tensor) -> int:
+    """How many next-token positions of labels (B, T) count."""
+    return int((labels[:, 1:] != UNLABELLED).sum())

@@ -1,0 +1,90 @@
+"""Every knob of a fit, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from sparsemend.optimizers import OPTIMIZERS
+
+CHOICES = {
+    "optimizer": OPTIMIZERS,
+    "precision": ("32-true", "bf16-mixed", "16-mixed", "bf16-true"),
+    "schedule": (
+        "constant",
+        "constant_with_warmup",
+        "cosine",
+        "cosine_with_restarts",
+        "linear",
+        "polynomial",
+    ),
+}
+COUNTS = (
+    "max_steps",
+    "batch_size",
+    "accumulate",
+    "validate_every",
+    "patience",
+    "validation_windows",
+    "checkpoint_every",
+)
+
+
+@dataclass(kw_only=True)
+class TrainingPlan:
+    """Every knob of a fit; the values live in conf/training/default.yaml."""
+
+    max_steps: int
+    learning_rate: float
+    min_learning_rate: float
+    batch_size: int
+    accumulate: int
+    optimizer: str
+    weight_decay: float
+    schedule: str
+    warmup_fraction: float
+    gradient_clip: float
+    precision: str
+    validate_every: int
+    validation_windows: int
+    patience: int
+    keep_best: bool
+    checkpoint_every: int
+    activation_checkpointing: bool
+    compile: bool
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"method.{name} {value} is below 1")
+        self._check_learning_rates()
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ValueError(f"method.warmup_fraction {self.warmup_fraction} is not in [0, 1]")
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        if self.optimizer == "adamw_8bit" and not importlib.util.find_spec("bitsandbytes"):
+            raise ValueError(
+                "method.optimizer=adamw_8bit needs bitsandbytes, which is not installed; "
+                "pip install bitsandbytes, or use method.optimizer=adamw"
+            )
+
+    def _check_learning_rates(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"method.learning_rate {self.learning_rate} is not above 0")
+        if not 0 <= self.min_learning_rate <= self.learning_rate:
+            raise ValueError(
+                f"method.min_learning_rate {self.min_learning_rate} is not in [0, "
+                f"method.learning_rate = {self.learning_rate}]"
+            )
+        if self.min_learning_rate and self.schedule != "cosine":
+            raise ValueError(
+                f"method.min_learning_rate {self.min_learning_rate} is the floor of "
+                f"schedule=cosine, not of {self.schedule}; set it to 0 or schedule=cosine"
+            )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError naming the choices unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"method.{name} {value!r} is not one of: {', '.join(choices)}")
