@@ -53,6 +53,32 @@ def test_every_value_in_a_yaml_says_what_it_means(group: str) -> None:
         assert any(line.startswith("#") and "@package" not in line for line in lines), path
 
 
+# other forms of one method, under the same contract
+VARIANTS = {
+    "masked_lora two_gemm": ("masked_lora", "method.form=two_gemm", "method.dropout=0.1"),
+    "lora dropout": ("lora", "method.dropout=0.1"),
+    "lora densified": ("lora", "method.allow_densify=true"),
+    "spp plain": ("spp", "method.form=plain"),
+    "spp checkpointed": ("spp", "method.form=checkpointed"),
+    "lors released": ("lors", "method.grad_mode=released"),
+    "lors exact": ("lors", "method.grad_mode=exact"),
+    "lors exact_tiled": ("lors", "method.grad_mode=exact_tiled", "method.tile_rows=5"),
+    "lors derived": ("lors", "method.mask=derived"),
+    "lors kaiming": ("lors", "method.init=kaiming"),
+    "lors bf16-mixed": ("lors", "method.precision=bf16-mixed"),
+    "perp scale_lora": ("perp", "method.adapter=scale_lora"),
+    "perp perturbed": ("perp", "method.adapter=scale_lora", "method.init=perturbed"),
+    "masked_full sgd": ("masked_full", "method.optimizer=sgd"),
+}
+EVERY_TRAINED = {**{name: (name,) for name in TRAINED}, **VARIANTS}
+
+
+def variant(name: str) -> TrainedRepair:
+    method = contracts.method_of(*EVERY_TRAINED[name])
+    assert isinstance(method, TrainedRepair)
+    return method
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_supports_hold(name: str, tmp_path: Path) -> None:
     contracts.check_supports_hold(contracts.method_of(name), tmp_path)
@@ -68,21 +94,29 @@ def test_same_seed_gives_same_bits(name: str, tmp_path: Path) -> None:
     contracts.check_same_seed_gives_same_bits(lambda: contracts.method_of(name), tmp_path)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", EVERY_TRAINED)
 def test_attaching_is_invisible(name: str, tmp_path: Path) -> None:
-    contracts.check_attaching_is_invisible(contracts.method_of(name), tmp_path)
+    contracts.check_attaching_is_invisible(variant(name), tmp_path)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", EVERY_TRAINED)
 def test_only_what_is_trained_moves(name: str, tmp_path: Path) -> None:
-    contracts.check_only_what_is_trained_moves(contracts.method_of(name), tmp_path)
+    contracts.check_only_what_is_trained_moves(variant(name), tmp_path)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", EVERY_TRAINED)
 def test_fold_equals_adapter_forward(name: str, tmp_path: Path) -> None:
-    contracts.check_fold_equals_adapter_forward(contracts.method_of(name), tmp_path)
+    contracts.check_fold_equals_adapter_forward(variant(name), tmp_path)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", EVERY_TRAINED)
 def test_resume_equals_uninterrupted(name: str, tmp_path: Path) -> None:
-    contracts.check_resume_equals_uninterrupted(lambda: contracts.method_of(name), tmp_path)
+    contracts.check_resume_equals_uninterrupted(lambda: variant(name), tmp_path)
+
+
+@pytest.mark.parametrize("name", EVERY_TRAINED)
+def test_supports_hold_after_every_step(name: str, tmp_path: Path) -> None:
+    """Under weight decay, momentum and accumulation."""
+    method = variant(name)
+    method.weight_decay, method.accumulate = 0.1, 2
+    contracts.check_supports_hold_after_every_step(method, tmp_path)

@@ -61,7 +61,9 @@ def to_dense_(model: PreTrainedModel) -> PreTrainedModel:
 @torch.no_grad()
 def _dense(sparse: SparseLinear) -> nn.Linear:
     linear = nn.Linear(sparse.in_features, sparse.out_features, bias=False, device="meta")
-    linear.weight = nn.Parameter(sparse.effective_weight(), requires_grad=False)
+    # an adapter that stays open is saved beside, not merged
+    weight = sparse.effective_weight() if sparse.holds_support else sparse.weight
+    linear.weight = nn.Parameter(weight, requires_grad=False)
     linear.bias = sparse.bias
     return linear
 

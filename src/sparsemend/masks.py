@@ -236,9 +236,13 @@ class SparsityReport:
 @torch.no_grad()
 def count_zeros(linear: nn.Linear) -> LinearCount:
     """Exact `== 0` count of the effective weight, or of the base that carries an open adapter."""
-    weight: Tensor = linear.weight
     if isinstance(linear, SparseLinear) and linear.holds_support:
-        weight = linear.effective_weight()
+        return zeros_of(linear.effective_weight())
+    return zeros_of(linear.weight)
+
+
+def zeros_of(weight: Tensor) -> LinearCount:
+    """Exact `== 0` count of a matrix."""
     return LinearCount(weight.numel() - int(weight.count_nonzero()), weight.numel())
 
 

@@ -18,12 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from sparsemend.blocks import block_index, find_blocks, prunable_linears
 from sparsemend.files import write_json
-from sparsemend.masks import LinearCount, SparsityReport, count_zeros
+from sparsemend.masks import LinearCount, SparseLinear, SparsityReport, count_zeros, zeros_of
 from sparsemend.stages import Stages
 
 SCHEMA = "sparsemend-result-1"
@@ -99,14 +100,33 @@ def sparsity_report(model: nn.Module) -> SparsityReport:
     return SparsityReport(per_linear, per_block, sum(p.numel() for p in model.parameters()))
 
 
+@torch.no_grad()
+def effective_sparsity(model: nn.Module) -> float:
+    """Exact zeros of what forward multiplies by, over the prunable weights.
+
+    Below the sparsity of the weights only where a dense adapter is kept beside them.
+    """
+    counts = [
+        zeros_of(m.effective_weight() if isinstance(m, SparseLinear) else m.weight)
+        for m in prunable_linears(model).values()
+    ]
+    return sum(counts, LinearCount(0, 0)).sparsity
+
+
 def sparsity_section(
-    report: SparsityReport, asked: Mapping[str, float], *, target: float, pattern: str
+    report: SparsityReport,
+    asked: Mapping[str, float],
+    *,
+    target: float,
+    pattern: str,
+    effective: float,
 ) -> dict[str, Any]:
     """The `sparsity` section: asked and achieved, of prunable and of all parameters."""
     return {
         "target": target,
         "pattern": pattern,
         "achieved": report.of_prunable,
+        "effective": effective,
         "achieved_of_all_parameters": report.of_all,
         "prunable_weights": report.total.weights,
         "zeros": report.total.zeros,

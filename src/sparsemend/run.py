@@ -39,7 +39,13 @@ from sparsemend.prune import adopt, check_widths, prune
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.none import NoPruner
-from sparsemend.results import Result, find_unfinished, sparsity_report, sparsity_section
+from sparsemend.results import (
+    Result,
+    effective_sparsity,
+    find_unfinished,
+    sparsity_report,
+    sparsity_section,
+)
 from sparsemend.sparsity_schedule.base import SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import summary_table
@@ -184,8 +190,10 @@ class Run:
     def _load(self, windows: Windows) -> PreTrainedModel:
         model = self.parts.model.load(seed=self.cfg.seed)
         check_prunable(model)
-        if not isinstance(self.parts.pruner, Existing | NoPruner):
+        pruner = self.parts.pruner
+        if not isinstance(pruner, Existing | NoPruner):
             check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
+        self.parts.method.check_model(model, self._given_supports())
         for examples in (windows.train, windows.validation, windows.task):
             if examples is not None:
                 _check_vocabulary(model, examples.tokens)
@@ -194,6 +202,12 @@ class Run:
         if not self.parts.hardware.offload:
             nn.Module.to(model, self.device)
         return model
+
+    def _given_supports(self) -> Mapping[str, Tensor] | None:
+        """bool (O, I) per linear from the masks file of an already pruned checkpoint."""
+        if not isinstance(self.parts.pruner, Existing):
+            return None
+        return self.parts.pruner.supports(resolve_path(self.cfg.model.path))
 
     def _evaluate(
         self,
@@ -281,12 +295,16 @@ class Run:
             allocation,
             target=report.of_prunable if existing else self.cfg.sparsity,
             pattern=str(self.pattern),
+            effective=effective_sparsity(model),
         )
+        exported = self.out / "model"
+        base = str(exported if self.cfg.export else self.cfg.model.get("path"))
+        self.parts.method.save_adapter(model, self.out / "adapter", base=base)
         if self.cfg.export:
             if self.cfg.export_dtype is not None:
                 nn.Module.to(model, DTYPES[self.cfg.export_dtype])
             card = model_card(self.result.content, _command())
-            export(to_dense_(model), tokenizer, self.out / "model", masks=masks, card=card)
+            export(to_dense_(model), tokenizer, exported, masks=masks, card=card)
 
     def _finish(self) -> None:
         content = self.result.content

@@ -14,7 +14,7 @@ KEEP = torch.tensor([[True, False, True], [False, True, True]])
 
 def adapter(scale: float = 2.0, dtype: torch.dtype = torch.float32) -> MaskedLoraLinear:
     weight = nn.Parameter(torch.tensor([[1.0, 9.0, 2.0], [9.0, 3.0, 4.0]], dtype=dtype))
-    layer = MaskedLoraLinear(SparseLinear(weight, None, KEEP), 1, scale, torch.Generator())
+    layer = MaskedLoraLinear(SparseLinear(weight, None, KEEP), torch.zeros(1, 3), scale)
     with torch.no_grad():
         layer.lora_a.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
         layer.lora_b.copy_(torch.tensor([[0.5], [-1.0]]))

@@ -142,21 +142,26 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
             yield name, linear
 
 
-@torch.no_grad()
 def fold_adapters(model: PreTrainedModel) -> dict[str, int]:
-    """Replace every adapter by a SparseLinear of its effective weight; what that lost.
+    """Replace every adapter by a SparseLinear of its effective weight; what that lost."""
+    before = dict(adapters(model))
+    for name, adapter in before.items():
+        model.set_submodule(name, folded(adapter))
+    return count_lost(before, model)
 
-    A kept weight that cancels to exactly zero stays in the support but adds to the sparsity; they
-    are counted and named in a warning.
+
+def count_lost(before: Mapping[str, SparseLinear], model: nn.Module) -> dict[str, int]:
+    """How many kept weights folding rounded or cancelled to exactly zero, also as a warning.
+
+    They stay in the support but add to the sparsity.  before: the adapters that were replaced.
     """
     lost = 0
-    for name, adapter in list(adapters(model)):
-        plain = folded(adapter)
-        lost += int(adapter.weight.count_nonzero()) - int(plain.weight.count_nonzero())
-        model.set_submodule(name, plain)
-    if lost > 0:
+    for name, adapter in before.items():
+        after = model.get_submodule(name).weight
+        lost += int(((after == 0) & (adapter.weight != 0)).sum())
+    if lost:
         log.warning("%d kept weights became exactly zero when the adapters were folded in", lost)
-    return {"zeroed_by_fold": max(lost, 0)}
+    return {"zeroed_by_fold": lost}
 
 
 @torch.no_grad()

@@ -2,58 +2,62 @@
 
     W_eff = keep * (W + s B A),   s = alpha / r
 
-B (O, R) starts at zero and A (R, I) Kaiming-uniform, so attaching changes nothing, and the mask
-is in the forward pass and in the fold alike, so merging loses no zero.  The same function as
-MaskLoRA (PERP, Zimmer et al. 2023, arXiv 2312.15230), SparsePEFT (SQFT, Munoz et al. 2024, arXiv
-2410.03750) and SP-LoRA.  The two factors are merged into the weight first, so one product per
-linear; gradients are exact.
+The mask is in the forward pass and in the fold alike, so merging loses no zero.  One function, in
+two graph forms with exact gradients (D = dLoss/dY, N weights, T tokens):
+
+    merge_first   y = x W_eff^T                       6TN + 6rN FLOPs   MaskLoRA, SP-LoRA
+    two_gemm      y = x W^T + drop(x) (s keep * BA)^T 10TN + 6rN FLOPs  SparsePEFT as released
+
+Both keep a weight-sized matrix and its mask for the backward pass (3 bytes per bf16 weight).
+MaskLoRA: PERP, Zimmer et al. 2023, arXiv 2312.15230.  SparsePEFT: SQFT, Munoz et al. 2024, arXiv
+2410.03750.  In bf16 merge_first rounds the sum to the weight's grid in every forward, two_gemm
+only when it folds.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from sparsemend.masks import SparseLinear, sparse_linears
+from sparsemend.masks import SparseLinear
 from sparsemend.method.base import TrainedRepair, Workbench
+from sparsemend.method.low_rank import (
+    SCALE_RULES,
+    LowRankLinear,
+    attach_adapters,
+    check_adapter,
+    check_ranks,
+    factors,
+    kaiming_start,
+    scale_of,
+)
+from sparsemend.training_plan import check_choice
 
 
-class MaskedLoraLinear(SparseLinear):
-    """W_eff = keep * (W + scale * B A); W frozen, A (R, I) and B (O, R) fp32."""
+class MaskedLoraLinear(LowRankLinear):
+    """W_eff = keep * (W + scale * B A), merged before the product."""
 
-    def __init__(
-        self, base: SparseLinear, rank: int, scale: float, generator: torch.Generator
-    ) -> None:
-        super().__init__(base.weight, base.bias, base.keep)
-        device = base.weight.device
-        bound = 1 / math.sqrt(base.in_features)  # kaiming_uniform(a = sqrt 5), as PEFT
-        start = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
-        self.lora_a = nn.Parameter(start.to(device))
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
-        self.scale = scale
-
-    def update(self) -> Tensor:
-        """scale * B A, (O, I) fp32, not masked."""
-        return self.scale * (self.lora_b @ self.lora_a)
+    def masked_update(self) -> Tensor:
+        return self.update().masked_fill(~self.keep, 0)
 
     def effective_weight(self) -> Tensor:
-        update = self.update().masked_fill(~self.keep, 0)
-        return (self._base() + update).to(self.weight.dtype)
+        return (self.wide_weight() + self.masked_update()).to(self.weight.dtype)
 
-    @torch.no_grad()
-    def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
-        """Make `weight * keep` effective by moving the base under the adapter."""
-        super().set_effective_(weight, keep)
-        self.weight.copy_(self._base() - self.update())
-        self.project_()
 
-    def _base(self) -> Tensor:
-        """The frozen weight in fp32 (fp64 stays), so that a bf16 model rounds the sum once."""
-        return self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+class TwoGemmLinear(MaskedLoraLinear):
+    """The same function as a base product and an update product, with dropout on the latter."""
+
+    def __init__(self, base: SparseLinear, start: Tensor, scale: float, dropout: float) -> None:
+        super().__init__(base, start, scale)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, input: Tensor) -> Tensor:
+        update = self.masked_update().to(input.dtype)
+        return F.linear(input, self.weight, self.bias) + F.linear(self.dropout(input), update)
 
 
 @dataclass(kw_only=True)
@@ -62,18 +66,35 @@ class MaskedLora(TrainedRepair):
 
     rank: int
     alpha: float
+    scale_rule: str
+    form: str
+    dropout: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1:
-            raise ValueError(f"method.rank {self.rank} is below 1")
+        check_adapter(self.rank, self.alpha, self.dropout)
+        check_choice("scale_rule", self.scale_rule, SCALE_RULES)
+        check_choice("form", self.form, ("merge_first", "two_gemm"))
+        if self.dropout and self.form == "merge_first":
+            raise ValueError(
+                f"method.dropout {self.dropout} on the adapter's input cannot be expressed once "
+                "the update is merged; use method.form=two_gemm or method.dropout=0"
+            )
+
+    def check_model(self, model: PreTrainedModel, supports: object) -> None:
+        check_ranks(model, self.rank)
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         generator = torch.Generator().manual_seed(bench.seed)
-        for name, linear in list(sparse_linears(model)):
-            adapter = MaskedLoraLinear(linear, self.rank, self.alpha / self.rank, generator)
-            model.set_submodule(name, adapter)
+        scale = scale_of(self.alpha, self.rank, self.scale_rule)
+
+        def make(name: str, linear: SparseLinear) -> MaskedLoraLinear:
+            start = kaiming_start(self.rank, linear.in_features, generator)
+            if self.form == "two_gemm":
+                return TwoGemmLinear(linear, start, scale, self.dropout)
+            return MaskedLoraLinear(linear, start, scale)
+
+        attach_adapters(model, make)
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        adapters = [m for m in model.modules() if isinstance(m, MaskedLoraLinear)]
-        return [p for adapter in adapters for p in (adapter.lora_a, adapter.lora_b)]
+        return factors(model)

@@ -1,0 +1,55 @@
+"""LoRA-Prune: train a dense low-rank update, merge it, prune back to the support.
+
+    train: W + s B A        fold: keep * (W + s B A)        s = alpha / r
+
+(PERP, Zimmer et al. 2023, arXiv 2312.15230.)  The factors learn as if the zeros did not exist, so
+folding loses what the update held there: the gap that masked LoRA closes.  Trained unmerged,
+which is the same function at a lower cost than the reference code's merged form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sparsemend.masks import SparseLinear
+from sparsemend.method.base import TrainedRepair, Workbench, adapters, count_lost
+from sparsemend.method.lora import attach_lora
+from sparsemend.method.low_rank import check_adapter, check_ranks, factors
+
+
+@dataclass(kw_only=True)
+class LoraPrune(TrainedRepair):
+    """Trains A and B as plain LoRA; the fold keeps the update on the support only."""
+
+    holds_support: ClassVar[bool] = False
+
+    rank: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_adapter(self.rank, self.alpha, 0.0)
+
+    def check_model(self, model: PreTrainedModel, supports: object) -> None:
+        check_ranks(model, self.rank)
+
+    def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
+        scale = self.alpha / self.rank
+        attach_lora(model, rank=self.rank, scale=scale, dropout=0.0, seed=bench.seed)
+
+    def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        return factors(model)
+
+    @torch.no_grad()
+    def fold(self, model: PreTrainedModel) -> dict[str, Any]:
+        before = dict(adapters(model))
+        for name, adapter in before.items():
+            merged = nn.Parameter(adapter.effective_weight().clone(), requires_grad=False)
+            # SparseLinear zeroes what lies off the support
+            model.set_submodule(name, SparseLinear(merged, adapter.bias, adapter.keep))
+        return count_lost(before, model)

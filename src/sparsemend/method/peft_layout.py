@@ -1,0 +1,62 @@
+"""Low-rank factors as the two files that PEFT reads, written without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparsemend.files import replacing, write_json
+
+
+def save_peft(
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    base: str,
+    alpha: float,
+    dropout: float,
+    rank_stabilised: bool,
+) -> None:
+    """Write `folder` so that PeftModel.from_pretrained(base_model, folder) restores the adapter.
+
+    factors: linear name -> (A (R, I), B (O, R)).  `base` names the model the adapter belongs to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, (a, b) in factors.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.detach().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.detach().cpu().contiguous()
+    with replacing(folder / "adapter_model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    rank = next(iter(factors.values()))[0].shape[0]
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "use_rslora": rank_stabilised,
+        "target_modules": target_modules(factors.keys(), model),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    write_json(folder / "adapter_config.json", config)
+
+
+def target_modules(names: Iterable[str], model: nn.Module) -> list[str]:
+    """The last parts of `names` (q_proj, ...), or whole names where those match other linears."""
+    wanted = set(names)
+    leaves = {name.rpartition(".")[2] for name in wanted}
+    matched = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in leaves
+    }
+    return sorted(leaves) if matched == wanted else sorted(wanted)
