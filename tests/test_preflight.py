@@ -26,7 +26,7 @@ def llama(folder: Path, *, blocks: int = 2, intermediate: int = 24, **save: str)
         intermediate_size=intermediate,
         num_hidden_layers=blocks,
         num_attention_heads=2,
-        num_key_value_heads=1,
+        num_key_value_heads=2,
         vocab_size=VOCABULARY,
         max_position_embeddings=32,
     )
@@ -309,7 +309,7 @@ def test_pruning_nothing_to_a_sparsity_is_refused(model: Path) -> None:
 
 
 def test_pruning_nothing_at_sparsity_0_passes(model: Path) -> None:
-    check(model, "pruner=none", "sparsity=0")
+    check(model, "pruner=none", "sparsity=0", "method=none")
 
 
 def test_an_existing_support_passes_whatever_the_sparsity_key_says(model: Path) -> None:
@@ -344,3 +344,44 @@ def test_an_unknown_dtype_is_refused(model: Path) -> None:
 def test_a_mandatory_key_without_a_value_is_refused_with_an_example(model: Path) -> None:
     with pytest.raises(ValueError, match=rf"{DIFFERENCE} has no value.*give {DIFFERENCE}=0\.01"):
         check(model, ATP)
+
+
+@pytest.mark.parametrize("rate", ["0", "-0.001", "fast"])
+def test_a_learning_rate_that_trains_nothing_is_refused(model: Path, rate: str) -> None:
+    with pytest.raises(ValueError, match=rf"method\.learning_rate={rate}.* is not above 0"):
+        check(model, f"method.learning_rate={rate}")
+
+
+@pytest.mark.parametrize("method", ["masked_lora", "lors", "spp", "perp", "lora"])
+def test_training_without_a_pruner_is_refused(model: Path, method: str) -> None:
+    with pytest.raises(ValueError, match="pruner=none leaves nothing to repair"):
+        check(model, f"method={method}", "pruner=none", "sparsity=0")
+
+
+@pytest.mark.parametrize("method", ["masked_lora", "lors", "lora", "lora_prune"])
+def test_a_rank_larger_than_a_layer_allows_names_the_layer(model: Path, method: str) -> None:
+    with pytest.raises(ValueError, match=r"rank=17 exceeds .* = 16 of .*layers\.0.*rank=16"):
+        check(model, f"method={method}", "method.rank=17")
+
+
+def test_the_rank_counts_only_where_an_adapter_has_it(model: Path) -> None:
+    check(model, "method=perp", "method.rank=17")
+    with pytest.raises(ValueError, match="rank=17 exceeds"):
+        check(model, "method=perp", "method.rank=17", "method.adapter=scale_lora")
+
+
+def test_groups_that_do_not_divide_the_outputs_are_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"groups=16 does not divide the 24 outputs of .*mlp"):
+        check(model, "method=spp")
+
+
+def test_resuming_a_folder_of_another_configuration_names_the_keys(
+    model: Path, tmp_path: Path
+) -> None:
+    config = {"sparsity": 0.1}
+    stored = {"config": config, "status": "running", "cost": {}}
+    (tmp_path / "result.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"another configuration .*data\.name"):
+        check(model, f"resume={tmp_path}")
+    with pytest.raises(FileNotFoundError, match=r"no result\.json"):
+        check(model, f"resume={tmp_path}/nothing")

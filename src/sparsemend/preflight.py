@@ -15,7 +15,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.local_model import ModelConfig, find_model, is_local, tilde_hint
+from sparsemend.method_checks import check_adapter_shapes, check_training
 from sparsemend.pattern import Pattern
+from sparsemend.resume import check_resumable
 from sparsemend.sparsity_schedule.progression import check_difference
 from sparsemend.token_headers import check_tokens
 
@@ -38,6 +40,8 @@ def check(cfg: DictConfig) -> None:
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
     check_dtype(cfg)
+    check_training(cfg)
+    check_resume(cfg)
     model = find_model(cfg.model)
     if model.config is not None:
         check_progression(cfg, model.config)
@@ -45,6 +49,7 @@ def check(cfg: DictConfig) -> None:
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
         check_widths(cfg, pattern, model.blocks)
+        check_adapter_shapes(cfg, linear_shapes(model.blocks))
     check_files(cfg, model.config)
 
 
@@ -133,6 +138,12 @@ def check_dtype(cfg: DictConfig) -> None:
     for key, dtype in (("model.dtype", cfg.model.get("dtype")), ("export_dtype", cfg.export_dtype)):
         if dtype not in DTYPES and (key == "model.dtype" or dtype is not None):
             raise ValueError(f"{key}={dtype} is not one of {', '.join(DTYPES)}")
+
+
+def check_resume(cfg: DictConfig) -> None:
+    """A run folder named to be resumed holds an unfinished run of this configuration."""
+    if cfg.resume not in (None, "auto"):
+        check_resumable(Path(cfg.resume), OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
 
 
 def check_progression(cfg: DictConfig, config: ModelConfig) -> None:
