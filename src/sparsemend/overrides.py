@@ -10,6 +10,7 @@ import difflib
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -46,11 +47,8 @@ def compose_jobs(
     """
     if extra is not None and not extra.is_dir():
         raise OverrideError(f"--config-dir {extra} does not exist; give a folder of yaml files")
-    with initialize_config_dir(str(conf), job_name=command):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        search = search_lines(lines, extra)
-        names = Names(hydra.config_loader, config_name, search, command)
+    with _config_loader(conf, command) as loader:
+        names = Names(loader, config_name, search_lines(lines, extra), command)
         overrides = names.parse(lines)
         for override in overrides:
             names.check_group(override)
@@ -58,6 +56,21 @@ def compose_jobs(
         sweep = multirun or modes[-1:] == ["MULTIRUN"]
         jobs = expand(overrides) if sweep else iter([lines])
         return [names.compose(job) for job in itertools.islice(jobs, JOBS)], sweep
+
+
+@contextmanager
+def _config_loader(conf: Path, command: str) -> Iterator[ConfigLoader]:
+    """Hydra on `conf`; inside a running job, whose own Hydra is put back at the end."""
+    instance = GlobalHydra.instance()
+    running = instance.hydra
+    instance.clear()
+    try:
+        with initialize_config_dir(str(conf), job_name=command):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            yield hydra.config_loader
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def search_lines(lines: list[str], extra: Path | None) -> list[str]:
