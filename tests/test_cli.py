@@ -22,7 +22,12 @@ METHOD = "_target_: sparsemend.method.none.NoRepair\nstrength: 1\n"
 
 def jobs(*lines: str, extra: Path | None = None, multirun: bool = False) -> list[DictConfig]:
     configs, _ = compose_jobs(
-        list(lines), conf=conf_folder(), config_name="run", extra=extra, multirun=multirun
+        list(lines),
+        conf=conf_folder(),
+        config_name="run",
+        extra=extra,
+        multirun=multirun,
+        command="sparsemend",
     )
     return configs
 
