@@ -385,3 +385,9 @@ def test_resuming_a_folder_of_another_configuration_names_the_keys(
         check(model, f"resume={tmp_path}")
     with pytest.raises(FileNotFoundError, match=r"no result\.json"):
         check(model, f"resume={tmp_path}/nothing")
+
+
+def test_bf16_true_needs_a_bf16_model(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"bf16-true needs a bfloat16 model, .*dtype=float32"):
+        check(model, "method.precision=bf16-true", "model.dtype=float32")
+    check(model, "method.precision=bf16-true", "model.dtype=bfloat16")

@@ -20,6 +20,11 @@ def check_training(cfg: DictConfig) -> None:
             f"method.learning_rate={rate} is not above 0, so nothing would be trained; "
             "set for example method.learning_rate=1e-3"
         )
+    if method.get("precision") == "bf16-true" and cfg.model.get("dtype") != "bfloat16":
+        raise ValueError(
+            f"method.precision=bf16-true needs a bfloat16 model, not model.dtype="
+            f"{cfg.model.get('dtype')}; set model.dtype=bfloat16 or method.precision=bf16-mixed"
+        )
     whole_model = method.get("scope") == "all"  # ordinary training, as of the tiny model
     if cfg.pruner.get("_target_", "").endswith(".NoPruner") and not whole_model:
         raise ValueError(

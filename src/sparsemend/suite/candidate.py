@@ -31,7 +31,7 @@ class Candidate:
             raise ValueError("method.compile=true is not measured; set compile: false")
         torch.manual_seed(bench.seed)
         method.attach(model, bench)
-        self.trained = method._free(model)  # as TrainedRepair.repair does
+        self.trained = method.free_trainable(model)  # as TrainedRepair.repair does
         model.train()
         self.optimizer = make_optimizer(
             method.optimizer,
