@@ -170,11 +170,12 @@ class Run:
         none = torch.empty(0, data.seqlen, dtype=torch.int64)
         untrained = Examples.of(none)
         windows = Windows(
-            test=data.test(tokenizer),
-            calibration=data.calibration(tokenizer, seed=self.cfg.seed) if calibrated else none,
             train=data.train(tokenizer) if trained else untrained,
             validation=data.validation(tokenizer) if trained else untrained,
             task=data.task(tokenizer),
+            test=data.test(tokenizer),
+            # last: a shard of C4 takes a minute to read
+            calibration=data.calibration(tokenizer, seed=self.cfg.seed) if calibrated else none,
         )
         test = windows.test
         self.result.content["protocol"] = {
