@@ -51,7 +51,8 @@ def fused_weight(
     wide = weight.dtype
     if settings.fuse_dtype == "float32":
         wide = torch.promote_types(wide, torch.float32)
-    merged = torch.addmm(weight.to(wide), b.to(wide), a.to(wide), alpha=settings.scale)
+    merged = weight.to(wide, copy=True)  # the only wide one: the product is added in place
+    merged.addmm_(b.to(wide), a.to(wide), alpha=settings.scale)
     return merged.masked_fill_(_dropped(weight, packed_keep), 0).to(settings.dtype)
 
 
