@@ -8,8 +8,11 @@ stays zero, so no mask is needed.  b starts at zero.  (Lu et al. 2024, arXiv 240
 Three forms of one function (T tokens, N weights):
 
     plain         keeps two weight-sized tensors        10 TN FLOPs
-    checkpointed  recomputes them in the backward pass  12 TN
+    checkpointed  recomputes them in the backward pass  10 TN
     group_loop    the group formulas, keeps T x O        8 TN
+
+The released code's checkpointing recomputes the product too, 12 TN; ours stops once its factor is
+back.
 """
 
 from __future__ import annotations
