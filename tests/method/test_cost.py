@@ -160,3 +160,17 @@ def test_scale_lora_keeps_its_merged_weight_only() -> None:
     layer = ScaleLoraLinear(base, RANK, 0.0, torch.Generator())
     x = random(TOKENS, INPUTS, seed=9, dtype=torch.bfloat16).requires_grad_()
     assert saved_bytes(layer, x) == 2 * N
+
+
+def test_under_autocast_lors_keeps_no_rounded_weight_and_the_others_one() -> None:
+    """Autocast rounds x and an fp32 weight for the base product's backward pass."""
+    rounded_x = TOKENS * INPUTS * 2
+    expected = {
+        "lors ste": 0,
+        "lora": 2 * N + rounded_x + TOKENS * RANK * 2 + R * 2,
+        "spp group_loop": 2 * N + rounded_x + TOKENS * OUTPUTS * 2,
+    }
+    for name, size in expected.items():
+        layer, x = layer_and_input(name, torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert saved_bytes(layer, x) == size

@@ -66,10 +66,9 @@ class SppLinear(SparseLinear):
             return base + checkpoint(self._product, input, use_reentrant=False)
         if self.form == "plain":
             return base + self._product(input)
-        # under autocast the base product has the compute dtype
+        # under autocast the base product has the compute dtype; the weight is cast by groups
         dropped = self.dropout(input).to(base.dtype)
-        weight = self.weight.to(base.dtype)
-        return base + GroupedProduct.apply(dropped, weight, self.spp_a, self.spp_b, self.scale)
+        return base + GroupedProduct.apply(dropped, self.weight, self.spp_a, self.spp_b, self.scale)
 
     def _product(self, input: Tensor) -> Tensor:
         """s drop(x) (W * E(a) * b)^T as plain autograd sees it."""
