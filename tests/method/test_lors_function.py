@@ -300,6 +300,16 @@ def test_under_autocast_values_and_gradients_are_bf16_close(grad_mode: str) -> N
     assert_within(got["lora_a"], exact["lora_a"], scale * (d @ b).T @ rows, roundings=5)
 
 
+def test_autocast_fuses_in_fp32_and_rounds_once() -> None:
+    layer = lors(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        forward = layer(torch.eye(INPUTS))
+        probe = torch.zeros(OUTPUTS, INPUTS, requires_grad=True)
+        (backward,) = torch.autograd.grad(layer(probe), probe, torch.eye(OUTPUTS).bfloat16())
+    assert torch.equal(forward.T, layer.effective_weight().bfloat16())
+    assert torch.equal(backward, layer.effective_weight().bfloat16().float())
+
+
 def factors(layer: LorsLinear) -> tuple[Tensor, Tensor]:
     return layer.lora_a, layer.lora_b
 

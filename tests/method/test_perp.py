@@ -149,6 +149,18 @@ def test_the_factors_start_at_one_over_root_rank() -> None:
         torch.testing.assert_close(factor.detach(), root.expand(factor.shape), rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize(("init", "alike"), [("released", True), ("perturbed", False)])
+def test_only_the_perturbed_start_tells_components_apart(
+    init: str, alike: bool, tmp_path: Path
+) -> None:
+    model = pruned_model()
+    perp("method.adapter=scale_lora", f"method.init={init}").attach(model, bench_for(tmp_path))
+    for _, layer in sparse_linears(model):
+        assert isinstance(layer, ScaleLoraLinear)
+        assert torch.equal(layer.scale_a[0], layer.scale_a[1]) == alike
+        assert torch.equal(layer.scale_b[:, 0], layer.scale_b[:, 1]) == alike
+
+
 def test_the_perturbation_is_a_hundredth() -> None:
     """96 entries: a standard deviation is within 30 percent at four standard errors."""
     layer = scale_lora("perturbed")
