@@ -89,9 +89,9 @@ def trainer_factory(out: Path, *extra: Callback) -> Callable[..., Trainer]:
     return make
 
 
-def pruned_model(pattern: str = "unstructured") -> PreTrainedModel:
-    """A tiny random LLaMA at SPARSITY."""
-    model = random_model("llama")
+def pruned_model(pattern: str = "unstructured", *, family: str = "llama") -> PreTrainedModel:
+    """A tiny random model at SPARSITY."""
+    model = random_model(family)
     parsed = Pattern.parse(pattern)
     batches = windows(8).split(1)
     allocation = Uniform().allocate(model, batches, SPARSITY, parsed)

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import contracts
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from sparsemend.locations import conf_folder
+from sparsemend.masks import check_supports
 from sparsemend.method.base import TrainedRepair
 
 MIRRORED = ("pruner", "sparsity_schedule", "method", "evaluation", "suite")
@@ -130,3 +132,15 @@ def test_supports_hold_after_every_step(name: str, tmp_path: Path) -> None:
     method = variant(name)
     method.weight_decay, method.accumulate = 0.1, 2
     contracts.check_supports_hold_after_every_step(method, tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY_TRAINED if not n.startswith("masked_full")])
+def test_a_bf16_model_is_repaired_in_bf16(name: str, tmp_path: Path) -> None:
+    """Masked full fine-tuning refuses it: its weights are what trains."""
+    method, model = variant(name), contracts.pruned_model(family="opt").to(torch.bfloat16)
+    names = list(contracts.bits(model))
+    method.repair(model, contracts.bench_for(tmp_path))
+    check_supports(model)
+    if method.foldable:
+        assert list(contracts.bits(model)) == names
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

@@ -3,11 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 from contracts import bench_for, logits, method_of, pruned_model
+from layers import EXACT, assert_within, random, sparse_linear
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsemend.masks import SparseLinear, sparse_linears
 from sparsemend.method.base import folded
-from sparsemend.method.masked_lora import MaskedLora, MaskedLoraLinear
+from sparsemend.method.masked_lora import MaskedLora, MaskedLoraLinear, TwoGemmLinear
 
 KEEP = torch.tensor([[True, False, True], [False, True, True]])
 
@@ -86,3 +88,108 @@ def test_adapters_are_gone_after_repair(tmp_path: Path) -> None:
     method_of("masked_lora").repair(model, bench_for(tmp_path))
     assert not any(isinstance(m, MaskedLoraLinear) for m in model.modules())
     assert not torch.equal(logits(model), before)
+
+
+OUTPUTS, INPUTS, RANK, SCALE = 12, 20, 3, 1.7
+
+
+def both_forms(
+    dtype: torch.dtype = torch.float64, *, dropout: float = 0.0
+) -> tuple[MaskedLoraLinear, TwoGemmLinear]:
+    start = random(RANK, INPUTS, seed=4)
+    merge_first = MaskedLoraLinear(
+        sparse_linear(OUTPUTS, INPUTS, dtype=dtype, bias=True), start, SCALE
+    )
+    two_gemm = TwoGemmLinear(
+        sparse_linear(OUTPUTS, INPUTS, dtype=dtype, bias=True), start, SCALE, dropout
+    )
+    with torch.no_grad():
+        for layer in (merge_first, two_gemm):
+            layer.lora_b.copy_(random(OUTPUTS, RANK, seed=5))
+    return merge_first, two_gemm
+
+
+def results(layer: MaskedLoraLinear) -> list[Tensor]:
+    """Output, dx, dA, dB."""
+    x = random(2, 5, INPUTS, seed=6).requires_grad_()
+    y = layer(x)
+    outer = random(*y.shape, seed=7)
+    return [y, *torch.autograd.grad(y, [x, layer.lora_a, layer.lora_b], outer)]
+
+
+def test_both_forms_are_one_function() -> None:
+    merge_first, two_gemm = both_forms()
+    for one, other in zip(results(merge_first), results(two_gemm), strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_both_forms_fold_to_the_same_bits() -> None:
+    merge_first, two_gemm = both_forms(torch.bfloat16)
+    assert torch.equal(folded(merge_first).weight, folded(two_gemm).weight)
+
+
+def test_an_update_below_the_spacing_of_bf16_survives_in_two_gemm_only() -> None:
+    merge_first, two_gemm = both_forms(torch.bfloat16)
+    x = torch.eye(INPUTS, dtype=torch.bfloat16)
+    for layer in (merge_first, two_gemm):
+        with torch.no_grad():
+            layer.lora_b.mul_(1e-6)
+            layer.weight.add_(layer.keep)  # near one, where bf16 is spaced by 1/128
+            layer.bias.zero_()
+    start = F.linear(x, merge_first.weight)
+    assert torch.equal(merge_first(x), start)
+    update = two_gemm.masked_update()
+    assert update.any()
+    with torch.no_grad():
+        two_gemm.weight.zero_()
+    assert_within(two_gemm(x).T, update, update.abs(), roundings=1)
+
+
+def test_dropout_is_on_the_update_only() -> None:
+    _, layer = both_forms(dropout=0.9)
+    x = random(5, INPUTS, seed=6)
+    assert not torch.equal(layer(x), layer(x))
+    with torch.no_grad():
+        layer.lora_b.zero_()
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_dropout_leaves_the_output_the_same_in_expectation() -> None:
+    """The mean over 4000 draws, within five standard errors of each entry."""
+    _, layer = both_forms(dropout=0.3)
+    x = random(2, INPUTS, seed=6)
+    expected = layer.eval()(x)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        draws = layer.train()(x.repeat(4000, 1)).view(4000, 2, OUTPUTS)
+    error = draws.std(dim=0) / 4000**0.5
+    assert ((draws.mean(dim=0) - expected).abs() <= 5 * error).all()
+
+
+def test_dropout_cannot_be_asked_of_a_merged_weight() -> None:
+    settings = {**vars(method_of("masked_lora")), "dropout": 0.1}
+    with pytest.raises(ValueError, match=r"method\.dropout 0\.1 .* use method\.form=two_gemm"):
+        MaskedLora(**settings)
+    assert MaskedLora(**{**settings, "form": "two_gemm"}).dropout == 0.1
+
+
+def test_the_scale_rules_are_alpha_over_rank_and_over_its_root(tmp_path: Path) -> None:
+    for rule, expected in (("alpha_over_r", 6 / 4), ("alpha_over_sqrt_r", 6 / 2)):
+        settings = {"rank": 4, "alpha": 6.0, "scale_rule": rule}
+        model = pruned_model()
+        method = MaskedLora(**{**vars(method_of("masked_lora")), **settings})
+        method.attach(model, bench_for(tmp_path))
+        layers = [m for m in model.modules() if isinstance(m, MaskedLoraLinear)]
+        assert {layer.scale for layer in layers} == {expected}
+
+
+def test_a_starts_uniform_below_one_over_root_inputs_and_b_at_zero(tmp_path: Path) -> None:
+    """The second moment of so many entries (thousands) is a third of the bound's within 10%."""
+    model = pruned_model()
+    method = MaskedLora(**{**vars(method_of("masked_lora")), "rank": 16})
+    method.attach(model, bench_for(tmp_path))
+    layers = [m for m in model.modules() if isinstance(m, MaskedLoraLinear)]
+    entries = torch.cat([(m.lora_a * m.in_features**0.5).flatten() for m in layers])
+    assert entries.abs().max() <= 1
+    assert entries.square().mean().item() == pytest.approx(1 / 3, rel=0.1)
+    assert not any(layer.lora_b.any() for layer in layers)

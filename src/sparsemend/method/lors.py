@@ -41,6 +41,15 @@ from sparsemend.method.low_rank import (
 )
 from sparsemend.training_plan import check_choice
 
+LEAST = {
+    "tile_rows": 1,
+    "init_samples": 1,
+    "init_batch_size": 1,
+    "init_oversample": 1,
+    "init_iterations": 0,
+    "init_linears_per_pass": 1,  # or None
+}
+
 
 class LorsLinear(LowRankLinear):
     """LorsFunction with its factors; `derived` reads the support from W != 0."""
@@ -99,17 +108,19 @@ class Lors(TrainedRepair):
         check_choice("fuse_dtype", self.fuse_dtype, FUSE_DTYPES)
         check_choice("init", self.init, ("grad_svd", "kaiming"))
         check_choice("init_svd", self.init_svd, ("randomized", "exact"))
-        for name in ("tile_rows", "init_samples", "init_batch_size", "init_oversample"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"method.{name} {getattr(self, name)} is below 1")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"method.{name} {value} is below {least}")
+        if self.init_gamma <= 0:
+            raise ValueError(f"method.init_gamma {self.init_gamma} is not above 0")
 
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
         check_ranks(model, self.rank)
         if self.mask == "derived" and supports is not None:
             for name, linear in prunable_linears(model).items():
-                keep = supports.get(
-                    name
-                )  # that the file fits the model is checked where it is used
+                keep = supports.get(name)
+                # that the file fits the model is checked where it is used
                 if keep is not None and keep.shape == linear.weight.shape:
                     check_derivable(name, linear.weight, keep)
 

@@ -53,13 +53,18 @@ def fused_weight(
     if settings.fuse_dtype == "float32":
         wide = torch.promote_types(wide, torch.float32)
     a, b = a.to(wide), b.to(wide)
-    fused = torch.empty_like(weight, dtype=settings.dtype)
     # on a CPU a strip of rows stays in cache from the product to the mask
     strip = STRIP_ROWS if weight.device.type == "cpu" else weight.shape[0]
+    fused = torch.empty_like(weight, dtype=settings.dtype) if strip < weight.shape[0] else None
     for start in range(0, weight.shape[0], strip):
         part = slice(start, start + strip)
-        merged = torch.addmm(weight[part].to(wide), b[part], a, alpha=settings.scale)
-        fused[part] = zero_off_(merged, _kept(weight, packed_keep, part))
+        merged = weight[part].to(wide, copy=True)  # the only wide one: added to in place
+        merged.addmm_(b[part], a, alpha=settings.scale)
+        zero_off_(merged, _kept(weight, packed_keep, part))
+        if fused is None:
+            return merged.to(settings.dtype)
+        fused[part] = merged
+    assert fused is not None  # a weight has rows
     return fused
 
 

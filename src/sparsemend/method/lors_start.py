@@ -45,7 +45,7 @@ class GradientStart:
     def starts(
         self, model: PreTrainedModel, examples: Examples, device: torch.device
     ) -> dict[str, Tensor]:
-        """A (R, I) per linear, fp32 on the host; the model is left as it was."""
+        """A (R, I) per linear, fp32 on the host; the model ends frozen, in eval mode."""
         linears = dict(sparse_linears(model))
         index = {name: i for i, name in enumerate(linears)}
         home = next(model.parameters()).device
@@ -80,6 +80,12 @@ class GradientStart:
                 mixed = torch.autocast(device.type, torch.bfloat16) if self.mixed else nullcontext()
                 with mixed:
                     loss = next_token_loss(model, tokens.to(device), labels.to(device))
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(
+                        f"loss is {loss.item()} on training examples {rows}, which method.init="
+                        "grad_svd reads; give every batch a labelled token, or use "
+                        "method.init=kaiming"
+                    )
                 loss.backward()
         finally:
             for hook in hooks:

@@ -51,12 +51,8 @@ def save_peft(
 
 
 def target_modules(names: Iterable[str], model: nn.Module) -> list[str]:
-    """The last parts of `names` (q_proj, ...), or whole names where those match other linears."""
+    """The last parts of `names` (q_proj, ...), or whole names where those match other modules."""
     wanted = set(names)
     leaves = {name.rpartition(".")[2] for name in wanted}
-    matched = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in leaves
-    }
+    matched = {n for n, _ in model.named_modules() if n.rpartition(".")[2] in leaves}
     return sorted(leaves) if matched == wanted else sorted(wanted)

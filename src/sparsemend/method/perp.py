@@ -52,7 +52,9 @@ class ScaleLoraLinear(SparseLinear):
             self.register_parameter(f"scale_{letter}", nn.Parameter(start.clone()))
 
     def effective_weight(self) -> Tensor:
-        multiplier = 1 + (self.scale_b @ self.scale_a - self.start_b @ self.start_a)
+        # bf16 is too coarse beside one: autocast would round B A before B0 A0 is taken off
+        with torch.autocast(self.weight.device.type, enabled=False):
+            multiplier = 1 + (self.scale_b @ self.scale_a - self.start_b @ self.start_a)
         return (self.weight * multiplier).to(self.weight.dtype)
 
     @torch.no_grad()
@@ -73,8 +75,9 @@ class Rounded(nn.Module):
     def forward(self, original: Tensor) -> Tensor:
         return original.to(self.dtype)
 
-    def right_inverse(self, value: Tensor) -> Tensor:
-        return value.to(wider(value.dtype))
+    def right_inverse(self, value: Tensor) -> tuple[Tensor]:
+        # as a tuple: torch lets a single original not differ in dtype
+        return (value.to(wider(value.dtype)),)
 
 
 @dataclass(kw_only=True)
@@ -130,7 +133,10 @@ class Perp(TrainedRepair):
         for module in list(model.modules()):
             if parametrize.is_parametrized(module):
                 for name in list(module.parametrizations):  # type: ignore[arg-type]
+                    # what requires no gradient would come back as a buffer
+                    _original(module, name).requires_grad_(True)
                     parametrize.remove_parametrizations(module, name)
+                    getattr(module, name).requires_grad_(False)
         return fold_adapters(model)
 
     def _vectors(self, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -159,7 +165,7 @@ def _own_parameters(module: nn.Module) -> list[str]:
 def _original(module: nn.Module, name: str) -> nn.Parameter:
     """The tensor that trains: the parameter, or the fp32 original behind it."""
     if parametrize.is_parametrized(module, name):
-        original = module.parametrizations[name].original  # type: ignore[index,union-attr]
+        original = module.parametrizations[name].original0  # type: ignore[index,union-attr]
         assert isinstance(original, nn.Parameter)
         return original
     parameter = getattr(module, name)

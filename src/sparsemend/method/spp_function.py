@@ -24,7 +24,7 @@ class GroupedProduct(torch.autograd.Function):
         rows = p.flatten(0, -2)
         v = rows.new_empty(rows.shape[0], weight.shape[0])
         for part, factor in _groups(weight, a.to(p.dtype)):
-            v[:, part] = (rows * factor) @ weight[part].T
+            v[:, part] = (rows * factor) @ weight[part].to(p.dtype).T
         ctx.save_for_backward(p, weight, a, b, v)
         ctx.scale = scale
         return (v * (scale * b).to(p.dtype)).view(*p.shape[:-1], weight.shape[0])
@@ -38,7 +38,7 @@ class GroupedProduct(torch.autograd.Function):
         dp = torch.zeros_like(rows)
         da = torch.empty_like(a)
         for group, (part, factor) in enumerate(_groups(weight, a.to(p.dtype))):
-            h = weighted[:, part] @ weight[part]
+            h = weighted[:, part] @ weight[part].to(d.dtype)
             da[group] = ctx.scale * (rows * h).sum(dim=0, dtype=a.dtype)
             dp.addcmul_(h, factor)
         db = ctx.scale * (v * d).sum(dim=0, dtype=b.dtype)
