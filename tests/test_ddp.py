@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import dataclasses
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -28,21 +30,16 @@ from sparsemend.hardware import DataParallel
 from sparsemend.masks import load_masks
 from sparsemend.method.base import TrainedRepair, Workbench
 
+TWO = DataParallel(
+    accelerator="cpu", devices=2, offload=False, threads=1, walk_batch=1, evaluation_batch=8
+)
 LIMIT = 100.0  # seconds; a fit takes five, nearly all of it the start of the second process
 
 
 def parallel(out: Path) -> Workbench:
     """A workbench whose Trainer starts a second process."""
-    hardware = DataParallel(
-        accelerator="cpu",
-        devices=2,
-        offload=False,
-        threads=1,
-        walk_batch=1,
-        evaluation_batch=8,
-    )
     bench = bench_for(out)
-    make = hardware.trainer_factory(CSVLogger(out, name="", version="training"), out)
+    make = TWO.trainer_factory(CSVLogger(out, name="", version="training"), out)
     object.__setattr__(bench, "make_trainer", make)
     return bench
 
@@ -287,9 +284,29 @@ def losses(out: Path) -> dict[str, list[float]]:
     }
 
 
-def test_what_is_sent_keeps_structure_and_ties_but_no_values() -> None:
-    import pickle
+@pytest.mark.slow
+def test_what_cannot_be_sent_is_refused(tmp_path: Path) -> None:
+    model = pruned_model()
+    model.register_forward_hook(lambda module, given, output: None)
+    with pytest.raises(TypeError, match="cannot be sent to other processes"):
+        sgd("masked_full", batch_size=2).repair(model, parallel(tmp_path))
 
+
+@pytest.mark.slow
+def test_activation_checkpointing_reaches_every_rank(together: Path, tmp_path: Path) -> None:
+    method = sgd("masked_full", batch_size=2)
+    method.activation_checkpointing = True
+    fit_together(tmp_path, method)
+    contracts.assert_same_bits(last(tmp_path), last(together))
+
+
+def test_more_gpus_than_there_are_is_refused() -> None:
+    hardware = dataclasses.replace(TWO, accelerator="gpu", devices=torch.cuda.device_count() + 2)
+    with pytest.raises(ValueError, match="but torch sees"):
+        hardware.prepare()
+
+
+def test_what_is_sent_keeps_structure_and_ties_but_no_values() -> None:
     model = random_model("llama", tie_word_embeddings=True)
     model.free = torch.arange(3)  # neither parameter nor buffer
     copied = pickle.loads(without_values(model))

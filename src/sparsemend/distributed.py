@@ -311,5 +311,11 @@ def blank(
 def without_values(module: nn.Module) -> bytes:
     """`module` pickled, its parameters and buffers as zeros, tied ones still tied."""
     file = io.BytesIO()
-    WithoutValues(file, module).dump(module)
+    try:
+        WithoutValues(file, module).dump(module)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise TypeError(
+            f"this model or method cannot be sent to other processes ({error}); hooks and "
+            "callbacks must be functions and classes of a module, or use one device"
+        ) from error
     return file.getvalue()

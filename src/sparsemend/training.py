@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +61,7 @@ class RepairModule(LightningModule):
         self.validation_examples = validation.first(plan.validation_windows)
         self.seed = seed
         self.strict_loading = False  # checkpoints hold only what is trained
+        self._after_fit = ExitStack()
         self._validated = torch.zeros(2, dtype=torch.float64)  # sum of losses, their number
 
     def fit(
@@ -93,7 +94,7 @@ class RepairModule(LightningModule):
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
-        with self._prepared():
+        with ExitStack() as self._after_fit:
             trainer.fit(self, ckpt_path=resume_from, weights_only=False)
         if self.plan.keep_best and best.best_model_path and trainer.is_global_zero:
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=False)
@@ -121,6 +122,8 @@ class RepairModule(LightningModule):
                 self.model.activation_checkpointing_disable()
 
     def on_fit_start(self) -> None:
+        # not earlier: what it hooks into the model could not be sent to other processes
+        self._after_fit.enter_context(self._prepared())
         if self.trainer.world_size > 1:
             send_buffers(self)
 
