@@ -24,11 +24,12 @@ from safetensors.torch import load_file, save_file
 from test_run import SCHEMA, contract, result_of, sparsemend_command
 from torch import Tensor, nn
 
-from sparsemend.collectives import digest, mean_over_ranks
-from sparsemend.distributed import without_values
+from sparsemend.collectives import digest
+from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.hardware import DataParallel
 from sparsemend.masks import load_masks
 from sparsemend.method.base import TrainedRepair, Workbench
+from sparsemend.without_values import without_values
 
 TWO = DataParallel(
     accelerator="cpu", devices=2, offload=False, threads=1, walk_batch=1, evaluation_batch=8
@@ -163,6 +164,23 @@ def test_lors_with_two_processes_is_one_with_twice_the_batch(tmp_path: Path) -> 
     for part, fit, size in (("together", fit_together, 2), ("alone", fit_alone, 4)):
         fit(tmp_path / part, sgd("lors", batch_size=size))
     assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
+
+
+@pytest.mark.slow
+def test_every_labelled_token_weighs_the_same_on_whichever_rank(tmp_path: Path) -> None:
+    tokens = contracts.windows(12, seed=8)
+    labels = tokens.clone()
+    for row in range(12):
+        labels[row, : row + 2] = UNLABELLED
+    reports = {}
+    for part, make_bench, size in (("together", parallel, 2), ("alone", bench_for, 4)):
+        bench = make_bench(tmp_path / part)
+        for split in ("train", "validation"):
+            object.__setattr__(bench, split, Examples(tokens, labels))
+        reports[part] = sgd("masked_full", batch_size=size).repair(pruned_model(), bench)
+    assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
+    expected = pytest.approx(reports["alone"]["validation/loss"], rel=1e-6)
+    assert reports["together"]["validation/loss"] == expected
 
 
 @pytest.mark.slow
@@ -325,14 +343,3 @@ def test_a_digest_sees_the_last_bit() -> None:
     assert digest(one) == digest(other)
     other.view(torch.int16)[4, 2] ^= 1
     assert digest(one) != digest(other)
-
-
-def test_a_rank_with_more_labels_weighs_more(tmp_path: Path) -> None:
-    """Alone in its group a rank's share is one; the mean is then its own."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        mean, share = mean_over_ranks(torch.tensor(2.0), 7)
-    finally:
-        torch.distributed.destroy_process_group()
-    assert (float(mean), float(share)) == (2.0, 1.0)

@@ -11,7 +11,6 @@ rank reported, or ends after GRACE seconds where it waits for that rank inside a
 
 from __future__ import annotations
 
-import io
 import logging
 import multiprocessing
 import os
@@ -33,7 +32,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, distributed, nn
+from torch import distributed
+
+from sparsemend.without_values import without_values
 
 if TYPE_CHECKING:
     from sparsemend.training import RepairModule
@@ -279,43 +280,3 @@ def end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-class WithoutValues(pickle.Pickler):
-    """Pickles a module with zeros for the values of its parameters and buffers."""
-
-    def __init__(self, file: io.BytesIO, module: nn.Module) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.left_out = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-
-    def reducer_override(self, value: Any) -> Any:
-        if id(value) not in self.left_out:
-            return NotImplemented
-        layout = (value.size(), value.stride(), value.dtype)
-        return blank, (*layout, isinstance(value, nn.Parameter), value.requires_grad)
-
-
-def blank(
-    size: torch.Size,
-    stride: tuple[int, ...],
-    dtype: torch.dtype,
-    is_parameter: bool,
-    requires_grad: bool,
-) -> Tensor:
-    """Zeros of this layout; fresh zeros cost no memory before something is written to them."""
-    reach = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    zeros = torch.zeros(reach if size.numel() else 0, dtype=dtype).as_strided(size, stride)
-    return nn.Parameter(zeros, requires_grad=requires_grad) if is_parameter else zeros
-
-
-def without_values(module: nn.Module) -> bytes:
-    """`module` pickled, its parameters and buffers as zeros, tied ones still tied."""
-    file = io.BytesIO()
-    try:
-        WithoutValues(file, module).dump(module)
-    except (AttributeError, TypeError, pickle.PicklingError) as error:
-        raise TypeError(
-            f"this model or method cannot be sent to other processes ({error}); hooks and "
-            "callbacks must be functions and classes of a module, or use one device"
-        ) from error
-    return file.getvalue()
