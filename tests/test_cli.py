@@ -22,7 +22,12 @@ METHOD = "_target_: sparsemend.method.none.NoRepair\nstrength: 1\n"
 
 def jobs(*lines: str, extra: Path | None = None, multirun: bool = False) -> list[DictConfig]:
     configs, _ = compose_jobs(
-        list(lines), conf=conf_folder(), config_name="run", extra=extra, multirun=multirun
+        list(lines),
+        conf=conf_folder(),
+        config_name="run",
+        extra=extra,
+        multirun=multirun,
+        command="sparsemend",
     )
     return configs
 
@@ -123,6 +128,33 @@ def test_an_unknown_experiment_is_refused_though_the_group_is_optional() -> None
 
 def test_an_unknown_member_is_refused_when_added_with_a_plus() -> None:
     assert "unknown experiment 'foo'" in refusal("+experiment=foo")
+
+
+def test_the_text_of_instructions_is_chosen_by_its_place() -> None:
+    cfg = jobs("data=alpaca_gpt4", "data@data.text=python_docs", "data.calibration_samples=7")[0]
+    assert (cfg.data.name, cfg.data.text.name) == ("alpaca_gpt4", "python_docs")
+    assert cfg.data.text.calibration_samples == 7
+
+
+def test_an_unknown_text_of_instructions_is_refused_with_the_nearest_names() -> None:
+    message = refusal("data=alpaca_gpt4", "data@data.text=python_dcs")
+    assert "unknown data 'python_dcs'" in message
+    assert "nearest: python_docs" in message
+
+
+def test_an_unknown_key_of_the_text_is_refused_with_the_nearest_name() -> None:
+    message = refusal("data=alpaca_gpt4", "data.text.train_document=3")
+    assert "nearest: data.text.train_documents\n" in message
+    assert "all keys of data.text: data.text.calibration_samples, " in message
+
+
+def test_an_unknown_key_of_another_text_is_refused_with_the_nearest_name() -> None:
+    message = refusal("data=gsm8k", "data@data.text=text", "data.text.trian=a.txt")
+    assert "nearest: data.text.train\n" in message
+
+
+def test_a_misspelt_place_of_the_text_is_refused() -> None:
+    assert "data@data.txt" in refusal("data=gsm8k", "data@data.txt=text")
 
 
 def test_deleting_an_unknown_key_is_refused() -> None:
@@ -319,6 +351,26 @@ def test_the_real_command_refuses_without_importing_torch(tmp_path: Path) -> Non
         "error: sparsity 1.2 is not in [0, 1); it is the fraction of zeros, for example 0.6\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_real_command_refuses_a_line_of_instructions_without_importing_torch(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "Add 1 2.", "input": "", "respons": "3"}\n')
+    code = (
+        "import sys\nfrom sparsemend import cli\n"
+        "sys.argv = ['sparsemend', 'data=instructions', 'data.train=./a.jsonl']\n"
+        "try:\n    cli.main()\n"
+        "finally:\n"
+        "    heavy = {'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "    print('imported', sorted(heavy))\n"
+    )
+    done = python("-c", code, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == "imported []\n"
+    message = "error: a.jsonl line 1 has no field output (fields: instruction, input, respons); "
+    assert done.stderr.startswith(message)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_the_real_command_refuses_an_unknown_method_with_code_2(tmp_path: Path) -> None:

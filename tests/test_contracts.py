@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 from sparsemend.locations import conf_folder
 from sparsemend.method.base import TrainedRepair
 
-MIRRORED = ("pruner", "sparsity_schedule", "method", "evaluation")
-BUILT = (*MIRRORED, "model", "data", "hardware", "logger")
+MIRRORED = ("pruner", "sparsity_schedule", "method", "evaluation", "suite")
+BENCHED = ("suite", "shape")  # groups of bench.yaml, the others are run.yaml's
+BUILT = (*MIRRORED, "model", "data", "hardware", "logger", "shape")
 
 
 def members(group: str) -> list[str]:
@@ -21,7 +22,7 @@ def members(group: str) -> list[str]:
 def composed(group: str, member: str) -> DictConfig:
     choice = f"{group}=[{member}]" if group == "evaluation" else f"{group}={member}"
     with initialize_config_dir(str(conf_folder())):
-        section = compose("run", [choice])[group]
+        section = compose("bench" if group in BENCHED else "run", [choice])[group]
     return section[member] if group == "evaluation" else section
 
 
@@ -51,6 +52,15 @@ def test_every_value_in_a_yaml_says_what_it_means(group: str) -> None:
     for path in (conf_folder() / group).glob("*.yaml"):
         lines = path.read_text(encoding="utf-8").splitlines()
         assert any(line.startswith("#") and "@package" not in line for line in lines), path
+
+
+@pytest.mark.parametrize("group", BENCHED)
+def test_every_key_of_a_bench_yaml_has_a_comment(group: str) -> None:
+    for path in (conf_folder() / group).glob("*.yaml"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        keys = [n for n in lines if ":" in n and not n.lstrip().startswith(("#", "_target_"))]
+        assert keys
+        assert [line for line in keys if "  # " not in line] == [], path
 
 
 # other forms of one method, under the same contract

@@ -23,6 +23,7 @@ from sparsemend.masks import (
     rank_in_group,
     save_masks,
     unpack,
+    zero_off_,
 )
 from sparsemend.pattern import Pattern
 
@@ -177,3 +178,23 @@ def test_escaped_weights_are_reported_by_name() -> None:
         model[0].weight.fill_(1)
     with pytest.raises(RuntimeError, match="0: 1 weights off the support"):
         check_supports(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_zeroing_off_the_support_leaves_plus_zero_whatever_was_there(dtype: torch.dtype) -> None:
+    weight = torch.tensor([[torch.nan, -1.0, torch.inf, -0.0], [2.5, -3.0, torch.nan, -0.0]])
+    weight = weight.to(dtype)
+    keep = torch.tensor([[False, False, False, False], [True, True, True, True]])
+    kept = weight[1].clone()
+    zero_off_(weight, keep)
+    assert torch.equal(torch.signbit(weight[0]), torch.zeros(4, dtype=torch.bool))
+    assert not weight[0].any()
+    assert torch.equal(weight[1].view(torch.uint8), kept.view(torch.uint8))
+
+
+def test_a_support_first_read_in_inference_can_be_trained_under() -> None:
+    with torch.inference_mode():
+        assert torch.equal(unpack(pack(torch.ones(2, 9, dtype=torch.bool)), 9), torch.ones(2, 9))
+    weight = torch.ones(2, 9, requires_grad=True)
+    (weight * unpack(pack(torch.eye(2, 9, dtype=torch.bool)), 9)).sum().backward()
+    assert torch.equal(weight.grad, torch.eye(2, 9))

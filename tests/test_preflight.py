@@ -26,7 +26,7 @@ def llama(folder: Path, *, blocks: int = 2, intermediate: int = 24, **save: str)
         intermediate_size=intermediate,
         num_hidden_layers=blocks,
         num_attention_heads=2,
-        num_key_value_heads=1,
+        num_key_value_heads=2,
         vocab_size=VOCABULARY,
         max_position_embeddings=32,
     )
@@ -303,13 +303,127 @@ def test_a_missing_text_file_is_refused(model: Path, data: Path) -> None:
         check(model, "data=text", *files)
 
 
+def instructions(folder: Path, *rows: dict[str, object], name: str = "train") -> Path:
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
+
+
+def check_instructions(model: Path, train: Path, *overrides: str) -> None:
+    parts = ["data.validation_examples=1", "data.test_examples=1"]
+    text = "data@data.text=python_docs"
+    check(model, "data=instructions", text, f"data.train={train}", *parts, *overrides)
+
+
+def test_sound_instructions_pass(model: Path, tmp_path: Path) -> None:
+    check_instructions(model, instructions(tmp_path, *[ALPACA] * 3))
+
+
+def test_every_line_of_the_instructions_is_checked(model: Path, tmp_path: Path) -> None:
+    wrong = {"instruction": "Add.", "input": "", "answer": "3"}
+    train = instructions(tmp_path, *[ALPACA] * 5000, wrong)
+    message = r"train\.jsonl line 5001 has no field output \(fields: instruction, input, answer\)"
+    with pytest.raises(ValueError, match=message):
+        check_instructions(model, train)
+
+
+def test_every_file_of_instructions_is_checked(model: Path, tmp_path: Path) -> None:
+    train = instructions(tmp_path, *[ALPACA] * 3)
+    test = instructions(tmp_path, ALPACA, {**ALPACA, "output": " "}, name="test")
+    with pytest.raises(ValueError, match=r"test\.jsonl line 2 has an empty output"):
+        check_instructions(model, train, f"data.test={test}")
+    check_instructions(model, train, f"data.test={test}", "data.empty_answers=true")
+
+
+def test_instructions_that_are_not_json_are_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("an instruction\n")
+    with pytest.raises(ValueError, match=r"train\.jsonl line 1 is not JSON"):
+        check_instructions(model, tmp_path / "train.jsonl")
+
+
+def test_an_empty_file_of_instructions_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.jsonl is empty"):
+        check_instructions(model, instructions(tmp_path))
+
+
+def test_an_unknown_template_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.template=vicuna is not one of alpaca"):
+        check_instructions(model, instructions(tmp_path, ALPACA), "data.template=vicuna")
+
+
+def test_holding_out_every_instruction_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"hold 2 examples out of the 2 of data\.train"):
+        check_instructions(model, instructions(tmp_path, ALPACA, ALPACA))
+
+
+def test_a_missing_file_of_instructions_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data\.train=.*absent\.jsonl does not exist"):
+        check_instructions(model, tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize("data", ["alpaca", "alpaca_gpt4", "commonsense", "gsm8k"])
+def test_data_on_the_hub_passes(model: Path, data: str) -> None:
+    check(model, f"data={data}", "data.seqlen=16")
+
+
+def test_the_file_of_a_paper_s_data_is_checked_like_any_other(model: Path, tmp_path: Path) -> None:
+    train = instructions(tmp_path, {"question": "1 + 2?", "solution": "3"})
+    with pytest.raises(ValueError, match=r"train\.jsonl line 1 has no field answer"):
+        check(model, "data=gsm8k", f"data.path={train.parent}", "data.seqlen=16")
+
+
+def test_a_missing_file_of_the_text_is_refused_by_its_own_key(model: Path, tmp_path: Path) -> None:
+    train = instructions(tmp_path, *[ALPACA] * 3)
+    files = [f"data.text.train={tmp_path}/absent.txt", f"data.text.test={train}"]
+    with pytest.raises(FileNotFoundError, match=r"^data\.text\.train=.*absent\.txt does not exist"):
+        check_instructions(model, train, "data@data.text=text", *files)
+
+
+def test_tokens_files_of_the_text_are_checked_too(model: Path, data: Path, tmp_path: Path) -> None:
+    train = instructions(tmp_path, *[ALPACA] * 3)
+    files = [f"data.text.{k}={data / k}.safetensors" for k in ("calibration", "train", "test")]
+    with pytest.raises(
+        ValueError, match=r"data\.text\.calibration=.* has 4 rows, fewer than the 5"
+    ):
+        check_instructions(
+            model, train, "data@data.text=tokens", *files, "data.calibration_samples=5"
+        )
+
+
+def test_a_text_without_files_is_refused_with_its_own_example(model: Path, tmp_path: Path) -> None:
+    train = instructions(tmp_path, *[ALPACA] * 3)
+    with pytest.raises(ValueError, match=r"give data\.text\.test=test\.txt"):
+        check_instructions(model, train, "data@data.text=text", "data.text.train=a.txt")
+
+
+def test_both_window_lengths_are_held_against_the_positions(model: Path, tmp_path: Path) -> None:
+    train = instructions(tmp_path, *[ALPACA] * 3)
+    for key in ("data.seqlen", "data.text.seqlen"):
+        with pytest.raises(ValueError, match=rf"^{key}=33 exceeds .*=32; set {key}=32 or lower"):
+            check_instructions(model, train, f"{key}=33")
+
+
+def test_calibration_samples_reach_the_text(model: Path, tmp_path: Path) -> None:
+    train = instructions(tmp_path, *[ALPACA] * 3)
+    with pytest.raises(ValueError, match=r"data\.text\.calibration_samples=0 is not"):
+        check_instructions(model, train, "data.text.calibration_samples=0")
+
+
+def test_a_text_named_like_a_key_is_refused_with_the_way_to_choose_it(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.text=ptb is no data source.*data@data\.text=MEM"):
+        check(model, "data=python_docs_task", "data.text=ptb", "data.seqlen=16")
+
+
 def test_pruning_nothing_to_a_sparsity_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"pruner=none keeps every weight, but sparsity is 0\.6"):
         check(model, "pruner=none")
 
 
 def test_pruning_nothing_at_sparsity_0_passes(model: Path) -> None:
-    check(model, "pruner=none", "sparsity=0")
+    check(model, "pruner=none", "sparsity=0", "method=none")
 
 
 def test_an_existing_support_passes_whatever_the_sparsity_key_says(model: Path) -> None:
@@ -370,3 +484,50 @@ def test_a_process_of_torchrun_is_refused(model: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match=r"start sparsemend once, with hardware=ddp .*devices=4"):
         check(model, "hardware=ddp")
+
+
+@pytest.mark.parametrize("rate", ["0", "-0.001", "fast"])
+def test_a_learning_rate_that_trains_nothing_is_refused(model: Path, rate: str) -> None:
+    with pytest.raises(ValueError, match=rf"method\.learning_rate={rate}.* is not above 0"):
+        check(model, f"method.learning_rate={rate}")
+
+
+@pytest.mark.parametrize("method", ["masked_lora", "lors", "spp", "perp", "lora"])
+def test_training_without_a_pruner_is_refused(model: Path, method: str) -> None:
+    with pytest.raises(ValueError, match="pruner=none leaves nothing to repair"):
+        check(model, f"method={method}", "pruner=none", "sparsity=0")
+
+
+@pytest.mark.parametrize("method", ["masked_lora", "lors", "lora", "lora_prune"])
+def test_a_rank_larger_than_a_layer_allows_names_the_layer(model: Path, method: str) -> None:
+    with pytest.raises(ValueError, match=r"rank=17 exceeds .* = 16 of .*layers\.0.*rank=16"):
+        check(model, f"method={method}", "method.rank=17")
+
+
+def test_the_rank_counts_only_where_an_adapter_has_it(model: Path) -> None:
+    check(model, "method=perp", "method.rank=17")
+    with pytest.raises(ValueError, match="rank=17 exceeds"):
+        check(model, "method=perp", "method.rank=17", "method.adapter=scale_lora")
+
+
+def test_groups_that_do_not_divide_the_outputs_are_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"groups=16 does not divide the 24 outputs of .*mlp"):
+        check(model, "method=spp")
+
+
+def test_resuming_a_folder_of_another_configuration_names_the_keys(
+    model: Path, tmp_path: Path
+) -> None:
+    config = {"sparsity": 0.1}
+    stored = {"config": config, "status": "running", "cost": {}}
+    (tmp_path / "result.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"another configuration .*data\.name"):
+        check(model, f"resume={tmp_path}")
+    with pytest.raises(FileNotFoundError, match=r"no result\.json"):
+        check(model, f"resume={tmp_path}/nothing")
+
+
+def test_bf16_true_needs_a_bf16_model(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"bf16-true needs a bfloat16 model, .*dtype=float32"):
+        check(model, "method.precision=bf16-true", "model.dtype=float32")
+    check(model, "method.precision=bf16-true", "model.dtype=bfloat16")

@@ -1,15 +1,13 @@
 import json
 import math
-import os
 from pathlib import Path
 
 import jsonschema
-import pytest
 from families import random_model
 from omegaconf import OmegaConf
 
 import sparsemend
-from sparsemend.results import Result, config_hash, find_unfinished, sparsity_report
+from sparsemend.results import Result, sparsity_report
 
 SCHEMA = json.loads((Path(sparsemend.__file__).parent / "result.schema.json").read_text())
 CONFIG = OmegaConf.create({"sparsity": 0.6, "name": "a", "resume": None})
@@ -42,33 +40,6 @@ def test_an_infinite_perplexity_is_written_as_null(tmp_path: Path) -> None:
     result.content["metrics"]["pruned"] = {"perplexity/test": math.inf}
     result.write()
     assert read(tmp_path / "result.json")["metrics"]["pruned"] == {"perplexity/test": None}
-
-
-def test_the_hash_ignores_what_changes_no_number() -> None:
-    one = config_hash({"sparsity": 0.6, "name": "a", "resume": None})
-    assert one == config_hash({"name": "b", "resume": "auto", "sparsity": 0.6})
-    assert one != config_hash({"sparsity": 0.5, "name": "a", "resume": None})
-
-
-@pytest.mark.parametrize(
-    ("status", "pid", "found"),
-    [("interrupted", 1, True), ("finished", 1, False), ("running", 2**22 + 1, True)],
-)
-def test_resume_finds_only_unfinished_dead_runs(
-    tmp_path: Path, status: str, pid: int, found: bool
-) -> None:
-    result = Result(tmp_path / "run" / "result.json", CONFIG)
-    result.content["status"], result.content["process"]["pid"] = status, pid
-    result.write()
-    expected = tmp_path / "run" if found else None
-    assert find_unfinished(tmp_path, result.content["config_hash"]) == expected
-
-
-def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
-    result = Result(tmp_path / "run" / "result.json", CONFIG)
-    result.content["process"]["pid"] = os.getppid()
-    result.write()
-    assert find_unfinished(tmp_path, result.content["config_hash"]) is None
 
 
 def test_sparsity_is_counted_over_block_linears_and_over_all_parameters() -> None:

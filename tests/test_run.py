@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import torch
 from families import random_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import sparsemend
@@ -130,7 +130,6 @@ def test_the_export_reloads_without_this_package_with_the_same_zeros(dsnot_run: 
 
 def test_the_exported_model_has_the_repaired_perplexity(dsnot_run: Path, workspace: Path) -> None:
     from oracles import perplexity_oracle
-    from safetensors.torch import load_file
 
     model = AutoModelForCausalLM.from_pretrained(dsnot_run / "model").eval()
     tokens = load_file(workspace / "test.safetensors")["input_ids"][:, :SEQLEN]
@@ -230,6 +229,39 @@ def test_a_killed_run_leaves_a_readable_result_and_resumes(workspace: Path, tmp_
     resumed = (tmp_path / "out" / "training-2" / "metrics.csv").read_text().splitlines()
     header = resumed[0].split(",")
     assert int(resumed[1].split(",")[header.index("step")]) >= 2
+
+
+def test_a_killed_run_resumes_to_the_bits_of_an_undisturbed_one(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """kill -9 in training, then the same command again."""
+    overrides = (
+        "method=lors",
+        "method.rank=2",
+        "method.max_steps=60",
+        "method.checkpoint_every=4",
+        "method.validate_every=10",
+        "hardware.threads=1",
+        "resume=auto",
+    )
+    undisturbed = sparsemend_command(contract(workspace, tmp_path / "one", *overrides), tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    arguments = contract(workspace, tmp_path / "two", *overrides)
+    process = start(arguments, tmp_path)
+    wait_for(tmp_path / "two" / "checkpoints" / "last.ckpt", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert result_of(tmp_path / "two")["status"] == "running"
+    again = sparsemend_command(arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    result = result_of(tmp_path / "two")
+    jsonschema.validate(result, SCHEMA)
+    assert len(result["earlier_attempts"]) == 1
+    assert result["provenance"]["threads"] == 1
 
 
 def test_a_failed_run_says_why_in_its_result(workspace: Path, tmp_path: Path) -> None:

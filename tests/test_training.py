@@ -216,6 +216,33 @@ def test_a_plan_that_cannot_work_is_refused(override: str, message: str) -> None
         MaskedFull(**{**settings, key: parsed})
 
 
+@pytest.mark.parametrize("name", ["masked_lora", "lors", "spp", "lora_prune", "masked_full"])
+def test_bf16_true_trains_in_bf16_and_holds_the_zeros(name: str, tmp_path: Path) -> None:
+    seen: set[torch.dtype] = set()
+
+    class Dtypes(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            seen.update(p.dtype for p in pl_module.parameters() if p.requires_grad)
+
+    model = pruned_model().bfloat16()
+    before = bits(model)
+    method_of(name, "method.precision=bf16-true").repair(model, bench_for(tmp_path, Dtypes()))
+    assert seen == {torch.bfloat16}
+    assert model.dtype == torch.bfloat16
+    assert any(not torch.equal(before[n], value) for n, value in bits(model).items())
+    check_supports(model)
+
+
+def test_rotary_frequencies_stay_fp32_in_bf16_training(tmp_path: Path) -> None:
+    model = pruned_model().bfloat16()
+    frequencies = {n: b for n, b in model.named_buffers() if "inv_freq" in n}
+    before = {n: b.clone() for n, b in frequencies.items()}
+    method_of("lors", "method.precision=bf16-true").repair(model, bench_for(tmp_path))
+    after = dict(model.named_buffers())
+    assert before
+    assert all(torch.equal(after[n], b) and after[n].dtype == b.dtype for n, b in before.items())
+
+
 def test_muon_trains_the_same_after_a_resume(tmp_path: Path) -> None:
     def make() -> MaskedFull:
         method = method_of("masked_full", "method.optimizer=muon", "method.scope=all")
@@ -223,6 +250,23 @@ def test_muon_trains_the_same_after_a_resume(tmp_path: Path) -> None:
         return method
 
     contracts.check_resume_equals_uninterrupted(make, tmp_path)
+
+
+def test_eight_bit_adamw_trains_the_same_after_a_resume(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+
+    def make() -> MaskedFull:
+        method = method_of("masked_full", "method.optimizer=adamw_8bit", "method.scope=all")
+        assert isinstance(method, MaskedFull)
+        return method
+
+    contracts.check_resume_equals_uninterrupted(make, tmp_path)
+
+
+def test_eight_bit_adamw_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install bitsandbytes, or use method"):
+        MaskedFull(**{**vars(method_of("masked_full")), "optimizer": "adamw_8bit"})
 
 
 def test_an_unknown_optimizer_is_refused_with_the_names() -> None:

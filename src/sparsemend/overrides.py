@@ -10,6 +10,7 @@ import difflib
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -31,19 +32,23 @@ class OverrideError(Exception):
 
 
 def compose_jobs(
-    lines: list[str], *, conf: Path, config_name: str, extra: Path | None, multirun: bool
+    lines: list[str],
+    *,
+    conf: Path,
+    config_name: str,
+    extra: Path | None,
+    multirun: bool,
+    command: str,
 ) -> tuple[list[DictConfig], bool]:
     """The configs of the (first) jobs asked for, and whether they are a sweep.
 
-    extra: a folder searched beside `conf`, as by --config-dir.  Raises OverrideError on a name
-    that does not exist.
+    extra: a folder searched beside `conf`, as by --config-dir; command: whose --help an error
+    points to.  Raises OverrideError on a name that does not exist.
     """
     if extra is not None and not extra.is_dir():
         raise OverrideError(f"--config-dir {extra} does not exist; give a folder of yaml files")
-    with initialize_config_dir(str(conf), job_name="sparsemend"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        names = Names(hydra.config_loader, config_name, lines, extra)
+    with _config_loader(conf, command) as loader:
+        names = Names(loader, config_name, search_lines(lines, extra), command)
         overrides = names.parse(lines)
         for override in overrides:
             names.check_group(override)
@@ -51,6 +56,37 @@ def compose_jobs(
         sweep = multirun or modes[-1:] == ["MULTIRUN"]
         jobs = expand(overrides) if sweep else iter([lines])
         return [names.compose(job) for job in itertools.islice(jobs, JOBS)], sweep
+
+
+@contextmanager
+def _config_loader(conf: Path, command: str) -> Iterator[ConfigLoader]:
+    """Hydra on `conf`; inside a running job, whose own Hydra is put back at the end."""
+    instance = GlobalHydra.instance()
+    running = instance.hydra
+    instance.clear()
+    try:
+        with initialize_config_dir(str(conf), job_name=command):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            yield hydra.config_loader
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def search_lines(lines: list[str], extra: Path | None) -> list[str]:
+    """The override that puts the user's own config folders on the search path; [] without any."""
+    given = [line for line in lines if line.startswith("hydra.searchpath=")][-1:]
+    if extra is None:
+        return given
+    parsed = OverridesParser.create().parse_overrides(given)
+    folders = parsed[0].value() if parsed else []
+    assert isinstance(folders, list)
+    return [search_line([*folders, str(extra.resolve())])]
+
+
+def search_line(folders: list[str]) -> str:
+    """The override that puts these config folders on the search path."""
+    return f"hydra.searchpath={json.dumps(folders)}"
 
 
 def expand(overrides: list[Override]) -> Iterator[list[str]]:
@@ -71,19 +107,10 @@ class Names:
     """The groups, members and keys that a command line may name."""
 
     def __init__(
-        self, loader: ConfigLoader, config_name: str, lines: list[str], extra: Path | None
+        self, loader: ConfigLoader, config_name: str, search: list[str], command: str
     ) -> None:
-        self.loader = loader
-        self.config_name = config_name
-        self.search = [line for line in lines if line.startswith("hydra.searchpath=")][-1:]
-        if extra is not None:
-            self.search = [self._with_folder(extra)]
-
-    def _with_folder(self, extra: Path) -> str:
-        given = OverridesParser.create().parse_overrides(self.search)
-        folders = given[0].value() if given else []
-        assert isinstance(folders, list)
-        return f"hydra.searchpath={json.dumps([*folders, str(extra.resolve())])}"
+        self.loader, self.config_name = loader, config_name
+        self.search, self.command = search, command
 
     def parse(self, lines: list[str]) -> list[Override]:
         """The overrides in Hydra's grammar."""
@@ -127,7 +154,7 @@ class Names:
                     f"unknown {group} {member!r} in {override.input_line}\n"
                     + _nearest(name, valid)
                     + f"all {inside} members: {', '.join(valid) or 'none'}\n"
-                    "`sparsemend --help` lists every group"
+                    f"`{self.command} --help` lists every group"
                 )
 
     def compose(self, lines: list[str]) -> DictConfig:
@@ -156,8 +183,14 @@ class Names:
         for override in unknown:
             key = override.key_or_group
             if key not in keys and not override.is_add() and not override.is_force_add():
-                return _unknown_key(override, keys, groups)
+                return _unknown_key(override, keys, groups) + self._where_keys_are_listed(key)
         return _first_paragraph(error)
+
+    def _where_keys_are_listed(self, key: str) -> str:
+        return (
+            f"`{self.command} --help` lists the groups, `{self.command} --cfg job` every key; "
+            f"+{key}=VALUE adds a new one"
+        )
 
 
 def _members_named(override: Override) -> list[str]:
@@ -191,8 +224,6 @@ def _unknown_key(override: Override, keys: set[str], groups: list[str]) -> str:
         f"{what} in {override.input_line}\n"
         + (_nearest(key, known) or _same_name(key, keys))
         + inside
-        + "`sparsemend --help` lists the groups, `sparsemend --cfg job` every key; "
-        + f"+{key}=VALUE adds a new one"
     )
 
 

@@ -1,7 +1,7 @@
 """Refuse what cannot work before anything heavy is imported and before a run folder exists.
 
-Reads the composed config, config.json, safetensors headers and token ids; never torch,
-transformers, datasets or lightning, whose import alone takes longer than all checks together.
+Reads the composed config, config.json, safetensors headers, token ids and instructions; never
+torch, transformers, datasets or lightning, whose import alone takes longer than all checks.
 What needs a tokenizer, a device or the network is checked where it is used.
 """
 
@@ -12,13 +12,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
-from sparsemend.local_model import ModelConfig, find_model, is_local, tilde_hint
+from sparsemend.data_checks import check_files, data_sources
+from sparsemend.local_model import ModelConfig, find_model
+from sparsemend.method_checks import check_adapter_shapes, check_training
 from sparsemend.pattern import Pattern
+from sparsemend.resume import check_resumable
 from sparsemend.sparsity_schedule.progression import check_difference
-from sparsemend.token_headers import check_tokens
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +28,11 @@ DTYPES = ("float32", "bfloat16", "float16")
 EXAMPLES = {
     "model.path": "/data/llama (a folder with config.json and weights) or org/name",
     "data.calibration": "calibration.safetensors",
-    "data.train": "train.safetensors (data=tokens) or train.txt (data=text)",
+    "data.train": "train.safetensors (data=tokens), train.txt (text) or train.jsonl (instructions)",
     "data.test": "test.safetensors (data=tokens) or test.txt (data=text)",
+    "data.text.calibration": "calibration.safetensors",
+    "data.text.train": "train.txt (data@data.text=text)",
+    "data.text.test": "test.txt (data@data.text=text)",
     "sparsity_schedule.common_difference": "0.01",
 }
 
@@ -40,6 +45,8 @@ def check(cfg: DictConfig) -> None:
     check_pruner(cfg, pattern)
     check_dtype(cfg)
     check_hardware(cfg)
+    check_training(cfg)
+    check_resume(cfg)
     model = find_model(cfg.model)
     if model.config is not None:
         check_progression(cfg, model.config)
@@ -47,6 +54,7 @@ def check(cfg: DictConfig) -> None:
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
         check_widths(cfg, pattern, model.blocks)
+        check_adapter_shapes(cfg, linear_shapes(model.blocks))
     check_files(cfg, model.config)
 
 
@@ -64,8 +72,11 @@ def check_numbers(cfg: DictConfig) -> None:
         raise ValueError(
             f"sparsity {sparsity} is not in [0, 1); it is the fraction of zeros, for example 0.6"
         )
-    _check_integer("data.seqlen", cfg.data.get("seqlen"), least=2)  # one token predicts one other
-    _check_integer("data.calibration_samples", cfg.data.get("calibration_samples"), least=1)
+    for key, source in data_sources(cfg):
+        _check_integer(f"{key}.seqlen", source.get("seqlen"), least=2)  # one predicts one other
+        _check_integer(f"{key}.calibration_samples", source.get("calibration_samples"), least=1)
+        for part, least in (("validation_examples", 1), ("test_examples", 0)):
+            _check_integer(f"{key}.{part}", source.get(part), least=least)
 
 
 def check_pattern(cfg: DictConfig) -> Pattern:
@@ -160,6 +171,12 @@ def check_hardware(cfg: DictConfig) -> None:
         )
 
 
+def check_resume(cfg: DictConfig) -> None:
+    """A run folder named to be resumed holds an unfinished run of this configuration."""
+    if cfg.resume not in (None, "auto"):
+        check_resumable(Path(cfg.resume), OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
 def check_progression(cfg: DictConfig, config: ModelConfig) -> None:
     """The common difference of an ATP schedule lies within its bound."""
     difference = cfg.sparsity_schedule.get("common_difference")
@@ -173,12 +190,13 @@ def check_progression(cfg: DictConfig, config: ModelConfig) -> None:
 
 def check_window(cfg: DictConfig, config: ModelConfig) -> None:
     """No window is longer than the positions the model has."""
-    positions, seqlen = config.positions, cfg.data.get("seqlen")
-    if positions is not None and seqlen is not None and seqlen > positions[1]:
-        raise ValueError(
-            f"data.seqlen={seqlen} exceeds the model's {positions[0]}={positions[1]}; "
-            f"set data.seqlen={positions[1]} or lower"
-        )
+    for key, source in data_sources(cfg):
+        positions, seqlen = config.positions, source.get("seqlen")
+        if positions is not None and seqlen is not None and seqlen > positions[1]:
+            raise ValueError(
+                f"{key}.seqlen={seqlen} exceeds the model's {positions[0]}={positions[1]}; "
+                f"set {key}.seqlen={positions[1]} or lower"
+            )
 
 
 def check_linears(path: str, blocks: dict[str, Shape]) -> None:
@@ -214,39 +232,6 @@ def check_widths(cfg: DictConfig, pattern: Pattern, blocks: dict[str, Shape]) ->
             "the short last group as the reference codes do"
         )
     log.warning("%s; their short last group is pruned as the reference codes do", found)
-
-
-def check_files(cfg: DictConfig, config: ModelConfig | None) -> None:
-    """Every local data file is there; tokens files hold enough rows of known ids."""
-    data = cfg.data
-    if "path" in data and is_local(data.path) and not Path(data.path).exists():
-        raise FileNotFoundError(
-            f"data.path={data.path} does not exist; give a local folder or a hub id"
-            + tilde_hint(data.path)
-        )
-    for key in ("calibration", "train", "validation", "test"):
-        for path in _paths(data.get(key)):
-            if not _builds(data, "tokens"):
-                _check_exists(f"data.{key}", path)
-                continue
-            check_tokens(
-                f"data.{key}",
-                path,
-                rows=data.calibration_samples if key == "calibration" else 1,
-                seqlen=data.seqlen,
-                vocabulary=config.vocabulary if config else None,
-            )
-
-
-def _check_exists(key: str, path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"{key}={path} does not exist; give a file" + tilde_hint(str(path)))
-
-
-def _paths(value: Any) -> list[Path]:
-    if value is None:
-        return []
-    return [Path(str(item)) for item in (value if isinstance(value, ListConfig) else [value])]
 
 
 def _is_number(value: Any) -> bool:

@@ -6,8 +6,6 @@ schema is `result.schema.json` beside this file.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import platform
@@ -25,31 +23,18 @@ from torch import nn
 from sparsemend.blocks import block_index, find_blocks, prunable_linears
 from sparsemend.files import write_json
 from sparsemend.masks import LinearCount, SparseLinear, SparsityReport, count_zeros, zeros_of
+from sparsemend.resume import config_hash, earlier_attempts
 from sparsemend.stages import Stages
 
 SCHEMA = "sparsemend-result-1"
 PACKAGES = ("sparsemend", "torch", "lightning", "transformers", "datasets", "hydra-core")
-UNFINISHED = ("running", "failed", "interrupted")
-NOT_HASHED = (
-    "name",
-    "resume",
-    "logger",
-    "export",
-    "export_dtype",
-)  # do not change what is computed
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the resolved config, less what does not change the numbers."""
-    kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Result:
     """The growing content of one run's result.json."""
 
-    def __init__(self, path: Path, cfg: DictConfig) -> None:
-        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    def __init__(self, path: Path, cfg: DictConfig, *, resumed: bool = False) -> None:
+        config = resolved(cfg)
         self.path = path
         self.content: dict[str, Any] = {
             "schema": SCHEMA,
@@ -62,6 +47,7 @@ class Result:
             "sparsity": {},
             "metrics": {},
             "cost": {},
+            "earlier_attempts": earlier_attempts(path.parent) if resumed else [],
             "repair": {},
             "error": None,
         }
@@ -87,6 +73,12 @@ class Result:
             "traceback": "".join(traceback.format_exception(error)),
         }
         self.write()
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain values, interpolations resolved."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return config
 
 
 def sparsity_report(model: nn.Module) -> SparsityReport:
@@ -147,38 +139,6 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
-
-
-def find_unfinished(folder: Path, digest: str) -> Path | None:
-    """The newest run folder under `folder` with this config hash that did not finish.
-
-    A run that is still alive, or runs on another machine, is left alone.
-    """
-    found = []
-    for path in folder.rglob("result.json"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue
-        same = content.get("config_hash") == digest and content.get("status") in UNFINISHED
-        if same and not _alive(content):
-            found.append(path)
-    return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
-
-
-def _alive(content: Mapping[str, Any]) -> bool:
-    process = content.get("process", {})
-    if content.get("status") != "running":
-        return False
-    if process.get("host") != platform.node():
-        return True  # cannot be seen from here; resume it by naming its folder
-    if process["pid"] == os.getpid():
-        return False
-    try:
-        os.kill(process["pid"], 0)
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 def _version(package: str) -> str | None:

@@ -5,7 +5,6 @@ The only place that instantiates configured objects.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -42,10 +41,11 @@ from sparsemend.pruner.none import NoPruner
 from sparsemend.results import (
     Result,
     effective_sparsity,
-    find_unfinished,
+    resolved,
     sparsity_report,
     sparsity_section,
 )
+from sparsemend.resume import run_folder
 from sparsemend.sparsity_schedule.base import SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import summary_table
@@ -82,8 +82,9 @@ class Parts:
 def run(cfg: DictConfig) -> float:
     """Carry out one configured run; returns the repaired model's test perplexity."""
     quieten()
-    out, checkpoint = _run_folder(cfg)
-    result = Result(out / "result.json", cfg)
+    fresh = Path(HydraConfig.get().runtime.output_dir)
+    out, checkpoint = run_folder(cfg.resume, resolved(cfg), fresh)
+    result = Result(out / "result.json", cfg, resumed=checkpoint is not None)
     result.write()
     try:
         parts = _parts(cfg)
@@ -128,6 +129,7 @@ class Run:
         self.device = parts.hardware.prepare()
         self.stages = Stages(self.device)
         result.content["provenance"]["device"] = _device_name(self.device)
+        result.content["provenance"]["threads"] = torch.get_num_threads()
         self.pattern = Pattern.parse(cfg.pattern)
         self.logger = parts.logger.open(out, result.content["config"])
 
@@ -170,11 +172,12 @@ class Run:
         none = torch.empty(0, data.seqlen, dtype=torch.int64)
         untrained = Examples.of(none)
         windows = Windows(
-            test=data.test(tokenizer),
-            calibration=data.calibration(tokenizer, seed=self.cfg.seed) if calibrated else none,
             train=data.train(tokenizer) if trained else untrained,
             validation=data.validation(tokenizer) if trained else untrained,
             task=data.task(tokenizer),
+            test=data.test(tokenizer),
+            # last: a shard of C4 takes a minute to read
+            calibration=data.calibration(tokenizer, seed=self.cfg.seed) if calibrated else none,
         )
         test = windows.test
         self.result.content["protocol"] = {
@@ -320,47 +323,6 @@ class Run:
             console = Console(width=100)  # a log file has no width of its own
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
-
-
-def _run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
-    """(run folder, checkpoint to resume from): a resumed run continues in its own folder."""
-    fresh = Path(HydraConfig.get().runtime.output_dir)
-    if cfg.resume is None:
-        return fresh, None
-    folder: Path | None = Path(cfg.resume)
-    if cfg.resume == "auto":
-        digest = Result(fresh / "result.json", cfg).content["config_hash"]
-        folder = find_unfinished(_search_root(fresh, cfg.name), digest)
-        if folder is None:
-            log.info("resume=auto: no unfinished run of this config, starting afresh")
-            return fresh, None
-    assert folder is not None
-    _check_resumable(folder, Result(fresh / "result.json", cfg).content["config_hash"])
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.exists():
-        if cfg.resume != "auto":
-            raise FileNotFoundError(f"resume={cfg.resume}: {checkpoint} does not exist")
-        return folder, None
-    log.info("resuming in %s", folder)
-    return folder, checkpoint
-
-
-def _check_resumable(folder: Path, digest: str) -> None:
-    """Raise ValueError unless the folder holds an unfinished run of this very configuration."""
-    path = folder / "result.json"
-    if not path.exists():
-        raise FileNotFoundError(f"resume={folder}: {path} does not exist; give a run folder")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content["status"] == "finished" or content["config_hash"] != digest:
-        raise ValueError(
-            f"resume={folder}: that run is finished or of another configuration; give its own "
-            "overrides, or resume=auto"
-        )
-
-
-def _search_root(fresh: Path, name: str) -> Path:
-    """multirun/<name> where the run lies in it, else the run folder itself."""
-    return next((parent for parent in fresh.parents if parent.name == name), fresh)
 
 
 def _check_together(parts: Parts) -> None:

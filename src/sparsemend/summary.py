@@ -7,28 +7,34 @@ from typing import Any
 
 from rich.table import Table
 
-from sparsemend.evaluation.perplexity import METRIC
+from sparsemend.evaluation.perplexity import METRIC, TASK_METRIC
 
 STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
 
 
 def summary_table(result: Mapping[str, Any]) -> Table:
-    """dense / pruned / repaired: perplexity, sparsity asked and achieved, seconds, peak memory."""
+    """dense / pruned / repaired: perplexity, sparsity asked and achieved, seconds, peak memory.
+
+    Where the data has a task, its perplexity stands beside that of the test windows.
+    """
     config, protocol, sparsity = result["config"], result["protocol"], result["sparsity"]
+    measures = {"perplexity": METRIC}
+    if TASK_METRIC in result["metrics"]["dense"]:
+        measures["task"] = TASK_METRIC
     table = Table(
         title=f"{config['model']['name']} on {protocol['corpus']} "
         f"({protocol['windows']} test windows of {protocol['seqlen']} tokens)",
         caption=f"peak memory: {_scope(result['peak_scope'])}",
     )
     table.add_column("")
-    for column in ("perplexity", "sparsity asked", "achieved", "seconds", "peak memory"):
+    for column in (*measures, "sparsity asked", "achieved", "seconds", "peak memory"):
         table.add_column(column, justify="right")
     for state, stage in STAGE_OF.items():
         dense = state == "dense"
         cost = result["cost"][stage]
         table.add_row(
             _label(state, config),
-            _perplexity(result["metrics"][state].get(METRIC)),
+            *(_perplexity(result["metrics"][state].get(metric)) for metric in measures.values()),
             "-" if dense else f"{sparsity['target']:.4f}",
             "-" if dense else f"{sparsity['achieved']:.4f}",
             f"{cost['seconds']:.1f}",

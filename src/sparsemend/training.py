@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, get_scheduler
 from sparsemend.batches import SteppedBatches, labelled, next_token_loss
 from sparsemend.collectives import check_equal_over_ranks, mean_over_ranks, send_buffers
 from sparsemend.data.base import UNLABELLED, Examples
-from sparsemend.masks import check_supports, sparse_linears
+from sparsemend.masks import check_supports, sparse_linears, zero_off_
 from sparsemend.optimizers import make_optimizer
 from sparsemend.training_callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
 from sparsemend.training_plan import TrainingPlan
@@ -285,7 +285,7 @@ class EnforceMasks(Callback):
     ) -> None:
         for _, linear in sparse_linears(pl_module):
             if linear.weight.grad is not None:
-                linear.weight.grad.masked_fill_(~linear.keep, 0)
+                zero_off_(linear.weight.grad, linear.keep)
 
     def on_train_batch_end(
         self,

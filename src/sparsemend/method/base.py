@@ -107,7 +107,7 @@ class TrainedRepair(TrainingPlan, RepairMethod):
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         torch.manual_seed(bench.seed)
         self.attach(model, bench)
-        parameters = self._free(model)
+        parameters = self.free_trainable(model)
         module = RepairModule(
             model, self, self.callbacks(), bench.train, bench.validation, seed=bench.seed
         )
@@ -117,7 +117,7 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         check_supports(model)
         return {**report, "trained_parameters": parameters}
 
-    def _free(self, model: PreTrainedModel) -> int:
+    def free_trainable(self, model: PreTrainedModel) -> int:
         """Freeze all but what is trained; how many parameters that is, pruned weights apart."""
         model.requires_grad_(False)
         parameters = self.trainable(model)

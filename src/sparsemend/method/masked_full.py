@@ -30,11 +30,11 @@ class MaskedFull(TrainedRepair):
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         """Nothing to attach: the weights are the parameters, and must be able to move."""
-        if model.dtype != torch.float32:
+        if model.dtype != torch.float32 and self.precision != "bf16-true":
             raise ValueError(
                 f"method=masked_full trains the weights in place, and at usual learning rates "
                 f"{model.dtype} rounds most updates away; set model.dtype=float32 and, for speed, "
-                "method.precision=bf16-mixed"
+                "method.precision=bf16-mixed, or ask for it with method.precision=bf16-true"
             )
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:

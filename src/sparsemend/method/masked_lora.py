@@ -42,7 +42,7 @@ class MaskedLoraLinear(LowRankLinear):
     """W_eff = keep * (W + scale * B A), merged before the product."""
 
     def masked_update(self) -> Tensor:
-        return self.update().masked_fill(~self.keep, 0)
+        return self.update() * self.keep
 
     def effective_weight(self) -> Tensor:
         return (self.wide_weight() + self.masked_update()).to(self.weight.dtype)

@@ -1,0 +1,111 @@
+"""Instruction data: rows of a hub repository or of local files, in the papers' prompt formats.
+
+Validation is held out of train as the papers' codes do, by `datasets`' train_test_split with one
+seed: a permutation whose head is held out.  A task's test examples come next in it where the data
+set has no test split.  The hold-out seed is a key of its own, so runs of several seeds compare.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from sparsemend.data.base import DataSource
+from sparsemend.data.instruction_files import JSON, check_held_out, json_examples, split_files
+from sparsemend.data.prompted import PromptedSource
+from sparsemend.data.prompts import Prompted, RowFormat
+
+Splits = Mapping[str, list[Prompted]]
+
+
+class Instructions(PromptedSource):
+    """Examples of `path` or of files; `text` is what is pruned on and measured.
+
+    path: hub id, local folder laid out like it, file, or None.  train, validation, test: a split
+    of `path`, a file, or None: then as many examples as told are held out of train.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        path: str | None,
+        config: str | None,
+        train: str,
+        validation: str | None,
+        test: str | None,
+        template: str,
+        fields: Sequence[str | None],
+        empty_answers: bool,
+        validation_examples: int,
+        test_examples: int,
+        split_seed: int,
+        mask_prompt: bool,
+        packing: bool,
+        seqlen: int,
+        calibration_samples: int,
+        text: DataSource,
+    ) -> None:
+        super().__init__(
+            name=name,
+            seqlen=seqlen,
+            calibration_samples=calibration_samples,
+            mask_prompt=mask_prompt,
+            packing=packing,
+            text=text,
+        )
+        self.path, self.config = path, config
+        self.places = {"train": train, "validation": validation, "test": test}
+        self.row_format = RowFormat(template, tuple(fields), empty_answers)
+        self.held_out = {"validation": validation_examples, "test": test_examples}
+        self.split_seed = split_seed
+
+    def prompted(self, split: str) -> Sequence[Prompted]:
+        return self._splits[split]
+
+    @cached_property
+    def _splits(self) -> Splits:
+        """The examples of every split, read once."""
+        read = {key: self._read(key, place) for key, place in self.places.items() if place}
+        wanted = {key: 0 if key in read else count for key, count in self.held_out.items()}
+        return held_out(read.pop("train"), wanted, seed=self.split_seed) | read
+
+    def _read(self, key: str, place: str) -> list[Prompted]:
+        files = split_files(key, self.path, self.config, place)
+        if files is None:
+            assert self.path is not None
+            return list(self._rows(f"{self.path} {place}", self.path, self.config, split=place))
+        return [example for file in files for example in self._of_file(file)]
+
+    def _of_file(self, file: Path) -> Iterator[Prompted]:
+        if file.suffix in JSON:
+            return json_examples(file, self.row_format)
+        files = glob.escape(str(file))
+        return self._rows(str(file), file.suffix[1:], data_files=files, split="train")
+
+    def _rows(self, what: str, *source: str | None, **settings: str) -> Iterator[Prompted]:
+        """The examples of what `datasets` loads."""
+        from datasets import load_dataset
+
+        for number, row in enumerate(load_dataset(*source, **settings)):
+            yield self.row_format.prompted(row, where=f"{what} row {number}")
+
+
+def held_out(
+    examples: list[Prompted], wanted: Mapping[str, int], *, seed: int
+) -> dict[str, list[Prompted]]:
+    """train, in order, and what is held out of it: the head of a permutation, `wanted` in turn.
+
+    The first held-out part is that of train_test_split(test_size=..., seed=seed) of `datasets`.
+    """
+    check_held_out(len(examples), wanted)
+    order = np.random.default_rng(seed).permutation(len(examples)).tolist()
+    parts, start = {}, 0
+    for key, count in wanted.items():
+        parts[key] = [examples[index] for index in order[start : start + count]]
+        start += count
+    return {"train": [examples[index] for index in sorted(order[start:])], **parts}

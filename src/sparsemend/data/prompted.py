@@ -1,0 +1,100 @@
+"""What every source of prompted examples shares: examples to train on, ordinary text to prune on.
+
+Papers that repair on instructions prune and measure on plain text (C4 and WikiText-2).  So such a
+source holds another one, `text`, which gives calibration and test windows; its own examples are
+what trained repair reads, and the task that evaluation reports besides the text's perplexity.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sparsemend.data.base import DataSource, Examples, fingerprint_texts
+from sparsemend.data.examples import examples
+from sparsemend.data.prompts import Prompted
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(kw_only=True)
+class PromptedSource(DataSource):
+    """Examples of at most `seqlen` tokens beside a text whose windows have a length of their own.
+
+    mask_prompt: leave the prompt out of the loss of train and validation.  packing: several train
+    examples to a window.
+    """
+
+    name: str
+    seqlen: int
+    calibration_samples: int
+    mask_prompt: bool
+    packing: bool
+    text: DataSource
+
+    def __post_init__(self) -> None:
+        if self.text.calibration_samples != self.calibration_samples:
+            raise ValueError(
+                f"data.text.calibration_samples={self.text.calibration_samples} differs from "
+                f"data.calibration_samples={self.calibration_samples}, which it follows; set "
+                "data.calibration_samples alone"
+            )
+
+    @abstractmethod
+    def prompted(self, split: str) -> Sequence[Prompted]:
+        """The examples of train, validation or test, in a fixed order; test may have none."""
+
+    def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
+        """Windows of the text, of the text's own length."""
+        return self.text.calibration(tokenizer, seed=seed)
+
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
+        return self._examples(tokenizer, "train", packing=self.packing)
+
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
+        """One example per window, also where train is packed."""
+        return self._examples(tokenizer, "validation")
+
+    def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        """The text's own test windows: the perplexity that pruning papers report."""
+        return self.text.test(tokenizer)
+
+    def task(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples | None:
+        """The test examples, their answers labelled whatever the training loss is; None if none.
+
+        One measure for every way of training: how well answers are predicted given the prompt.
+        """
+        return self._examples(tokenizer, "test", mask=True) if self.prompted("test") else None
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every example's prompt and answer, split by split, and of the text's own."""
+        return fingerprint_texts(self._texts())
+
+    def _texts(self) -> Iterator[str]:
+        for split in SPLITS:
+            yield split
+            for example in self.prompted(split):
+                yield example.prompt
+                yield example.answer
+        yield self.text.fingerprint()
+
+    def _examples(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        split: str,
+        *,
+        mask: bool = False,
+        packing: bool = False,
+    ) -> Examples:
+        return examples(
+            self.prompted(split),
+            tokenizer,
+            seqlen=self.seqlen,
+            mask_prompt=self.mask_prompt or mask,
+            packing=packing,
+            what=split,
+        )

@@ -1,0 +1,160 @@
+"""Which unfinished run a run continues, decided from result files alone (no torch).
+
+`resume=auto` takes the newest unfinished run of the same configuration; `resume=FOLDER` that run
+and no other.  A configuration is compared by a hash of what changes the numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+UNFINISHED = ("running", "failed", "interrupted")
+# what changes no number
+NOT_HASHED = ("name", "resume", "logger", "export", "export_dtype")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the resolved config, less what does not change the numbers."""
+    return hashlib.sha256(
+        json.dumps(_kept(config), sort_keys=True, default=str).encode()
+    ).hexdigest()
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """`key: STORED there, WANTED here` for every leaf in which two configs differ."""
+    one, other = dict(_leaves(_kept(stored))), dict(_leaves(_kept(wanted)))
+    return [
+        f"{key}: {one.get(key, 'nothing')} there, {other.get(key, 'nothing')} here"
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key, _NOTHING) != other.get(key, _NOTHING)
+    ]
+
+
+_NOTHING = object()
+
+
+def run_folder(
+    asked: str | None, config: Mapping[str, Any], fresh: Path
+) -> tuple[Path, Path | None]:
+    """(run folder, checkpoint to continue from): a resumed run continues in its own folder.
+
+    asked: the config's `resume`.  fresh: the folder a new run would have; where it was named with
+    hydra.run.dir and holds an unfinished run of another configuration, that is refused.
+    """
+    if asked is None:
+        return fresh, None
+    if asked != "auto":
+        return Path(asked), check_resumable(Path(asked), config)
+    folder = find_unfinished(_search_root(fresh, str(config.get("name"))), config_hash(config))
+    if folder is None:
+        if (fresh / RESULT).exists():
+            check_same_config(fresh, config)
+        log.info("resume=auto: no unfinished run of this config, starting afresh")
+        return fresh, None
+    log.info("resuming in %s", folder)
+    checkpoint = _checkpoint(folder)
+    return folder, checkpoint if checkpoint.exists() else None
+
+
+def check_resumable(folder: Path, config: Mapping[str, Any]) -> Path:
+    """The checkpoint of the unfinished run in `folder`, which must have this very config."""
+    if not (folder / RESULT).exists():
+        raise FileNotFoundError(f"resume={folder}: no {RESULT} in it; give a run folder")
+    check_same_config(folder, config)
+    if _read(folder / RESULT)["status"] == "finished":
+        raise ValueError(f"resume={folder}: that run is finished; drop resume to run it again")
+    checkpoint = _checkpoint(folder)
+    if not checkpoint.exists():
+        raise FileNotFoundError(
+            f"resume={folder}: {checkpoint} does not exist, the run ended before its first "
+            "checkpoint; drop resume to start afresh"
+        )
+    return checkpoint
+
+
+def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the differing keys unless the run in `folder` has this config."""
+    found = differences(_read(folder / RESULT)["config"], config)
+    if found:
+        shown = "; ".join(found[:8]) + ("; ..." if len(found) > 8 else "")
+        raise ValueError(
+            f"{folder} holds a run of another configuration ({shown}); give its own overrides, "
+            "or another folder"
+        )
+
+
+def find_unfinished(folder: Path, digest: str) -> Path | None:
+    """The newest run folder under `folder` with this config hash that did not finish.
+
+    A run that is still alive, or runs on another machine, is left alone.
+    """
+    found = []
+    for path in folder.rglob(RESULT):
+        try:
+            content = _read(path)
+        except (OSError, json.JSONDecodeError):
+            continue
+        same = content.get("config_hash") == digest and content.get("status") in UNFINISHED
+        if same and not _alive(content):
+            found.append(path)
+    return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
+
+
+def earlier_attempts(folder: Path) -> list[dict[str, Any]]:
+    """What the attempts before this one cost, oldest first: their `cost` sections."""
+    try:
+        content = _read(folder / RESULT)
+    except (OSError, json.JSONDecodeError):
+        return []
+    return [*content.get("earlier_attempts", []), content["cost"]]
+
+
+def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in NOT_HASHED}
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def _search_root(fresh: Path, name: str) -> Path:
+    """multirun/<name> where the run lies in it, else the run folder itself."""
+    return next((parent for parent in fresh.parents if parent.name == name), fresh)
+
+
+def _alive(content: Mapping[str, Any]) -> bool:
+    process = content.get("process", {})
+    if content.get("status") != "running":
+        return False
+    if process.get("host") != platform.node():
+        return True  # cannot be seen from here; resume it by naming its folder
+    if process["pid"] == os.getpid():
+        return False
+    try:
+        os.kill(process["pid"], 0)
+    except (OSError, OverflowError):
+        return False
+    return True
