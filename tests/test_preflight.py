@@ -460,6 +460,32 @@ def test_a_mandatory_key_without_a_value_is_refused_with_an_example(model: Path)
         check(model, ATP)
 
 
+@pytest.mark.parametrize("member", ["cpu", "gpu"])
+def test_several_devices_are_for_ddp(model: Path, member: str) -> None:
+    with pytest.raises(ValueError, match=f"hardware=ddp hardware.devices=2 .*accelerator={member}"):
+        check(model, f"hardware={member}", "hardware.devices=2")
+    check(model, "hardware=ddp", f"hardware.accelerator={member}", "hardware.devices=2")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("devices=0", "devices=0 is not an integer of at least 1"),
+        ("devices=1.5", "devices=1.5 is not an integer"),
+        ("accelerator=tpu", "accelerator=tpu is not one of cpu, gpu"),
+    ],
+)
+def test_hardware_that_cannot_be_is_refused(model: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(model, "hardware=ddp", f"hardware.{override}")
+
+
+def test_a_process_of_torchrun_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"start sparsemend once, with hardware=ddp .*devices=4"):
+        check(model, "hardware=ddp")
+
+
 @pytest.mark.parametrize("rate", ["0", "-0.001", "fast"])
 def test_a_learning_rate_that_trains_nothing_is_refused(model: Path, rate: str) -> None:
     with pytest.raises(ValueError, match=rf"method\.learning_rate={rate}.* is not above 0"):

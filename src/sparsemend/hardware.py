@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
+from sparsemend.distributed import LeadingTrainer, Team
 from sparsemend.training import TrainerFactory
 
 
@@ -29,8 +30,7 @@ class Hardware:
 
     def prepare(self) -> torch.device:
         """Set the thread count and return the device; raises ValueError when it is not there."""
-        if self.devices != 1:
-            raise ValueError(f"hardware.devices={self.devices}: only one device is supported yet")
+        self.check_devices()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.accelerator == "gpu":
@@ -44,21 +44,66 @@ class Hardware:
             return torch.device("cuda", 0)
         return torch.device("cpu")
 
+    def check_devices(self) -> None:
+        """Raise ValueError unless one device is asked for."""
+        if self.devices != 1:
+            raise ValueError(
+                f"hardware.devices={self.devices}: one process uses one device; "
+                f"use hardware=ddp hardware.devices={self.devices}"
+            )
+
     def trainer_factory(self, logger: Logger, out: Path) -> TrainerFactory:
         """Trainers on this hardware that log to `logger` and write under `out`."""
 
         def make(*, callbacks: list[Callback], **settings: Any) -> Trainer:
             interactive = Console(stderr=True).is_terminal and "CI" not in os.environ
             bars: list[Callback] = [RichProgressBar(leave=False)] if interactive else []
-            return Trainer(
-                accelerator=self.accelerator,
-                devices=self.devices,
+            return self.trainer(
+                out,
                 logger=logger,
                 callbacks=callbacks + bars,
-                default_root_dir=out,
                 enable_progress_bar=interactive,
-                enable_model_summary=False,
                 **settings,
             )
 
         return make
+
+    def trainer(self, out: Path, **settings: Any) -> Trainer:
+        """A Trainer on these devices that writes under `out`."""
+        return Trainer(
+            accelerator=self.accelerator,
+            devices=1,
+            default_root_dir=out,
+            enable_model_summary=False,
+            **settings,
+        )
+
+
+@dataclass(kw_only=True)
+class DataParallel(Hardware):
+    """Several devices of one machine that train together, a process each; all else is rank 0's.
+
+    method.batch_size is per process.
+    """
+
+    def check_devices(self) -> None:
+        """Raise ValueError unless so many devices are there."""
+        if self.devices < 1:
+            raise ValueError(f"hardware.devices={self.devices} is below 1")
+        if self.accelerator == "gpu" and self.devices > torch.cuda.device_count():
+            raise ValueError(
+                f"hardware.devices={self.devices}, but torch sees {torch.cuda.device_count()} CUDA "
+                "devices; lower hardware.devices, or use hardware.accelerator=cpu"
+            )
+
+    def trainer(self, out: Path, **settings: Any) -> Trainer:
+        if self.devices == 1:
+            return super().trainer(out, **settings)
+        team = Team(accelerator=self.accelerator, world=self.devices, threads=self.share(), out=out)
+        return LeadingTrainer(team, **settings)
+
+    def share(self) -> int:
+        """Threads of one process: as set here or in the environment, else an equal share."""
+        threads = torch.get_num_threads()
+        given = self.threads is not None or "OMP_NUM_THREADS" in os.environ
+        return threads if given else max(1, threads // self.devices)

@@ -8,6 +8,7 @@ What needs a tokenizer, a device or the network is checked where it is used.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def check(cfg: DictConfig) -> None:
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
     check_dtype(cfg)
+    check_hardware(cfg)
     check_training(cfg)
     check_resume(cfg)
     model = find_model(cfg.model)
@@ -144,6 +146,29 @@ def check_dtype(cfg: DictConfig) -> None:
     for key, dtype in (("model.dtype", cfg.model.get("dtype")), ("export_dtype", cfg.export_dtype)):
         if dtype not in DTYPES and (key == "model.dtype" or dtype is not None):
             raise ValueError(f"{key}={dtype} is not one of {', '.join(DTYPES)}")
+
+
+def check_hardware(cfg: DictConfig) -> None:
+    """At least one device; several only for processes that train together, started from here."""
+    hardware = cfg.hardware
+    if not _builds(hardware, "hardware"):
+        return  # a user's own
+    devices, accelerator = hardware.devices, hardware.accelerator
+    _check_integer("hardware.devices", devices, least=1)
+    if accelerator not in ("cpu", "gpu"):
+        raise ValueError(f"hardware.accelerator={accelerator} is not one of cpu, gpu")
+    if devices > 1 and hardware["_target_"].endswith(".Hardware"):
+        raise ValueError(
+            f"hardware.devices={devices}, but one process uses one device; "
+            f"use hardware=ddp hardware.devices={devices} hardware.accelerator={accelerator}"
+        )
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != "1":
+        raise ValueError(
+            f"WORLD_SIZE={started} is set, so this is one of the processes of torchrun or the "
+            "like, each of which would be a run of its own; start sparsemend once, with "
+            f"hardware=ddp hardware.devices={started}, which starts the others"
+        )
 
 
 def check_resume(cfg: DictConfig) -> None:

@@ -59,6 +59,8 @@ CHATTER = (  # warnings of Lightning about choices that are deliberate here
     "does not have many workers",
     "Checkpoint directory .* exists",
     "Experiment logs directory .* exists",
+    "`broadcast_buffers` is deprecated",  # its successor is not in every torch we accept
+    "It is recommended to use `self.log.* in distributed setting",  # they are the same on all ranks
     "You.re resuming from a checkpoint that ended before the epoch ended",
 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 from transformers import PreTrainedModel, get_scheduler
 
 from sparsemend.batches import SteppedBatches, labelled, next_token_loss
-from sparsemend.data.base import Examples
+from sparsemend.collectives import check_equal_over_ranks, mean_over_ranks, send_buffers
+from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.masks import check_supports, sparse_linears, zero_off_
 from sparsemend.optimizers import make_optimizer
 from sparsemend.training_callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
@@ -60,6 +61,8 @@ class RepairModule(LightningModule):
         self.validation_examples = validation.first(plan.validation_windows)
         self.seed = seed
         self.strict_loading = False  # checkpoints hold only what is trained
+        self._after_fit = ExitStack()
+        self._validated = torch.zeros(2, dtype=torch.float64)  # sum of losses, their number
 
     def fit(
         self, make_trainer: TrainerFactory, *, out: Path, resume_from: Path | None
@@ -91,14 +94,15 @@ class RepairModule(LightningModule):
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
-        with self._prepared():
+        with ExitStack() as self._after_fit:
             trainer.fit(self, ckpt_path=resume_from, weights_only=False)
-        if self.plan.keep_best and best.best_model_path:
+        if self.plan.keep_best and best.best_model_path and trainer.is_global_zero:
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=False)
             self.load_state_dict(checkpoint["state_dict"], strict=False)
         score = best.best_model_score
         return {
             "steps": trainer.global_step,
+            "windows_per_step": self.plan.batch_size * self.plan.accumulate * trainer.world_size,
             VALIDATION_LOSS: None if score is None else float(score),
         }
 
@@ -117,6 +121,16 @@ class RepairModule(LightningModule):
             if self.plan.activation_checkpointing:
                 self.model.activation_checkpointing_disable()
 
+    def on_fit_start(self) -> None:
+        # not earlier: what it hooks into the model could not be sent to other processes
+        self._after_fit.enter_context(self._prepared())
+        if self.trainer.world_size > 1:
+            send_buffers(self)
+
+    def on_train_end(self) -> None:
+        if self.trainer.world_size > 1:
+            check_equal_over_ranks(self.kept(), self.device)
+
     def on_train_batch_start(self, batch: list[Tensor], batch_index: int) -> None:
         # dropout draws what it would draw in an uninterrupted run
         torch.manual_seed((self.seed * 1_000_003 + batch_index) * 101 + self.global_rank)
@@ -127,11 +141,14 @@ class RepairModule(LightningModule):
             self.trainer.should_stop = True
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
-        loss = next_token_loss(self.model, *batch)
-        if not torch.isfinite(loss):
+        own = next_token_loss(self.model, *batch)
+        loss, share = own.detach(), None
+        if self.trainer.world_size > 1:
+            loss, share = mean_over_ranks(own, labelled(batch[1]))
+        if not torch.isfinite(loss):  # the same on every rank, so that all stop
             self._stop("loss", float(loss))
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return own if share is None else own * share
 
     def configure_gradient_clipping(
         self,
@@ -157,20 +174,28 @@ class RepairModule(LightningModule):
             "lower method.learning_rate"
         )
 
+    def on_validation_epoch_start(self) -> None:
+        self._validated = torch.zeros(2, dtype=torch.float64, device=self.device)
+
     def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
         tokens, labels = batch
-        weight = labelled(labels)
-        if weight:
-            loss = next_token_loss(self.model, tokens, labels)
-            self.log(VALIDATION_LOSS, loss, prog_bar=True, batch_size=weight, sync_dist=True)
+        count = labelled(labels)
+        if count:
+            loss = next_token_loss(self.model, tokens, labels).double()
+            self._validated += torch.stack([loss * count, torch.full_like(loss, count)])
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.trainer.callback_metrics.get(VALIDATION_LOSS)
-        if loss is not None and not math.isfinite(float(loss)):
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(self._validated)
+        total, count = self._validated
+        if not count:
+            return
+        loss = float(total / count)
+        if not math.isfinite(loss):
             raise FloatingPointError(
-                f"validation loss is {float(loss)} at step {self.global_step}; "
-                "lower method.learning_rate"
+                f"validation loss is {loss} at step {self.global_step}; lower method.learning_rate"
             )
+        self.log(VALIDATION_LOSS, loss, prog_bar=True)
 
     def train_dataloader(self) -> DataLoader[Any]:
         batches = SteppedBatches(
@@ -185,10 +210,18 @@ class RepairModule(LightningModule):
         return _loader(self.train_examples, batches)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        rows = range(self.global_rank, len(self.validation_examples), self.trainer.world_size)
+        examples = self.validation_examples
+        rows = range(self.global_rank, len(examples), self.trainer.world_size)
+        if not rows and len(examples):
+            # a rank without a window still takes part in the validation, with one that counts not
+            first = examples.first(1)
+            rows, examples = (
+                range(1),
+                Examples(first.tokens, torch.full_like(first.labels, UNLABELLED)),
+            )
         size = self.plan.batch_size
         batches = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
-        return _loader(self.validation_examples, batches)
+        return _loader(examples, batches)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -209,15 +242,21 @@ class RepairModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable tensors and supports, verified; the frozen base is in the model folder."""
         check_supports(self.model)
-        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        broken = [n for n, p in trained.items() if not torch.isfinite(p).all()]
+        kept = self.kept()
+        broken = [n for n, value in kept.items() if not torch.isfinite(value).all()]
         if broken:
             self._stop(f"a value of {broken[0]}", math.nan)
-        kept = {f"model.{name}" for name in trained}
         checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name in kept
+        }
+
+    def kept(self) -> dict[str, Tensor]:
+        """What is trained, and the packed supports, under their names in this module's state."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {
             name: value
-            for name, value in checkpoint["state_dict"].items()
-            if name in kept or name.endswith("packed_keep")
+            for name, value in self.state_dict().items()
+            if name in trained or name.endswith("packed_keep")
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -48,11 +49,10 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
         if step > self._saved and step % self.plan.checkpoint_every == 0:
-            if trainer.world_size > 1:
-                trainer.save_checkpoint(self.path)  # every process takes part, one writes
-            else:
-                with replacing(self.path) as partial:
-                    trainer.save_checkpoint(partial)
+            # every rank takes part, rank 0 writes
+            place = replacing(self.path) if trainer.is_global_zero else nullcontext(self.path)
+            with place as partial:
+                trainer.save_checkpoint(partial)
             self._saved = step
 
 

@@ -1,0 +1,51 @@
+"""What the ranks of a fit tell each other beside gradients: buffers, mean losses, digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+@torch.no_grad()
+def send_buffers(module: nn.Module) -> None:
+    """Give every rank the buffers of rank 0; DistributedDataParallel sends the parameters."""
+    for buffer in module.buffers():
+        flat = buffer.contiguous().view(-1).view(torch.uint8)  # gloo does not know every dtype
+        distributed.broadcast(flat, src=0)
+        buffer.copy_(flat.view(buffer.dtype).view(buffer.shape))
+
+
+def mean_over_ranks(mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(mean over all ranks' items, what this rank's mean must be scaled by).
+
+    mean: of this rank's `count` items.  DistributedDataParallel averages gradients over ranks as
+    if counts were equal; with the scaled loss it averages over items.
+    """
+    sums = torch.stack([mean.detach().double() * count, mean.new_tensor(count).double()])
+    distributed.all_reduce(sums)
+    total, items = sums
+    return (total / items).to(mean.dtype), (count * distributed.get_world_size() / items).float()
+
+
+def check_equal_over_ranks(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Raise RuntimeError, on every rank, naming the first tensor whose bits differ between ranks.
+
+    device: where the process group works.
+    """
+    own = torch.tensor([digest(tensor) for tensor in tensors.values()], device=device)
+    first = own.clone()
+    distributed.broadcast(first, src=0)
+    differs = (own != first).to(torch.int64)
+    distributed.all_reduce(differs)
+    for name, ranks in zip(tensors, differs.tolist(), strict=True):
+        if ranks:
+            raise RuntimeError(f"{name} differs between rank 0 and {ranks} other ranks")
+
+
+def digest(tensor: Tensor) -> int:
+    """Sixty-four bits of the SHA-256 of a tensor's bytes."""
+    raw = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return int.from_bytes(hashlib.sha256(raw.data).digest()[:8], "big", signed=True)
