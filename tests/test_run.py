@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import sparsemend
-from sparsemend.masks import load_masks
+from sparsemend.masks import load_masks, save_masks
 
 SCHEMA = json.loads((Path(sparsemend.__file__).parent / "result.schema.json").read_text())
 SEQLEN = 32
@@ -262,6 +262,56 @@ def test_a_killed_run_resumes_to_the_bits_of_an_undisturbed_one(
     jsonschema.validate(result, SCHEMA)
     assert len(result["earlier_attempts"]) == 1
     assert result["provenance"]["threads"] == 1
+
+
+def test_an_open_adapter_is_saved_beside_a_base_that_keeps_its_zeros(
+    workspace: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    overrides = ("method=lora", "method.rank=2", "method.max_steps=4", "method.learning_rate=0.1")
+    done = sparsemend_command(contract(workspace, tmp_path / "out", *overrides), tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "out")
+    jsonschema.validate(result, SCHEMA)
+    assert result["sparsity"]["achieved"] == pytest.approx(0.6, abs=0.02)
+    assert result["sparsity"]["effective"] < 0.01
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert result["sparsity"]["zeros"] == sum(
+        int((base.get_submodule(n).weight == 0).sum())
+        for n in load_masks(tmp_path / "out" / "masks.safetensors")
+    )
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter")).eval()
+    tokens = load_file(workspace / "test.safetensors")["input_ids"][:, :SEQLEN]
+    from oracles import perplexity_oracle
+
+    expected = result["metrics"]["repaired"]["perplexity/test"]
+    assert expected != result["metrics"]["pruned"]["perplexity/test"]
+    assert perplexity_oracle.perplexity(model, tokens) == pytest.approx(expected, rel=1e-5)
+
+
+def test_kept_zeros_are_refused_by_a_derived_mask_before_anything_is_measured(
+    dsnot_run: Path, workspace: Path, tmp_path: Path
+) -> None:
+    masks = load_masks(dsnot_run / "masks.safetensors")
+    name, keep = next(iter(masks.items()))
+    row, column = (~keep).nonzero()[0].tolist()
+    keep[row, column] = True  # where the checkpoint holds a zero
+    save_masks(masks, tmp_path / "masks.safetensors")
+    overrides = (
+        f"model.path={dsnot_run / 'model'}",
+        "pruner=existing",
+        f"pruner.masks={tmp_path / 'masks.safetensors'}",
+        "method=lors",
+        "method.rank=2",
+        "method.mask=derived",
+    )
+    arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
+    done = sparsemend_command([*arguments, *overrides], tmp_path)
+    assert done.returncode == 1
+    assert f"support of {name} from its non-zero weights, but 1 kept weights" in done.stderr
+    assert "method.mask=stored" in done.stderr
+    assert result_of(tmp_path / "out")["metrics"] == {}
 
 
 def test_a_failed_run_says_why_in_its_result(workspace: Path, tmp_path: Path) -> None:

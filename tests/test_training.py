@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from sparsemend.batches import SteppedBatches, labelled, next_token_loss
 from sparsemend.data.base import UNLABELLED
+from sparsemend.mask_callbacks import EnforceMasks, UpdateMasks
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.method.masked_full import MaskedFull
-from sparsemend.training import EnforceMasks, UpdateMasks
 
 
 class SwapFirst(UpdateMasks):

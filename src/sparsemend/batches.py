@@ -6,14 +6,16 @@ several processes each takes its share of it, so the global batch does not depen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from sparsemend.data.base import UNLABELLED
+from sparsemend.data.base import UNLABELLED, Examples
 
 
 class SteppedBatches(Sampler[list[int]]):
@@ -74,6 +76,28 @@ def next_token_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
     )
 
 
+@torch.inference_mode()
+def mean_loss(model: nn.Module, examples: Examples, device: torch.device, batch_size: int) -> float:
+    """The mean over all labelled tokens of `examples` (NaN where there is none)."""
+    home = next(model.parameters()).device
+    model.to(device)
+    total, count = 0.0, 0
+    for start in range(0, len(examples), batch_size):
+        part = slice(start, start + batch_size)
+        tokens, labels = examples.tokens[part].to(device), examples.labels[part].to(device)
+        if number := labelled(labels):
+            total += float(next_token_loss(model, tokens, labels)) * number
+            count += number
+    model.to(home)
+    return total / count if count else math.nan
+
+
 def labelled(labels: Tensor) -> int:
     """How many next-token positions of labels (B, T) count."""
     return int((labels[:, 1:] != UNLABELLED).sum())
+
+
+def loader(examples: Examples, batches: Sampler[list[int]] | list[list[int]]) -> DataLoader[Any]:
+    """Batches of (tokens, labels) by lists of row indices."""
+    data = TensorDataset(examples.tokens, examples.labels)
+    return DataLoader(data, batch_sampler=batches)

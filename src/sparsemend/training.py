@@ -1,4 +1,4 @@
-"""The one Lightning module that wraps every trained method, and the two mask callbacks.
+"""The one Lightning module that wraps every trained method.
 
 RepairModule knows nothing of adapters or masks: a method hands it trainable parameters and brings
 its callbacks.  Checkpoints hold what is trained and the supports, verified before they are
@@ -8,7 +8,6 @@ written; a loss or gradient that is not finite stops the fit before the step is 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,14 +20,14 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Sampler, TensorDataset
-from transformers import PreTrainedModel, get_scheduler
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
-from sparsemend.batches import SteppedBatches, labelled, next_token_loss
+from sparsemend.batches import SteppedBatches, labelled, loader, next_token_loss
 from sparsemend.collectives import check_equal_over_ranks, mean_over_ranks, send_buffers
 from sparsemend.data.base import UNLABELLED, Examples
-from sparsemend.masks import check_supports, sparse_linears, zero_off_
+from sparsemend.learning_rate import learning_rate_schedule
+from sparsemend.masks import check_supports
 from sparsemend.optimizers import make_optimizer
 from sparsemend.training_callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
 from sparsemend.training_plan import TrainingPlan
@@ -207,7 +206,7 @@ class RepairModule(LightningModule):
             rank=self.global_rank,
             world=self.trainer.world_size,
         )
-        return _loader(self.train_examples, batches)
+        return loader(self.train_examples, batches)
 
     def val_dataloader(self) -> DataLoader[Any]:
         examples = self.validation_examples
@@ -221,7 +220,7 @@ class RepairModule(LightningModule):
             )
         size = self.plan.batch_size
         batches = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
-        return _loader(examples, batches)
+        return loader(examples, batches)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -233,7 +232,10 @@ class RepairModule(LightningModule):
         )
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": _schedule(self.plan, optimizer), "interval": "step"},
+            "lr_scheduler": {
+                "scheduler": learning_rate_schedule(self.plan, optimizer),
+                "interval": "step",
+            },
         }
 
     def configure_callbacks(self) -> list[Callback]:
@@ -258,78 +260,3 @@ class RepairModule(LightningModule):
             for name, value in self.state_dict().items()
             if name in trained or name.endswith("packed_keep")
         }
-
-
-def _loader(examples: Examples, batches: Sampler[list[int]] | list[list[int]]) -> DataLoader[Any]:
-    data = TensorDataset(examples.tokens, examples.labels)
-    return DataLoader(data, batch_sampler=batches)
-
-
-def _schedule(plan: TrainingPlan, optimizer: Optimizer) -> LRScheduler:
-    """The learning rate over the steps: min + (max - min)(1 + cos(pi k/K)) / 2 for cosine."""
-    floored = plan.min_learning_rate > 0
-    return get_scheduler(
-        "cosine_with_min_lr" if floored else plan.schedule,
-        optimizer,
-        num_warmup_steps=int(plan.warmup_fraction * plan.max_steps),
-        num_training_steps=plan.max_steps,
-        scheduler_specific_kwargs={"min_lr": plan.min_learning_rate} if floored else None,
-    )
-
-
-class EnforceMasks(Callback):
-    """Gradient times keep before the optimizer step, projection after it."""
-
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        for _, linear in sparse_linears(pl_module):
-            if linear.weight.grad is not None:
-                zero_off_(linear.weight.grad, linear.keep)
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        for _, linear in sparse_linears(pl_module):
-            if linear.weight.requires_grad:
-                linear.project_()
-
-
-class UpdateMasks(Callback):
-    """Moves supports between optimizer steps, at most once per step (drop-and-grow)."""
-
-    def __init__(self) -> None:
-        self._seen = 0
-
-    @abstractmethod
-    def due(self, step: int) -> bool:
-        """Whether supports move after optimizer step `step` (1-based)."""
-
-    @abstractmethod
-    def update(self, module: LightningModule, optimizer: Optimizer, step: int) -> None:
-        """Move supports through `set_effective_` and reset what the optimizer knew of them."""
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        step = trainer.global_step
-        if step > self._seen:
-            self._seen = step
-            if self.due(step):
-                self.update(pl_module, trainer.optimizers[0], step)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seen": self._seen}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seen = state_dict["seen"]

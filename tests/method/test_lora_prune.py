@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from contracts import bench_for, method_of, pruned_model
 from torch import nn
@@ -88,3 +89,15 @@ def test_repair_leaves_plain_sparse_linears_that_moved(tmp_path: Path) -> None:
         assert type(linear) is SparseLinear
         assert not torch.equal(linear.weight, before[name])
         assert not linear.weight[~linear.keep].any()
+
+
+def test_the_loss_after_pruning_back_is_reported_too(tmp_path: Path) -> None:
+    model = pruned_model()
+    bench = bench_for(tmp_path)
+    report = method_of("lora_prune").repair(model, bench)
+    tokens = bench.validation.tokens
+    with torch.no_grad():
+        logits = model(input_ids=tokens).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert report["validation/loss/folded"] == pytest.approx(float(expected), rel=1e-6)
+    assert report["validation/loss/folded"] != report["validation/loss"]

@@ -18,11 +18,14 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparsemend.batches import mean_loss
 from sparsemend.data.base import Examples
+from sparsemend.mask_callbacks import EnforceMasks
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruner
-from sparsemend.training import EnforceMasks, RepairModule, TrainerFactory
+from sparsemend.training import RepairModule, TrainerFactory
+from sparsemend.training_callbacks import VALIDATION_LOSS
 from sparsemend.training_plan import TrainingPlan
 
 log = logging.getLogger(__name__)
@@ -115,6 +118,10 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         model.requires_grad_(False).eval().zero_grad(set_to_none=True)
         report |= self.fold(model)
         check_supports(model)
+        if self.foldable and not self.holds_support:
+            # what validation saw was denser than what is left
+            loss = mean_loss(model, module.validation_examples, bench.device, self.batch_size)
+            report[f"{VALIDATION_LOSS}/folded"] = loss
         return {**report, "trained_parameters": parameters}
 
     def free_trainable(self, model: PreTrainedModel) -> int:
