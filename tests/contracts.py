@@ -227,8 +227,9 @@ def check_fold_equals_adapter_forward(method: TrainedRepair, out: Path) -> None:
     if method.foldable and not method.holds_support:
         assert not any(has_adapter(m) for m in model.modules())
         return
-    # one fp32 rounding of the weight against none: 1e-4 of logits of order ten
-    torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-4)
+    # one fp32 rounding of the weight against none, carried through three blocks
+    after = logits(model)
+    assert float((after - before).abs().max()) <= 1e-5 * float(before.abs().max())
 
 
 def check_same_seed_gives_same_bits(make: Callable[[], RepairMethod], out: Path) -> None:
