@@ -45,7 +45,7 @@ from sparsemend.results import (
     sparsity_report,
     sparsity_section,
 )
-from sparsemend.resume import run_folder
+from sparsemend.resume import forget_work, last_checkpoint, run_folder
 from sparsemend.sparsity_schedule.base import SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import summary_table
@@ -83,13 +83,15 @@ def run(cfg: DictConfig) -> float:
     """Carry out one configured run; returns the repaired model's test perplexity."""
     quieten()
     fresh = Path(HydraConfig.get().runtime.output_dir)
-    out, checkpoint = run_folder(cfg.resume, resolved(cfg), fresh)
-    result = Result(out / "result.json", cfg, resumed=checkpoint is not None)
+    out, resumed = run_folder(cfg.resume, resolved(cfg), fresh)
+    if not resumed:
+        forget_work(out)
+    result = Result(out / "result.json", cfg, resumed=resumed)
     result.write()
     try:
         parts = _parts(cfg)
         _check_together(parts)
-        Run(cfg, parts, result, out, checkpoint).carry_out()
+        Run(cfg, parts, result, out, last_checkpoint(out)).carry_out()
     except BaseException as error:
         result.fail(error)
         raise
@@ -168,7 +170,8 @@ class Run:
         """Every window this run will need, before the model is loaded: bad data costs seconds."""
         data, method = self.parts.data, self.parts.method
         trained = isinstance(method, TrainedRepair)
-        calibrated = self.parts.pruner.needs_calibration or method.needs_calibration
+        readers = (self.parts.pruner, self.parts.sparsity_schedule, method)
+        calibrated = any(part.needs_calibration for part in readers)
         none = torch.empty(0, data.seqlen, dtype=torch.int64)
         untrained = Examples.of(none)
         windows = Windows(
@@ -244,17 +247,10 @@ class Run:
         parts, cfg = self.parts, self.cfg
         if isinstance(parts.pruner, Existing):
             return adopt(model, parts.pruner.supports(resolve_path(cfg.model.path)))
+        place: dict[str, Any] = {"device": self.device, "offload": parts.hardware.offload}
         schedule = parts.sparsity_schedule
-        allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern)
-        prune(
-            model,
-            batches,
-            parts.pruner,
-            allocation,
-            self.pattern,
-            device=self.device,
-            offload=parts.hardware.offload,
-        )
+        allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern, **place)
+        prune(model, batches, parts.pruner, allocation, self.pattern, **place)
         return allocation
 
     def _workbench(
