@@ -190,6 +190,24 @@ def test_a_sweep_prunes_and_repairs_each_cell(workspace: Path, tmp_path: Path) -
     assert results[0]["metrics"]["pruned"] == results[1]["metrics"]["pruned"]
 
 
+def test_cells_that_differ_in_rounding_are_pruned_apart(workspace: Path, tmp_path: Path) -> None:
+    arguments = [a for a in contract(workspace, tmp_path) if not a.startswith("hydra.run.dir")]
+    done = sparsemend_command(
+        [
+            "-m",
+            *[a for a in arguments if a != "export=true"],
+            "method=none",
+            "rounding=pruner,exact_budget",
+            f"hydra.sweep.dir={tmp_path}/sweep",
+        ],
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    own, exact = (result_of(tmp_path / "sweep" / str(n))["sparsity"] for n in range(2))
+    assert own["achieved"] < 0.6 - 1e-3
+    assert exact["zeros"] == round(0.6 * exact["prunable_weights"])
+
+
 def start(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "sparsemend.cli", *arguments],

@@ -20,7 +20,7 @@ from sparsemend.local_model import ModelConfig, find_model
 from sparsemend.method_checks import check_adapter_shapes, check_training
 from sparsemend.pattern import Pattern
 from sparsemend.resume import check_resumable
-from sparsemend.schedule_checks import check_schedule
+from sparsemend.schedule_checks import check_rounding, check_schedule
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def check(cfg: DictConfig) -> None:
     check_numbers(cfg)
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
+    check_rounding(cfg, pattern)
     check_dtype(cfg)
     check_hardware(cfg)
     check_training(cfg)

@@ -46,6 +46,7 @@ from sparsemend.results import (
     sparsity_section,
 )
 from sparsemend.resume import forget_work, last_checkpoint, run_folder
+from sparsemend.rounding import rounded
 from sparsemend.sparsity_schedule.base import SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import summary_table
@@ -250,7 +251,8 @@ class Run:
         place: dict[str, Any] = {"device": self.device, "offload": parts.hardware.offload}
         schedule = parts.sparsity_schedule
         allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern, **place)
-        prune(model, batches, parts.pruner, allocation, self.pattern, **place)
+        pruner, allocation = rounded(cfg.rounding, parts.pruner, allocation)
+        prune(model, batches, pruner, allocation, self.pattern, **place)
         return allocation
 
     def _workbench(

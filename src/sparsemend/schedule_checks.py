@@ -17,6 +17,7 @@ from sparsemend.sparsity_schedule.progression import check_difference
 from sparsemend.sparsity_schedule.rates_file import WITHIN, by_linear, check_rates, read_rates
 
 MODULES = "sparsemend.sparsity_schedule."
+ROUNDINGS = ("pruner", "exact_budget")
 
 
 def check_schedule(cfg: DictConfig, pattern: Pattern, model: Model) -> None:
@@ -36,6 +37,30 @@ def check_schedule(cfg: DictConfig, pattern: Pattern, model: Model) -> None:
         check_file(schedule, cfg.sparsity, pattern, linears)
     if stem == "er_plus" and linears:
         check_dense_layer(schedule, cfg.sparsity, linears)
+
+
+def check_rounding(cfg: DictConfig, pattern: Pattern) -> None:
+    """rounding is a known one, and an exact budget is not undone by a pattern or a method."""
+    rounding = cfg.get("rounding")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding={rounding} is not one of {', '.join(ROUNDINGS)}")
+    if rounding == "pruner" or str(cfg.pruner.get("_target_")).endswith(".Existing"):
+        return
+    if not pattern.unstructured:
+        raise ValueError(
+            f"rounding=exact_budget with pattern {pattern}, which fixes the zeros of every group "
+            "itself; use rounding=pruner"
+        )
+    if cfg.pruner.get("variant"):
+        raise ValueError(
+            "rounding=exact_budget with pruner.variant=true, whose threshold gives no exact count; "
+            "use rounding=pruner or pruner.variant=false"
+        )
+    if cfg.method.get("start") == "pruner":
+        raise ValueError(
+            "rounding=exact_budget is undone by method.start=pruner, which prunes again by row; "
+            "use method.start=given or rounding=pruner"
+        )
 
 
 def check_granularity(schedule: DictConfig, stem: str, pattern: Pattern) -> None:

@@ -27,8 +27,15 @@ def options(name: str, folder: Path) -> dict[str, Any]:
     return {"path": str(path)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("llama", torch.float32),
+        ("opt", torch.bfloat16),
+        ("gpt_neox", torch.float32),
+        ("gemma2", torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("name", EVERY)
 def test_every_linear_gets_a_rate_the_mean_is_the_target_and_the_model_is_left_alone(
     name: str, family: str, dtype: torch.dtype, tokens: Tensor, tmp_path: Path
