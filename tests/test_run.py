@@ -89,6 +89,7 @@ def dsnot_run(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     done = sparsemend_command(contract(workspace, out, *ATP_DSNOT), elsewhere)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "dense" in done.stdout
+    assert "sparsity by block, mean 0.6000" in done.stdout
     assert "repaired" in done.stdout
     assert str(out / "result.json") in done.stdout
     return out
@@ -114,6 +115,8 @@ def test_the_result_follows_the_schema_and_the_contract(dsnot_run: Path) -> None
 def test_rates_follow_the_progression(dsnot_run: Path) -> None:
     asked = {v["asked"] for v in result_of(dsnot_run)["sparsity"]["per_linear"].values()}
     assert sorted(asked) == pytest.approx([0.55, 0.6, 0.65])
+    by_block = result_of(dsnot_run)["sparsity"]["asked_per_block"]
+    assert list(by_block.values()) == pytest.approx([0.55, 0.6, 0.65])
 
 
 def test_the_export_reloads_without_this_package_with_the_same_zeros(dsnot_run: Path) -> None:
