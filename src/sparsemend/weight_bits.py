@@ -26,7 +26,7 @@ from sparsemend.pattern import Pattern
 Bits = NDArray[np.uint8]
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # bytes
-READ_AT_ONCE = 2**25  # bytes of a weight in memory at a time
+READ_AT_ONCE = 2**21  # bytes of a weight at a time, within a processor's cache
 SIZES = (2, 4, 8, 16, 32)  # M of the N:M that are looked for
 FULL = 0.95  # share of the N places of N:M that hold a non-zero
 
@@ -89,9 +89,9 @@ def support_of(
             nonzero = raw << 1 != 0  # the sign is shifted out
             zeros += nonzero.size - int(np.count_nonzero(nonzero))
             packed = np.packbits(nonzero, axis=1, bitorder="little")
-            for size in sizes:
-                if most[size] < size:
-                    most[size] = max(most[size], most_in_group(packed, columns, size))
+            open_ = [size for size in sizes if most[size] < size]
+            for size, fullest in most_in_group(packed, columns, open_).items():
+                most[size] = max(most[size], fullest)
             if mask is not None:
                 keep = mask[start : start + shape[0]]
                 escaped += set_bits(packed & ~keep)
@@ -100,21 +100,37 @@ def support_of(
     return Support(tensor.shape, tensor.dtype, zeros, most, *found)
 
 
-def most_in_group(packed: Bits, columns: int, size: int) -> int:
-    """Most non-zeros in any `size` consecutive inputs, of rows packed lowest bit first."""
+def most_in_group(packed: Bits, columns: int, sizes: list[int]) -> dict[int, int]:
+    """Size -> most non-zeros in so many consecutive inputs, of rows packed lowest bit first."""
     if not packed.size:
-        return 0
-    if size in MOST:
-        return int(MOST[size][packed].max())
-    if size % 8 == 0:
-        counts, step = MOST[8][packed], size // 8
-    else:
-        counts, step = np.unpackbits(packed, axis=1, count=columns, bitorder="little"), size
-    return int(np.add.reduceat(counts, np.arange(0, counts.shape[1], step), axis=1).max())
+        return dict.fromkeys(sizes, 0)
+    seen = np.zeros(256, dtype=bool)
+    seen[packed] = True
+    found = {size: int(MOST[size][seen].max()) for size in sizes if size in MOST}
+    for size in (size for size in sizes if size not in MOST):
+        if size % 8 == 0:
+            found[size] = _fullest(MOST[8][packed], size // 8)
+        else:
+            bits = np.unpackbits(packed, axis=1, count=columns, bitorder="little")
+            found[size] = _fullest(bits, size)
+    return found
+
+
+def _fullest(counts: Bits, length: int) -> int:
+    """The highest sum of `length` consecutive counts; the last group of a row may be short."""
+    if length % 2 == 0:  # adding strided halves is faster than any reduction over a short axis
+        pairs = counts[:, 0::2].copy()
+        pairs[:, : counts.shape[1] // 2] += counts[:, 1::2]
+        return _fullest(pairs, length // 2)
+    if length == 1:
+        return int(counts.max())
+    return int(np.add.reduceat(counts, np.arange(0, counts.shape[1], length), axis=1).max())
 
 
 def set_bits(packed: Bits) -> int:
     """Ones in an array of bytes."""
+    if not packed.any():
+        return 0
     return int(MOST[8][packed].sum(dtype=np.int64))
 
 
