@@ -27,12 +27,13 @@ from sparsemend.blocks import check_prunable
 from sparsemend.data.base import DataSource, Examples
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.perplexity import METRIC
-from sparsemend.export import export, model_card, to_dense_
+from sparsemend.export import export, to_dense_
 from sparsemend.hardware import Hardware
 from sparsemend.locations import resolve_path
 from sparsemend.masks import check_supports, save_masks, sparse_linears
 from sparsemend.method.base import RepairMethod, TrainedRepair, Workbench
 from sparsemend.model import DTYPES, ModelSource
+from sparsemend.model_card import model_card
 from sparsemend.pattern import Pattern
 from sparsemend.prune import adopt, check_widths, prune
 from sparsemend.pruner.base import Pruner
