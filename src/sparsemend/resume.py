@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 RESULT = "result.json"
 UNFINISHED = ("running", "failed", "interrupted")
 # what changes no number
-NOT_HASHED = ("name", "resume", "logger", "export", "export_dtype")
+NOT_HASHED = ("name", "resume", "logger", "export", "export_dtype", "cache", "search")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
