@@ -45,7 +45,7 @@ from sparsemend.results import (
     sparsity_report,
     sparsity_section,
 )
-from sparsemend.resume import run_folder
+from sparsemend.resume import forget_work, last_checkpoint, run_folder
 from sparsemend.sparsity_schedule.base import SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import summary_table
@@ -83,13 +83,15 @@ def run(cfg: DictConfig) -> float:
     """Carry out one configured run; returns the repaired model's test perplexity."""
     quieten()
     fresh = Path(HydraConfig.get().runtime.output_dir)
-    out, checkpoint = run_folder(cfg.resume, resolved(cfg), fresh)
-    result = Result(out / "result.json", cfg, resumed=checkpoint is not None)
+    out, resumed = run_folder(cfg.resume, resolved(cfg), fresh)
+    if not resumed:
+        forget_work(out)
+    result = Result(out / "result.json", cfg, resumed=resumed)
     result.write()
     try:
         parts = _parts(cfg)
         _check_together(parts)
-        Run(cfg, parts, result, out, checkpoint).carry_out()
+        Run(cfg, parts, result, out, last_checkpoint(out)).carry_out()
     except BaseException as error:
         result.fail(error)
         raise

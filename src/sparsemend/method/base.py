@@ -24,6 +24,7 @@ from sparsemend.mask_callbacks import EnforceMasks
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruner
+from sparsemend.resume import PARTS
 from sparsemend.training import RepairModule, TrainerFactory
 from sparsemend.training_callbacks import VALIDATION_LOSS
 from sparsemend.training_plan import TrainingPlan
@@ -53,6 +54,14 @@ class Workbench:
     out: Path
     seed: int
     resume_from: Path | None = None
+
+    @property
+    def parts(self) -> Path:
+        """Folder for one file per finished part (block, round) of the work, each written whole.
+
+        It holds files only where an earlier attempt of this very configuration is continued.
+        """
+        return self.out / PARTS
 
 
 class RepairMethod(ABC):
