@@ -233,7 +233,7 @@ class RepairModule(LightningModule):
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
-                "scheduler": learning_rate_schedule(self.plan, optimizer),
+                "scheduler": learning_rate_schedule(self.plan, optimizer, self.plan.max_steps),
                 "interval": "step",
             },
         }
