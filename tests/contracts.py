@@ -39,6 +39,7 @@ SMALL = {
     "groups": 2,
     "init_samples": 4,
     "max_cycles": 5,
+    "epochs": 2,
 }
 
 

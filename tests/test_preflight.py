@@ -531,3 +531,26 @@ def test_bf16_true_needs_a_bf16_model(model: Path) -> None:
     with pytest.raises(ValueError, match=r"bf16-true needs a bfloat16 model, .*dtype=float32"):
         check(model, "method.precision=bf16-true", "model.dtype=float32")
     check(model, "method.precision=bf16-true", "model.dtype=bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "least"),
+    [
+        (("method.batch_size=8",), 9),  # one full batch, and one window held out
+        (("method.batch_size=8", "method.held_out=0"), 8),
+        (("method.batch_size=4",), 5),
+    ],
+)
+def test_too_few_windows_for_reconstruction_are_refused_with_the_number_needed(
+    model: Path, knobs: tuple[str, ...], least: int
+) -> None:
+    given = ("method=reconstruct", *knobs)
+    with pytest.raises(ValueError, match=rf"at least data\.calibration_samples={least}, or lower"):
+        check(model, *given, f"data.calibration_samples={least - 1}")
+    check(model, *given, f"data.calibration_samples={least}")
+
+
+def test_a_rank_that_reconstruction_does_not_use_is_not_checked(model: Path) -> None:
+    check(model, "method=reconstruct", "method.rank=99")
+    with pytest.raises(ValueError, match=r"method\.rank=99 exceeds"):
+        check(model, "method=reconstruct", "method.rank=99", "method.form=masked_lora")

@@ -331,7 +331,7 @@ def _check_together(parts: Parts) -> None:
     method = type(parts.method).__name__
     if parts.method.needs_dense and isinstance(parts.pruner, Existing):
         raise ValueError(
-            f"{method} restarts from dense weights, which an already pruned checkpoint "
+            f"{method} reads the dense weights, which an already pruned checkpoint "
             "(pruner=existing) does not have; give the dense model and a pruner"
         )
 

@@ -158,7 +158,7 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
             yield name, linear
 
 
-def fold_adapters(model: PreTrainedModel) -> dict[str, int]:
+def fold_adapters(model: nn.Module) -> dict[str, int]:
     """Replace every adapter by a SparseLinear of its effective weight; what that lost."""
     before = dict(adapters(model))
     for name, adapter in before.items():
