@@ -7,6 +7,7 @@ pruned blocks before it (Wanda and SparseGPT, "non true-sequential").
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
 
@@ -91,6 +92,20 @@ def _named_blocks(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
 def _report(what: str, linears: Iterable[nn.Linear], started: float) -> None:
     count = sum((count_zeros(linear) for linear in linears), LinearCount(0, 0))
     log.info("%s  sparsity %.6f  %.1f s", what, count.sparsity, perf_counter() - started)
+
+
+def exact_zeros(rates: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Zeros per linear that add up to the budget, round(sum of rate * size), exact to one weight.
+
+    Whole parts first, then one each by the largest remainder; ties go to the earlier linear.
+    """
+    ideal = {name: rate * sizes[name] for name, rate in rates.items()}
+    # a product within rounding error of a whole number is that number
+    zeros = {name: math.floor(value + 1e-6) for name, value in ideal.items()}
+    missing = round(math.fsum(ideal.values())) - sum(zeros.values())
+    for name in sorted(ideal, key=lambda name: zeros[name] - ideal[name])[:missing]:
+        zeros[name] += 1
+    return zeros
 
 
 def check_widths(model: nn.Module, pattern: Pattern, *, tail: str) -> None:

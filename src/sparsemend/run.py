@@ -170,7 +170,8 @@ class Run:
         """Every window this run will need, before the model is loaded: bad data costs seconds."""
         data, method = self.parts.data, self.parts.method
         trained = isinstance(method, TrainedRepair)
-        calibrated = self.parts.pruner.needs_calibration or method.needs_calibration
+        readers = (self.parts.pruner, self.parts.sparsity_schedule, method)
+        calibrated = any(part.needs_calibration for part in readers)
         none = torch.empty(0, data.seqlen, dtype=torch.int64)
         untrained = Examples.of(none)
         windows = Windows(
@@ -246,17 +247,10 @@ class Run:
         parts, cfg = self.parts, self.cfg
         if isinstance(parts.pruner, Existing):
             return adopt(model, parts.pruner.supports(resolve_path(cfg.model.path)))
+        place: dict[str, Any] = {"device": self.device, "offload": parts.hardware.offload}
         schedule = parts.sparsity_schedule
-        allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern)
-        prune(
-            model,
-            batches,
-            parts.pruner,
-            allocation,
-            self.pattern,
-            device=self.device,
-            offload=parts.hardware.offload,
-        )
+        allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern, **place)
+        prune(model, batches, parts.pruner, allocation, self.pattern, **place)
         return allocation
 
     def _workbench(

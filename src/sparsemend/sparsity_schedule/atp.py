@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks import block_index, find_blocks, linears_of
@@ -29,7 +30,14 @@ class Atp(SparsitySchedule):
     common_difference: float
 
     def allocate(
-        self, model: nn.Module, batches: Sequence[Tensor], sparsity: float, pattern: Pattern
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        sparsity: float,
+        pattern: Pattern,
+        *,
+        device: torch.device | None = None,
+        offload: bool = False,
     ) -> Allocation:
         """Raises ValueError beyond the bound, and with a fixed N:M pattern (undefined there)."""
         prefix, blocks = find_blocks(model)

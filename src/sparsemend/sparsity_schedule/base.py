@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from sparsemend.pattern import Pattern
@@ -59,8 +60,23 @@ def mixed_tolerance(pattern: Pattern, blocks: int) -> float:
 class SparsitySchedule(ABC):
     """Gives every prunable linear its own sparsity."""
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `allocate` reads the batches."""
+        return False
+
     @abstractmethod
     def allocate(
-        self, model: nn.Module, batches: Sequence[Tensor], sparsity: float, pattern: Pattern
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        sparsity: float,
+        pattern: Pattern,
+        *,
+        device: torch.device | None = None,
+        offload: bool = False,
     ) -> Allocation:
-        """Rates for every prunable linear of `model` with parameter-weighted mean `sparsity`."""
+        """Rates for every prunable linear of `model` with parameter-weighted mean `sparsity`.
+
+        batches, device and offload are those of `walk`; `model` is left as it was.
+        """

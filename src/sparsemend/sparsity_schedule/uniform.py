@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks import block_index, find_blocks, prunable_linears
@@ -18,7 +19,14 @@ class Uniform(SparsitySchedule):
     """The same rate everywhere; a mixed pattern spreads its rounding over the blocks."""
 
     def allocate(
-        self, model: nn.Module, batches: Sequence[Tensor], sparsity: float, pattern: Pattern
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        sparsity: float,
+        pattern: Pattern,
+        *,
+        device: torch.device | None = None,
+        offload: bool = False,
     ) -> Allocation:
         sizes = {name: linear.weight.numel() for name, linear in prunable_linears(model).items()}
         if pattern.mixed:
