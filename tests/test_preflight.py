@@ -554,3 +554,15 @@ def test_a_rank_that_reconstruction_does_not_use_is_not_checked(model: Path) -> 
     check(model, "method=reconstruct", "method.rank=99")
     with pytest.raises(ValueError, match=r"method\.rank=99 exceeds"):
         check(model, "method=reconstruct", "method.rank=99", "method.form=masked_lora")
+
+
+@pytest.mark.parametrize("term", ["weight", "hidden_weight"])
+def test_a_pruned_checkpoint_has_no_dense_model_to_learn_from(model: Path, term: str) -> None:
+    with pytest.raises(ValueError, match=r"ask to learn from the dense model.*set both to 0"):
+        check(model, "pruner=existing", f"method.distill.{term}=0.5")
+    check(model, "pruner=existing")
+
+
+def test_a_teachers_device_that_is_none_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"teacher_device=gpu is no device; give cpu, cuda:0"):
+        check(model, "method.distill.weight=0.5", "method.distill.teacher_device=gpu")

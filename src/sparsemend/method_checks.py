@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from omegaconf import DictConfig
@@ -30,6 +31,25 @@ def check_training(cfg: DictConfig) -> None:
         raise ValueError(
             "pruner=none leaves nothing to repair by training; choose a pruner, pruner=existing "
             "for a checkpoint that is pruned already, or method=none"
+        )
+
+
+def check_distillation(cfg: DictConfig) -> None:
+    """There is a dense model to learn from where that is asked for."""
+    distill = cfg.method.get("distill")
+    if not distill or not (distill.weight or distill.hidden_weight):
+        return
+    if cfg.pruner.get("_target_", "").endswith(".Existing"):
+        raise ValueError(
+            f"method.distill.weight={distill.weight} and hidden_weight={distill.hidden_weight} "
+            "ask to learn from the dense model, which an already pruned checkpoint "
+            "(pruner=existing) does not have; set both to 0, or give the dense model and a pruner"
+        )
+    device = distill.teacher_device
+    if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
+        raise ValueError(
+            f"method.distill.teacher_device={device} is no device; give cpu, cuda:0, cuda:1 ..., "
+            "or null for where the model trains"
         )
 
 

@@ -17,7 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.data_checks import check_files, data_sources
 from sparsemend.local_model import ModelConfig, find_model
-from sparsemend.method_checks import check_adapter_shapes, check_block_windows, check_training
+from sparsemend.method_checks import (
+    check_adapter_shapes,
+    check_block_windows,
+    check_distillation,
+    check_training,
+)
 from sparsemend.pattern import Pattern
 from sparsemend.resume import check_resumable
 from sparsemend.sparsity_schedule.progression import check_difference
@@ -47,6 +52,7 @@ def check(cfg: DictConfig) -> None:
     check_hardware(cfg)
     check_training(cfg)
     check_block_windows(cfg)
+    check_distillation(cfg)
     check_resume(cfg)
     model = find_model(cfg.model)
     if model.config is not None:

@@ -11,6 +11,7 @@ import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,7 @@ class Run:
             allocation=allocation,
             sparsity=self.cfg.sparsity,
             pattern=self.pattern,
-            load_dense=lambda: parts.model.load(seed=self.cfg.seed),
+            load_dense=partial(parts.model.load, seed=self.cfg.seed),
             make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
             device=self.device,
             offload=parts.hardware.offload,

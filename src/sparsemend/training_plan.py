@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from sparsemend.distillation import Distillation
 from sparsemend.optimizers import OPTIMIZERS
 
 CHOICES = {
@@ -84,11 +87,18 @@ class TrainingPlan(StepPlan):
     checkpoint_every: int
     activation_checkpointing: bool
     compile: bool
+    distill: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         for name in COUNTS:
             check_count(name, getattr(self, name))
         super().__post_init__()
+        _ = self.distillation  # refused here where it cannot work
+
+    @property
+    def distillation(self) -> Distillation:
+        """`distill`, checked."""
+        return Distillation(**self.distill)
 
 
 def check_count(name: str, value: int) -> None:
