@@ -290,7 +290,7 @@ class Run:
             allocation=allocation,
             sparsity=self.cfg.sparsity,
             pattern=self.pattern,
-            load_dense=lambda: parts.model.load(seed=self.cfg.seed),
+            load_dense=partial(parts.model.load, seed=self.cfg.seed),
             make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
             device=self.device,
             offload=parts.hardware.offload,
@@ -345,7 +345,7 @@ def _check_together(parts: Parts) -> None:
     method = type(parts.method).__name__
     if parts.method.needs_dense and isinstance(parts.pruner, Existing):
         raise ValueError(
-            f"{method} restarts from dense weights, which an already pruned checkpoint "
+            f"{method} reads the dense weights, which an already pruned checkpoint "
             "(pruner=existing) does not have; give the dense model and a pruner"
         )
 
