@@ -79,6 +79,25 @@ def copy(argument: str, folder: Path) -> None:
             shutil.copyfile(CHECKOUT / source, into)
 
 
+def check_versions(venv: Path) -> None:
+    """Raise ValueError unless exactly the locked versions are installed."""
+    done = subprocess.run(
+        [str(venv / "bin" / "pip"), "list", "--format=freeze"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    pairs = (line.split("==") for line in done.stdout.splitlines())
+    found = {name.lower().replace("_", "-").replace(".", "-"): v.split("+")[0] for name, v in pairs}
+    lines = (CHECKOUT / "docker" / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    locked = dict(line.split("==") for line in lines if not line.startswith("#"))
+    other = sorted(name for name in locked if found.get(name) != locked[name])
+    surplus = sorted(found.keys() - locked.keys() - {"pip", "sparsemend"})
+    if other or surplus:
+        raise ValueError(f"not the locked versions: {other}; not in the lock: {surplus}")
+    print(f"all {len(locked)} locked versions are installed, and nothing else")
+
+
 def main() -> None:
     dockerfile, given = Path(sys.argv[1]), dict(pair.split("=", 1) for pair in sys.argv[2:])
     with tempfile.TemporaryDirectory() as temporary:
@@ -93,6 +112,7 @@ def main() -> None:
                 folder = root / stage.name
                 folder.mkdir()
                 carry_out(stage, folder, given, fixed)
+        check_versions(venv)
         for command in ("sparsemend --help", "sparsemend-check --help", "sparsemend method=none"):
             program, *arguments = command.split()
             started = perf_counter()

@@ -348,6 +348,54 @@ def test_an_open_adapter_is_saved_beside_a_base_that_keeps_its_zeros(
     assert expected != result["metrics"]["pruned"]["perplexity/test"]
     assert perplexity_oracle.perplexity(model, tokens) == pytest.approx(expected, rel=1e-5)
 
+    # a finished run measured again has its adapter, to the bit, and saves it again
+    again = [f"from_run={tmp_path / 'out'}", f"hydra.run.dir={tmp_path / 'again'}"]
+    done = sparsemend_command(again, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result_of(tmp_path / "again")["metrics"] == result["metrics"]
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        one, other = (tmp_path / run / "adapter" / name for run in ("out", "again"))
+        if name.endswith("config.json"):
+            assert one.exists() == other.exists()
+        else:
+            assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_finished_run_is_measured_and_exported_again_without_repairing_it(
+    dsnot_run: Path, tmp_path: Path
+) -> None:
+    before = {p: p.read_bytes() for p in dsnot_run.rglob("*") if p.is_file()}
+    arguments = (
+        "evaluation=[perplexity,speed]",
+        "evaluation.speed.prompt_tokens=8",
+        "evaluation.speed.new_tokens=2",
+        "evaluation.speed.rounds=1",
+        "export=true",
+        "export_dtype=bfloat16",
+        f"hydra.run.dir={tmp_path / 'again'}",
+    )
+    done = sparsemend_command([f"from_run={dsnot_run}", *arguments], tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, again = result_of(dsnot_run), result_of(tmp_path / "again")
+    jsonschema.validate(again, SCHEMA)
+    for state in ("dense", "pruned", "repaired"):
+        assert (
+            again["metrics"][state]["perplexity/test"]
+            == (first["metrics"][state]["perplexity/test"])
+        )
+    assert again["metrics"]["repaired"]["speed/csr/decode"] > 0
+    assert again["sparsity"] == first["sparsity"]
+    assert again["cost"]["repair"] == first["cost"]["repair"]
+    assert again["repair"] == first["repair"]
+    assert again["config"]["method"] == first["config"]["method"]
+    assert again["from_run"]["config_hash"] == first["config_hash"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "again" / "model")
+    assert model.dtype == torch.bfloat16
+    card = (tmp_path / "again" / "model" / "README.md").read_text()
+    assert "method=dsnot" in card  # the command that made the model
+    assert "speed/csr/decode" in card
+    assert {p: p.read_bytes() for p in dsnot_run.rglob("*") if p.is_file()} == before
+
 
 def test_kept_zeros_are_refused_by_a_derived_mask_before_anything_is_measured(
     dsnot_run: Path, workspace: Path, tmp_path: Path

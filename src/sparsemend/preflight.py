@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.data_checks import check_files, data_sources
+from sparsemend.finished_run import configured
 from sparsemend.local_model import ModelConfig, find_model
 from sparsemend.method_checks import (
     check_adapter_shapes,
@@ -46,6 +47,7 @@ EXAMPLES = {
 
 def check(cfg: DictConfig) -> None:
     """Raise ValueError or FileNotFoundError, with value, bound and remedy, on what cannot work."""
+    cfg = configured(cfg)
     check_missing(cfg)
     check_numbers(cfg)
     pattern = check_pattern(cfg)

@@ -30,6 +30,7 @@ from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.perplexity import METRIC
 from sparsemend.export import export, to_dense_
+from sparsemend.finished_run import FinishedRun, check_apart, configured, finished_run
 from sparsemend.hardware import Hardware
 from sparsemend.masks import check_supports, save_masks, sparse_linears
 from sparsemend.method.base import RepairMethod, TrainedRepair, Workbench
@@ -42,6 +43,7 @@ from sparsemend.prune_stage import PruneStage
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.none import NoPruner
+from sparsemend.repaired_model import load_repaired
 from sparsemend.results import (
     Result,
     asked_per_block,
@@ -89,8 +91,10 @@ class Parts:
 def run(cfg: DictConfig) -> float:
     """Carry out one configured run; returns the repaired model's test perplexity."""
     quieten()
+    cfg = configured(cfg)
     started = perf_counter()
     fresh = Path(HydraConfig.get().runtime.output_dir)
+    check_apart(cfg, fresh)
     out, resumed = run_folder(cfg.resume, resolved(cfg), fresh)
     if not resumed:
         forget_work(out)
@@ -155,6 +159,9 @@ class Run:
             self.result.costs(self.stages)
 
     def _carry_out(self) -> None:
+        if self.cfg.from_run is not None:
+            self._again(finished_run(self.cfg.from_run))
+            return
         with self.stages.measure("load"):
             tokenizer, windows = self._read()
             model = self._load(windows)
@@ -179,6 +186,22 @@ class Run:
             self._export(model, tokenizer, allocation)
         self._finish()
 
+    def _again(self, finished: FinishedRun) -> None:
+        """Measure and export a finished run, with neither pruning nor repair."""
+        with self.stages.measure("load"):
+            tokenizer, windows = self._read()
+            model = self._load(windows)
+        self._evaluate("dense", model, tokenizer, windows)
+        with self.stages.measure("load"):
+            del model
+            model = load_repaired(finished, self.parts.method, self.cfg.model.get("attention"))
+        self._evaluate("repaired", model, tokenizer, windows)
+        finished.carry_over(self.result.content)
+        with self.stages.measure("export"):
+            self.result.content["sparsity"] = dict(finished.content["sparsity"])
+            self._export(model, tokenizer, finished.asked())
+        self._finish()
+
     def _read(self) -> tuple[PreTrainedTokenizerBase | None, Windows]:
         """Tokenizer and windows, those of this process's last job where they are the same."""
         parts, cfg, wanted = self.parts, self.cfg, self._wanted()
@@ -189,19 +212,20 @@ class Run:
 
         of = {"model": section(cfg, "model"), "data": section(cfg, "data"), "seed": cfg.seed}
         tokenizer, windows = self.shared.remembered("windows", {**of, **asdict(wanted)}, read)
-        parts.method.check_train(windows.train)
+        if wanted.train:
+            parts.method.check_train(windows.train)
         self._record_protocol(windows.test)
         return tokenizer, windows
 
     def _wanted(self) -> Wanted:
-        parts = self.parts
-        trained = isinstance(parts.method, TrainedRepair)
+        parts, again = self.parts, self.cfg.from_run is not None
+        trained = isinstance(parts.method, TrainedRepair) and not again
         measured = any(e.needs_validation for e in parts.evaluation.values())
         readers = (parts.pruner, parts.sparsity_schedule, parts.method)
         return Wanted(
             train=trained,
             validation=trained or measured,
-            calibration=any(part.needs_calibration for part in readers),
+            calibration=any(part.needs_calibration for part in readers) and not again,
         )
 
     def _record_protocol(self, test: Tensor) -> None:
@@ -327,7 +351,7 @@ class Run:
         if self.cfg.export:
             if self.cfg.export_dtype is not None:
                 nn.Module.to(model, DTYPES[self.cfg.export_dtype])
-            card = model_card(self.result.content, _command())
+            card = model_card(self.result.content, _command(self.cfg.from_run))
             export(to_dense_(model), tokenizer, exported, masks=masks, card=card)
 
     def _finish(self) -> None:
@@ -360,8 +384,10 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _command() -> str:
-    """This job's own command line, also where it is one of a sweep's."""
+def _command(from_run: str | None) -> str:
+    """The command line that made the model: this job's own, in a sweep too, or a finished run's."""
+    if from_run is not None and (command := finished_run(from_run).command) is not None:
+        return command
     return shlex.join(["sparsemend", *HydraConfig.get().overrides.task])
 
 

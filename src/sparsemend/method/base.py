@@ -100,6 +100,10 @@ class RepairMethod(ABC):
         """Write what is kept apart from the weights of `base`; nothing for foldable methods."""
         return
 
+    def load_adapter(self, model: PreTrainedModel, folder: Path) -> None:
+        """Attach what `save_adapter` wrote to the SparseLinears of its base; ValueError if none."""
+        raise ValueError(f"{type(self).__name__} reads no adapter back, but there is {folder}")
+
 
 @dataclass(kw_only=True)
 class TrainedRepair(TrainingPlan, RepairMethod):

@@ -30,7 +30,7 @@ from sparsemend.method.low_rank import (
     kaiming_start,
     scale_of,
 )
-from sparsemend.method.peft_layout import save_peft
+from sparsemend.method.peft_layout import load_peft, save_peft
 from sparsemend.training_plan import check_choice
 
 
@@ -116,6 +116,17 @@ class Lora(TrainedRepair):
                 dropout=self.dropout,
                 rank_stabilised=self.scale_rule == "alpha_over_sqrt_r",
             )
+
+    @torch.no_grad()
+    def load_adapter(self, model: PreTrainedModel, folder: Path) -> None:
+        scale = scale_of(self.alpha, self.rank, self.scale_rule)
+        for name, (a, b) in load_peft(folder).items():
+            base = model.get_submodule(name)
+            assert isinstance(base, SparseLinear)
+            adapter = LoraLinear(base, a, scale, self.dropout).train(model.training)
+            adapter.lora_b.copy_(b)
+            model.set_submodule(name, adapter)
+        model.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.files import replacing, write_json
+
+ROOT, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 def save_peft(
@@ -29,8 +31,8 @@ def save_peft(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, (a, b) in factors.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a.detach().cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b.detach().cpu().contiguous()
+        tensors[f"{ROOT}{name}{A}"] = a.detach().cpu().contiguous()
+        tensors[f"{ROOT}{name}{B}"] = b.detach().cpu().contiguous()
     with replacing(folder / "adapter_model.safetensors") as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
     rank = next(iter(factors.values()))[0].shape[0]
@@ -48,6 +50,13 @@ def save_peft(
         "inference_mode": True,
     }
     write_json(folder / "adapter_config.json", config)
+
+
+def load_peft(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """The factors that `save_peft` wrote: linear name -> (A (R, I), B (O, R))."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    names = [key.removesuffix(A).removeprefix(ROOT) for key in tensors if key.endswith(A)]
+    return {name: (tensors[f"{ROOT}{name}{A}"], tensors[f"{ROOT}{name}{B}"]) for name in names}
 
 
 def target_modules(names: Iterable[str], model: nn.Module) -> list[str]:

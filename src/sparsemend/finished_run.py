@@ -1,0 +1,153 @@
+"""`from_run=FOLDER`: which run is measured and exported again, and under which config (no torch).
+
+What a run keeps of its weights is `model/`, and `adapter/` where the method does not fold: masks
+and checkpoints are no weights, since pruners and methods move what stays.  So the run must have
+been exported.  Its config stays in force; the command line may choose what is measured, on which
+text, on which hardware, and how the result is exported.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+# groups and keys that a command line with from_run may set; all else is the run's own
+FREE = ("evaluation", "data", "hardware", "logger", "cache", "export", "export_dtype", "name")
+ALWAYS = ("from_run", "resume", "name", "export", "export_dtype", "cache", "logger")
+# what two protocols share where their metrics may stand in one result
+COMPARED = ("corpus", "split", "tokens", "windows", "seqlen", "dtype", "data_hash")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder whose weights can be read again."""
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def adapter(self) -> Path | None:
+        """Factors that belong beside the weights, None where the method folded them."""
+        return path if (path := self.folder / "adapter").is_dir() else None
+
+    @property
+    def dtype(self) -> str:
+        """Of the exported weights."""
+        config = self.content["config"]
+        return str(config.get("export_dtype") or config["model"]["dtype"])
+
+    @property
+    def command(self) -> str | None:
+        """What was typed to make the run, None where Hydra did not write it down."""
+        path = self.folder / ".hydra" / "overrides.yaml"
+        if not path.is_file():
+            return None
+        return shlex.join(["sparsemend", *OmegaConf.to_container(OmegaConf.load(path))])  # type: ignore[misc]
+
+    def asked(self) -> dict[str, float]:
+        """Sparsity that was asked of every linear."""
+        linears = self.content["sparsity"]["per_linear"]
+        return {name: entry["asked"] for name, entry in linears.items()}
+
+    def carry_over(self, content: dict[str, Any]) -> None:
+        """Add to a result what the finished run found out and this one did not.
+
+        Repair, cost of pruning and repairing; metrics only where both runs measured on the very
+        same tokens in the same dtype, and never in place of what was measured now.
+        """
+        content["from_run"] = {
+            "folder": str(self.folder),
+            "config_hash": self.content["config_hash"],
+            "commit": self.content["provenance"]["commit"],
+        }
+        content["repair"] = self.content["repair"]
+        content["cost"] = {**self.content["cost"], **content["cost"]}
+        before, now = self.content["protocol"], content["protocol"]
+        same = all(before.get(key) == now.get(key) for key in COMPARED)
+        for state in ("dense", "pruned", "repaired"):
+            known = self.content["metrics"].get(state, {}) if same else {}
+            content["metrics"][state] = {**known, **content["metrics"].get(state, {})}
+
+
+def finished_run(asked: str) -> FinishedRun:
+    """The run in a folder; raises FileNotFoundError or ValueError unless it can be read again."""
+    folder = Path(asked).expanduser()
+    result = folder / "result.json"
+    if not result.is_file():
+        raise FileNotFoundError(f"from_run={asked}: no result.json in it; give a run folder")
+    content = json.loads(result.read_text(encoding="utf-8"))
+    if content["status"] != "finished":
+        raise ValueError(
+            f"from_run={asked}: that run is {content['status']}, not finished; continue it with "
+            f"resume={asked} first"
+        )
+    run = FinishedRun(folder, content)
+    if not (run.model / "masks.safetensors").is_file():
+        command = run.command or "its command"
+        raise FileNotFoundError(
+            f"from_run={asked}: it has no model/, and masks or checkpoints are not weights; run it "
+            f"again with export=true: {command} export=true"
+        )
+    return run
+
+
+def configured(cfg: DictConfig) -> DictConfig:
+    """`cfg` itself, or with from_run the finished run's config and what the command line chose.
+
+    Raises ValueError on an override that would change the run that is only measured.
+    """
+    if cfg.get("from_run") is None:
+        return cfg
+    if cfg.resume is not None:
+        raise ValueError(
+            f"from_run={cfg.from_run} and resume={cfg.resume}: a finished run has nothing left to "
+            "continue; drop one of them"
+        )
+    run = finished_run(cfg.from_run)
+    given = _given()
+    _check_free(given)
+    chosen = {*ALWAYS, *(_root(line) for line in given)}
+    # unresolved: data.seqlen follows the context length of the run's model, not of the default one
+    merged: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+    stored = run.content["config"]
+    merged |= {key: value for key, value in stored.items() if key in merged and key not in chosen}
+    merged["model"]["dtype"] = run.dtype  # dense and repaired are compared in that of the export
+    return OmegaConf.create(merged)
+
+
+def check_apart(cfg: DictConfig, out: Path) -> None:
+    """Raise ValueError where a run would be written over the one that it reads."""
+    if cfg.from_run is not None and out.resolve() == Path(cfg.from_run).expanduser().resolve():
+        raise ValueError(
+            f"from_run={cfg.from_run} is also hydra.run.dir; give the new result another folder"
+        )
+
+
+def _given() -> list[str]:
+    """The overrides of this job; none before Hydra has started it."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _root(line: str) -> str:
+    """`evaluation` of `+evaluation.speed.rounds=3`, `data` of `data@data.text=text`."""
+    return line.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")[0]
+
+
+def _check_free(given: list[str]) -> None:
+    fixed = [line for line in given if _root(line) not in (*FREE, "from_run", "hydra")]
+    if fixed:
+        raise ValueError(
+            f"{fixed[0]} would not change what from_run reads; with from_run set only "
+            f"{', '.join(FREE)}"
+        )

@@ -1,0 +1,181 @@
+"""from_run: whose config is in force, what is carried over, and which folders are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from sparsemend.finished_run import check_apart, configured, finished_run
+from sparsemend.locations import conf_folder
+
+PROTOCOL = {
+    "corpus": "docs",
+    "split": "test",
+    "tokens": 64,
+    "windows": 2,
+    "seqlen": 32,
+    "dtype": "float32",
+    "data_hash": "ab" * 32,
+}
+
+
+@pytest.fixture
+def overrides(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What Hydra says that this job's overrides are; filled by `composed`."""
+    given: list[str] = []
+    monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
+    monkeypatch.setattr(
+        HydraConfig, "get", staticmethod(lambda: OmegaConf.create({"overrides": {"task": given}}))
+    )
+    return given
+
+
+def composed(given: list[str], *lines: str) -> DictConfig:
+    given[:] = lines
+    with initialize_config_dir(str(conf_folder())):
+        return compose("run", list(lines))
+
+
+def stored_run(folder: Path, *lines: str, status: str = "finished", exported: bool = True) -> Path:
+    with initialize_config_dir(str(conf_folder())):
+        config = OmegaConf.to_container(compose("run", list(lines)), resolve=True)
+    content = {
+        "status": status,
+        "config": config,
+        "config_hash": "cd" * 32,
+        "provenance": {"commit": "0123"},
+        "protocol": PROTOCOL,
+        "metrics": {"dense": {"a/b": 1.0}, "pruned": {"a/b": 3.0}, "repaired": {"a/b": 2.0}},
+        "sparsity": {"per_linear": {"x": {"asked": 0.6, "achieved": 0.59}}},
+        "repair": {"steps": 3},
+        "cost": {"prune": {"seconds": 1.0}, "evaluate": {"seconds": 5.0}},
+    }
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(lines)))
+    (folder / "result.json").write_text(json.dumps(content))
+    if exported:
+        (folder / "model").mkdir()
+        (folder / "model" / "masks.safetensors").write_text("")
+    return folder
+
+
+def test_the_config_is_the_runs_own_but_for_what_is_given(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    made = ("method=dsnot", "sparsity=0.7", "pruner=sparsegpt", "seed=3", "model=llama2_7b")
+    run = stored_run(tmp_path / "run", *made)
+    cfg = configured(
+        composed(
+            overrides, f"from_run={run}", "evaluation=[speed]", "export=true", "data=wikitext2"
+        )
+    )
+    assert cfg.sparsity == 0.7
+    assert cfg.seed == 3
+    assert cfg.method._target_.endswith("DSnoT")
+    assert cfg.pruner._target_.endswith("SparseGPT")
+    assert list(cfg.evaluation) == ["speed"]
+    assert cfg.export
+    assert cfg.data.seqlen == 2048  # of the run's model, not of the default one
+
+
+def test_what_is_not_given_is_the_runs_own(tmp_path: Path, overrides: list[str]) -> None:
+    run = stored_run(tmp_path / "run", "evaluation=[speed]", "hardware=ddp", "export=true")
+    cfg = configured(composed(overrides, f"from_run={run}"))
+    assert list(cfg.evaluation) == ["speed"]
+    assert cfg.hardware.devices == 2
+    assert not cfg.export
+
+
+def test_without_from_run_nothing_changes(overrides: list[str]) -> None:
+    cfg = composed(overrides, "sparsity=0.5")
+    assert configured(cfg) is cfg
+
+
+@pytest.mark.parametrize(
+    "line", ["sparsity=0.5", "method=dsnot", "+pruner.masks=x", "model.dtype=bfloat16", "seed=1"]
+)
+def test_what_would_change_the_run_is_refused(
+    line: str, tmp_path: Path, overrides: list[str]
+) -> None:
+    run = stored_run(tmp_path / "run")
+    cfg = composed(overrides, f"from_run={run}")
+    overrides.append(line)
+    with pytest.raises(ValueError, match=r"would not change what from_run reads"):
+        configured(cfg)
+
+
+def test_dense_and_repaired_are_compared_in_the_dtype_of_the_export(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    run = stored_run(tmp_path / "run", "model.dtype=float32", "export_dtype=bfloat16")
+    cfg = configured(composed(overrides, f"from_run={run}"))
+    assert cfg.model.dtype == "bfloat16"
+    assert cfg.export_dtype is None
+
+
+def test_the_run_that_is_read_is_not_written_over(tmp_path: Path, overrides: list[str]) -> None:
+    cfg = configured(composed(overrides, f"from_run={stored_run(tmp_path / 'run')}"))
+    check_apart(cfg, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"is also hydra\.run\.dir"):
+        check_apart(cfg, tmp_path / "other" / ".." / "run")
+
+
+def test_resume_is_refused(tmp_path: Path, overrides: list[str]) -> None:
+    run = stored_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="nothing left to continue"):
+        configured(composed(overrides, f"from_run={run}", "resume=auto"))
+
+
+def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no result\.json in it"):
+        finished_run(str(tmp_path))
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    run = stored_run(tmp_path / "run", status="interrupted")
+    with pytest.raises(ValueError, match="is interrupted, not finished; continue it with resume="):
+        finished_run(str(run))
+
+
+def test_a_run_that_kept_no_weights_says_how_to_repeat_it(tmp_path: Path) -> None:
+    run = stored_run(tmp_path / "run", "method=dsnot", exported=False)
+    with pytest.raises(FileNotFoundError, match="sparsemend method=dsnot export=true"):
+        finished_run(str(run))
+
+
+def carried(run: Path, **protocol: Any) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "protocol": PROTOCOL | protocol,
+        "metrics": {"dense": {"c/d": 7.0}, "repaired": {"a/b": 2.5}},
+        "cost": {"evaluate": {"seconds": 9.0}},
+    }
+    finished_run(str(run)).carry_over(content)
+    return content
+
+
+def test_metrics_of_the_same_protocol_stand_beside_new_ones(tmp_path: Path) -> None:
+    content = carried(stored_run(tmp_path / "run"))
+    assert content["metrics"] == {
+        "dense": {"a/b": 1.0, "c/d": 7.0},
+        "pruned": {"a/b": 3.0},
+        "repaired": {"a/b": 2.5},
+    }
+    assert content["cost"] == {"prune": {"seconds": 1.0}, "evaluate": {"seconds": 9.0}}
+    assert content["repair"] == {"steps": 3}
+    assert content["from_run"]["commit"] == "0123"
+
+
+@pytest.mark.parametrize(
+    "change", [{"seqlen": 64}, {"data_hash": "00" * 32}, {"dtype": "bfloat16"}]
+)
+def test_metrics_of_another_protocol_are_left_behind(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    metrics = carried(stored_run(tmp_path / "run"), **change)["metrics"]
+    assert metrics == {"dense": {"c/d": 7.0}, "pruned": {}, "repaired": {"a/b": 2.5}}
