@@ -28,7 +28,6 @@ from sparsemend.collectives import check_equal_over_ranks, mean_over_ranks, send
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.learning_rate import learning_rate_schedule
 from sparsemend.masks import check_supports
-from sparsemend.optimizers import make_optimizer
 from sparsemend.training_callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
 from sparsemend.training_plan import TrainingPlan
 
@@ -223,13 +222,7 @@ class RepairModule(LightningModule):
         return loader(examples, batches)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        optimizer = make_optimizer(
-            self.plan.optimizer,
-            parameters,
-            learning_rate=self.plan.learning_rate,
-            weight_decay=self.plan.weight_decay,
-        )
+        optimizer = self.plan.make_optimizer(self.model)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {

@@ -18,7 +18,6 @@ from sparsemend.batches import next_token_loss
 from sparsemend.blocks import prunable_linears
 from sparsemend.measure import flops, peak_bytes, saved_bytes
 from sparsemend.method.base import TrainedRepair, Workbench
-from sparsemend.optimizers import make_optimizer
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's precisions
 
@@ -33,12 +32,7 @@ class Candidate:
         method.attach(model, bench)
         self.trained = method.free_trainable(model)  # as TrainedRepair.repair does
         model.train()
-        self.optimizer = make_optimizer(
-            method.optimizer,
-            {name: p for name, p in model.named_parameters() if p.requires_grad},
-            learning_rate=method.learning_rate,
-            weight_decay=method.weight_decay,
-        )
+        self.optimizer = method.make_optimizer(model)
         self.model, self.device, self.precision = model, bench.device, method.precision
 
     def loss(self, tokens: Tensor) -> Tensor:
