@@ -27,7 +27,7 @@ from sparsemend.batches import SteppedBatches, labelled, loader, next_token_loss
 from sparsemend.collectives import check_equal_over_ranks, mean_over_ranks, send_buffers
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.learning_rate import learning_rate_schedule
-from sparsemend.masks import check_supports
+from sparsemend.masks import check_supports, sparse_linears
 from sparsemend.training_callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
 from sparsemend.training_plan import TrainingPlan
 
@@ -246,10 +246,8 @@ class RepairModule(LightningModule):
         }
 
     def kept(self) -> dict[str, Tensor]:
-        """What is trained, and the packed supports, under their names in this module's state."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        return {
-            name: value
-            for name, value in self.state_dict().items()
-            if name in trained or name.endswith("packed_keep")
-        }
+        """What is trained or `moving` (supports), under their names in this module's state."""
+        changing = {name for name, p in self.named_parameters() if p.requires_grad}
+        for name, linear in sparse_linears(self):
+            changing |= {f"{name}.{tensor}" for tensor in linear.moving}
+        return {name: value for name, value in self.state_dict().items() if name in changing}
