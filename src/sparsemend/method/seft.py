@@ -68,10 +68,10 @@ class Seft(DeltaRepair):
         check_choice("adapt_candidates", self.adapt_candidates, ADAPT_CANDIDATES)
         check_choice("adapt_score", self.adapt_score, ADAPT_SCORES)
         check_choice("sensitivity_gradient", self.sensitivity_gradient, SENSITIVITY_GRADIENTS)
-        if self.sensitivity_candidates < 1:
+        if self.sensitivity_candidates < 2:
             raise ValueError(
-                f"method.sensitivity_candidates={self.sensitivity_candidates} is below 1, so a "
-                "round could find too few weights to prune; set it to 2"
+                f"method.sensitivity_candidates={self.sensitivity_candidates} is below 2: as many "
+                "as there are deltas may carry one after a round, and as many may have to go"
             )
         if not self.adapt and (self.grow_scope, self.init_scope) != ("active", "active"):
             raise ValueError(
@@ -123,10 +123,17 @@ class Seft(DeltaRepair):
                 f"method.pattern_growth=within_group needs one N:M, not {self.pattern}; set "
                 "method.pattern_growth=active"
             )
-        if self.sensitivity_gradient != "mean" or self.refill or self.adapt_scope == "global":
+        needed = {
+            "sensitivity_gradient": "mean",
+            "refill": False,
+            "adapt_scope": "layer",
+            "adapt_candidates": "all",
+        }
+        odd = [name for name, value in needed.items() if getattr(self, name) != value]
+        if odd:
             raise ValueError(
                 "method.pattern_growth=within_group compares all weights of a group; set "
-                "method.sensitivity_gradient=mean method.refill=false method.adapt_scope=layer"
+                f"method.{odd[0]}={str(needed[odd[0]]).lower()}"
             )
 
     def make_layer(self, linear: SparseLinear, positions: Tensor) -> DeltaLinear:
@@ -136,7 +143,6 @@ class Seft(DeltaRepair):
             self.kernel,
             growth=self.growth,
             untouched_candidates=self.exclude_active_candidates,
-            base_only=self.adapt_candidates == "base_only",
             refill=self.refill,
         )
 

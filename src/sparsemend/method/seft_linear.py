@@ -42,17 +42,15 @@ class SeftLinear(DeltaLinear):
         *,
         growth: str,
         untouched_candidates: bool,
-        base_only: bool,
         refill: bool,
     ) -> None:
         """growth: `all` or `active`; untouched_candidates: deltas are no growth candidates.
 
-        base_only: no weight under a delta is pruned; refill: keep a copy of the starting weight.
+        refill: keep a copy of the starting weight.
         """
         super().__init__(base, positions, kernel)
         self.growth, self.untouched_candidates = growth, untouched_candidates
-        self.base_only = base_only
-        keep = self.keep
+        keep = self.keep.contiguous()
         self.budget = int(keep.sum())
         self.register_buffer("starting_keep", self.packed_keep.clone(), persistent=False)
         self.register_buffer("spare", self.weight.detach().clone() if refill else None, False)
@@ -99,11 +97,8 @@ class SeftLinear(DeltaLinear):
         return places
 
     def prunable(self) -> Tensor:
-        """Where adaptation may prune or refill before this round's growth, bool (O, I)."""
-        places = self.keep.contiguous()
-        if self.base_only:
-            places.view(-1)[self.indices[self.alive].long()] = False
-        return places | self.refillable() if self.spare is not None else places
+        """Where adaptation may prune or refill, bool (O, I), under deltas too: those may move."""
+        return self.keep | self.refillable() if self.spare is not None else self.keep
 
     def refillable(self) -> Tensor:
         """Where a base weight was pruned while training and nothing has grown, bool (O, I)."""
