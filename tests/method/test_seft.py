@@ -41,7 +41,7 @@ OUTPUTS, INPUTS, KEPT, WRONG, DELTAS = 16, 32, 128, 48, 64
 
 
 def planted() -> tuple[Tensor, SparseLinear]:
-    """(teacher (O, I), student): 48 of the teacher's 128 weights pruned, noise kept in their place."""
+    """(teacher (O, I), student): 48 of the teacher's 128 weights pruned, noise kept instead."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(OUTPUTS * INPUTS, generator=generator)
     teacher = torch.zeros(OUTPUTS * INPUTS)
