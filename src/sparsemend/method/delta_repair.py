@@ -21,6 +21,7 @@ from sparsemend.method.delta_rounds import DeltaRounds
 from sparsemend.method.low_rank import attach_adapters
 from sparsemend.method.round_schedule import RoundSchedule
 from sparsemend.method.slot_adamw import SlotAdamW
+from sparsemend.method.window import Window
 from sparsemend.training_plan import check_choice
 
 
@@ -61,6 +62,10 @@ class DeltaRepair(TrainedRepair):
         """The layer with deltas at flat positions (k,)."""
 
     @abstractmethod
+    def make_window(self, layer: DeltaLinear) -> Window:
+        """What collects the gradients of `layer` before a round."""
+
+    @abstractmethod
     def make_rounds(self) -> DeltaRounds:
         """The callback that moves deltas."""
 
@@ -85,6 +90,12 @@ class DeltaRepair(TrainedRepair):
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         return [layer.values for _, layer in delta_linears(model)]
+
+    def ready_for(self, model: PreTrainedModel, step: int) -> None:
+        """Fresh windows where that step is observed, none elsewhere."""
+        observes = self.rounds.observes(step)
+        for _, layer in delta_linears(model):
+            layer.window = self.make_window(layer) if observes else None
 
     def callbacks(self) -> list[Callback]:
         self.evolution = self.make_rounds()
