@@ -124,7 +124,7 @@ class DeltaRepair(TrainedRepair):
         return {
             "evolution": {
                 "linears": list(layers),
-                "weights": [layer.size for layer in layers.values()],
+                "kept": [layer.starting_count for layer in layers.values()],
                 "deltas": [layer.indices.numel() for layer in layers.values()],
                 "rounds": [] if self.evolution is None else self.evolution.records,
             }

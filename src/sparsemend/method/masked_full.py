@@ -81,8 +81,7 @@ class MaskedFull(TrainedRepair):
             linears = dict(sparse_linears(model))
             report["evolution"] = {
                 "linears": list(linears),
-                "weights": [linear.weight.numel() for linear in linears.values()],
-                "allocated": [int(linear.keep.sum()) for linear in linears.values()],
+                "kept": [int(linear.keep.sum()) for linear in linears.values()],
                 "rounds": self.evolution.records,
             }
         return report

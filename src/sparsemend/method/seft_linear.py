@@ -20,7 +20,7 @@ DEAD, ON_BASE, GROWN = 0, 1, 2
 
 
 class SeftLinear(DeltaLinear):
-    """W + d on `keep`; states (k,) uint8 of DEAD, ON_BASE, GROWN; `budget` non-zeros at most.
+    """W + d on `keep`; states (k,) uint8 of DEAD, ON_BASE, GROWN.
 
     starting_keep is the packed support at the start; spare (O, I), or None, its weight, where
     pruned base weights may come back.
@@ -51,7 +51,6 @@ class SeftLinear(DeltaLinear):
         super().__init__(base, positions, kernel)
         self.growth, self.untouched_candidates = growth, untouched_candidates
         keep = self.keep.contiguous()
-        self.budget = int(keep.sum())
         self.register_buffer("starting_keep", self.packed_keep.clone(), persistent=False)
         self.register_buffer("spare", self.weight.detach().clone() if refill else None, False)
         flat = keep.view(-1)
@@ -59,6 +58,11 @@ class SeftLinear(DeltaLinear):
         self.register_buffer("states", torch.where(on_base, ON_BASE, GROWN).to(torch.uint8))
         flat[self.indices.long()] = True
         self._allocate_(keep)
+
+    @property
+    def budget(self) -> int:
+        """How many weights may be allocated after a round."""
+        return self.starting_count
 
     @property
     def training_slots(self) -> Tensor:
