@@ -80,6 +80,10 @@ VARIANTS = {
     "lors bf16-mixed": ("lors", "method.precision=bf16-mixed"),
     "perp scale_lora": ("perp", "method.adapter=scale_lora"),
     "perp perturbed": ("perp", "method.adapter=scale_lora", "method.init=perturbed"),
+    "masked_full set": ("masked_full", "method.mask_update=set", "method.update_until=1.0"),
+    "masked_full rigl": ("masked_full", "method.mask_update=rigl", "method.update_until=1.0"),
+    "seft within groups": ("seft", "method.pattern_growth=within_group", "method.kernel=sparse"),
+    "spiel moments": ("spiel", "method.selection=moments"),
     "masked_full sgd": ("masked_full", "method.optimizer=sgd"),
 }
 EVERY_TRAINED = {**{name: (name,) for name in TRAINED}, **VARIANTS}

@@ -8,12 +8,12 @@ itself moves while it trains (dense_update).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from sparsemend.masks import sparse_linears
@@ -33,11 +33,10 @@ class MaskedFull(TrainedRepair):
     initial_drop_rate: float
     drop_schedule: str
     momentum: float
+    evolution: DenseUpdate = field(init=False, repr=False, compare=False)  # where mask_update is
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.starting: dict[str, Tensor] = {}
-        self.evolution: DenseUpdate | None = None
         check_choice("mask_update", self.mask_update, RULES)
         if self.mask_update != "none":
             check_choice("optimizer", self.optimizer, ("adamw", "sgd", "muon"))
@@ -59,12 +58,11 @@ class MaskedFull(TrainedRepair):
                     f"method.mask_update={self.mask_update} moves weights anywhere in a linear, "
                     f"which breaks pattern {bench.pattern}; set method.mask_update=none"
                 )
-            self.starting = {n: linear.packed_keep.clone() for n, linear in sparse_linears(model)}
+            starting = {n: linear.packed_keep.clone() for n, linear in sparse_linears(model)}
+            self.evolution = DenseUpdate(self._rule(), starting)
 
-    def callbacks(self) -> list[Callback]:
-        if self.mask_update == "none":
-            return super().callbacks()
-        rule = UpdateRule(
+    def _rule(self) -> UpdateRule:
+        return UpdateRule(
             rule=self.mask_update,
             interval=self.update_interval,
             last=int(self.update_until * self.max_steps),
@@ -72,12 +70,14 @@ class MaskedFull(TrainedRepair):
             decay=self.drop_schedule,
             momentum=self.momentum,
         )
-        self.evolution = DenseUpdate(rule, self.starting)
-        return [*super().callbacks(), self.evolution]
+
+    def callbacks(self) -> list[Callback]:
+        own = [] if self.mask_update == "none" else [self.evolution]
+        return [*super().callbacks(), *own]
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
         report = super().fold(model)
-        if self.evolution is not None:
+        if self.mask_update != "none":
             linears = dict(sparse_linears(model))
             report["evolution"] = {
                 "linears": list(linears),
