@@ -181,6 +181,7 @@ def _value_gradient(
     if observer is None and settings.kernel != "scatter":
         return sampled_products(d, x, indices, shape)
     dense = d.T @ x
+    dv = dense.view(-1)[indices.long()]
     if observer is not None:
-        observer(dense)
-    return dense.view(-1)[indices.long()]
+        observer(dense)  # last: it may average over processes in place
+    return dv

@@ -93,9 +93,11 @@ class DeltaRepair(TrainedRepair):
 
     def ready_for(self, model: PreTrainedModel, step: int) -> None:
         """Fresh windows where that step is observed, none elsewhere."""
-        observes = self.rounds.observes(step)
+        make_window = self.make_rounds().make_window
         for _, layer in delta_linears(model):
-            layer.window = self.make_window(layer) if observes else None
+            layer.window = None
+            if make_window is not None and self.rounds.observes(step):
+                layer.window = make_window(layer)
 
     def callbacks(self) -> list[Callback]:
         self.evolution = self.make_rounds()

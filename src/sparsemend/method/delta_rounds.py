@@ -150,7 +150,7 @@ class DeltaRounds(UpdateMasks):
         assert window.sums is not None
         assert window.squares is not None
         candidates, order = window.candidates.sort()
-        at = order[torch.searchsorted(candidates, layer.indices[grown].long())]
+        at = order[torch.searchsorted(candidates, layer.indices[grown])]
         optimizer.seed_(
             layer.values,
             grown,

@@ -168,8 +168,7 @@ def _measured(each: Moved, rule: Adaptation, places: Tensor) -> tuple[Tensor, Te
         wide = wider(each.layer.weight.dtype)
         return positions, torch.ones(positions.shape, dtype=wide, device=positions.device)
     assert each.window is not None
-    assert each.window.positions is not None
-    return each.window.positions, each.window.mean_sensitivity()
+    return each.window.sensitivity_gradient(each.layer)
 
 
 def keep_pattern(each: Moved, rule: Adaptation, states: States) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparsemend.collectives import average_over_ranks_
 from sparsemend.drop_and_grow import highest, lowest
+from sparsemend.masks import pack, unpack
 from sparsemend.method.low_rank import wider
 
 SENSITIVITY_GRADIENTS = ("mean", "last", "candidates")
@@ -24,6 +25,7 @@ class Observed(Protocol):
     """The layer as its window sees it."""
 
     indices: Tensor
+    in_features: int
 
     def growable(self) -> Tensor | None:
         """Where deltas may grow, bool (O, I); None: everywhere."""
@@ -40,6 +42,7 @@ class Window:
 
     count: how many positions are candidates; sensitivity: one of SENSITIVITY_GRADIENTS, or None;
     watched: with `last` and `candidates`, how many of the least sensitive positions are followed.
+    A candidate costs 16 bytes; `mean` costs 4 bytes per kept weight and a bit per weight.
     """
 
     count: int
@@ -47,28 +50,30 @@ class Window:
     watched: int
     final: bool = False  # whether the micro-batch at hand is the window's last
     steps: int = 0
-    candidates: Tensor | None = None  # int64 (C,)
+    candidates: Tensor | None = None  # (C,), as the layer's indices
     sums: Tensor | None = None
     squares: Tensor | None = None
-    positions: Tensor | None = None  # int64, where the sensitivity gradient is summed
+    followed: Tensor | None = None  # flat positions, or with `mean` a packed mask (O, I / 8)
     sensitivity_sum: Tensor | None = None
     _running: Tensor | None = field(default=None, repr=False)  # the step's gradient so far
 
     @torch.no_grad()
     def observe(self, gradient: Tensor, layer: Observed) -> None:
-        """Take what is needed of gradient (O, I), one backward call of `layer`."""
-        flat = average_over_ranks_(gradient.to(wider(gradient.dtype), copy=True)).view(-1)
+        """Take what is needed of gradient (O, I), one backward call of `layer`.
+
+        With several processes `gradient` becomes their mean.
+        """
+        flat = average_over_ranks_(gradient.to(wider(gradient.dtype))).view(-1)
         if self.candidates is None:
             self._choose(flat, layer)
         assert self.candidates is not None
         assert self._running is not None
         self._running += flat[self.candidates]
         if self.sensitivity is not None and (self.sensitivity != "last" or self.final):
-            if self.positions is None:
-                self._watch(flat, layer)
-            assert self.positions is not None
+            if self.followed is None:
+                self._follow(flat, layer)
             assert self.sensitivity_sum is not None
-            self.sensitivity_sum += flat[self.positions]
+            self.sensitivity_sum += flat[self._places(layer)]
 
     def _choose(self, flat: Tensor, layer: Observed) -> None:
         growable, score = layer.growable(), flat.abs()
@@ -76,18 +81,30 @@ class Window:
         if growable is not None:
             score[~growable.reshape(-1)] = -1.0
             available = int(growable.sum())
-        self.candidates = highest(score, min(self.count, available))
+        chosen = highest(score, min(self.count, available))
+        self.candidates = chosen.to(layer.indices.dtype)
         self.sums = flat.new_zeros(self.candidates.shape)
         self.squares, self._running = self.sums.clone(), self.sums.clone()
 
-    def _watch(self, flat: Tensor, layer: Observed) -> None:
-        self.positions = layer.prunable().reshape(-1).nonzero().view(-1)
+    def _follow(self, flat: Tensor, layer: Observed) -> None:
+        prunable = layer.prunable()
+        if self.sensitivity == "mean":
+            self.followed = pack(prunable)
+            self.sensitivity_sum = flat.new_zeros(int(prunable.sum()))
+            return
+        positions = prunable.reshape(-1).nonzero().view(-1)
+        weight = layer.effective_weight().reshape(-1)[positions]
+        score = (weight.to(flat.dtype) * flat[positions]).abs()
+        chosen = lowest(score, min(self.watched, score.numel()))
+        self.followed = positions[chosen].sort().values.to(layer.indices.dtype)
+        self.sensitivity_sum = flat.new_zeros(self.followed.shape)
+
+    def _places(self, layer: Observed) -> Tensor:
+        """What indexes a flat gradient like `sensitivity_sum`: positions, or a mask."""
+        assert self.followed is not None
         if self.sensitivity != "mean":
-            weight = layer.effective_weight().reshape(-1)[self.positions]
-            score = (weight.to(flat.dtype) * flat[self.positions]).abs()
-            chosen = lowest(score, min(self.watched, score.numel()))
-            self.positions = self.positions[chosen].sort().values
-        self.sensitivity_sum = flat.new_zeros(self.positions.shape)
+            return self.followed
+        return unpack(self.followed, layer.in_features).reshape(-1)
 
     def end_step(self) -> None:
         """The gradient of an optimizer step is complete."""
@@ -99,10 +116,12 @@ class Window:
             self.squares.addcmul_(self._running, self._running)
             self._running.zero_()
 
-    def mean_sensitivity(self) -> Tensor:
-        """Mean optimizer-step gradient at `positions`; of `last`, of one micro-batch."""
+    def sensitivity_gradient(self, layer: Observed) -> tuple[Tensor, Tensor]:
+        """(flat positions int64, mean step's gradient there; with `last` a micro-batch's)."""
         assert self.sensitivity_sum is not None
-        return self.sensitivity_sum / self.steps
+        places = self._places(layer)
+        positions = places.nonzero().view(-1) if self.sensitivity == "mean" else places.long()
+        return positions, self.sensitivity_sum / self.steps
 
     def state(self) -> dict[str, Any]:
         """Everything between two optimizer steps, for `restored`."""
