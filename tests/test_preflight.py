@@ -546,6 +546,62 @@ def test_bf16_true_needs_a_bf16_model(model: Path) -> None:
     check(model, "method.precision=bf16-true", "model.dtype=bfloat16")
 
 
+@pytest.mark.parametrize("method", ["seft", "spiel"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("accumulation_steps=19", r"accumulation_steps=19 is not below .* - 1 = 19"),
+        ("update_interval=101", r"update_interval=101 is longer than method\.max_steps=100"),
+        ("initial_drop_rate=0", r"initial_drop_rate=0 is not in \(0, 1\]"),
+        ("initial_drop_rate=1.01", r"initial_drop_rate=1.01 is not in \(0, 1\]"),
+        ("budget.density=0.7", r"asks for [\d,]+ deltas, but sparsity 0.5 keeps [\d,]+ weights"),
+        ("budget={match: deltas, deltas: 0}", r"budget\.deltas=0 is not an integer of at least 1"),
+    ],
+)
+def test_deltas_that_could_not_evolve_are_refused(
+    model: Path, method: str, override: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(model, f"method={method}", f"method.{override}", "sparsity=0.5")
+
+
+def test_deltas_that_can_evolve_pass(model: Path) -> None:
+    check(model, "method=seft", "method.accumulation_steps=18", "method.initial_drop_rate=1")
+    check(model, "method=spiel", "method.selection=moments")
+
+
+def test_growth_that_nothing_would_prune_back_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"set method\.grow_scope=active"):
+        check(model, "method=seft", "method.adapt=false")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("update_interval=76", r"update_interval=76 is not in \[1, .* = 75\]"),
+        ("initial_drop_rate=0", r"initial_drop_rate=0 is not in \(0, 1\]"),
+        ("drop_schedule=none", r"drop_schedule=none is not one of: linear, cosine"),
+    ],
+)
+def test_a_support_that_would_not_move_is_refused(model: Path, override: str, message: str) -> None:
+    moving = ("method=masked_full", "method.mask_update=rigl", "method.update_interval=50")
+    check(model, *moving)
+    with pytest.raises(ValueError, match=message):
+        check(model, *moving, f"method.{override}")
+
+
+def test_a_support_with_a_pattern_does_not_move(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"breaks pattern 2:4; set method\.mask_update=none"):
+        check(
+            model,
+            "method=masked_full",
+            "method.mask_update=set",
+            "method.update_interval=50",
+            "pattern=2:4",
+            "sparsity=0.5",
+        )
+
+
 @pytest.mark.parametrize("name", ["owl", "dlp", "alphapruning", "global", "lamp", "er", "er_plus"])
 def test_every_schedule_passes_as_it_is(model: Path, name: str) -> None:
     check(model, f"sparsity_schedule={name}", "sparsity=0.4")

@@ -20,7 +20,9 @@ from sparsemend.local_model import ModelConfig, find_model
 from sparsemend.method_checks import (
     check_adapter_shapes,
     check_block_windows,
+    check_deltas,
     check_distillation,
+    check_rounds,
     check_similarity,
     check_training,
 )
@@ -54,6 +56,7 @@ def check(cfg: DictConfig) -> None:
     check_dtype(cfg)
     check_hardware(cfg)
     check_training(cfg)
+    check_rounds(cfg, pattern)
     check_similarity(cfg)
     check_block_windows(cfg)
     check_distillation(cfg)
@@ -66,6 +69,7 @@ def check(cfg: DictConfig) -> None:
         check_linears(model.path, model.blocks)
         check_widths(cfg, pattern, model.blocks)
         check_adapter_shapes(cfg, linear_shapes(model.blocks))
+        check_deltas(cfg, linear_shapes(model.blocks), model.parameters)
     check_files(cfg, model.config)
 
 

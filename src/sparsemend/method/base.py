@@ -117,6 +117,10 @@ class TrainedRepair(TrainingPlan, RepairMethod):
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         """The parameters this method trains; everything else is frozen."""
 
+    def ready_for(self, model: PreTrainedModel, step: int) -> None:
+        """Bring an attached `model` to where optimizer step `step` (1-based) begins (benches)."""
+        return
+
     def callbacks(self) -> list[Callback]:
         """What the method brings to the Trainer."""
         return [EnforceMasks()]
