@@ -208,6 +208,9 @@ class Run:
             nn.Module.to(model, self.device)
         return model
 
+    def _load_dense(self) -> PreTrainedModel:
+        return self.parts.model.load(seed=self.cfg.seed)
+
     def _given_supports(self) -> Mapping[str, Tensor] | None:
         """bool (O, I) per linear from the masks file of an already pruned checkpoint."""
         if not isinstance(self.parts.pruner, Existing):
@@ -227,6 +230,7 @@ class Run:
             tokenizer=tokenizer,
             device=self.device,
             batch_size=self.parts.hardware.evaluation_batch,
+            load_dense=self._load_dense,
         )
         home = next(model.parameters()).device
         metrics: dict[str, float] = {}
@@ -237,7 +241,9 @@ class Run:
             nn.Module.to(model, home)
         self.result.content["metrics"][state] = metrics
         self.result.costs(self.stages)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        # numbers per block are for result.json
+        named = {k: v for k, v in metrics.items() if not k.rpartition("/")[2].isdigit()}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
         log.info("%-8s  %s", state, shown)
 
     def _prune(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Mapping[str, float]:
@@ -272,7 +278,7 @@ class Run:
             allocation=allocation,
             sparsity=self.cfg.sparsity,
             pattern=self.pattern,
-            load_dense=lambda: parts.model.load(seed=self.cfg.seed),
+            load_dense=self._load_dense,
             make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
             device=self.device,
             offload=parts.hardware.offload,

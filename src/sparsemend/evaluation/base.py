@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ class EvaluationInput:
     """What an evaluation may read: test windows (N, T), the tokenizer, where and how to batch.
 
     task: labelled test windows of the task that was trained on, None where there is none.
+    load_dense: the model as it was loaded, once more, on the host.
     """
 
     test: Tensor
@@ -24,6 +26,7 @@ class EvaluationInput:
     tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     batch_size: int
+    load_dense: Callable[[], PreTrainedModel]
 
 
 class Evaluation(ABC):
