@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 RESULT = "result.json"
 UNFINISHED = ("running", "failed", "interrupted")
 # what changes no number
-NOT_HASHED = ("name", "resume", "logger", "export", "export_dtype")
+NOT_HASHED = ("name", "variant", "resume", "logger", "export", "export_dtype")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -142,7 +142,8 @@ def _checkpoint(folder: Path) -> Path:
 
 def _search_root(fresh: Path, name: str) -> Path:
     """multirun/<name> where the run lies in it, else the run folder itself."""
-    return next((parent for parent in fresh.parents if parent.name == name), fresh)
+    parts = tuple(name.split("/"))
+    return next((p for p in fresh.parents if p.parts[-len(parts) :] == parts), fresh)
 
 
 def _alive(content: Mapping[str, Any]) -> bool:
