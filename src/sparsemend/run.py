@@ -40,15 +40,17 @@ from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.none import NoPruner
 from sparsemend.results import (
     Result,
+    asked_per_block,
     effective_sparsity,
     resolved,
     sparsity_report,
     sparsity_section,
 )
-from sparsemend.resume import run_folder
-from sparsemend.sparsity_schedule.base import SparsitySchedule
+from sparsemend.resume import forget_work, last_checkpoint, run_folder
+from sparsemend.rounding import rounded
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.stages import Stages
-from sparsemend.summary import summary_table
+from sparsemend.summary import rates_chart, summary_table
 from sparsemend.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -83,13 +85,15 @@ def run(cfg: DictConfig) -> float:
     """Carry out one configured run; returns the repaired model's test perplexity."""
     quieten()
     fresh = Path(HydraConfig.get().runtime.output_dir)
-    out, checkpoint = run_folder(cfg.resume, resolved(cfg), fresh)
-    result = Result(out / "result.json", cfg, resumed=checkpoint is not None)
+    out, resumed = run_folder(cfg.resume, resolved(cfg), fresh)
+    if not resumed:
+        forget_work(out)
+    result = Result(out / "result.json", cfg, resumed=resumed)
     result.write()
     try:
         parts = _parts(cfg)
         _check_together(parts)
-        Run(cfg, parts, result, out, checkpoint).carry_out()
+        Run(cfg, parts, result, out, last_checkpoint(out)).carry_out()
     except BaseException as error:
         result.fail(error)
         raise
@@ -152,12 +156,14 @@ class Run:
         with self.stages.measure("prune"):
             calibration = windows.calibration.split(self.parts.hardware.walk_batch)
             allocation = self._prune(model, calibration)
+        self._show_rates(model, allocation)
         self._evaluate("pruned", model, tokenizer, windows)
         with self.stages.measure("repair"):
             bench = self._workbench(windows, calibration, allocation)
             diagnostics = self.parts.method.repair(model, bench)
             check_supports(model)
         self.result.costs(self.stages)
+        allocation = diagnostics.pop("asked", allocation)
         self._record_repair(diagnostics)
         self._evaluate("repaired", model, tokenizer, windows)
         with self.stages.measure("export"):
@@ -168,7 +174,8 @@ class Run:
         """Every window this run will need, before the model is loaded: bad data costs seconds."""
         data, method = self.parts.data, self.parts.method
         trained = isinstance(method, TrainedRepair)
-        calibrated = self.parts.pruner.needs_calibration or method.needs_calibration
+        readers = (self.parts.pruner, self.parts.sparsity_schedule, method)
+        calibrated = any(part.needs_calibration for part in readers)
         none = torch.empty(0, data.seqlen, dtype=torch.int64)
         untrained = Examples.of(none)
         windows = Windows(
@@ -179,6 +186,7 @@ class Run:
             # last: a shard of C4 takes a minute to read
             calibration=data.calibration(tokenizer, seed=self.cfg.seed) if calibrated else none,
         )
+        method.check_train(windows.train)
         test = windows.test
         self.result.content["protocol"] = {
             "corpus": data.name,
@@ -250,18 +258,20 @@ class Run:
         parts, cfg = self.parts, self.cfg
         if isinstance(parts.pruner, Existing):
             return adopt(model, parts.pruner.supports(resolve_path(cfg.model.path)))
+        place: dict[str, Any] = {"device": self.device, "offload": parts.hardware.offload}
         schedule = parts.sparsity_schedule
-        allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern)
-        prune(
-            model,
-            batches,
-            parts.pruner,
-            allocation,
-            self.pattern,
-            device=self.device,
-            offload=parts.hardware.offload,
-        )
+        allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern, **place)
+        pruner, allocation = rounded(cfg.rounding, parts.pruner, allocation)
+        prune(model, batches, pruner, allocation, self.pattern, **place)
         return allocation
+
+    def _show_rates(self, model: PreTrainedModel, asked: Mapping[str, float]) -> None:
+        """Store what was asked of each block, and chart it where blocks differ."""
+        rates = asked_per_block(model, asked)
+        scores = dict(asked.scores) if isinstance(asked, Allocation) else {}
+        self.result.content["sparsity"] = {"asked_per_block": rates, "scores": scores}
+        if max(rates.values()) - min(rates.values()) > 1e-3:  # more than whole weights make
+            _console().print(rates_chart(rates, scores, self.cfg.sparsity))
 
     def _workbench(
         self,
@@ -301,7 +311,7 @@ class Run:
         masks = self.out / "masks.safetensors"
         save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
         report, existing = sparsity_report(model), isinstance(self.parts.pruner, Existing)
-        self.result.content["sparsity"] = sparsity_section(
+        self.result.content["sparsity"] |= sparsity_section(
             report,
             allocation,
             target=report.of_prunable if existing else self.cfg.sparsity,
@@ -324,9 +334,7 @@ class Run:
         flat = {f"{state}/{k}": v for state, m in content["metrics"].items() for k, v in m.items()}
         achieved = content["sparsity"]["achieved"]
         self.parts.logger.finish(self.logger, {**flat, "sparsity/achieved": achieved})
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=100)  # a log file has no width of its own
+        console = _console()
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
 
@@ -350,6 +358,11 @@ def _check_vocabulary(model: PreTrainedModel, tokens: Tensor) -> None:
             f"token ids reach from {low} to {high}, outside the vocabulary [0, {size}); "
             "tokenise with this model's tokenizer"
         )
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=100)  # a log file has no width
 
 
 def _device_name(device: torch.device) -> str:

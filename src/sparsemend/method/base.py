@@ -24,6 +24,7 @@ from sparsemend.mask_callbacks import EnforceMasks
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruner
+from sparsemend.resume import PARTS
 from sparsemend.training import RepairModule, TrainerFactory
 from sparsemend.training_callbacks import VALIDATION_LOSS
 from sparsemend.training_plan import TrainingPlan
@@ -54,6 +55,14 @@ class Workbench:
     seed: int
     resume_from: Path | None = None
 
+    @property
+    def parts(self) -> Path:
+        """Folder for one file per finished part (block, round) of the work, each written whole.
+
+        It holds files only where an earlier attempt of this very configuration is continued.
+        """
+        return self.out / PARTS
+
 
 class RepairMethod(ABC):
     """Repairs a pruned model in place.
@@ -66,10 +75,17 @@ class RepairMethod(ABC):
     holds_support: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = False
     needs_dense: ClassVar[bool] = False  # reads dense weights; refused on pruned checkpoints
+    # sparsities of single linears become the method's own, their mean stays; `asked` of the
+    # diagnostics gives them by name
+    reallocates: ClassVar[bool] = False
 
     @abstractmethod
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         """Repair `model` in place; returns diagnostics for the result (may be empty)."""
+
+    def check_train(self, train: Examples) -> None:
+        """Raise ValueError, before the model is loaded, where these windows cannot train it."""
+        return
 
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
         """Raise ValueError, before any long work, where this model cannot be repaired so.
