@@ -92,7 +92,7 @@ def test_collect_without_a_finished_run_is_refused(capsys, tmp_path: Path) -> No
 
 
 def test_a_folder_that_does_not_exist_is_refused(capsys, tmp_path: Path) -> None:
-    code, said = refused(capsys, "collect", str(tmp_path / "nowhere"))
+    code, said = refused(capsys, "report", str(tmp_path / "nowhere"))
     assert (code, "nowhere is no folder" in said) == (1, True)
 
 
@@ -101,6 +101,7 @@ def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom sparsemend import tables\n"
         f"tables.main(['list', '--summary'])\ntables.main(['collect', {str(tmp_path)!r}])\n"
+        f"tables.main(['report', {str(tmp_path)!r}])\n"
         "heavy = {'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)\n"
         "print('imported', sorted(heavy))\n"
     )

@@ -94,13 +94,7 @@ class Experiment:
         return self.name.partition("/")[0]
 
     def job_for(self, cell: Published) -> Job | None:
-        """Its first job that covers the cell; one without repair is preferred for such a cell.
-
-        Of a difference of two rows, the job of the first, where there is one for the second too.
-        """
-        if cell.sides is not None:
-            jobs = [self.job_for(side) for side in cell.sides]
-            return jobs[0] if all(jobs) else None
+        """Its first job that covers the cell; one without repair is preferred for such a cell."""
         found = [job for job in self.jobs if job.covers(cell)]
         same = [job for job in found if job.values["method"] == cell.method]
         return next(iter(same or found), None)
@@ -114,7 +108,13 @@ def experiments() -> tuple[Experiment, ...]:
 
 
 def job_for(cell: Published) -> Job | None:
-    """The job that repeats a cell: of the table's own experiment, else of one of its paper's."""
+    """The job that repeats a cell: of the table's own experiment, else of one of its paper's.
+
+    Of a difference of two rows, the job of the first, where there is one for the second too.
+    """
+    if cell.sides is not None:
+        jobs = [job_for(side) for side in cell.sides]
+        return jobs[0] if all(jobs) else None
     own = [e for e in experiments() if e.paper == cell.paper]
     for experiment in sorted(own, key=lambda e: e.name != cell.title):
         if job := experiment.job_for(cell):

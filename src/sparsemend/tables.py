@@ -1,8 +1,9 @@
-"""The command `sparsemend-tables`: published numbers beside ours.
+"""The command `sparsemend-tables`: published numbers beside ours, and a page of our results.
 
     list      every published number, the experiment that repeats it, what it needs
     run       one published number through the ordinary `sparsemend`
     collect   result.json files as a table of a paper's shape
+    report    result folders as one HTML page
 
 Nothing here imports torch.  Exit codes as of `sparsemend`.
 """
@@ -96,6 +97,9 @@ def _parser() -> tuple[Parser, list[str]]:
     collecting.add_argument("--metric", default="perplexity/test")
     collecting.add_argument("--where", action="append", default=[], metavar="KEY=VALUE")
     collecting.add_argument("--out", type=Path, help="folder of the files; the first FOLDER")
+    reporting = command("report", _report, "result folders as one HTML page")
+    reporting.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    reporting.add_argument("--out", type=Path, help="the page; report.html in the first FOLDER")
     return parser, commands
 
 
@@ -123,6 +127,12 @@ def _collect(asked: argparse.Namespace) -> None:
 
     for path in collect(asked.folders, asked.metric, asked.where, asked.out):
         print(path)
+
+
+def _report(asked: argparse.Namespace) -> None:
+    from sparsemend.report import report
+
+    print(report(asked.folders, asked.out or asked.folders[0] / "report.html"))
 
 
 if __name__ == "__main__":
