@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,19 +20,31 @@ from sparsemend.locations import conf_folder
 from sparsemend.masks import SparseLinear
 from sparsemend.pattern import Pattern
 from sparsemend.prune import prune
+from sparsemend.pruner.admm import ADMM
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.magnitude import Magnitude
 from sparsemend.pruner.none import NoPruner
+from sparsemend.pruner.ria import RIA
 from sparsemend.pruner.sparsegpt import SparseGPT
 from sparsemend.pruner.wanda import Wanda
 from sparsemend.rounding import rounded
 
 FREE = Pattern()
+
+
+def admm(group: Literal["layer", "row"]) -> ADMM:
+    return ADMM(iterations=4, mask_iterations=2, ramp="cubic", group=group, rho=1.0, damping=0.1)
+
+
 EXACT = {
     "magnitude by layer": Magnitude(group="layer"),
     "magnitude by row": Magnitude(group="row"),
     "wanda": Wanda(variant=False),
     "sparsegpt": SparseGPT(block_size=16, damping=0.01),
+    "ria": RIA(power=0.5, group="layer", shares_in="float32"),
+    "ria by row": RIA(power=0.5, group="row", shares_in="float32"),
+    "admm": admm("layer"),
+    "admm by row": admm("row"),
 }
 
 
@@ -122,6 +135,7 @@ def composed(folder: Path, schedule: str, pruner: str, pattern: str, rounding: s
     needed = {
         "atp": ["sparsity_schedule.common_difference=0.125"],
         "file": [f"sparsity_schedule.path={folder / 'rates.yaml'}"],
+        "rmi": ["sparsity_schedule.similarity_samples=8"],
     }
     lines = [
         "model=local",

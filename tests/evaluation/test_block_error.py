@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks import find_blocks, prunable_linears, walk
+from sparsemend.data.base import Examples
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.block_error import BlockError, growth, relative_error
 from sparsemend.masks import SparseLinear
@@ -16,6 +17,7 @@ def given(tokens: Tensor, family: str, *, batch: int = 3) -> EvaluationInput:
     return EvaluationInput(
         test=tokens,
         task=None,
+        validation=Examples.of(tokens[:0]),
         tokenizer=None,
         device=torch.device("cpu"),
         batch_size=batch,

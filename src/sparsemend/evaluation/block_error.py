@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class BlockError(Evaluation):
     Nothing for a model without a sparse linear: that is the dense model itself.  The dense model is
     loaded once more and visited block by block, so that only one of its blocks is on the device.
     """
+
+    repeatable: ClassVar[bool] = True
 
     windows: int
 
