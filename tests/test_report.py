@@ -12,7 +12,15 @@ import result_folders as made
 import torch
 
 from sparsemend.report import report
-from sparsemend.report_groups import block_errors, curve, groups, names, styles, supports
+from sparsemend.report_groups import (
+    block_errors,
+    curve,
+    groups,
+    names,
+    styles,
+    supports,
+    with_unrepaired,
+)
 from sparsemend.runs import Run, find_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -107,6 +115,15 @@ def test_the_table_has_means_over_seeds_and_marks_the_best_of_each_sparsity(
     assert "<td>0.5  wanda + lors</td><td>26.50 ± 0.71</td>" in text
     assert '<td>0.5  wanda + masked_lora</td><td class="best">25.50 ± 0.71</td>' in text
     assert text.count('class="best"') == 3
+
+
+def test_the_pruned_state_of_repaired_runs_is_a_line_of_its_own(tmp_path: Path) -> None:
+    found = with_unrepaired(groups(find_runs([folders(tmp_path)])))
+    unrepaired = {g.row.sparsity: g for g in found if g.row.method == "none" and not g.settings}
+    assert sorted(unrepaired) == [0.5, 0.6, 0.7]
+    assert [run.seed for run in unrepaired[0.5].runs] == [0, 1]  # two methods, each seed once
+    assert unrepaired[0.5].metric("perplexity/test") == 30.0
+    assert with_unrepaired(found) == found
 
 
 def test_the_growth_of_the_error_stands_beside_its_line(tmp_path: Path) -> None:

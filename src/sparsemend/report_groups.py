@@ -47,8 +47,8 @@ class Group:
     def allocation(self) -> str:
         """What decides the sparsity of its blocks."""
         told = {k.rpartition(".")[2]: v for k, v in self.settings.items() if "schedule" in k}
-        schedule = self.row.schedule if self.row.schedule != "uniform" else self.row.pruner
-        return schedule + "".join(f", {key}={value}" for key, value in told.items())
+        knobs = "".join(f", {key}={value}" for key, value in told.items())
+        return f"{self.row.schedule}{knobs} ({self.row.pruner})"
 
     def mean(self, read: Callable[[Run], float | None]) -> float | None:
         """Mean over seeds of what `read` finds; None where it finds nothing."""
@@ -71,9 +71,27 @@ class Group:
 
 def groups(runs: Sequence[Run]) -> list[Group]:
     """The runs by model and row; within one, by the knobs in which they differ."""
+    return _grouped(
+        [(run.row if run.row.method != "none" else run.pruned_row, run) for run in runs]
+    )
+
+
+def with_unrepaired(found: Sequence[Group]) -> list[Group]:
+    """The groups, and the pruned states that they were repaired from, each seed once."""
+    given = {(group.model, group.row) for group in found}
+    seeds: dict[tuple[str, Row, str, int], Run] = {}
+    for run in (run for group in found for run in group.runs):
+        if (run.model, run.pruned_row) not in given:
+            key = (run.model, run.pruned_row, repr(run.settings("pruned")), run.seed)
+            seeds.setdefault(key, run)
+    added = _grouped([(run.pruned_row, run) for run in seeds.values()])
+    return sorted([*found, *added], key=_order)
+
+
+def _grouped(pairs: Sequence[tuple[Row, Run]]) -> list[Group]:
     rows: dict[tuple[str, Row], list[Run]] = {}
-    for run in runs:
-        rows.setdefault((run.model, run.row), []).append(run)
+    for row, run in pairs:
+        rows.setdefault((run.model, row), []).append(run)
     found = []
     for (model, row), members in rows.items():
         state = "pruned" if row.method == "none" else "repaired"
@@ -84,19 +102,14 @@ def groups(runs: Sequence[Run]) -> list[Group]:
             told = {key: known.get(key, "unset") for key in keys}
             parts.setdefault(repr(told), []).append((run, told))
         found += [Group(model, row, p[0][1], tuple(r for r, _ in p)) for p in parts.values()]
-    order = {"none": 0}
-    return sorted(
-        found,
-        key=lambda g: (
-            g.model,
-            g.row.sparsity,
-            g.row.pattern,
-            g.row.pruner,
-            g.row.schedule,
-            order.get(g.row.method, 1),
-            g.series,
-        ),
-    )
+    return sorted(found, key=_order)
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    row = group.row
+    members = (row.pruner, row.schedule != "uniform", row.schedule, row.method != "none")
+    values = tuple((str(type(v)), v) for v in group.settings.values())
+    return (group.model, row.sparsity, row.pattern, *members, row.method, values)
 
 
 def names(found: Sequence[Group]) -> list[str]:
@@ -113,8 +126,9 @@ def names(found: Sequence[Group]) -> list[str]:
 
 def styles(found: Sequence[Group]) -> list[tuple[int, int]]:
     """(colour, dash) per group: one colour per series, one dash per amount, on the whole page."""
-    series = list(dict.fromkeys((group.model, group.series) for group in found))
-    amounts = list(dict.fromkeys(group.row.amount for group in found))
+    everything = with_unrepaired(found)
+    series = list(dict.fromkeys((group.model, group.series) for group in everything))
+    amounts = list(dict.fromkeys(group.row.amount for group in everything))
     return [(series.index((g.model, g.series)), amounts.index(g.row.amount)) for g in found]
 
 

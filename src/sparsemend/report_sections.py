@@ -19,6 +19,7 @@ from sparsemend.report_groups import (
     peak_bytes,
     styles,
     supports,
+    with_unrepaired,
 )
 from sparsemend.runs import Run
 from sparsemend.svg import COLOURS, Series, bar_chart, heat_map, legend, line_chart
@@ -35,6 +36,7 @@ def perplexity_by_sparsity(found: Sequence[Group]) -> str:
     Runs that vary ATP's common difference have a chart of their own.
     """
     lines: dict[tuple[str, str], Series] = {}
+    found = with_unrepaired(found)
     for group, (colour, _) in zip(found, styles(found), strict=True):
         mean = group.metric(METRIC)
         if mean is None or DIFFERENCE in group.settings:
@@ -93,6 +95,7 @@ def common_difference(found: Sequence[Group]) -> str:
 def reconstruction_error(found: Sequence[Group]) -> str:
     """Relative error of every block's output, with its growth per block."""
     series = []
+    found = with_unrepaired(found)
     for group, name, (colour, dash) in zip(found, names(found), styles(found), strict=True):
         errors = [e for run in group.runs if (e := block_errors(run, group.state))]
         if errors:

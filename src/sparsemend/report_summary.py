@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from sparsemend.report_groups import METRIC, Group, names, total_seconds
+from sparsemend.report_groups import METRIC, Group, names, total_seconds, with_unrepaired
 from sparsemend.svg import short
 
 HEADS = ("setting", "repaired", "pruned", "dense", "sparsity", "trained", "seconds", "seeds")
@@ -31,11 +31,15 @@ def summary(found: Sequence[Group]) -> str:
 
 def _best(found: Sequence[Group]) -> dict[str, str]:
     """The lowest perplexity after pruning, and what reached it."""
-    known = [(value, group) for group in found if (value := group.metric(METRIC)) is not None]
+    known = [
+        (value, group)
+        for group in with_unrepaired(found)
+        if (value := group.metric(METRIC)) is not None
+    ]
     if not known:
         return {}
     value, group = min(known, key=lambda pair: pair[0])
-    return {f"lowest: {group.row.amount} {group.series}": f"{value:.2f}"}
+    return {f"lowest: {group.series} at {group.row.amount}": f"{value:.2f}"}
 
 
 def _table(found: Sequence[Group]) -> str:

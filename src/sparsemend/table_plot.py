@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sparsemend.paper_table import Line, PaperTable
 from sparsemend.published import UNKNOWN
@@ -36,8 +37,12 @@ def draw(table: PaperTable, path: Path, suffix: str) -> None:
     values = [line.ours.mean for line in table.lines]
     if min(values) > 0 and max(values) / min(values) > WIDE:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(table.title, loc="left", fontsize=11)
-    axes.legend(loc="best", fontsize=8, frameon=False)
+    columns = 2 * len(models(table))
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, fontsize=8, frameon=False)
     stable = {"Date": None} if suffix == ".svg" else None
     fig.savefig(path, format=suffix[1:], dpi=144, metadata=stable)
     plt.close(fig)
