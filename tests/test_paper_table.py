@@ -130,6 +130,31 @@ def test_a_published_difference_is_ours_of_the_best_setting() -> None:
     assert (found.ours, found.theirs.number, found.comparable) == (-45.0, -52.10, True)
 
 
+def harness_run(accuracy: float, *, limit: int | None = None) -> Run:
+    content = made.result(
+        model="llama2_7b", name="sp_lora/log", pattern="2:4", sparsity=0.5, data=WIKITEXT
+    )
+    content["config"]["evaluation"] = {"zero_shot": {"limit": limit, "max_length": 2048}}
+    for state in content["metrics"].values():
+        state["zero_shot/boolq/acc"] = accuracy
+    return Run(Path("x"), content)
+
+
+def test_an_accuracy_stands_beside_the_published_one() -> None:
+    found = table("sp_lora/log", [harness_run(0.7)], "zero_shot/boolq/acc")
+    line = only(found, "none")
+    assert line.theirs is not None
+    assert (line.theirs.value, line.comparable) == ("0.6832", True)
+    assert line.difference == pytest.approx(0.0168)
+
+
+def test_a_limited_task_is_another_protocol() -> None:
+    few = table("sp_lora/log", [harness_run(0.7, limit=10)], "zero_shot/boolq/acc")
+    assert not only(few, "none").comparable
+    with pytest.raises(ValueError, match=r"all items .*\n.*10 items"):
+        table("sp_lora/log", [harness_run(0.7), harness_run(0.7, limit=10)], "zero_shot/boolq/acc")
+
+
 def test_a_condition_chooses_runs() -> None:
     runs = [run("one"), run("two", protocol={"seqlen": 128})]
     assert [r.folder.name for r in chosen(runs, ["seqlen=128"], METRIC)] == ["two"]

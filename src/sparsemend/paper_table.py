@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsemend.published import UNKNOWN, Published, nearest, published
-from sparsemend.runs import DENSE, Protocol, Row, Run
+from sparsemend.runs import DENSE, HARNESS, Protocol, Row, Run
 
-METRIC_NAMES = {"perplexity": "perplexity/test"}
+ACCURACIES = ("acc", "acc_norm")
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,10 @@ class Beside:
 
 def beside(title: str, protocol: Protocol, models: Iterable[str]) -> Beside:
     """Published cells of this table; of every table where the runs do not repeat one."""
-    metric = next((k for k, v in METRIC_NAMES.items() if v == protocol.metric), None)
     cells: dict[tuple[str, Row], Published] = {}
     for cell in published():
         own = cell.title == title or title not in {c.title for c in published()}
-        if own and cell.metric == metric and cell.value != UNKNOWN:
+        if own and metric_of(cell) == protocol.metric and cell.value != UNKNOWN:
             key = (cell.model, row_of(cell))
             # of several sources of one number, one that agrees in protocol and is unmarked
             if key not in cells or _doubt(cell, protocol) < _doubt(cells[key], protocol):
@@ -220,6 +219,13 @@ def beside(title: str, protocol: Protocol, models: Iterable[str]) -> Beside:
     repeated = any(cell.title == title for cell in cells.values())
     reference = max(dict.fromkeys(known), key=known.count) if repeated else None
     return Beside(cells, reference, protocol, frozenset(known))
+
+
+def metric_of(cell: Published) -> str | None:
+    """What our runs call a published metric; None for one they do not measure."""
+    if cell.metric == "perplexity":
+        return "perplexity/test"
+    return f"{HARNESS}/{cell.dataset}/{cell.metric}" if cell.metric in ACCURACIES else None
 
 
 def row_of(cell: Published) -> Row:
@@ -231,7 +237,12 @@ def row_of(cell: Published) -> Row:
 
 
 def agrees(cell: Published, protocol: Protocol) -> bool:
-    """Whether a published number was measured as ours; what it does not state counts against it."""
+    """Whether a published number was measured as ours; what it does not state counts against it.
+
+    An accuracy is compared where all items were asked, whatever the harness' version.
+    """
+    if cell.metric in ACCURACIES:
+        return protocol.items == "all" and protocol.statistics == "exact"
     theirs = (cell.dataset, cell.split, cell.seqlen)
     return theirs == (protocol.text, protocol.split, str(protocol.seqlen)) and (
         protocol.statistics == "exact"

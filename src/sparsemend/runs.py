@@ -14,6 +14,7 @@ from typing import Any
 
 RESULT = "result.json"
 WIKITEXT = "wikitext2"
+HARNESS = "zero_shot"  # metrics zero_shot/<task>/<acc or acc_norm>
 # what changes no number of a row, or is already part of its name
 NOT_SETTINGS = frozenset(
     {"cache", "evaluation", "export", "export_dtype", "hardware", "logger", "model", "name"}
@@ -64,10 +65,14 @@ class Protocol:
     dtype: str
     tokens: int
     statistics: str
+    items: str = "all"  # of a zero-shot task
 
     @property
     def label(self) -> str:
         rest = "" if self.statistics == "exact" else f", statistics {self.statistics}"
+        if self.text == HARNESS:
+            items = f"{self.items} items" if self.items != "all" else "all items"
+            return f"{self.metric}, {items} of at most {self.seqlen} tokens, {self.dtype}{rest}"
         return (
             f"{self.metric} on {self.text}/{self.split}, {self.seqlen} tokens a window, "
             f"{self.tokens} tokens in all, {self.dtype}{rest}"
@@ -151,7 +156,10 @@ class Run:
         return None if found is None else float(found)
 
     def protocol(self, metric: str) -> Protocol:
+        """How this run measures a metric."""
         known = self.content["protocol"]
+        if metric.startswith(f"{HARNESS}/"):
+            return self._harness(metric)
         return Protocol(
             metric=metric,
             text=measured_text(self.config["data"]),
@@ -160,6 +168,21 @@ class Run:
             dtype=known["dtype"],
             tokens=known["tokens"],
             statistics=known.get("statistics", "exact"),
+        )
+
+    def _harness(self, metric: str) -> Protocol:
+        """A task of the harness brings its own text; what limits it is in the configuration."""
+        known, options = self.content["protocol"], self.config["evaluation"][HARNESS]
+        limit = options.get("limit")
+        return Protocol(
+            metric=metric,
+            text=HARNESS,
+            split="harness",
+            seqlen=int(options.get("max_length") or known["seqlen"]),
+            dtype=known["dtype"],
+            tokens=0,
+            statistics=known.get("statistics", "exact"),
+            items="all" if limit is None else str(limit),
         )
 
 
