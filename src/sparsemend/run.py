@@ -232,9 +232,6 @@ class Run:
             nn.Module.to(model, self.device)
         return model
 
-    def _load_dense(self) -> PreTrainedModel:
-        return self.parts.model.load(seed=self.cfg.seed)
-
     def _evaluate(
         self,
         state: str,
@@ -249,7 +246,7 @@ class Run:
             tokenizer=tokenizer,
             device=self.device,
             batch_size=self.parts.hardware.evaluation_batch,
-            load_dense=self._load_dense,
+            load_dense=partial(self.parts.model.load, seed=self.cfg.seed),
         )
         home = next(model.parameters()).device
 
@@ -296,7 +293,7 @@ class Run:
             allocation=allocation,
             sparsity=self.cfg.sparsity,
             pattern=self.pattern,
-            load_dense=self._load_dense,
+            load_dense=partial(parts.model.load, seed=self.cfg.seed),
             make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
             device=self.device,
             offload=parts.hardware.offload,
@@ -351,7 +348,7 @@ def _check_together(parts: Parts) -> None:
     method = type(parts.method).__name__
     if parts.method.needs_dense and isinstance(parts.pruner, Existing):
         raise ValueError(
-            f"{method} restarts from dense weights, which an already pruned checkpoint "
+            f"{method} reads the dense weights, which an already pruned checkpoint "
             "(pruner=existing) does not have; give the dense model and a pruner"
         )
 
