@@ -25,7 +25,7 @@ RESULT = "result.json"
 PARTS = "repair"  # folder in a run folder
 UNFINISHED = ("running", "failed", "interrupted")
 # what changes no number
-NOT_HASHED = ("name", "resume", "logger", "export", "export_dtype", "cache", "search")
+NOT_HASHED = ("name", "variant", "resume", "logger", "cache", "search", "export", "export_dtype")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -158,7 +158,8 @@ def _has_work(folder: Path) -> bool:
 
 def _search_root(fresh: Path, name: str) -> Path:
     """multirun/<name> where the run lies in it, else the run folder itself."""
-    return next((parent for parent in fresh.parents if parent.name == name), fresh)
+    parts = tuple(name.split("/"))
+    return next((p for p in fresh.parents if p.parts[-len(parts) :] == parts), fresh)
 
 
 def _alive(content: Mapping[str, Any]) -> bool:

@@ -247,6 +247,7 @@ class Run:
             tokenizer=tokenizer,
             device=self.device,
             batch_size=self.parts.hardware.evaluation_batch,
+            load_dense=partial(self.parts.model.load, seed=self.cfg.seed),
         )
         home = next(model.parameters()).device
 
@@ -265,7 +266,9 @@ class Run:
         self.result.content["metrics"][state] = metrics
         self.result.content["cache"] = self.shared.origins
         self.result.costs(self.stages)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        # numbers per block are for result.json
+        named = {k: v for k, v in metrics.items() if not k.rpartition("/")[2].isdigit()}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
         log.info("%-8s  %s", state, shown)
 
     def _show_rates(self, model: PreTrainedModel, asked: Mapping[str, float]) -> None:
