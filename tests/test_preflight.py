@@ -256,6 +256,12 @@ def test_a_window_longer_than_the_positions_is_refused(model: Path) -> None:
         check(model, "data.seqlen=33")
 
 
+def test_a_prompt_longer_than_the_positions_is_refused(model: Path) -> None:
+    lengths = ("evaluation.speed.prompt_tokens=30", "evaluation.speed.new_tokens=3")
+    with pytest.raises(ValueError, match=r"exceed the model's max_position_embeddings=32"):
+        check(model, "data.seqlen=16", "evaluation=[speed]", *lengths)
+
+
 def test_a_window_of_one_token_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.seqlen=1 is not an integer of at least 2"):
         check(model, "data.seqlen=1")

@@ -142,8 +142,11 @@ def test_the_exported_model_has_the_repaired_perplexity(dsnot_run: Path, workspa
 
 def test_the_model_card_tells_how_the_model_was_made(dsnot_run: Path) -> None:
     card = (dsnot_run / "model" / "README.md").read_text()
-    for expected in ("DSnoT(", "Wanda(", "Atp(", "method=dsnot", "0.6"):
+    result = result_of(dsnot_run)
+    repaired = result["metrics"]["repaired"]["perplexity/test"]
+    for expected in ("DSnoT(", "Wanda(", "Atp(", "method=dsnot", "0.6", f"{repaired:.4f}"):
         assert expected in card
+    assert result["protocol"]["data_hash"] in card
 
 
 def test_repairing_an_exported_checkpoint_keeps_its_support(

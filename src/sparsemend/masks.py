@@ -21,10 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsemend.checkpoint_headers import MASKS_FORMAT
 from sparsemend.files import replacing
 from sparsemend.pattern import Pattern
-
-MASKS_FORMAT = "sparsemend-masks-1"
 
 
 class SparseLinear(nn.Linear):

@@ -65,6 +65,7 @@ def check(cfg: DictConfig) -> None:
     check_schedule(cfg, pattern, model)
     if model.config is not None:
         check_window(cfg, model.config)
+        check_speed(cfg, model.config)
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
         check_widths(cfg, pattern, model.blocks)
@@ -201,6 +202,19 @@ def check_window(cfg: DictConfig, config: ModelConfig) -> None:
                 f"{key}.seqlen={seqlen} exceeds the model's {positions[0]}={positions[1]}; "
                 f"set {key}.seqlen={positions[1]} or lower"
             )
+
+
+def check_speed(cfg: DictConfig, config: ModelConfig) -> None:
+    """Prompt and new tokens of the speed evaluation fit into the model's positions."""
+    speed = cfg.evaluation.get("speed")
+    if speed is None or config.positions is None:
+        return
+    asked, (name, positions) = speed.prompt_tokens + speed.new_tokens, config.positions
+    if asked > positions:
+        raise ValueError(
+            f"evaluation.speed.prompt_tokens={speed.prompt_tokens} and new_tokens="
+            f"{speed.new_tokens} exceed the model's {name}={positions}; lower either"
+        )
 
 
 def check_linears(path: str, blocks: dict[str, Shape]) -> None:

@@ -29,12 +29,13 @@ from sparsemend.blocks import check_prunable
 from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.perplexity import METRIC
-from sparsemend.export import export, model_card, to_dense_
+from sparsemend.export import export, to_dense_
 from sparsemend.hardware import Hardware
 from sparsemend.masks import check_supports, save_masks, sparse_linears
 from sparsemend.method.base import RepairMethod, TrainedRepair, Workbench
 from sparsemend.method.none import NoRepair
 from sparsemend.model import DTYPES, ModelSource
+from sparsemend.model_card import model_card
 from sparsemend.pattern import Pattern
 from sparsemend.prune import check_widths
 from sparsemend.prune_stage import PruneStage
