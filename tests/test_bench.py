@@ -76,11 +76,13 @@ def check(*lines: str) -> None:
         ("suite.tokens=[[2,1]]", "length at least 2"),
         ("suite.tokens=[2,512]", "is not a list of"),
         ("suite.activation_checkpointing=[]", "not a list of true and false"),
+        ("suite=gradients suite.densities=[0]", r"not a list of fractions in \(0, 1\]"),
+        ("suite=gradients suite.rank=0", "suite.rank=0 is not an integer of at least 1"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_bound_and_remedy(line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check(line)
+        check(*line.split())
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def check_suite(suite: DictConfig, search: list[str]) -> None:
     for key in ("samples", "seqlen"):
         if key in suite:
             _check_count(f"suite.{key}", suite[key], least=2 if key == "seqlen" else 1)
+    if "densities" in suite:
+        check_densities(suite)
     if "tokens" in suite:
         check_tokens(suite.tokens)
     flags = suite.get("activation_checkpointing", [True])
@@ -85,6 +87,18 @@ def check_labels(key: str, suite: DictConfig, search: list[str]) -> None:
         used = [suite.baseline, *used]
     for label in used:
         composed(f"suite.{key}.{label}", known[label], search)
+
+
+def check_densities(suite: DictConfig) -> None:
+    """Densities are a list of fractions in (0, 1]; the rank is a count."""
+    _check_count("suite.rank", suite.rank, least=1)
+    densities = suite.densities
+    valid = isinstance(densities, ListConfig) and densities
+    if not valid or any(not isinstance(d, int | float) or not 0 < d <= 1 for d in densities):
+        raise ValueError(
+            f"suite.densities={densities} is not a list of fractions in (0, 1]; for example "
+            "suite.densities=[0.5,0.2]"
+        )
 
 
 def check_tokens(pairs: Any) -> None:

@@ -25,7 +25,7 @@ from sparsemend.method_checks import (
 )
 from sparsemend.pattern import Pattern
 from sparsemend.resume import check_resumable
-from sparsemend.sparsity_schedule.progression import check_difference
+from sparsemend.schedule_checks import check_rounding, check_schedule
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ EXAMPLES = {
     "data.text.train": "train.txt (data@data.text=text)",
     "data.text.test": "test.txt (data@data.text=text)",
     "sparsity_schedule.common_difference": "0.01",
+    "sparsity_schedule.path": "rates.yaml (linear or block: sparsity), or a run's result.json",
 }
 
 
@@ -48,6 +49,7 @@ def check(cfg: DictConfig) -> None:
     check_numbers(cfg)
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
+    check_rounding(cfg, pattern)
     check_dtype(cfg)
     check_hardware(cfg)
     check_training(cfg)
@@ -55,8 +57,8 @@ def check(cfg: DictConfig) -> None:
     check_similarity(cfg)
     check_resume(cfg)
     model = find_model(cfg.model)
+    check_schedule(cfg, pattern, model)
     if model.config is not None:
-        check_progression(cfg, model.config)
         check_window(cfg, model.config)
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
@@ -107,7 +109,7 @@ def check_pattern(cfg: DictConfig) -> Pattern:
         raise ValueError(
             f"pattern {pattern} fixes the sparsity of every block, which "
             f"{_name(cfg.sparsity_schedule)} varies; use pattern=mixed:{pattern.group_size} "
-            "or sparsity_schedule=uniform"
+            "with rates by block, or sparsity_schedule=uniform"
         )
     return pattern
 
@@ -182,17 +184,6 @@ def check_resume(cfg: DictConfig) -> None:
     """A run folder named to be resumed holds an unfinished run of this configuration."""
     if cfg.resume not in (None, "auto"):
         check_resumable(Path(cfg.resume), OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-
-
-def check_progression(cfg: DictConfig, config: ModelConfig) -> None:
-    """The common difference of an ATP schedule lies within its bound."""
-    difference = cfg.sparsity_schedule.get("common_difference")
-    if difference is None or _builds(cfg.pruner, "existing"):
-        return
-    if not _is_number(difference):
-        raise ValueError(f"sparsity_schedule.common_difference={difference} is not a number")
-    if config.blocks is not None:
-        check_difference(difference, cfg.sparsity, config.blocks)
 
 
 def check_window(cfg: DictConfig, config: ModelConfig) -> None:

@@ -40,15 +40,17 @@ from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.none import NoPruner
 from sparsemend.results import (
     Result,
+    asked_per_block,
     effective_sparsity,
     resolved,
     sparsity_report,
     sparsity_section,
 )
 from sparsemend.resume import forget_work, last_checkpoint, run_folder
-from sparsemend.sparsity_schedule.base import SparsitySchedule
+from sparsemend.rounding import rounded
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.stages import Stages
-from sparsemend.summary import summary_table
+from sparsemend.summary import rates_chart, summary_table
 from sparsemend.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -154,13 +156,16 @@ class Run:
         with self.stages.measure("prune"):
             calibration = windows.calibration.split(self.parts.hardware.walk_batch)
             allocation = self._prune(model, calibration)
+        self._show_rates(model, allocation)
         self._evaluate("pruned", model, tokenizer, windows)
         with self.stages.measure("repair"):
             bench = self._workbench(windows, calibration, allocation)
             diagnostics = self.parts.method.repair(model, bench)
             check_supports(model)
         self.result.costs(self.stages)
-        allocation = diagnostics.pop("asked", allocation)
+        if self.parts.method.reallocates:
+            allocation = diagnostics.pop("asked")
+            self._show_rates(model, allocation)
         self._record_repair(diagnostics)
         self._evaluate("repaired", model, tokenizer, windows)
         with self.stages.measure("export"):
@@ -252,8 +257,17 @@ class Run:
         place: dict[str, Any] = {"device": self.device, "offload": parts.hardware.offload}
         schedule = parts.sparsity_schedule
         allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern, **place)
-        prune(model, batches, parts.pruner, allocation, self.pattern, **place)
+        pruner, allocation = rounded(cfg.rounding, parts.pruner, allocation)
+        prune(model, batches, pruner, allocation, self.pattern, **place)
         return allocation
+
+    def _show_rates(self, model: PreTrainedModel, asked: Mapping[str, float]) -> None:
+        """Store what was asked of each block, and chart it where blocks differ."""
+        rates = asked_per_block(model, asked)
+        scores = dict(asked.scores) if isinstance(asked, Allocation) else {}
+        self.result.content["sparsity"] = {"asked_per_block": rates, "scores": scores}
+        if max(rates.values()) - min(rates.values()) > 1e-3:  # more than whole weights make
+            _console().print(rates_chart(rates, scores, self.cfg.sparsity))
 
     def _workbench(
         self,
@@ -276,6 +290,7 @@ class Run:
             offload=parts.hardware.offload,
             out=self.out,
             seed=self.cfg.seed,
+            rounding=self.cfg.rounding,
             resume_from=self.checkpoint,
         )
 
@@ -293,7 +308,7 @@ class Run:
         masks = self.out / "masks.safetensors"
         save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
         report, existing = sparsity_report(model), isinstance(self.parts.pruner, Existing)
-        self.result.content["sparsity"] = sparsity_section(
+        self.result.content["sparsity"] |= sparsity_section(
             report,
             allocation,
             target=report.of_prunable if existing else self.cfg.sparsity,
@@ -316,9 +331,7 @@ class Run:
         flat = {f"{state}/{k}": v for state, m in content["metrics"].items() for k, v in m.items()}
         achieved = content["sparsity"]["achieved"]
         self.parts.logger.finish(self.logger, {**flat, "sparsity/achieved": achieved})
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=100)  # a log file has no width of its own
+        console = _console()
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
 
@@ -342,6 +355,11 @@ def _check_vocabulary(model: PreTrainedModel, tokens: Tensor) -> None:
             f"token ids reach from {low} to {high}, outside the vocabulary [0, {size}); "
             "tokenise with this model's tokenizer"
         )
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=100)  # a log file has no width
 
 
 def _device_name(device: torch.device) -> str:
