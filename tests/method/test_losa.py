@@ -280,6 +280,28 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     assert report["rounds"][-1]["achieved"] == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_a_bf16_model_keeps_its_dtypes_through_the_rounds(precision: str, tmp_path: Path) -> None:
+    watch, model = Watch(), pruned_model().bfloat16()
+    method = losa(rounds=3, precision=precision, mean_rank=3.0, rank_growth=3.0)
+    report = method.repair(model, bench_for(tmp_path, watch))
+    check_supports(model)
+    dtypes = {
+        value.dtype
+        for _, state in watch.moments
+        for value in state["model.model.layers.0.self_attn.q_proj.lora_a"].values()
+        if value.ndim
+    }
+    assert dtypes == {torch.bfloat16 if precision == "bf16-true" else torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    # the function moves by roundings of bf16 alone when supports and ranks do
+    for before, after in pairwise(zip(watch.found, watch.left, strict=True)):
+        for name, (weight, keep) in after[0].items():
+            wanted = before[1][name][0] * keep
+            torch.testing.assert_close(weight, wanted, rtol=2**-6, atol=2**-6)
+    assert report["zeroed_by_fold"] >= 0
+
+
 def attempt(method: Losa, bench: Workbench) -> tuple[PreTrainedModel, dict[str, Any] | None]:
     model = pruned_model()
     try:

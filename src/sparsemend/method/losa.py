@@ -222,7 +222,7 @@ class Losa(TrainedRepair):
         started = perf_counter()
         rates = self._rates(work, progress)
         allocated = perf_counter()
-        before = {name: linear.keep for name, linear in losa_linears(work.model).items()}
+        before = {name: m.packed_keep.clone() for name, m in losa_linears(work.model).items()}
         pruner, allocation = work.rounded(rates)
         errors = prune_and_compare(work.pair, pruner, allocation, work.bench.pattern)
         mean = self.ranks.means(self.rounds)[progress.round - 1]
