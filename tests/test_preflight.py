@@ -125,6 +125,38 @@ def test_comparing_more_sequences_than_there_are_is_refused(model: Path) -> None
     check(model, *rmi, "sparsity_schedule.similarity_samples=8")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("pattern=2:4", "sparsity=0.5"), r"or method\.fixed_pattern=true for it in every round"),
+        (("pattern=mixed:8",), "use pattern=unstructured$"),
+        (("method.fixed_pattern=true",), "needs an N:M pattern"),
+        (("method.mean_rank=0.5",), r"mean rank 0\.5 of round 1 is below method\.min_rank=1"),
+        (("method.rank_growth=5",), r"mean rank 21 of round 4 is above method\.max_rank=16"),
+        (("method.max_rank=17",), r"method\.max_rank=17 exceeds min\(inputs, outputs\) = 16"),
+        (("method.max_steps=4",), r"max_steps=4 is less than a step for each of method\.rounds=5"),
+        (("method.round_steps=[1,2]",), "are not 5 positive counts"),
+        (
+            ("method.targets=[0.2,0.5,0.4,0.5,0.6]",),
+            r"0\.4 of round 3 is below the 0\.5 that the round before has reached",
+        ),
+        (("method.data_slices=[[0,4]]",), r"is not one \[first, end\)"),
+        (("data.calibration_samples=8",), r"method\.similarity_samples=64 exceeds"),
+        (("method.rounds=0",), r"method\.rounds=0 is not an integer of at least 1"),
+    ],
+)
+def test_rounds_that_cannot_work_are_refused(
+    model: Path, overrides: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        check(model, "method=losa", *overrides)
+
+
+def test_rounds_that_can_work_pass(model: Path) -> None:
+    check(model, "method=losa")
+    check(model, "method=losa", "pattern=2:4", "sparsity=0.5", "method.fixed_pattern=true")
+
+
 def test_a_width_that_is_no_multiple_of_the_group_is_refused(tmp_path: Path) -> None:
     odd = llama(tmp_path, intermediate=22)
     with pytest.raises(ValueError, match="down_proj has 22 inputs, not a multiple of 4"):

@@ -11,6 +11,13 @@ from omegaconf import DictConfig
 from sparsemend.checkpoint_headers import Shape
 from sparsemend.drop_fraction import DECAYS
 from sparsemend.method.delta_budget import DeltaBudget
+from sparsemend.method.losa_plan import (
+    RankPlan,
+    check_fixed_pattern,
+    check_slices,
+    round_steps,
+    round_targets,
+)
 from sparsemend.method.round_schedule import RoundSchedule
 from sparsemend.pattern import Pattern
 
@@ -99,17 +106,34 @@ def training_batches(batches: int, held_out: float) -> int:
     return batches - (max(1, round(held_out * batches)) if held_out else 0)
 
 
+def check_pruning_rounds(cfg: DictConfig, pattern: Pattern) -> None:
+    """A method that prunes in rounds has a target, a rank, steps and data for each (LoSA)."""
+    method = cfg.method
+    if "mean_rank" not in method:
+        return
+    rounds = method.rounds
+    if not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"method.rounds={rounds} is not an integer of at least 1; set 5")
+    check_fixed_pattern(pattern, fixed=method.fixed_pattern)
+    round_targets(method.targets, cfg.sparsity, rounds)
+    round_steps(method.round_steps, method.max_steps, rounds)
+    check_slices(method.data_slices, rounds)
+    ranks = (method.mean_rank, method.rank_growth, method.min_rank, method.max_rank)
+    RankPlan(*ranks, method.rank_repair).check(rounds)
+
+
 def check_adapter_shapes(cfg: DictConfig, linears: Mapping[str, Shape]) -> None:
     """The rank fits, and SPP's groups divide, every linear (outputs, inputs)."""
     method = cfg.method
-    rank, groups = method.get("rank"), method.get("groups")
+    key = "max_rank" if "max_rank" in method else "rank"
+    rank, groups = method.get(key), method.get("groups")
     if method.get("adapter") == "none" or method.get("form") == "weights":
         rank = None
     for name, shape in linears.items():
         if isinstance(rank, int) and rank > min(shape):
             raise ValueError(
-                f"method.rank={rank} exceeds min(inputs, outputs) = {min(shape)} of {name}; "
-                f"set method.rank={min(shape)} or lower"
+                f"method.{key}={rank} exceeds min(inputs, outputs) = {min(shape)} of {name}; "
+                f"set method.{key}={min(shape)} or lower"
             )
         if isinstance(groups, int) and groups > 0 and shape[0] % groups:
             raise ValueError(

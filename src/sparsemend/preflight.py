@@ -22,6 +22,7 @@ from sparsemend.method_checks import (
     check_block_windows,
     check_deltas,
     check_distillation,
+    check_pruning_rounds,
     check_rounds,
     check_similarity,
     check_training,
@@ -57,6 +58,7 @@ def check(cfg: DictConfig) -> None:
     check_hardware(cfg)
     check_training(cfg)
     check_rounds(cfg, pattern)
+    check_pruning_rounds(cfg, pattern)
     check_similarity(cfg)
     check_block_windows(cfg)
     check_distillation(cfg)

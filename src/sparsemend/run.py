@@ -170,7 +170,9 @@ class Run:
             diagnostics = self.parts.method.repair(model, bench)
             check_supports(model)
         self.result.costs(self.stages)
-        allocation = diagnostics.pop("asked", allocation)
+        if self.parts.method.reallocates:
+            allocation = diagnostics.pop("asked")
+            self._show_rates(model, allocation)
         self._record_repair(diagnostics)
         if isinstance(self.parts.method, NoRepair):
             self.result.content["metrics"]["repaired"] = self.result.content["metrics"]["pruned"]
@@ -301,6 +303,7 @@ class Run:
             offload=parts.hardware.offload,
             out=self.out,
             seed=self.cfg.seed,
+            rounding=self.cfg.rounding,
             resume_from=self.checkpoint,
         )
 

@@ -55,6 +55,7 @@ class Workbench:
     offload: bool
     out: Path
     seed: int
+    rounding: str = "pruner"  # how rates become whole weights, see `rounding`
     resume_from: Path | None = None
 
     @property
