@@ -231,17 +231,22 @@ class Run:
             tokenizer=tokenizer,
             device=self.device,
             batch_size=self.parts.hardware.evaluation_batch,
+            out=self.out,
+            state=state,
         )
         home = next(model.parameters()).device
         metrics: dict[str, float] = {}
         with self.stages.measure("evaluate"):
             nn.Module.to(model, self.device)
-            for evaluation in self.parts.evaluation.values():
+            for name, evaluation in self.parts.evaluation.items():
                 metrics |= evaluation(model, given)
+                if described := evaluation.describe():
+                    self.result.content["protocol"][name] = described
             nn.Module.to(model, home)
         self.result.content["metrics"][state] = metrics
         self.result.costs(self.stages)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        headline = {name: value for name, value in metrics.items() if name.count("/") == 1}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in headline.items())
         log.info("%-8s  %s", state, shown)
 
     def _prune(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Mapping[str, float]:

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,21 @@ from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.perplexity import METRIC, Perplexity, exponential
 
 
+def given_windows(tokens: Tensor, batch: int) -> EvaluationInput:
+    return EvaluationInput(
+        test=tokens,
+        task=None,
+        tokenizer=None,
+        device=torch.device("cpu"),
+        batch_size=batch,
+        out=Path(),
+        state="dense",
+    )
+
+
 def measured(family: str, tokens: Tensor, *, batch: int = 3, chunk: int = 7, limit: int = 10**9):
     evaluation = Perplexity(logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit)
-    given = EvaluationInput(
-        test=tokens, task=None, tokenizer=None, device=torch.device("cpu"), batch_size=batch
-    )
+    given = given_windows(tokens, batch)
     return evaluation(random_model(family), given)[METRIC]
 
 
@@ -38,10 +49,7 @@ def test_logits_are_limited_to_the_bytes_asked_for(tokens: Tensor) -> None:
     seen: list[int] = []
     model.register_forward_hook(lambda m, a, out: seen.append(out.logits.nbytes))
     evaluation = Perplexity(logits_fp32=True, chunk_tokens=16, logits_bytes=2 * 24 * 96 * 4)
-    given = EvaluationInput(
-        test=tokens, task=None, tokenizer=None, device=torch.device("cpu"), batch_size=8
-    )
-    evaluation(model, given)
+    evaluation(model, given_windows(tokens, 8))
     assert max(seen) == 2 * 24 * 96 * 4
 
 

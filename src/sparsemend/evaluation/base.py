@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ class EvaluationInput:
     """What an evaluation may read: test windows (N, T), the tokenizer, where and how to batch.
 
     task: labelled test windows of the task that was trained on, None where there is none.
+    out, state: the run's folder, and which of dense, pruned, repaired is measured.
     """
 
     test: Tensor
@@ -24,6 +27,8 @@ class EvaluationInput:
     tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     batch_size: int
+    out: Path
+    state: str
 
 
 class Evaluation(ABC):
@@ -32,3 +37,7 @@ class Evaluation(ABC):
     @abstractmethod
     def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
         """Metrics of `model`, which is left as it was."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the result's protocol says of it, where the windows alone do not say it."""
+        return {}
