@@ -112,6 +112,19 @@ def test_a_fixed_pattern_with_a_progression_is_refused_naming_the_mixed_one(mode
         check(model, "pattern=2:4", "sparsity=0.5", ATP, f"{DIFFERENCE}=0.05")
 
 
+def test_rmi_is_refused_with_a_fixed_pattern(model: Path) -> None:
+    with pytest.raises(ValueError, match="rmi varies; use pattern=mixed:4"):
+        check(model, "pattern=2:4", "sparsity=0.5", "sparsity_schedule=rmi")
+
+
+def test_comparing_more_sequences_than_there_are_is_refused(model: Path) -> None:
+    rmi = ("sparsity_schedule=rmi", "data.calibration_samples=8")
+    words = r"similarity_samples=64 exceeds data\.calibration_samples=8; set "
+    with pytest.raises(ValueError, match=words):
+        check(model, *rmi)
+    check(model, *rmi, "sparsity_schedule.similarity_samples=8")
+
+
 def test_a_width_that_is_no_multiple_of_the_group_is_refused(tmp_path: Path) -> None:
     odd = llama(tmp_path, intermediate=22)
     with pytest.raises(ValueError, match="down_proj has 22 inputs, not a multiple of 4"):
@@ -566,3 +579,78 @@ def test_a_pruned_checkpoint_has_no_dense_model_to_learn_from(model: Path, term:
 def test_a_teachers_device_that_is_none_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"teacher_device=gpu is no device; give cpu, cuda:0"):
         check(model, "method.distill.weight=0.5", "method.distill.teacher_device=gpu")
+
+
+@pytest.mark.parametrize("name", ["owl", "dlp", "alphapruning", "global", "lamp", "er", "er_plus"])
+def test_every_schedule_passes_as_it_is(model: Path, name: str) -> None:
+    check(model, f"sparsity_schedule={name}", "sparsity=0.4")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("owl", "granularity=row"), "granularity=row is not one of block, linear"),
+        (("owl", "budget=loose"), "budget=loose is not one of exact, reference"),
+        (("owl", "spread=0.6"), r"spread=0\.6 is not in \[0, 0\.5\]"),
+        (("owl", "outlier_multiple=0"), "outlier_multiple=0 is not above 0"),
+        (("owl", "max_sparsity=0.5"), r"sparsity 0\.6 is not in \[0, 0\.5\]"),
+        (("dlp", "reduction=max"), "reduction=max is not one of median, mean"),
+        (("dlp", "min_sparsity=-1"), r"min_sparsity=-1 is not in \[0, 1\]"),
+        (("alphapruning", "metric=alpha"), "metric=alpha is not one of alpha_peak, alpha_mid"),
+        (("alphapruning", "spread=1.5"), r"spread=1\.5 is not in \[0, 1\]"),
+        (("global", "score=random"), "score=random is not one of magnitude, wanda"),
+        (("er_plus", "dense=head"), "dense=head is not one of last_linear, last_block"),
+        (("file", "path=nowhere.yaml"), "sparsity_schedule.path=nowhere.yaml does not exist"),
+    ],
+)
+def test_an_option_of_a_schedule_that_cannot_work_is_refused(
+    model: Path, overrides: tuple[str, str], message: str
+) -> None:
+    name, option = overrides
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check(model, f"sparsity_schedule={name}", f"sparsity_schedule.{option}")
+
+
+def test_what_er_plus_leaves_to_prune_is_known_from_the_headers(model: Path) -> None:
+    lines = ("sparsity_schedule=er_plus", "sparsity_schedule.dense=last_block")
+    check(model, *lines, "sparsity=0.5")
+    with pytest.raises(ValueError, match=r"sparsity 0\.51 exceeds 0\.5000"):
+        check(model, *lines, "sparsity=0.51")
+
+
+@pytest.mark.parametrize("name", ["er", "er_plus", "global", "lamp"])
+def test_a_mixed_pattern_with_rates_by_linear_is_refused(model: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"rate of its own, which cannot be whole N of .*mixed:8"):
+        check(model, f"sparsity_schedule={name}", "pattern=mixed:8")
+
+
+@pytest.mark.parametrize("name", ["owl", "dlp", "alphapruning", "er", "lamp", "global"])
+def test_a_fixed_pattern_with_any_varying_schedule_is_refused(model: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"pattern 2:4 fixes .*which {name} varies"):
+        check(model, f"sparsity_schedule={name}", "pattern='2:4'", "sparsity=0.5")
+
+
+def test_a_file_of_rates_is_held_against_the_model(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rates.yaml"
+    lines = ("sparsity_schedule=file", f"sparsity_schedule.path={path}")
+    path.write_text("0: 0.5\n1: 0.7\n")
+    check(model, *lines, "sparsity=0.6")
+    with pytest.raises(ValueError, match=r"parameter-weighted mean 0\.600000, not sparsity=0\.7"):
+        check(model, *lines, "sparsity=0.7")
+    with pytest.raises(ValueError, match=r"keeps 4\.8 of 16 inputs"):
+        check(model, *lines, "sparsity=0.6", "pattern=mixed:16", "pattern_tail=reference")
+    path.write_text("0: 0.5\n")
+    with pytest.raises(ValueError, match=r"7 of 14 linears have no rate, first model\.layers\.1"):
+        check(model, *lines, "sparsity=0.5")
+    path.write_text("0: 0.5\n1: 0.5\nhead: 0.5\n")
+    with pytest.raises(ValueError, match="first 'head'"):
+        check(model, *lines, "sparsity=0.5")
+
+
+def test_a_schedule_of_the_user_s_own_is_not_held_against_our_options(model: Path) -> None:
+    check(
+        model,
+        "sparsity_schedule=owl",
+        "sparsity_schedule._target_=mine.Owl",
+        "sparsity_schedule.granularity=row",
+    )

@@ -89,6 +89,7 @@ def dsnot_run(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     done = sparsemend_command(contract(workspace, out, *ATP_DSNOT), elsewhere)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "dense" in done.stdout
+    assert "sparsity by block, mean 0.6000" in done.stdout
     assert "repaired" in done.stdout
     assert str(out / "result.json") in done.stdout
     return out
@@ -114,6 +115,8 @@ def test_the_result_follows_the_schema_and_the_contract(dsnot_run: Path) -> None
 def test_rates_follow_the_progression(dsnot_run: Path) -> None:
     asked = {v["asked"] for v in result_of(dsnot_run)["sparsity"]["per_linear"].values()}
     assert sorted(asked) == pytest.approx([0.55, 0.6, 0.65])
+    by_block = result_of(dsnot_run)["sparsity"]["asked_per_block"]
+    assert list(by_block.values()) == pytest.approx([0.55, 0.6, 0.65])
 
 
 def test_the_export_reloads_without_this_package_with_the_same_zeros(dsnot_run: Path) -> None:
@@ -188,6 +191,24 @@ def test_a_sweep_prunes_and_repairs_each_cell(workspace: Path, tmp_path: Path) -
     results = [result_of(tmp_path / "sweep" / str(n)) for n in range(2)]
     assert [r["status"] for r in results] == ["finished", "finished"]
     assert results[0]["metrics"]["pruned"] == results[1]["metrics"]["pruned"]
+
+
+def test_cells_that_differ_in_rounding_are_pruned_apart(workspace: Path, tmp_path: Path) -> None:
+    arguments = [a for a in contract(workspace, tmp_path) if not a.startswith("hydra.run.dir")]
+    done = sparsemend_command(
+        [
+            "-m",
+            *[a for a in arguments if a != "export=true"],
+            "method=none",
+            "rounding=pruner,exact_budget",
+            f"hydra.sweep.dir={tmp_path}/sweep",
+        ],
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    own, exact = (result_of(tmp_path / "sweep" / str(n))["sparsity"] for n in range(2))
+    assert own["achieved"] < 0.6 - 1e-3
+    assert exact["zeros"] == round(0.6 * exact["prunable_weights"])
 
 
 def start(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:

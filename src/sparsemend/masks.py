@@ -142,6 +142,26 @@ def lowest_per_row(score: Tensor, count: int) -> Tensor:
     return chosen
 
 
+def lowest_over_rows(score: Tensor, count: int) -> Tensor:
+    """Bool (O, I): the `count` lowest scores, as equally many of every row as can be.
+
+    The rows that lose one more than the others are those whose next score is lowest; ties fall to
+    the earlier row and the lower index.
+    """
+    each, further = divmod(count, score.shape[0])
+    chosen = lowest_per_row(score, each)
+    if further:
+        following = score.float().masked_fill(chosen, torch.inf).min(dim=1)
+        rows = following.values.argsort(stable=True)[:further]
+        chosen[rows, following.indices[rows]] = True
+    return chosen
+
+
+def lowest_of_all(score: Tensor, count: int) -> Tensor:
+    """Bool (O, I): exactly the `count` lowest scores of the matrix; ties to the lower index."""
+    return lowest_per_row(score.reshape(1, -1), count).view(score.shape)
+
+
 def kth_lowest(score: Tensor, count: int) -> Tensor:
     """The `count`-th lowest (1-based) score of every row, (O, 1), by linear-time selection.
 

@@ -22,11 +22,12 @@ from sparsemend.method_checks import (
     check_adapter_shapes,
     check_block_windows,
     check_distillation,
+    check_similarity,
     check_training,
 )
 from sparsemend.pattern import Pattern
 from sparsemend.resume import check_resumable
-from sparsemend.sparsity_schedule.progression import check_difference
+from sparsemend.schedule_checks import check_rounding, check_schedule
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ EXAMPLES = {
     "data.text.train": "train.txt (data@data.text=text)",
     "data.text.test": "test.txt (data@data.text=text)",
     "sparsity_schedule.common_difference": "0.01",
+    "sparsity_schedule.path": "rates.yaml (linear or block: sparsity), or a run's result.json",
 }
 
 
@@ -49,16 +51,18 @@ def check(cfg: DictConfig) -> None:
     check_numbers(cfg)
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
+    check_rounding(cfg, pattern)
     check_dtype(cfg)
     check_hardware(cfg)
     check_training(cfg)
     check_block_windows(cfg)
     check_tasks(cfg)
     check_distillation(cfg)
+    check_similarity(cfg)
     check_resume(cfg)
     model = find_model(cfg.model)
+    check_schedule(cfg, pattern, model)
     if model.config is not None:
-        check_progression(cfg, model.config)
         check_window(cfg, model.config)
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
@@ -109,7 +113,7 @@ def check_pattern(cfg: DictConfig) -> Pattern:
         raise ValueError(
             f"pattern {pattern} fixes the sparsity of every block, which "
             f"{_name(cfg.sparsity_schedule)} varies; use pattern=mixed:{pattern.group_size} "
-            "or sparsity_schedule=uniform"
+            "with rates by block, or sparsity_schedule=uniform"
         )
     return pattern
 
@@ -208,17 +212,6 @@ def check_resume(cfg: DictConfig) -> None:
     """A run folder named to be resumed holds an unfinished run of this configuration."""
     if cfg.resume not in (None, "auto"):
         check_resumable(Path(cfg.resume), OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-
-
-def check_progression(cfg: DictConfig, config: ModelConfig) -> None:
-    """The common difference of an ATP schedule lies within its bound."""
-    difference = cfg.sparsity_schedule.get("common_difference")
-    if difference is None or _builds(cfg.pruner, "existing"):
-        return
-    if not _is_number(difference):
-        raise ValueError(f"sparsity_schedule.common_difference={difference} is not a number")
-    if config.blocks is not None:
-        check_difference(difference, cfg.sparsity, config.blocks)
 
 
 def check_window(cfg: DictConfig, config: ModelConfig) -> None:

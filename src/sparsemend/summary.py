@@ -1,16 +1,36 @@
-"""The table a run ends with."""
+"""The chart of block rates after pruning, and the table a run ends with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from rich.bar import Bar
 from rich.table import Table
 
 from sparsemend.evaluation.perplexity import METRIC, TASK_METRIC
 from sparsemend.evaluation.zero_shot import MEAN
 
 STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
+
+
+BAR = 40  # columns that stand for sparsity 1
+
+
+def rates_chart(per_block: Mapping[str, float], scores: Mapping[str, float], mean: float) -> Table:
+    """A bar per block for the (mean) rate asked of its linears, with its score if it has one."""
+    scored = per_block.keys() <= scores.keys()
+    table = Table(title=f"sparsity by block, mean {mean:.4f}", box=None, pad_edge=False)
+    table.add_column("block", justify="right")
+    table.add_column("sparsity", justify="right")
+    if scored:
+        table.add_column("score", justify="right")
+    table.add_column("", width=BAR)
+    for block, rate in per_block.items():
+        score = [f"{scores[block]:.4g}"] if scored else []
+        name = block.rpartition(".")[2]
+        table.add_row(name, f"{rate:.4f}", *score, Bar(size=1, begin=0, end=rate, width=BAR))
+    return table
 
 
 def summary_table(result: Mapping[str, Any]) -> Table:

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.data.base import Examples
 from sparsemend.data.python_docs import documents, split_text
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.task_names import SHIPPED
@@ -54,6 +55,7 @@ def given(out: Path, tokenizer: PreTrainedTokenizerBase | None) -> EvaluationInp
     return EvaluationInput(
         test=torch.empty(0, 8, dtype=torch.int64),
         task=None,
+        validation=Examples.of(torch.empty(0, 8, dtype=torch.int64)),
         tokenizer=tokenizer,
         device=torch.device("cpu"),
         batch_size=4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ class EvaluationInput:
 
     task: labelled test windows of the task that was trained on, None where there is none.
     out, state: the run's folder, and which of dense, pruned, repaired is measured.
+    validation: labelled validation windows, empty where no evaluation `needs_validation`.
     """
 
     test: Tensor
     task: Examples | None
+    validation: Examples
     tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     batch_size: int
@@ -32,7 +34,17 @@ class EvaluationInput:
 
 
 class Evaluation(ABC):
-    """Measures one model; metric names are `group/name`."""
+    """Measures one model; metric names are `group/name`.
+
+    repeatable: equal inputs give equal numbers, so that a sweep measures equal models once.
+    """
+
+    repeatable: ClassVar[bool] = False
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether it reads the validation windows."""
+        return False
 
     @abstractmethod
     def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
