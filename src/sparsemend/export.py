@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsemend.evaluation.perplexity import METRIC
 from sparsemend.masks import SparseLinear, sparse_linears
+from sparsemend.metric_names import METRIC
 
 CARD = """---
 library_name: transformers

@@ -66,6 +66,20 @@ def run_folder(
     return folder, checkpoint if checkpoint.exists() else None
 
 
+def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, Path | None]:
+    """(folder, checkpoint to continue from) of a sweep's cell, which never leaves its folder."""
+    try:
+        content = _read(folder / RESULT)
+    except (OSError, json.JSONDecodeError):
+        return folder, None
+    checkpoint = _checkpoint(folder)
+    same = content["config_hash"] == config_hash(config) and content["status"] in UNFINISHED
+    if same and checkpoint.exists():
+        log.info("continuing from its checkpoint: %s", folder)
+        return folder, checkpoint
+    return folder, None
+
+
 def check_resumable(folder: Path, config: Mapping[str, Any]) -> Path:
     """The checkpoint of the unfinished run in `folder`, which must have this very config."""
     if not (folder / RESULT).exists():
@@ -105,7 +119,7 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
         except (OSError, json.JSONDecodeError):
             continue
         same = content.get("config_hash") == digest and content.get("status") in UNFINISHED
-        if same and not _alive(content):
+        if same and not alive(content):
             found.append(path)
     return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
 
@@ -145,7 +159,14 @@ def _search_root(fresh: Path, name: str) -> Path:
     return next((parent for parent in fresh.parents if parent.name == name), fresh)
 
 
-def _alive(content: Mapping[str, Any]) -> bool:
+def process_here(content: Mapping[str, Any]) -> bool:
+    """Whether this very process wrote the result."""
+    process = content.get("process", {})
+    return bool(process == {"host": platform.node(), "pid": os.getpid()})
+
+
+def alive(content: Mapping[str, Any]) -> bool:
+    """Whether what is noted as running may still run, in another process or on another machine."""
     process = content.get("process", {})
     if content.get("status") != "running":
         return False

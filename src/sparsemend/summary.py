@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sparsemend.evaluation.perplexity import METRIC, TASK_METRIC
+from sparsemend.metric_names import METRIC, TASK_METRIC
 
 STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
 
