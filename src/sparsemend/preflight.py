@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.cache_checks import check_cache
 from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.data_checks import check_files, data_sources
 from sparsemend.evaluation.task_names import find_tasks
@@ -65,6 +66,7 @@ def check(cfg: DictConfig) -> None:
     check_tasks(cfg)
     check_distillation(cfg)
     check_resume(cfg)
+    check_sharing(cfg)
     model = find_model(cfg.model)
     check_schedule(cfg, pattern, model)
     if model.config is not None:
@@ -219,6 +221,16 @@ def check_resume(cfg: DictConfig) -> None:
     """A run folder named to be resumed holds an unfinished run of this configuration."""
     if cfg.resume not in (None, "auto"):
         check_resumable(Path(cfg.resume), OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def check_sharing(cfg: DictConfig) -> None:
+    """Known words for statistics and cache; a cache that a single run uses can be written."""
+    if cfg.statistics not in ("exact", "dense"):
+        raise ValueError(f"statistics={cfg.statistics} is not one of exact, dense")
+    if cfg.cache.when not in ("sweep", "always"):
+        raise ValueError(f"cache.when={cfg.cache.when} is not one of sweep, always")
+    if cfg.cache.when == "always":
+        check_cache([cfg])
 
 
 def check_window(cfg: DictConfig, config: ModelConfig) -> None:

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
@@ -28,7 +29,6 @@ from transformers.utils import logging as transformers_logging
 from sparsemend.blocks import check_prunable
 from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
-from sparsemend.evaluation.perplexity import METRIC
 from sparsemend.export import export, to_dense_
 from sparsemend.hardware import Hardware
 from sparsemend.masks import check_supports, save_masks, sparse_linears
@@ -50,11 +50,12 @@ from sparsemend.results import (
     sparsity_report,
     sparsity_section,
 )
-from sparsemend.resume import forget_work, last_checkpoint, run_folder
+from sparsemend.resume import cell_folder, forget_work, last_checkpoint, run_folder
 from sparsemend.shared_work import SharedWork, section
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import rates_chart, summary_table
+from sparsemend.sweep import objective
 from sparsemend.tracking import Tracker
 from sparsemend.windows import Wanted, Windows, check_vocabulary, read_windows
 
@@ -88,11 +89,12 @@ class Parts:
 
 
 def run(cfg: DictConfig) -> float:
-    """Carry out one configured run; returns the repaired model's test perplexity."""
+    """Carry out one configured run; returns its objective, the repaired model's perplexity."""
     quieten()
-    started = perf_counter()
+    started, worked = perf_counter(), process_time()
     fresh = Path(HydraConfig.get().runtime.output_dir)
-    out, resumed = run_folder(cfg.resume, resolved(cfg), fresh)
+    sweep, config = HydraConfig.get().mode == RunMode.MULTIRUN, resolved(cfg)
+    out, resumed = cell_folder(config, fresh) if sweep else run_folder(cfg.resume, config, fresh)
     if not resumed:
         forget_work(out)
     result = Result(out / "result.json", cfg, resumed=resumed)
@@ -102,11 +104,12 @@ def run(cfg: DictConfig) -> float:
         _check_together(parts)
         Run(cfg, parts, result, out, last_checkpoint(out)).carry_out()
         result.content["seconds"] = round(perf_counter() - started, 3)
+        result.content["processor_seconds"] = round(process_time() - worked, 3)
         result.write()
     except BaseException as error:
         result.fail(error)
         raise
-    return float(result.content["metrics"]["repaired"].get(METRIC) or "nan")
+    return objective(result.content, config)
 
 
 def _parts(cfg: DictConfig) -> Parts:

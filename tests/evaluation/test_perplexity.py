@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import EvaluationInput
-from sparsemend.evaluation.perplexity import METRIC, VALIDATION_METRIC, Perplexity, exponential
+from sparsemend.evaluation.perplexity import Perplexity, exponential
+from sparsemend.metric_names import METRIC, VALIDATION_METRIC
 
 
 def perplexity(*, chunk: int = 16, limit: int = 10**9, validation: bool = False) -> Perplexity:
