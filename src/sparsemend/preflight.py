@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.data_checks import check_files, data_sources
 from sparsemend.local_model import ModelConfig, find_model
+from sparsemend.logger_checks import check_logger
 from sparsemend.method_checks import check_adapter_shapes, check_training
 from sparsemend.pattern import Pattern
 from sparsemend.resume import check_resumable
@@ -49,6 +50,7 @@ def check(cfg: DictConfig) -> None:
     check_hardware(cfg)
     check_training(cfg)
     check_resume(cfg)
+    check_logger(cfg)
     model = find_model(cfg.model)
     check_schedule(cfg, pattern, model)
     if model.config is not None:

@@ -48,6 +48,7 @@ from sparsemend.results import (
 )
 from sparsemend.resume import forget_work, last_checkpoint, run_folder
 from sparsemend.rounding import rounded
+from sparsemend.run_summary import curves_of
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import rates_chart, summary_table
@@ -135,14 +136,15 @@ class Run:
         result.content["provenance"]["device"] = _device_name(self.device)
         result.content["provenance"]["threads"] = torch.get_num_threads()
         self.pattern = Pattern.parse(cfg.pattern)
-        self.logger = parts.logger.open(out, result.content["config"])
+        self.loggers = parts.logger.open(out, result.content["config"])
 
     def carry_out(self) -> None:
         """Every stage in order; what was measured is on disk also when one of them fails."""
         try:
             self._carry_out()
-        except BaseException:
-            self.parts.logger.abandon(self.logger)
+        except BaseException as error:
+            self.result.fail(error)
+            self.parts.logger.abandon(self.loggers, self.result.content)
             raise
         finally:
             self.result.costs(self.stages)
@@ -281,7 +283,7 @@ class Run:
             sparsity=self.cfg.sparsity,
             pattern=self.pattern,
             load_dense=lambda: parts.model.load(seed=self.cfg.seed),
-            make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
+            make_trainer=parts.hardware.trainer_factory(self.loggers, self.out),
             device=self.device,
             offload=parts.hardware.offload,
             out=self.out,
@@ -291,6 +293,7 @@ class Run:
 
     def _record_repair(self, diagnostics: dict[str, Any]) -> None:
         self.result.content["repair"] = diagnostics
+        self.result.content["curves"] = curves_of(self.out)
         trained = diagnostics.get("trained_parameters", 0)
         self.result.content["cost"].setdefault("repair", {})["trained_parameters"] = trained
 
@@ -323,9 +326,7 @@ class Run:
         content = self.result.content
         content["status"] = "finished"
         self.result.costs(self.stages)
-        flat = {f"{state}/{k}": v for state, m in content["metrics"].items() for k, v in m.items()}
-        achieved = content["sparsity"]["achieved"]
-        self.parts.logger.finish(self.logger, {**flat, "sparsity/achieved": achieved})
+        self.parts.logger.finish(self.loggers, content)
         console = _console()
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
@@ -371,7 +372,14 @@ def quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "httpx", "datasets"):
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning",
+        "httpx",
+        "datasets",
+        "wandb",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in CHATTER:
         warnings.filterwarnings("ignore", message=f".*{text}")
