@@ -112,6 +112,19 @@ def test_a_fixed_pattern_with_a_progression_is_refused_naming_the_mixed_one(mode
         check(model, "pattern=2:4", "sparsity=0.5", ATP, f"{DIFFERENCE}=0.05")
 
 
+def test_rmi_is_refused_with_a_fixed_pattern(model: Path) -> None:
+    with pytest.raises(ValueError, match="rmi varies; use pattern=mixed:4"):
+        check(model, "pattern=2:4", "sparsity=0.5", "sparsity_schedule=rmi")
+
+
+def test_comparing_more_sequences_than_there_are_is_refused(model: Path) -> None:
+    rmi = ("sparsity_schedule=rmi", "data.calibration_samples=8")
+    words = r"similarity_samples=64 exceeds data\.calibration_samples=8; set "
+    with pytest.raises(ValueError, match=words):
+        check(model, *rmi)
+    check(model, *rmi, "sparsity_schedule.similarity_samples=8")
+
+
 def test_a_width_that_is_no_multiple_of_the_group_is_refused(tmp_path: Path) -> None:
     odd = llama(tmp_path, intermediate=22)
     with pytest.raises(ValueError, match="down_proj has 22 inputs, not a multiple of 4"):

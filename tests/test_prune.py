@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
 
-from sparsemend.prune import exact_zeros
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsemend.blocks import prunable_linears, walk
+from sparsemend.masks import sparse_linears
+from sparsemend.method.low_rank import kaiming_start
+from sparsemend.method.masked_lora import MaskedLoraLinear
+from sparsemend.pattern import Pattern
+from sparsemend.prune import exact_zeros, prune, prune_block
+from sparsemend.pruner.magnitude import Magnitude
+
+UNSTRUCTURED = Pattern.parse("unstructured")
+ROWS = Magnitude(group="row")
 
 
 def test_an_exact_budget_gives_what_is_missing_to_the_largest_remainders() -> None:
@@ -26,3 +40,34 @@ def test_an_exact_budget_is_met_to_one_weight(target: float) -> None:
     zeros = exact_zeros(rates, sizes)
     assert abs(sum(zeros.values()) - wanted) <= 0.5 + 1e-6
     assert all(abs(zeros[n] - rates[n] * sizes[n]) < 1 for n in sizes)
+
+
+def test_an_adapted_linear_is_pruned_under_its_factors(
+    make_model: Callable[..., PreTrainedModel], tokens: Tensor
+) -> None:
+    """What is pruned is the effective weight; the factors and the module stay."""
+    model = make_model("llama")
+    uniform = dict.fromkeys(prunable_linears(model), 0.25)
+    prune(model, [], ROWS, uniform, UNSTRUCTURED)
+    generator = torch.Generator().manual_seed(0)
+    for name, linear in list(sparse_linears(model)):
+        adapter = MaskedLoraLinear(linear, kaiming_start(2, linear.in_features, generator), 2.0)
+        with torch.no_grad():
+            adapter.lora_b.normal_(generator=generator)
+        model.set_submodule(name, adapter)
+    before = dict(sparse_linears(model))
+    expected = {
+        n: ROWS(m.effective_weight().detach(), None, 0.5, UNSTRUCTURED) for n, m in before.items()
+    }
+    factors = {n: (m.lora_a.clone(), m.lora_b.clone()) for n, m in before.items()}
+    for visit in walk(model, [tokens]):
+        prune_block(visit, ROWS, dict.fromkeys(before, 0.5), UNSTRUCTURED)
+    for name, linear in sparse_linears(model):
+        assert linear is before[name]
+        assert torch.equal(linear.keep, expected[name].keep)
+        # the base is the difference of the two in fp32: one rounding of values of order 10
+        torch.testing.assert_close(
+            linear.effective_weight(), expected[name].weight, atol=1e-5, rtol=0
+        )
+        assert torch.equal(linear.lora_a, factors[name][0])
+        assert torch.equal(linear.lora_b, factors[name][1])

@@ -33,6 +33,19 @@ def check_training(cfg: DictConfig) -> None:
         )
 
 
+def check_similarity(cfg: DictConfig) -> None:
+    """Whoever compares calibration sequences is given as many as it compares."""
+    available = cfg.data.get("calibration_samples")
+    for group in ("sparsity_schedule", "method"):
+        samples = cfg[group].get("similarity_samples")
+        if isinstance(samples, int) and isinstance(available, int) and samples > available:
+            raise ValueError(
+                f"{group}.similarity_samples={samples} exceeds data.calibration_samples="
+                f"{available}; set data.calibration_samples={samples} or "
+                f"{group}.similarity_samples={available}"
+            )
+
+
 def check_adapter_shapes(cfg: DictConfig, linears: Mapping[str, Shape]) -> None:
     """The rank fits, and SPP's groups divide, every linear (outputs, inputs)."""
     method = cfg.method

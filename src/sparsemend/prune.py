@@ -57,10 +57,12 @@ def prune_block(
     visit: Visit, pruner: Pruner, allocation: Mapping[str, float], pattern: Pattern
 ) -> None:
     """Prune every linear of one visited block from one pass over its inputs."""
-    statistics = visit.observe(lambda width, device: _required(pruner, width, device))
+    statistics: dict[str, Statistic] = {}
+    if pruner.needs_calibration:
+        statistics = visit.observe(lambda width, device: _required(pruner, width, device))
     for name, linear in list(visit.linears.items()):
         rate = allocation[visit.full_name(name)]
-        visit.replace(name, pruned(linear, pruner, statistics.pop(name), rate, pattern))
+        visit.replace(name, pruned(linear, pruner, statistics.pop(name, None), rate, pattern))
 
 
 @torch.no_grad()
@@ -71,8 +73,17 @@ def pruned(
     sparsity: float,
     pattern: Pattern,
 ) -> SparseLinear:
-    """`linear` as a SparseLinear holding what the pruner made of it; takes its tensors over."""
-    result = pruner(linear.weight.detach(), statistic, sparsity, pattern.at(sparsity))
+    """`linear` as a SparseLinear holding what the pruner made of it; takes its tensors over.
+
+    One that is a SparseLinear already stays itself: its effective weight is pruned, and an adapter
+    moves its base under factors that it keeps.
+    """
+    pattern = pattern.at(sparsity)
+    if isinstance(linear, SparseLinear):
+        result = pruner(linear.effective_weight().detach(), statistic, sparsity, pattern)
+        linear.set_effective_(result.weight, result.keep)
+        return linear
+    result = pruner(linear.weight.detach(), statistic, sparsity, pattern)
     linear.weight.copy_(result.weight)
     return SparseLinear(linear.weight, linear.bias, result.keep)
 

@@ -165,6 +165,7 @@ class Run:
             diagnostics = self.parts.method.repair(model, bench)
             check_supports(model)
         self.result.costs(self.stages)
+        allocation = diagnostics.pop("asked", allocation)
         self._record_repair(diagnostics)
         self._evaluate("repaired", model, tokenizer, windows)
         with self.stages.measure("export"):
@@ -187,6 +188,7 @@ class Run:
             # last: a shard of C4 takes a minute to read
             calibration=data.calibration(tokenizer, seed=self.cfg.seed) if calibrated else none,
         )
+        method.check_train(windows.train)
         test = windows.test
         self.result.content["protocol"] = {
             "corpus": data.name,

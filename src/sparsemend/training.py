@@ -51,7 +51,9 @@ class RepairModule(LightningModule):
         validation: Examples,
         *,
         seed: int,
+        first_step: int = 0,
     ) -> None:
+        """first_step: optimizer steps of earlier fits whose reading and draws this one goes on."""
         super().__init__()
         self.model = model
         self.plan = plan
@@ -59,6 +61,7 @@ class RepairModule(LightningModule):
         self.train_examples = train
         self.validation_examples = validation.first(plan.validation_windows)
         self.seed = seed
+        self.first_step = first_step
         self.strict_loading = False  # checkpoints hold only what is trained
         self._after_fit = ExitStack()
         self._validated = torch.zeros(2, dtype=torch.float64)  # sum of losses, their number
@@ -132,7 +135,8 @@ class RepairModule(LightningModule):
 
     def on_train_batch_start(self, batch: list[Tensor], batch_index: int) -> None:
         # dropout draws what it would draw in an uninterrupted run
-        torch.manual_seed((self.seed * 1_000_003 + batch_index) * 101 + self.global_rank)
+        number = self.first_step * self.plan.accumulate + batch_index
+        torch.manual_seed((self.seed * 1_000_003 + number) * 101 + self.global_rank)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Tensor], batch_index: int) -> None:
         # a stop that is asked for is preceded by a validation, the last of the plan's steps is not
@@ -200,9 +204,9 @@ class RepairModule(LightningModule):
         batches = SteppedBatches(
             rows=len(self.train_examples),
             batch_size=self.plan.batch_size,
-            batches=self.plan.max_steps * self.plan.accumulate,
+            batches=(self.first_step + self.plan.max_steps) * self.plan.accumulate,
             seed=self.seed,
-            start=lambda: self.global_step * self.plan.accumulate,
+            start=lambda: (self.first_step + self.global_step) * self.plan.accumulate,
             rank=self.global_rank,
             world=self.trainer.world_size,
         )

@@ -75,10 +75,17 @@ class RepairMethod(ABC):
     holds_support: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = False
     needs_dense: ClassVar[bool] = False  # reads dense weights; refused on pruned checkpoints
+    # sparsities of single linears become the method's own, their mean stays; `asked` of the
+    # diagnostics gives them by name
+    reallocates: ClassVar[bool] = False
 
     @abstractmethod
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         """Repair `model` in place; returns diagnostics for the result (may be empty)."""
+
+    def check_train(self, train: Examples) -> None:
+        """Raise ValueError, before the model is loaded, where these windows cannot train it."""
+        return
 
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
         """Raise ValueError, before any long work, where this model cannot be repaired so.
