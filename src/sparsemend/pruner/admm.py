@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsemend.masks import checked_finite, lowest_per_group, lowest_per_row
+from sparsemend.masks import checked_finite, lowest_of_all, lowest_per_group, lowest_per_row
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.statistics import Hessian, Statistic, symmetrise_
@@ -114,6 +114,15 @@ class ADMM(Pruner):
         pruned = (final / system.scale).to(weight.dtype).masked_fill_(removed, 0)
         return Pruned(pruned, ~removed)
 
+    def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
+        """Raises ValueError with group=row, whose rows all lose the same number."""
+        if self.group == "row":
+            raise ValueError("pruner.group=row of ADMM has no exact count; use pruner.group=layer")
+        if not zeros:
+            return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+        # half a weight more, so that truncation gives `zeros` whatever the product rounds to
+        return self(weight, statistic, (zeros + 0.5) / weight.numel(), Pattern())
+
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """|W| d (O, I), fp32: what the first iteration compares."""
         return checked_finite(weight.float().abs() * _gram(statistic).scale())
@@ -145,17 +154,12 @@ class ADMM(Pruner):
         if pattern.unstructured:
             if self.group == "row":
                 return lowest_per_row(score, int(score.shape[1] * sparsity * share))
-            return _lowest(score, int(score.numel() * sparsity * share))
+            return lowest_of_all(score, int(score.numel() * sparsity * share))
         candidates = lowest_per_group(score, pattern)
         if share == 1:
             return candidates
         count = int(int(candidates.sum()) * share)
-        return _lowest(score.masked_fill(~candidates, torch.inf), count)
-
-
-def _lowest(score: Tensor, count: int) -> Tensor:
-    """Bool (O, I): exactly the `count` lowest scores of the matrix."""
-    return lowest_per_row(score.reshape(1, -1), count).view(score.shape)
+        return lowest_of_all(score.masked_fill(~candidates, torch.inf), count)
 
 
 def _gram(statistic: Statistic | None) -> Gram:
