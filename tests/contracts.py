@@ -41,6 +41,7 @@ SMALL = {
     "max_cycles": 5,
     "rounds": 2,
     "similarity_samples": 4,
+    "epochs": 2,
 }
 
 

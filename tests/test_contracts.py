@@ -80,6 +80,13 @@ VARIANTS = {
     "lors bf16-mixed": ("lors", "method.precision=bf16-mixed"),
     "perp scale_lora": ("perp", "method.adapter=scale_lora"),
     "perp perturbed": ("perp", "method.adapter=scale_lora", "method.init=perturbed"),
+    "masked_lora distilled": (
+        "masked_lora",
+        "method.distill.weight=0.5",
+        "method.distill.hidden_weight=1",
+        "method.distill.teacher_dtype=bfloat16",
+    ),
+    "masked_full distilled": ("masked_full", "method.distill.weight=1"),
     "masked_full sgd": ("masked_full", "method.optimizer=sgd"),
     "losa carried": ("losa", "method.optimizer_state=carried", "method.dropout=0"),
     "losa capped": ("losa", "method.rank_cap=4", "method.optimizer_state=carried"),

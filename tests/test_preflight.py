@@ -619,3 +619,38 @@ def test_a_schedule_of_the_user_s_own_is_not_held_against_our_options(model: Pat
         "sparsity_schedule._target_=mine.Owl",
         "sparsity_schedule.granularity=row",
     )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "least"),
+    [
+        (("method.batch_size=8",), 9),  # one full batch, and one window held out
+        (("method.batch_size=8", "method.held_out=0"), 8),
+        (("method.batch_size=4",), 5),
+    ],
+)
+def test_too_few_windows_for_reconstruction_are_refused_with_the_number_needed(
+    model: Path, knobs: tuple[str, ...], least: int
+) -> None:
+    given = ("method=reconstruct", *knobs)
+    with pytest.raises(ValueError, match=rf"at least data\.calibration_samples={least}, or lower"):
+        check(model, *given, f"data.calibration_samples={least - 1}")
+    check(model, *given, f"data.calibration_samples={least}")
+
+
+def test_a_rank_that_reconstruction_does_not_use_is_not_checked(model: Path) -> None:
+    check(model, "method=reconstruct", "method.rank=99")
+    with pytest.raises(ValueError, match=r"method\.rank=99 exceeds"):
+        check(model, "method=reconstruct", "method.rank=99", "method.form=masked_lora")
+
+
+@pytest.mark.parametrize("term", ["weight", "hidden_weight"])
+def test_a_pruned_checkpoint_has_no_dense_model_to_learn_from(model: Path, term: str) -> None:
+    with pytest.raises(ValueError, match=r"ask to learn from the dense model.*set both to 0"):
+        check(model, "pruner=existing", f"method.distill.{term}=0.5")
+    check(model, "pruner=existing")
+
+
+def test_a_teachers_device_that_is_none_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"teacher_device=gpu is no device; give cpu, cuda:0"):
+        check(model, "method.distill.weight=0.5", "method.distill.teacher_device=gpu")

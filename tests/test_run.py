@@ -315,6 +315,41 @@ def test_a_killed_run_resumes_to_the_bits_of_an_undisturbed_one(
     assert result["provenance"]["threads"] == 1
 
 
+def test_reconstruct_killed_in_block_two_ends_with_the_bits_of_an_undisturbed_run(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """kill -9 while the second block trains, then the same command again."""
+    overrides = (
+        "method=reconstruct",
+        "method.batch_size=2",
+        "method.epochs=100",
+        "method.patience=100",
+        "hardware.threads=1",
+        "resume=auto",
+    )
+    undisturbed = sparsemend_command(contract(workspace, tmp_path / "one", *overrides), tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    arguments = contract(workspace, tmp_path / "two", *overrides)
+    process = start(arguments, tmp_path)
+    parts = tmp_path / "two" / "repair"
+    wait_for(parts / "block_0.safetensors", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert {path.name for path in parts.iterdir()} == {"block_0.safetensors"}
+    again = sparsemend_command(arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "block 1/3  as an earlier attempt left it" in again.stdout
+
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    results = [result_of(tmp_path / run) for run in ("one", "two")]
+    jsonschema.validate(results[1], SCHEMA)
+    assert len(results[1]["earlier_attempts"]) == 1
+    untimed = [[{**row, "seconds": 0} for row in result["repair"]["blocks"]] for result in results]
+    assert untimed[0] == untimed[1]
+
+
 def test_an_open_adapter_is_saved_beside_a_base_that_keeps_its_zeros(
     workspace: Path, tmp_path: Path
 ) -> None:
@@ -376,11 +411,17 @@ def test_a_failed_run_says_why_in_its_result(workspace: Path, tmp_path: Path) ->
     assert "adamw, sgd, muon" in result["error"]["message"]
 
 
-def test_dsnot_on_a_pruned_checkpoint_is_refused(workspace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method", [("dsnot",), ("reconstruct", "method.batch_size=2")], ids=lambda m: m[0]
+)
+def test_what_reads_dense_weights_is_refused_on_a_pruned_checkpoint(
+    workspace: Path, tmp_path: Path, method: tuple[str, ...]
+) -> None:
     arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
-    done = sparsemend_command([*arguments, "pruner=existing", "method=dsnot"], tmp_path)
+    name, *knobs = method
+    done = sparsemend_command([*arguments, "pruner=existing", f"method={name}", *knobs], tmp_path)
     assert done.returncode != 0
-    assert "restarts from dense weights" in done.stderr
+    assert "reads the dense weights" in done.stderr
 
 
 TOY = '''

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from omegaconf import DictConfig
@@ -46,11 +47,58 @@ def check_similarity(cfg: DictConfig) -> None:
             )
 
 
+def check_distillation(cfg: DictConfig) -> None:
+    """There is a dense model to learn from where that is asked for."""
+    distill = cfg.method.get("distill")
+    if not distill or not (distill.weight or distill.hidden_weight):
+        return
+    if cfg.pruner.get("_target_", "").endswith(".Existing"):
+        raise ValueError(
+            f"method.distill.weight={distill.weight} and hidden_weight={distill.hidden_weight} "
+            "ask to learn from the dense model, which an already pruned checkpoint "
+            "(pruner=existing) does not have; set both to 0, or give the dense model and a pruner"
+        )
+    device = distill.teacher_device
+    if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
+        raise ValueError(
+            f"method.distill.teacher_device={device} is no device; give cpu, cuda:0, cuda:1 ..., "
+            "or null for where the model trains"
+        )
+
+
+def check_block_windows(cfg: DictConfig) -> None:
+    """A method that trains on the calibration windows block by block has enough of them."""
+    method, samples = cfg.method, cfg.data.get("calibration_samples")
+    if "held_out" in method and isinstance(samples, int):
+        check_windows(samples, method.batch_size, method.held_out)
+
+
+def check_windows(count: int, batch_size: int, held_out: float) -> None:
+    """Raise ValueError unless so many calibration windows leave a full batch to train on."""
+    if not isinstance(batch_size, int) or batch_size < 1 or not 0 <= held_out < 1:
+        return  # said by the method itself
+    if count >= batch_size and training_batches(-(-count // batch_size), held_out):
+        return
+    least = batch_size
+    while not training_batches(-(-least // batch_size), held_out):
+        least += 1
+    raise ValueError(
+        f"{count} calibration windows in batches of method.batch_size={batch_size} leave none to "
+        f"train on beside method.held_out={held_out}; give at least "
+        f"data.calibration_samples={least}, or lower method.batch_size"
+    )
+
+
+def training_batches(batches: int, held_out: float) -> int:
+    """How many of so many batches are trained on; the others, the last, are held out."""
+    return batches - (max(1, round(held_out * batches)) if held_out else 0)
+
+
 def check_adapter_shapes(cfg: DictConfig, linears: Mapping[str, Shape]) -> None:
     """The rank fits, and SPP's groups divide, every linear (outputs, inputs)."""
     method = cfg.method
     rank, groups = method.get("rank"), method.get("groups")
-    if method.get("adapter") == "none":
+    if method.get("adapter") == "none" or method.get("form") == "weights":
         rank = None
     for name, shape in linears.items():
         if isinstance(rank, int) and rank > min(shape):

@@ -18,7 +18,13 @@ from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.data_checks import check_files, data_sources
 from sparsemend.local_model import ModelConfig, find_model
 from sparsemend.logger_checks import check_logger
-from sparsemend.method_checks import check_adapter_shapes, check_similarity, check_training
+from sparsemend.method_checks import (
+    check_adapter_shapes,
+    check_block_windows,
+    check_distillation,
+    check_similarity,
+    check_training,
+)
 from sparsemend.pattern import Pattern
 from sparsemend.resume import check_resumable
 from sparsemend.schedule_checks import check_rounding, check_schedule
@@ -50,6 +56,8 @@ def check(cfg: DictConfig) -> None:
     check_hardware(cfg)
     check_training(cfg)
     check_similarity(cfg)
+    check_block_windows(cfg)
+    check_distillation(cfg)
     check_resume(cfg)
     check_logger(cfg)
     model = find_model(cfg.model)

@@ -25,7 +25,7 @@ RESULT = "result.json"
 PARTS = "repair"  # folder in a run folder
 UNFINISHED = ("running", "failed", "interrupted")
 # what changes no number
-NOT_HASHED = ("name", "resume", "logger", "export", "export_dtype")
+NOT_HASHED = ("name", "resume", "logger", "export", "export_dtype", "cache", "search")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -56,11 +56,6 @@ def check_rounding(cfg: DictConfig, pattern: Pattern) -> None:
             "rounding=exact_budget with pruner.variant=true, whose threshold gives no exact count; "
             "use rounding=pruner or pruner.variant=false"
         )
-    if cfg.pruner.get("_target_", "").endswith(".ADMM") and cfg.pruner.get("group") == "row":
-        raise ValueError(
-            "rounding=exact_budget with pruner=admm pruner.group=row, whose rows all lose the same "
-            "number; use pruner.group=layer or rounding=pruner"
-        )
     if cfg.method.get("start") == "pruner":
         raise ValueError(
             "rounding=exact_budget is undone by method.start=pruner, which prunes again by row; "

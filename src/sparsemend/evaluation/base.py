@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,17 +18,29 @@ class EvaluationInput:
     """What an evaluation may read: test windows (N, T), the tokenizer, where and how to batch.
 
     task: labelled test windows of the task that was trained on, None where there is none.
+    validation: labelled validation windows, empty where no evaluation `needs_validation`.
     """
 
     test: Tensor
     task: Examples | None
+    validation: Examples
     tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     batch_size: int
 
 
 class Evaluation(ABC):
-    """Measures one model; metric names are `group/name`."""
+    """Measures one model; metric names are `group/name`.
+
+    repeatable: equal inputs give equal numbers, so that a sweep measures equal models once.
+    """
+
+    repeatable: ClassVar[bool] = False
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether it reads the validation windows."""
+        return False
 
     @abstractmethod
     def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsemend.batches import next_token_loss
 from sparsemend.blocks import prunable_linears
 from sparsemend.measure import flops, peak_bytes, saved_bytes
 from sparsemend.method.base import TrainedRepair, Workbench
@@ -31,6 +30,8 @@ class Candidate:
             raise ValueError("method.compile=true is not measured; set compile: false")
         torch.manual_seed(bench.seed)
         method.attach(model, bench)
+        self.objective = method.objective(bench)
+        self.objective.prepare(bench.device)
         self.trained = method.free_trainable(model)  # as TrainedRepair.repair does
         model.train()
         self.optimizer = make_optimizer(
@@ -43,7 +44,7 @@ class Candidate:
 
     def loss(self, tokens: Tensor) -> Tensor:
         with self._autocast():
-            return next_token_loss(self.model, tokens, tokens)
+            return self.objective(self.model, tokens, tokens).total
 
     def step(self, tokens: Tensor) -> None:
         self.loss(tokens).backward()
