@@ -41,7 +41,7 @@ LIMIT = 100.0  # seconds; a fit takes five, nearly all of it the start of the se
 def parallel(out: Path) -> Workbench:
     """A workbench whose Trainer starts a second process."""
     bench = bench_for(out)
-    make = TWO.trainer_factory(CSVLogger(out, name="", version="training"), out)
+    make = TWO.trainer_factory([CSVLogger(out, name="", version="training")], out)
     object.__setattr__(bench, "make_trainer", make)
     return bench
 
@@ -170,6 +170,30 @@ def test_lors_with_two_processes_is_one_with_twice_the_batch(tmp_path: Path) -> 
     for part, fit, size in (("together", fit_together, 2), ("alone", fit_alone, 4)):
         fit(tmp_path / part, sgd("lors", batch_size=size))
     assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
+
+
+def evolving(*extra: Callback, batch_size: int) -> TrainedRepair:
+    """seft by SGD: a round after step 2, of gradients of both ranks."""
+    method = sgd("seft", batch_size=batch_size)
+    method.max_steps, method.update_interval, method.accumulation_steps = 5, 4, 2
+    method.__post_init__()
+    method.callbacks = Brings([*type(method).callbacks(method), *extra])  # type: ignore[method-assign]
+    return method
+
+
+@pytest.mark.slow
+def test_seft_moves_on_two_processes_as_on_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Statistics are averaged, so the same positions leave and enter, the same weights go."""
+    dump = Dump(tmp_path)
+    reports = {
+        "together": fit_together(tmp_path / "together", evolving(dump, batch_size=2)),
+        "alone": fit_alone(tmp_path / "alone", evolving(batch_size=4)),
+    }
+    assert sum(reports["alone"]["evolution"]["rounds"][0]["reactivated"]) > 0
+    assert reports["together"]["evolution"] == reports["alone"]["evolution"]
+    assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    contracts.assert_same_bits(first, second)
 
 
 @pytest.mark.slow

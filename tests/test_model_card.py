@@ -49,6 +49,7 @@ def result(path: str = "embedded:tiny", **sparsity: float) -> dict[str, Any]:
             "dtype": "float32",
             "data_hash": "ab" * 32,
             "calibration_samples": 128,
+            "zero_shot": {"harness": "lm-eval 0.4.13", "metric": "acc"},
         },
         "provenance": {
             "commit": "0123",
@@ -91,6 +92,7 @@ def test_every_number_has_its_row() -> None:
         "| tokens per window | 256 |",
         f"| SHA-256 of the data | {'ab' * 32} |",
         "| evaluation | `Perplexity(a=1)` |",
+        "| zero_shot | harness lm-eval 0.4.13, metric acc |",
         "| seed | 7 |",
         "| device | cpu, 2 threads |",
         "| repair | 1,234.6 | 3 |",

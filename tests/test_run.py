@@ -1,5 +1,6 @@
 """The command contract, end to end, on folders and files the tests make."""
 
+import csv
 import json
 import os
 import signal
@@ -15,9 +16,12 @@ import torch
 from families import random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from wandb_file import read_offline
 
 import sparsemend
 from sparsemend.masks import load_masks, save_masks
+from sparsemend.method.losa_rounds import RoundMark
+from sparsemend.run_summary import block_rows, metric_rows, summary_of
 
 SCHEMA = json.loads((Path(sparsemend.__file__).parent / "result.schema.json").read_text())
 SEQLEN = 32
@@ -214,6 +218,33 @@ def test_cells_that_differ_in_rounding_are_pruned_apart(workspace: Path, tmp_pat
     assert exact["zeros"] == round(0.6 * exact["prunable_weights"])
 
 
+def test_an_offline_wandb_run_equals_the_result(workspace: Path, tmp_path: Path) -> None:
+    """Read back from disk: configuration, curves, tables and summary."""
+    out = tmp_path / "out"
+    options = ("logger=wandb", "logger.mode=offline", "sparsity_schedule=owl", "export=false")
+    training = ("method=masked_lora", "method.max_steps=4", "method.validate_every=2")
+    done = sparsemend_command(contract(workspace, out, *options, *training), tmp_path)
+    assert done.returncode == 0, done.stderr
+    run, result = read_offline(out), result_of(out)
+    jsonschema.validate(result, SCHEMA)
+    run.config.pop("_wandb", None)
+    assert run.config == result["config"]
+    summary = summary_of(result)
+    assert {key: run.summary.get(key) for key in summary} == summary
+    assert summary["repaired/perplexity/test"] == result["metrics"]["repaired"]["perplexity/test"]
+    assert summary["sparsity/block/2"] == result["sparsity"]["per_block"]["model.layers.2"]
+    assert len(result["curves"]["validation/loss"]) == 2
+    assert {name: run.curve(name) for name in result["curves"]} == result["curves"]
+    rows = list(csv.DictReader((out / "training" / "metrics.csv").open()))
+    losses = [[int(r["step"]), float(r["train/loss"])] for r in rows if r["train/loss"]]
+    assert [step for step, _ in losses] == [0, 1, 2, 3]
+    assert run.curve("train/loss") == losses
+    assert run.table("sparsity_by_block")[1] == block_rows(result)
+    assert run.table("results")[1] == metric_rows(result)[1]
+    assert run.exit_code == 0
+    assert "wandb:" not in done.stdout + done.stderr
+
+
 def start(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "sparsemend.cli", *arguments],
@@ -321,6 +352,49 @@ def test_reconstruct_killed_in_block_two_ends_with_the_bits_of_an_undisturbed_ru
     assert len(results[1]["earlier_attempts"]) == 1
     untimed = [[{**row, "seconds": 0} for row in result["repair"]["blocks"]] for result in results]
     assert untimed[0] == untimed[1]
+
+
+def test_a_run_killed_inside_round_three_resumes_to_the_same_bits(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """kill -9 while LoSA trains its third round, then the same command again."""
+    overrides = (
+        "method=losa",
+        "method.similarity_samples=6",
+        "method.max_steps=100",
+        "method.checkpoint_every=4",
+        "method.validate_every=10",
+        "hardware.threads=1",
+        "resume=auto",
+    )
+    undisturbed = sparsemend_command(contract(workspace, tmp_path / "one", *overrides), tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    arguments = contract(workspace, tmp_path / "two", *overrides)
+    process = start(arguments, tmp_path)
+    last = tmp_path / "two" / "checkpoints" / "last.ckpt"
+    wait_for(last, process)
+    while RoundMark.of(last) != 3:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert result_of(tmp_path / "two")["status"] == "running"
+    assert RoundMark.of(last) == 3
+    again = sparsemend_command(arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    results = [result_of(tmp_path / run) for run in ("one", "two")]
+    assert results[0]["sparsity"] == results[1]["sparsity"]
+    jsonschema.validate(results[1], SCHEMA)
+    assert len(results[1]["earlier_attempts"]) == 1
+    rounds = results[1]["repair"]["rounds"]
+    assert [r["steps"] for r in rounds] == [20] * 5
+    # what was asked is the last round's: its rates, and their mean is the target
+    asked = {v["asked"] for v in results[1]["sparsity"]["per_linear"].values()}
+    assert asked == {block["rate"] for block in rounds[-1]["blocks"]}
 
 
 def test_an_open_adapter_is_saved_beside_a_base_that_keeps_its_zeros(

@@ -156,6 +156,11 @@ def _protocol_rows(result: Mapping[str, Any]) -> list[str]:
         if key in protocol
     ]
     rows += [
+        f"| {name} | {', '.join(f'{key} {value}' for key, value in section.items())} |"
+        for name, section in protocol.items()
+        if isinstance(section, Mapping)
+    ]
+    rows += [
         f"| evaluation | `{_member(section)}` |"
         for section in result["config"]["evaluation"].values()
     ]

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
@@ -28,7 +29,6 @@ from transformers.utils import logging as transformers_logging
 from sparsemend.blocks import check_prunable
 from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
-from sparsemend.evaluation.perplexity import METRIC
 from sparsemend.export import export, to_dense_
 from sparsemend.finished_run import FinishedRun, check_apart, configured, finished_run
 from sparsemend.hardware import Hardware
@@ -52,11 +52,13 @@ from sparsemend.results import (
     sparsity_report,
     sparsity_section,
 )
-from sparsemend.resume import forget_work, last_checkpoint, run_folder
+from sparsemend.resume import cell_folder, forget_work, last_checkpoint, run_folder
+from sparsemend.run_summary import curves_of
 from sparsemend.shared_work import SharedWork, section
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import rates_chart, summary_table
+from sparsemend.sweep import objective
 from sparsemend.tracking import Tracker
 from sparsemend.windows import Wanted, Windows, check_vocabulary, read_windows
 
@@ -70,6 +72,7 @@ CHATTER = (  # warnings of Lightning about choices that are deliberate here
     "Experiment logs directory .* exists",
     "`broadcast_buffers` is deprecated",  # its successor is not in every torch we accept
     "It is recommended to use `self.log.* in distributed setting",  # they are the same on all ranks
+    "Sparse CSR tensor support is in beta",  # of sparse deltas, whose tests compare it
     "You.re resuming from a checkpoint that ended before the epoch ended",
 )
 
@@ -89,13 +92,14 @@ class Parts:
 
 
 def run(cfg: DictConfig) -> float:
-    """Carry out one configured run; returns the repaired model's test perplexity."""
+    """Carry out one configured run; returns its objective, the repaired model's perplexity."""
     quieten()
     cfg = configured(cfg)
-    started = perf_counter()
+    started, worked = perf_counter(), process_time()
     fresh = Path(HydraConfig.get().runtime.output_dir)
     check_apart(cfg, fresh)
-    out, resumed = run_folder(cfg.resume, resolved(cfg), fresh)
+    sweep, config = HydraConfig.get().mode == RunMode.MULTIRUN, resolved(cfg)
+    out, resumed = cell_folder(config, fresh) if sweep else run_folder(cfg.resume, config, fresh)
     if not resumed:
         forget_work(out)
     result = Result(out / "result.json", cfg, resumed=resumed)
@@ -105,11 +109,12 @@ def run(cfg: DictConfig) -> float:
         _check_together(parts)
         Run(cfg, parts, result, out, last_checkpoint(out)).carry_out()
         result.content["seconds"] = round(perf_counter() - started, 3)
+        result.content["processor_seconds"] = round(process_time() - worked, 3)
         result.write()
     except BaseException as error:
         result.fail(error)
         raise
-    return float(result.content["metrics"]["repaired"].get(METRIC) or "nan")
+    return objective(result.content, config)
 
 
 def _parts(cfg: DictConfig) -> Parts:
@@ -146,14 +151,15 @@ class Run:
             device=self.device,
             offload=parts.hardware.offload,
         )
-        self.logger = parts.logger.open(out, result.content["config"])
+        self.loggers = parts.logger.open(out, result.content["config"])
 
     def carry_out(self) -> None:
         """Every stage in order; what was measured is on disk also when one of them fails."""
         try:
             self._carry_out()
-        except BaseException:
-            self.parts.logger.abandon(self.logger)
+        except BaseException as error:
+            self.result.fail(error)
+            self.parts.logger.abandon(self.loggers, self.result.content)
             raise
         finally:
             self.result.costs(self.stages)
@@ -176,7 +182,9 @@ class Run:
             diagnostics = self.parts.method.repair(model, bench)
             check_supports(model)
         self.result.costs(self.stages)
-        allocation = diagnostics.pop("asked", allocation)
+        if self.parts.method.reallocates:
+            allocation = diagnostics.pop("asked")
+            self._show_rates(model, allocation)
         self._record_repair(diagnostics)
         if isinstance(self.parts.method, NoRepair):
             self.result.content["metrics"]["repaired"] = self.result.content["metrics"]["pruned"]
@@ -271,6 +279,9 @@ class Run:
             tokenizer=tokenizer,
             device=self.device,
             batch_size=self.parts.hardware.evaluation_batch,
+            load_dense=partial(self.parts.model.load, seed=self.cfg.seed),
+            out=self.out,
+            state=state,
         )
         home = next(model.parameters()).device
 
@@ -286,10 +297,14 @@ class Run:
                 metrics |= self.shared.measure(
                     state, name, evaluation, given, partial(on_device, evaluation)
                 )
+                if described := evaluation.describe():
+                    self.result.content["protocol"][name] = described
         self.result.content["metrics"][state] = metrics
         self.result.content["cache"] = self.shared.origins
         self.result.costs(self.stages)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        # numbers per block or per task are for result.json
+        named = {k: v for k, v in metrics.items() if k.count("/") == 1 and not k[-1].isdigit()}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
         log.info("%-8s  %s", state, shown)
 
     def _show_rates(self, model: PreTrainedModel, asked: Mapping[str, float]) -> None:
@@ -316,16 +331,18 @@ class Run:
             sparsity=self.cfg.sparsity,
             pattern=self.pattern,
             load_dense=partial(parts.model.load, seed=self.cfg.seed),
-            make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
+            make_trainer=parts.hardware.trainer_factory(self.loggers, self.out),
             device=self.device,
             offload=parts.hardware.offload,
             out=self.out,
             seed=self.cfg.seed,
+            rounding=self.cfg.rounding,
             resume_from=self.checkpoint,
         )
 
     def _record_repair(self, diagnostics: dict[str, Any]) -> None:
         self.result.content["repair"] = diagnostics
+        self.result.content["curves"] = curves_of(self.out)
         trained = diagnostics.get("trained_parameters", 0)
         self.result.content["cost"].setdefault("repair", {})["trained_parameters"] = trained
 
@@ -358,9 +375,7 @@ class Run:
         content = self.result.content
         content["status"] = "finished"
         self.result.costs(self.stages)
-        flat = {f"{state}/{k}": v for state, m in content["metrics"].items() for k, v in m.items()}
-        achieved = content["sparsity"]["achieved"]
-        self.parts.logger.finish(self.logger, {**flat, "sparsity/achieved": achieved})
+        self.parts.logger.finish(self.loggers, content)
         console = _console()
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
@@ -396,7 +411,14 @@ def quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "httpx", "datasets"):
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning",
+        "httpx",
+        "datasets",
+        "wandb",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in CHATTER:
         warnings.filterwarnings("ignore", message=f".*{text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import contracts
 import pytest
 import torch
+from evaluation_inputs import evaluation_input
 from families import random_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -30,19 +32,18 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every measurement leaves its rounds in the folder it is given, by default this one."""
+    monkeypatch.chdir(tmp_path)
+
+
 def speed(**settings: Any) -> Speed:
     return Speed(**(DEFAULTS | settings))
 
 
 def given(**settings: Any) -> EvaluationInput:
-    chosen = {
-        "test": contracts.windows(4),
-        "task": None,
-        "tokenizer": None,
-        "device": torch.device("cpu"),
-        "batch_size": 1,
-    }
-    return EvaluationInput(**(chosen | settings))
+    return evaluation_input(**({"test": contracts.windows(4), "batch_size": 1} | settings))
 
 
 def sparse_linear(rows: int = 16, columns: int = 24) -> nn.Linear:
@@ -127,12 +128,15 @@ def test_a_form_with_other_logits_is_not_timed(
     assert "of their norm off the dense ones" in caplog.text
 
 
-def test_forms_that_cannot_serve_say_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_forms_that_cannot_serve_say_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        found = speed(block=5)(contracts.pruned_model(), given())
+        found = speed(block=5)(contracts.pruned_model(), given(out=tmp_path, state="repaired"))
     assert {name.split("/")[1] for name in found} == {"dense", "csr"}
     assert "is not a multiple of the block, 5" in caplog.text
     assert "CUDA devices only" in caplog.text
+    stored = json.loads((tmp_path / "speed" / "repaired.json").read_text())
+    assert set(stored["not_measured"]) == {"bsr", "semi_structured"}
+    assert len(stored["forms"]["csr"]["decode"]) == stored["rounds"] == 3
 
 
 def test_a_dense_model_has_nothing_to_compare() -> None:

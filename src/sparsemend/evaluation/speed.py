@@ -3,8 +3,8 @@
 Prefill is one forward over the prompt, decode the one-token steps after it, both with the cache.
 All forms alternate in one process, every other round backwards, so that a drifting machine favours
 none; figures are medians over the rounds, and a gain is the median of ratios within a round.  A
-form must give the dense logits before it is timed.  A form without gain keeps its row, and one that
-cannot serve this model is named in the log with the reason.
+form must give the dense logits before it is timed.  A form without gain keeps its row; one that
+cannot serve this model is named with the reason.  Every round is kept in speed/STATE.json.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import statistics
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.speed_forms import DENSE, FORMS, Product, form_builders
+from sparsemend.files import write_json
 from sparsemend.masks import SparseLinear, sparse_linears
 from sparsemend.measure import peak_bytes
 from sparsemend.progress import track
@@ -61,6 +63,7 @@ class Speed(Evaluation):
     block: int
 
     def __post_init__(self) -> None:
+        self._refused: dict[str, str] = {}
         for name in self.forms:
             if name not in FORMS:
                 raise ValueError(f"form {name!r} is not one of: {', '.join(FORMS)}")
@@ -73,12 +76,22 @@ class Speed(Evaluation):
         linears = dict(sparse_linears(model))
         if not linears:
             return {}
+        self._refused.clear()
         prompt = self._prompt(given.test).to(given.device)
         with warnings.catch_warnings():
             # the name of the cache argument that every family knows
             warnings.filterwarnings("ignore", message=".*past_key_values. is deprecated")
             agreeing = self._agreeing(model, self._forms(linears), prompt)
-            return self._figures(self._timed(model, agreeing, prompt))
+            timed = self._timed(model, agreeing, prompt)
+        rounds = {form: asdict(measured) for form, measured in timed.items()}
+        content = {**self.describe(), "forms": rounds, "not_measured": self._refused}
+        write_json(given.out / "speed" / f"{given.state}.json", content)
+        return self._figures(timed)
+
+    def describe(self) -> dict[str, Any]:
+        """The lengths that were timed, without which tokens per second mean little."""
+        keys = ("prompt_tokens", "new_tokens", "batch", "warmups", "rounds", "block")
+        return {key: getattr(self, key) for key in keys}
 
     def _prompt(self, test: Tensor) -> Tensor:
         """The first batch * prompt_tokens test tokens, as (batch, prompt_tokens)."""
@@ -98,14 +111,14 @@ class Speed(Evaluation):
         for form in dict.fromkeys([DENSE, *self.forms]):
             if open_adapter is not None:
                 if form != DENSE:
-                    _refuse(form, f"{open_adapter} carries an adapter that is not folded in")
+                    self._refuse(form, f"{open_adapter} carries an adapter that is not folded in")
                     continue
                 found[form] = {}  # the model as it is
                 continue
             try:
                 found[form] = {name: builders[form](_plain(m)) for name, m in linears.items()}
             except (ValueError, RuntimeError, NotImplementedError) as error:
-                _refuse(form, str(error))
+                self._refuse(form, str(error))
         return found
 
     def _agreeing(
@@ -119,13 +132,15 @@ class Speed(Evaluation):
                 with swapped(model, products):
                     logits = model(input_ids=prompt, use_cache=False).logits
             except (RuntimeError, NotImplementedError) as error:
-                _refuse(form, str(error))
+                self._refuse(form, str(error))
                 continue
             if expected is None:
                 expected = logits
             distance = float((logits - expected).float().norm() / expected.float().norm())
             if not distance <= TOLERANCE[model.dtype]:
-                _refuse(form, f"its logits are {distance:.2g} of their norm off the dense ones")
+                self._refuse(
+                    form, f"its logits are {distance:.2g} of their norm off the dense ones"
+                )
                 continue
             agreeing[form] = products
         return agreeing
@@ -150,6 +165,10 @@ class Speed(Evaluation):
                     lambda: self._once(model, prompt), held, prompt.device
                 )
         return timed
+
+    def _refuse(self, form: str, reason: str) -> None:
+        self._refused[form] = reason.strip().splitlines()[0]
+        log.info("speed %-15s  not measured: %s", form, self._refused[form])
 
     def _once(self, model: PreTrainedModel, prompt: Tensor) -> tuple[float, float]:
         """Seconds of one prefill and of new_tokens greedy one-token steps after it."""
@@ -207,10 +226,6 @@ def _plain(sparse: SparseLinear) -> nn.Linear:
     linear.weight = nn.Parameter(sparse.effective_weight(), requires_grad=False)
     linear.bias = sparse.bias
     return linear
-
-
-def _refuse(form: str, reason: str) -> None:
-    log.info("speed %-15s  not measured: %s", form, reason.strip().splitlines()[0])
 
 
 def _now(device: torch.device) -> float:
