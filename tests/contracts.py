@@ -39,8 +39,13 @@ SMALL = {
     "groups": 2,
     "init_samples": 4,
     "max_cycles": 5,
+    "update_interval": 3,
+    "accumulation_steps": 1,
+    "initial_drop_rate": 0.5,
+    "budget": {"match": "density", "density": 0.1, "deltas": None, "lora_rank": 1},
     "rounds": 2,
     "similarity_samples": 4,
+    "epochs": 2,
 }
 
 

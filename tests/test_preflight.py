@@ -288,6 +288,12 @@ def test_a_window_longer_than_the_positions_is_refused(model: Path) -> None:
         check(model, "data.seqlen=33")
 
 
+def test_a_prompt_longer_than_the_positions_is_refused(model: Path) -> None:
+    lengths = ("evaluation.speed.prompt_tokens=30", "evaluation.speed.new_tokens=3")
+    with pytest.raises(ValueError, match=r"exceed the model's max_position_embeddings=32"):
+        check(model, "data.seqlen=16", "evaluation=[speed]", *lengths)
+
+
 def test_a_window_of_one_token_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.seqlen=1 is not an integer of at least 2"):
         check(model, "data.seqlen=1")
@@ -578,6 +584,62 @@ def test_bf16_true_needs_a_bf16_model(model: Path) -> None:
     check(model, "method.precision=bf16-true", "model.dtype=bfloat16")
 
 
+@pytest.mark.parametrize("method", ["seft", "spiel"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("accumulation_steps=19", r"accumulation_steps=19 is not below .* - 1 = 19"),
+        ("update_interval=101", r"update_interval=101 is longer than method\.max_steps=100"),
+        ("initial_drop_rate=0", r"initial_drop_rate=0 is not in \(0, 1\]"),
+        ("initial_drop_rate=1.01", r"initial_drop_rate=1.01 is not in \(0, 1\]"),
+        ("budget.density=0.7", r"asks for [\d,]+ deltas, but sparsity 0.5 keeps [\d,]+ weights"),
+        ("budget={match: deltas, deltas: 0}", r"budget\.deltas=0 is not an integer of at least 1"),
+    ],
+)
+def test_deltas_that_could_not_evolve_are_refused(
+    model: Path, method: str, override: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(model, f"method={method}", f"method.{override}", "sparsity=0.5")
+
+
+def test_deltas_that_can_evolve_pass(model: Path) -> None:
+    check(model, "method=seft", "method.accumulation_steps=18", "method.initial_drop_rate=1")
+    check(model, "method=spiel", "method.selection=moments")
+
+
+def test_growth_that_nothing_would_prune_back_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"set method\.grow_scope=active"):
+        check(model, "method=seft", "method.adapt=false")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("update_interval=76", r"update_interval=76 is not in \[1, .* = 75\]"),
+        ("initial_drop_rate=0", r"initial_drop_rate=0 is not in \(0, 1\]"),
+        ("drop_schedule=none", r"drop_schedule=none is not one of: linear, cosine"),
+    ],
+)
+def test_a_support_that_would_not_move_is_refused(model: Path, override: str, message: str) -> None:
+    moving = ("method=masked_full", "method.mask_update=rigl", "method.update_interval=50")
+    check(model, *moving)
+    with pytest.raises(ValueError, match=message):
+        check(model, *moving, f"method.{override}")
+
+
+def test_a_support_with_a_pattern_does_not_move(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"breaks pattern 2:4; set method\.mask_update=none"):
+        check(
+            model,
+            "method=masked_full",
+            "method.mask_update=set",
+            "method.update_interval=50",
+            "pattern=2:4",
+            "sparsity=0.5",
+        )
+
+
 @pytest.mark.parametrize("name", ["owl", "dlp", "alphapruning", "global", "lamp", "er", "er_plus"])
 def test_every_schedule_passes_as_it_is(model: Path, name: str) -> None:
     check(model, f"sparsity_schedule={name}", "sparsity=0.4")
@@ -651,3 +713,38 @@ def test_a_schedule_of_the_user_s_own_is_not_held_against_our_options(model: Pat
         "sparsity_schedule._target_=mine.Owl",
         "sparsity_schedule.granularity=row",
     )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "least"),
+    [
+        (("method.batch_size=8",), 9),  # one full batch, and one window held out
+        (("method.batch_size=8", "method.held_out=0"), 8),
+        (("method.batch_size=4",), 5),
+    ],
+)
+def test_too_few_windows_for_reconstruction_are_refused_with_the_number_needed(
+    model: Path, knobs: tuple[str, ...], least: int
+) -> None:
+    given = ("method=reconstruct", *knobs)
+    with pytest.raises(ValueError, match=rf"at least data\.calibration_samples={least}, or lower"):
+        check(model, *given, f"data.calibration_samples={least - 1}")
+    check(model, *given, f"data.calibration_samples={least}")
+
+
+def test_a_rank_that_reconstruction_does_not_use_is_not_checked(model: Path) -> None:
+    check(model, "method=reconstruct", "method.rank=99")
+    with pytest.raises(ValueError, match=r"method\.rank=99 exceeds"):
+        check(model, "method=reconstruct", "method.rank=99", "method.form=masked_lora")
+
+
+@pytest.mark.parametrize("term", ["weight", "hidden_weight"])
+def test_a_pruned_checkpoint_has_no_dense_model_to_learn_from(model: Path, term: str) -> None:
+    with pytest.raises(ValueError, match=r"ask to learn from the dense model.*set both to 0"):
+        check(model, "pruner=existing", f"method.distill.{term}=0.5")
+    check(model, "pruner=existing")
+
+
+def test_a_teachers_device_that_is_none_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"teacher_device=gpu is no device; give cpu, cuda:0"):
+        check(model, "method.distill.weight=0.5", "method.distill.teacher_device=gpu")

@@ -1,5 +1,6 @@
 """The command contract, end to end, on folders and files the tests make."""
 
+import csv
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ import torch
 from families import random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from wandb_file import read_offline
 
 import sparsemend
 from sparsemend.masks import load_masks, save_masks
 from sparsemend.method.losa_rounds import RoundMark
+from sparsemend.run_summary import block_rows, metric_rows, summary_of
 
 SCHEMA = json.loads((Path(sparsemend.__file__).parent / "result.schema.json").read_text())
 SEQLEN = 32
@@ -143,8 +146,11 @@ def test_the_exported_model_has_the_repaired_perplexity(dsnot_run: Path, workspa
 
 def test_the_model_card_tells_how_the_model_was_made(dsnot_run: Path) -> None:
     card = (dsnot_run / "model" / "README.md").read_text()
-    for expected in ("DSnoT(", "Wanda(", "Atp(", "method=dsnot", "0.6"):
+    result = result_of(dsnot_run)
+    repaired = result["metrics"]["repaired"]["perplexity/test"]
+    for expected in ("DSnoT(", "Wanda(", "Atp(", "method=dsnot", "0.6", f"{repaired:.4f}"):
         assert expected in card
+    assert result["protocol"]["data_hash"] in card
 
 
 def test_repairing_an_exported_checkpoint_keeps_its_support(
@@ -210,6 +216,33 @@ def test_cells_that_differ_in_rounding_are_pruned_apart(workspace: Path, tmp_pat
     own, exact = (result_of(tmp_path / "sweep" / str(n))["sparsity"] for n in range(2))
     assert own["achieved"] < 0.6 - 1e-3
     assert exact["zeros"] == round(0.6 * exact["prunable_weights"])
+
+
+def test_an_offline_wandb_run_equals_the_result(workspace: Path, tmp_path: Path) -> None:
+    """Read back from disk: configuration, curves, tables and summary."""
+    out = tmp_path / "out"
+    options = ("logger=wandb", "logger.mode=offline", "sparsity_schedule=owl", "export=false")
+    training = ("method=masked_lora", "method.max_steps=4", "method.validate_every=2")
+    done = sparsemend_command(contract(workspace, out, *options, *training), tmp_path)
+    assert done.returncode == 0, done.stderr
+    run, result = read_offline(out), result_of(out)
+    jsonschema.validate(result, SCHEMA)
+    run.config.pop("_wandb", None)
+    assert run.config == result["config"]
+    summary = summary_of(result)
+    assert {key: run.summary.get(key) for key in summary} == summary
+    assert summary["repaired/perplexity/test"] == result["metrics"]["repaired"]["perplexity/test"]
+    assert summary["sparsity/block/2"] == result["sparsity"]["per_block"]["model.layers.2"]
+    assert len(result["curves"]["validation/loss"]) == 2
+    assert {name: run.curve(name) for name in result["curves"]} == result["curves"]
+    rows = list(csv.DictReader((out / "training" / "metrics.csv").open()))
+    losses = [[int(r["step"]), float(r["train/loss"])] for r in rows if r["train/loss"]]
+    assert [step for step, _ in losses] == [0, 1, 2, 3]
+    assert run.curve("train/loss") == losses
+    assert run.table("sparsity_by_block")[1] == block_rows(result)
+    assert run.table("results")[1] == metric_rows(result)[1]
+    assert run.exit_code == 0
+    assert "wandb:" not in done.stdout + done.stderr
 
 
 def start(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
@@ -284,6 +317,41 @@ def test_a_killed_run_resumes_to_the_bits_of_an_undisturbed_one(
     jsonschema.validate(result, SCHEMA)
     assert len(result["earlier_attempts"]) == 1
     assert result["provenance"]["threads"] == 1
+
+
+def test_reconstruct_killed_in_block_two_ends_with_the_bits_of_an_undisturbed_run(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """kill -9 while the second block trains, then the same command again."""
+    overrides = (
+        "method=reconstruct",
+        "method.batch_size=2",
+        "method.epochs=100",
+        "method.patience=100",
+        "hardware.threads=1",
+        "resume=auto",
+    )
+    undisturbed = sparsemend_command(contract(workspace, tmp_path / "one", *overrides), tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    arguments = contract(workspace, tmp_path / "two", *overrides)
+    process = start(arguments, tmp_path)
+    parts = tmp_path / "two" / "repair"
+    wait_for(parts / "block_0.safetensors", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert {path.name for path in parts.iterdir()} == {"block_0.safetensors"}
+    again = sparsemend_command(arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "block 1/3  as an earlier attempt left it" in again.stdout
+
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    results = [result_of(tmp_path / run) for run in ("one", "two")]
+    jsonschema.validate(results[1], SCHEMA)
+    assert len(results[1]["earlier_attempts"]) == 1
+    untimed = [[{**row, "seconds": 0} for row in result["repair"]["blocks"]] for result in results]
+    assert untimed[0] == untimed[1]
 
 
 def test_a_run_killed_inside_round_three_resumes_to_the_same_bits(
@@ -390,11 +458,17 @@ def test_a_failed_run_says_why_in_its_result(workspace: Path, tmp_path: Path) ->
     assert "adamw, sgd, muon" in result["error"]["message"]
 
 
-def test_dsnot_on_a_pruned_checkpoint_is_refused(workspace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method", [("dsnot",), ("reconstruct", "method.batch_size=2")], ids=lambda m: m[0]
+)
+def test_what_reads_dense_weights_is_refused_on_a_pruned_checkpoint(
+    workspace: Path, tmp_path: Path, method: tuple[str, ...]
+) -> None:
     arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
-    done = sparsemend_command([*arguments, "pruner=existing", "method=dsnot"], tmp_path)
+    name, *knobs = method
+    done = sparsemend_command([*arguments, "pruner=existing", f"method={name}", *knobs], tmp_path)
     assert done.returncode != 0
-    assert "restarts from dense weights" in done.stderr
+    assert "reads the dense weights" in done.stderr
 
 
 TOY = '''

@@ -147,17 +147,19 @@ def walk(
     *,
     device: torch.device | None = None,
     offload: bool = False,
+    recorded: Recorded | None = None,
 ) -> Iterator[Visit]:
     """Visit the blocks in order with propagated activations.
 
     batches: token batches (B, T), all of one T.  With `offload` only the visited block lives on
     `device`; otherwise the model is expected there.  Hidden states stay on `device`.
+    recorded: what `record` gave for this model and these batches; left as it was.
     """
     prefix, blocks = find_blocks(model)
     home = next(model.parameters()).device
     device = device or home
-    states, arguments = _record(model, blocks, batches)
-    states = [state.to(device) for state in states]
+    states, arguments = recorded or _record(model, blocks, batches)
+    states = [state.to(device, copy=recorded is not None) for state in states]
     for index, block in enumerate(blocks):
         if offload:
             block.to(device)
@@ -179,6 +181,12 @@ def walk(
                 block.to(home)
 
 
+def record(model: nn.Module, batches: Sequence[Tensor]) -> Recorded:
+    """What `walk` reads of the batches before the first block; nothing of it depends on a mask."""
+    _, blocks = find_blocks(model)
+    return _record(model, blocks, batches)
+
+
 @dataclass(frozen=True)
 class _Arguments:
     """What a block is called with besides its hidden states."""
@@ -193,6 +201,10 @@ class _Arguments:
         )
 
 
+# hidden states (B, T, D) per batch, and per block its arguments per batch size
+Recorded = tuple[list[Tensor], list[dict[int, _Arguments]]]
+
+
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
@@ -204,9 +216,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 @torch.no_grad()
-def _record(
-    model: nn.Module, blocks: nn.ModuleList, batches: Sequence[Tensor]
-) -> tuple[list[Tensor], list[dict[int, _Arguments]]]:
+def _record(model: nn.Module, blocks: nn.ModuleList, batches: Sequence[Tensor]) -> Recorded:
     """First block's hidden states per batch, and every block's arguments per batch size.
 
     Arguments come from one forward per batch size, in which each block only notes what it is

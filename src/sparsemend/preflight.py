@@ -14,11 +14,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.cache_checks import check_cache
 from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.data_checks import check_files, data_sources
+from sparsemend.evaluation.task_names import find_tasks
 from sparsemend.local_model import ModelConfig, find_model
+from sparsemend.logger_checks import check_logger
 from sparsemend.method_checks import (
     check_adapter_shapes,
+    check_block_windows,
+    check_deltas,
+    check_distillation,
+    check_pruning_rounds,
     check_rounds,
     check_similarity,
     check_training,
@@ -54,16 +61,24 @@ def check(cfg: DictConfig) -> None:
     check_hardware(cfg)
     check_training(cfg)
     check_rounds(cfg, pattern)
+    check_pruning_rounds(cfg, pattern)
     check_similarity(cfg)
+    check_block_windows(cfg)
+    check_tasks(cfg)
+    check_distillation(cfg)
     check_resume(cfg)
+    check_sharing(cfg)
+    check_logger(cfg)
     model = find_model(cfg.model)
     check_schedule(cfg, pattern, model)
     if model.config is not None:
         check_window(cfg, model.config)
+        check_speed(cfg, model.config)
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
         check_widths(cfg, pattern, model.blocks)
         check_adapter_shapes(cfg, linear_shapes(model.blocks))
+        check_deltas(cfg, linear_shapes(model.blocks), model.parameters)
     check_files(cfg, model.config)
 
 
@@ -180,10 +195,44 @@ def check_hardware(cfg: DictConfig) -> None:
         )
 
 
+def check_tasks(cfg: DictConfig) -> None:
+    """Every zero-shot task that is asked for exists."""
+    asked = cfg.evaluation.get("zero_shot")
+    if asked is None or "suites" not in asked:
+        return
+    if asked.tasks is None and asked.suite not in asked.suites:
+        raise ValueError(
+            f"evaluation.zero_shot.suite={asked.suite} is not one of {', '.join(asked.suites)}; "
+            "or give evaluation.zero_shot.tasks={TASK: 0}"
+        )
+    if asked.include_path is not None and not Path(asked.include_path).is_dir():
+        raise FileNotFoundError(
+            f"evaluation.zero_shot.include_path={asked.include_path} is no folder; give one of "
+            "lm-eval task yamls"
+        )
+    tasks = asked.suites[asked.suite] if asked.tasks is None else asked.tasks
+    if not tasks:
+        raise ValueError(
+            "evaluation.zero_shot.tasks is empty; name at least one, for example "
+            "evaluation.zero_shot.tasks={piqa: 0}"
+        )
+    find_tasks(list(tasks), asked.include_path)
+
+
 def check_resume(cfg: DictConfig) -> None:
     """A run folder named to be resumed holds an unfinished run of this configuration."""
     if cfg.resume not in (None, "auto"):
         check_resumable(Path(cfg.resume), OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def check_sharing(cfg: DictConfig) -> None:
+    """Known words for statistics and cache; a cache that a single run uses can be written."""
+    if cfg.statistics not in ("exact", "dense"):
+        raise ValueError(f"statistics={cfg.statistics} is not one of exact, dense")
+    if cfg.cache.when not in ("sweep", "always"):
+        raise ValueError(f"cache.when={cfg.cache.when} is not one of sweep, always")
+    if cfg.cache.when == "always":
+        check_cache([cfg])
 
 
 def check_window(cfg: DictConfig, config: ModelConfig) -> None:
@@ -195,6 +244,19 @@ def check_window(cfg: DictConfig, config: ModelConfig) -> None:
                 f"{key}.seqlen={seqlen} exceeds the model's {positions[0]}={positions[1]}; "
                 f"set {key}.seqlen={positions[1]} or lower"
             )
+
+
+def check_speed(cfg: DictConfig, config: ModelConfig) -> None:
+    """Prompt and new tokens of the speed evaluation fit into the model's positions."""
+    speed = cfg.evaluation.get("speed")
+    if speed is None or config.positions is None:
+        return
+    asked, (name, positions) = speed.prompt_tokens + speed.new_tokens, config.positions
+    if asked > positions:
+        raise ValueError(
+            f"evaluation.speed.prompt_tokens={speed.prompt_tokens} and new_tokens="
+            f"{speed.new_tokens} exceed the model's {name}={positions}; lower either"
+        )
 
 
 def check_linears(path: str, blocks: dict[str, Shape]) -> None:

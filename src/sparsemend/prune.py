@@ -6,21 +6,60 @@ pruned blocks before it (Wanda and SparseGPT, "non true-sequential").
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks import Visit, find_blocks, linears_of, prunable_linears, walk
+from sparsemend.blocks import (
+    Recorded,
+    Visit,
+    find_blocks,
+    linears_of,
+    prunable_linears,
+    record,
+    walk,
+)
 from sparsemend.masks import LinearCount, SparseLinear, count_zeros
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruner
 from sparsemend.statistics import Statistic
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FirstBlock:
+    """What pruning reads before it changes a weight, the same whatever the rates."""
+
+    recorded: Recorded
+    statistics: Mapping[str, Statistic]
+
+
+def observe_first(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    pruner: Pruner,
+    *,
+    device: torch.device | None = None,
+    offload: bool = False,
+) -> FirstBlock | None:
+    """The calibration batches up to the first block and its statistics; None without calibration.
+
+    Given to several `prune` of equal dense models it saves each of them that part.
+    """
+    if not pruner.needs_calibration:
+        return None
+    recorded = record(model, batches)
+    for visit in walk(model, batches, device=device, offload=offload, recorded=recorded):
+        statistics = visit.observe(lambda width, place: _required(pruner, width, place))
+        break
+    return FirstBlock(recorded, statistics)
 
 
 def prune(
@@ -32,6 +71,7 @@ def prune(
     *,
     device: torch.device | None = None,
     offload: bool = False,
+    first: FirstBlock | None = None,
 ) -> None:
     """Replace every prunable linear of `model` by a SparseLinear, block by block, in place.
 
@@ -47,22 +87,74 @@ def prune(
                 )
             _report(name, linears_of(block).values(), started)
         return
-    for visit in walk(model, batches, device=device, offload=offload):
+    recorded = None if first is None else first.recorded
+    for visit in walk(model, batches, device=device, offload=offload, recorded=recorded):
         started = perf_counter()
-        prune_block(visit, pruner, allocation, pattern)
+        known = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
+        prune_block(visit, pruner, allocation, pattern, statistics=known)
         _report(f"block {visit.index + 1}/{visit.count}", visit.linears.values(), started)
 
 
 def prune_block(
-    visit: Visit, pruner: Pruner, allocation: Mapping[str, float], pattern: Pattern
+    visit: Visit,
+    pruner: Pruner,
+    allocation: Mapping[str, float],
+    pattern: Pattern,
+    *,
+    statistics: dict[str, Statistic] | None = None,
 ) -> None:
-    """Prune every linear of one visited block from one pass over its inputs."""
-    statistics: dict[str, Statistic] = {}
-    if pruner.needs_calibration:
+    """Prune every linear of one visited block from one pass over its inputs, or from statistics."""
+    if statistics is None and pruner.needs_calibration:
         statistics = visit.observe(lambda width, device: _required(pruner, width, device))
+    statistics = statistics or {}
     for name, linear in list(visit.linears.items()):
         rate = allocation[visit.full_name(name)]
         visit.replace(name, pruned(linear, pruner, statistics.pop(name, None), rate, pattern))
+
+
+def dense_statistics(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    pruner: Pruner,
+    *,
+    device: torch.device | None = None,
+    offload: bool = False,
+) -> dict[str, Statistic]:
+    """The statistic of every prunable linear, by full name, from one pass of the dense model."""
+    found: dict[str, Statistic] = {}
+    for visit in walk(model, batches, device=device, offload=offload):
+        seen = visit.observe(lambda width, place: _required(pruner, width, place))
+        found |= {visit.full_name(name): statistic for name, statistic in seen.items()}
+    return found
+
+
+def prune_observed(
+    model: nn.Module,
+    statistics: Mapping[str, Statistic],
+    pruner: Pruner,
+    allocation: Mapping[str, float],
+    pattern: Pattern,
+    *,
+    device: torch.device | None = None,
+    offload: bool = False,
+) -> None:
+    """Prune every linear from given statistics, which stay as they are: no pass over any tokens.
+
+    With statistics of the dense model no block sees what was pruned before it; the papers'
+    protocol is `prune`.
+    """
+    home = next(model.parameters()).device
+    for block_name, block in _named_blocks(model):
+        started = perf_counter()
+        if offload:
+            block.to(device)
+        for name, linear in linears_of(block).items():
+            full = f"{block_name}.{name}"
+            statistic = copy.deepcopy(statistics[full])
+            block.set_submodule(name, pruned(linear, pruner, statistic, allocation[full], pattern))
+        if offload:
+            block.to(home)
+        _report(block_name, linears_of(block).values(), started)
 
 
 @torch.no_grad()

@@ -10,12 +10,15 @@ import os
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
@@ -24,17 +27,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from sparsemend.blocks import check_prunable
-from sparsemend.data.base import DataSource, Examples
+from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
-from sparsemend.evaluation.perplexity import METRIC
-from sparsemend.export import export, model_card, to_dense_
+from sparsemend.export import export, to_dense_
 from sparsemend.hardware import Hardware
-from sparsemend.locations import resolve_path
 from sparsemend.masks import check_supports, save_masks, sparse_linears
 from sparsemend.method.base import RepairMethod, TrainedRepair, Workbench
+from sparsemend.method.none import NoRepair
 from sparsemend.model import DTYPES, ModelSource
+from sparsemend.model_card import model_card
 from sparsemend.pattern import Pattern
-from sparsemend.prune import adopt, check_widths, prune
+from sparsemend.prune import check_widths
+from sparsemend.prune_stage import PruneStage
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.none import NoPruner
@@ -46,12 +50,15 @@ from sparsemend.results import (
     sparsity_report,
     sparsity_section,
 )
-from sparsemend.resume import forget_work, last_checkpoint, run_folder
-from sparsemend.rounding import rounded
+from sparsemend.resume import cell_folder, forget_work, last_checkpoint, run_folder
+from sparsemend.run_summary import curves_of
+from sparsemend.shared_work import SharedWork, section
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import rates_chart, summary_table
+from sparsemend.sweep import objective
 from sparsemend.tracking import Tracker
+from sparsemend.windows import Wanted, Windows, check_vocabulary, read_windows
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +70,7 @@ CHATTER = (  # warnings of Lightning about choices that are deliberate here
     "Experiment logs directory .* exists",
     "`broadcast_buffers` is deprecated",  # its successor is not in every torch we accept
     "It is recommended to use `self.log.* in distributed setting",  # they are the same on all ranks
+    "Sparse CSR tensor support is in beta",  # of sparse deltas, whose tests compare it
     "You.re resuming from a checkpoint that ended before the epoch ended",
 )
 
@@ -82,10 +90,12 @@ class Parts:
 
 
 def run(cfg: DictConfig) -> float:
-    """Carry out one configured run; returns the repaired model's test perplexity."""
+    """Carry out one configured run; returns its objective, the repaired model's perplexity."""
     quieten()
+    started, worked = perf_counter(), process_time()
     fresh = Path(HydraConfig.get().runtime.output_dir)
-    out, resumed = run_folder(cfg.resume, resolved(cfg), fresh)
+    sweep, config = HydraConfig.get().mode == RunMode.MULTIRUN, resolved(cfg)
+    out, resumed = cell_folder(config, fresh) if sweep else run_folder(cfg.resume, config, fresh)
     if not resumed:
         forget_work(out)
     result = Result(out / "result.json", cfg, resumed=resumed)
@@ -94,10 +104,13 @@ def run(cfg: DictConfig) -> float:
         parts = _parts(cfg)
         _check_together(parts)
         Run(cfg, parts, result, out, last_checkpoint(out)).carry_out()
+        result.content["seconds"] = round(perf_counter() - started, 3)
+        result.content["processor_seconds"] = round(process_time() - worked, 3)
+        result.write()
     except BaseException as error:
         result.fail(error)
         raise
-    return float(result.content["metrics"]["repaired"].get(METRIC) or "nan")
+    return objective(result.content, config)
 
 
 def _parts(cfg: DictConfig) -> Parts:
@@ -109,17 +122,6 @@ def _parts(cfg: DictConfig) -> Parts:
         for group in Parts.__dataclass_fields__
     }
     return Parts(**built)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Token windows (N, T) of one run; empty where nothing will read them."""
-
-    test: Tensor
-    calibration: Tensor
-    train: Examples
-    validation: Examples
-    task: Examples | None
 
 
 class Run:
@@ -135,27 +137,37 @@ class Run:
         result.content["provenance"]["device"] = _device_name(self.device)
         result.content["provenance"]["threads"] = torch.get_num_threads()
         self.pattern = Pattern.parse(cfg.pattern)
-        self.logger = parts.logger.open(out, result.content["config"])
+        self.shared = SharedWork(cfg, out, self.device)
+        self.prune = PruneStage(
+            cfg=cfg,
+            pruner=parts.pruner,
+            schedule=parts.sparsity_schedule,
+            pattern=self.pattern,
+            shared=self.shared,
+            device=self.device,
+            offload=parts.hardware.offload,
+        )
+        self.loggers = parts.logger.open(out, result.content["config"])
 
     def carry_out(self) -> None:
         """Every stage in order; what was measured is on disk also when one of them fails."""
         try:
             self._carry_out()
-        except BaseException:
-            self.parts.logger.abandon(self.logger)
+        except BaseException as error:
+            self.result.fail(error)
+            self.parts.logger.abandon(self.loggers, self.result.content)
             raise
         finally:
             self.result.costs(self.stages)
 
     def _carry_out(self) -> None:
         with self.stages.measure("load"):
-            tokenizer = self.parts.model.tokenizer()
-            windows = self._read_windows(tokenizer)
+            tokenizer, windows = self._read()
             model = self._load(windows)
         self._evaluate("dense", model, tokenizer, windows)
         with self.stages.measure("prune"):
             calibration = windows.calibration.split(self.parts.hardware.walk_batch)
-            allocation = self._prune(model, calibration)
+            allocation = self.prune(model, calibration)
         self._show_rates(model, allocation)
         self._evaluate("pruned", model, tokenizer, windows)
         with self.stages.measure("repair"):
@@ -167,29 +179,41 @@ class Run:
             allocation = diagnostics.pop("asked")
             self._show_rates(model, allocation)
         self._record_repair(diagnostics)
-        self._evaluate("repaired", model, tokenizer, windows)
+        if isinstance(self.parts.method, NoRepair):
+            self.result.content["metrics"]["repaired"] = self.result.content["metrics"]["pruned"]
+        else:
+            self._evaluate("repaired", model, tokenizer, windows)
         with self.stages.measure("export"):
             self._export(model, tokenizer, allocation)
         self._finish()
 
-    def _read_windows(self, tokenizer: PreTrainedTokenizerBase | None) -> Windows:
-        """Every window this run will need, before the model is loaded: bad data costs seconds."""
-        data, method = self.parts.data, self.parts.method
-        trained = isinstance(method, TrainedRepair)
-        readers = (self.parts.pruner, self.parts.sparsity_schedule, method)
-        calibrated = any(part.needs_calibration for part in readers)
-        none = torch.empty(0, data.seqlen, dtype=torch.int64)
-        untrained = Examples.of(none)
-        windows = Windows(
-            train=data.train(tokenizer) if trained else untrained,
-            validation=data.validation(tokenizer) if trained else untrained,
-            task=data.task(tokenizer),
-            test=data.test(tokenizer),
-            # last: a shard of C4 takes a minute to read
-            calibration=data.calibration(tokenizer, seed=self.cfg.seed) if calibrated else none,
+    def _read(self) -> tuple[PreTrainedTokenizerBase | None, Windows]:
+        """Tokenizer and windows, those of this process's last job where they are the same."""
+        parts, cfg, wanted = self.parts, self.cfg, self._wanted()
+
+        def read() -> tuple[PreTrainedTokenizerBase | None, Windows]:
+            tokenizer = parts.model.tokenizer()
+            return tokenizer, read_windows(parts.data, tokenizer, wanted, seed=cfg.seed)
+
+        of = {"model": section(cfg, "model"), "data": section(cfg, "data"), "seed": cfg.seed}
+        tokenizer, windows = self.shared.remembered("windows", {**of, **asdict(wanted)}, read)
+        parts.method.check_train(windows.train)
+        self._record_protocol(windows.test)
+        return tokenizer, windows
+
+    def _wanted(self) -> Wanted:
+        parts = self.parts
+        trained = isinstance(parts.method, TrainedRepair)
+        measured = any(e.needs_validation for e in parts.evaluation.values())
+        readers = (parts.pruner, parts.sparsity_schedule, parts.method)
+        return Wanted(
+            train=trained,
+            validation=trained or measured,
+            calibration=any(part.needs_calibration for part in readers),
         )
-        method.check_train(windows.train)
-        test = windows.test
+
+    def _record_protocol(self, test: Tensor) -> None:
+        data = self.parts.data
         self.result.content["protocol"] = {
             "corpus": data.name,
             "split": "test",
@@ -199,30 +223,23 @@ class Run:
             "dtype": self.cfg.model.dtype,
             "data_hash": data.fingerprint(),
             "calibration_samples": data.calibration_samples,
+            "statistics": self.cfg.statistics,
         }
-        return windows
 
     def _load(self, windows: Windows) -> PreTrainedModel:
-        model = self.parts.model.load(seed=self.cfg.seed)
+        model = self.shared.model(lambda: self.parts.model.load(seed=self.cfg.seed))
         check_prunable(model)
         pruner = self.parts.pruner
         if not isinstance(pruner, Existing | NoPruner):
             check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
-        self.parts.method.check_model(model, self._given_supports())
-        for examples in (windows.train, windows.validation, windows.task):
-            if examples is not None:
-                _check_vocabulary(model, examples.tokens)
-        for tokens in (windows.test, windows.calibration):
-            _check_vocabulary(model, tokens)
+        self.parts.method.check_model(model, self.prune.given_supports())
+        labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
+        vocabulary = model.config.get_text_config().vocab_size
+        for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):
+            check_vocabulary(tokens, vocabulary)
         if not self.parts.hardware.offload:
             nn.Module.to(model, self.device)
         return model
-
-    def _given_supports(self) -> Mapping[str, Tensor] | None:
-        """bool (O, I) per linear from the masks file of an already pruned checkpoint."""
-        if not isinstance(self.parts.pruner, Existing):
-            return None
-        return self.parts.pruner.supports(resolve_path(self.cfg.model.path))
 
     def _evaluate(
         self,
@@ -234,32 +251,37 @@ class Run:
         given = EvaluationInput(
             test=windows.test,
             task=windows.task,
+            validation=windows.validation,
             tokenizer=tokenizer,
             device=self.device,
             batch_size=self.parts.hardware.evaluation_batch,
+            load_dense=partial(self.parts.model.load, seed=self.cfg.seed),
+            out=self.out,
+            state=state,
         )
         home = next(model.parameters()).device
+
+        def on_device(evaluation: Evaluation) -> dict[str, float]:
+            nn.Module.to(model, self.device)
+            found = evaluation(model, given)
+            nn.Module.to(model, home)
+            return found
+
         metrics: dict[str, float] = {}
         with self.stages.measure("evaluate"):
-            nn.Module.to(model, self.device)
-            for evaluation in self.parts.evaluation.values():
-                metrics |= evaluation(model, given)
-            nn.Module.to(model, home)
+            for name, evaluation in self.parts.evaluation.items():
+                metrics |= self.shared.measure(
+                    state, name, evaluation, given, partial(on_device, evaluation)
+                )
+                if described := evaluation.describe():
+                    self.result.content["protocol"][name] = described
         self.result.content["metrics"][state] = metrics
+        self.result.content["cache"] = self.shared.origins
         self.result.costs(self.stages)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        # numbers per block or per task are for result.json
+        named = {k: v for k, v in metrics.items() if k.count("/") == 1 and not k[-1].isdigit()}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
         log.info("%-8s  %s", state, shown)
-
-    def _prune(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Mapping[str, float]:
-        parts, cfg = self.parts, self.cfg
-        if isinstance(parts.pruner, Existing):
-            return adopt(model, parts.pruner.supports(resolve_path(cfg.model.path)))
-        place: dict[str, Any] = {"device": self.device, "offload": parts.hardware.offload}
-        schedule = parts.sparsity_schedule
-        allocation = schedule.allocate(model, batches, cfg.sparsity, self.pattern, **place)
-        pruner, allocation = rounded(cfg.rounding, parts.pruner, allocation)
-        prune(model, batches, pruner, allocation, self.pattern, **place)
-        return allocation
 
     def _show_rates(self, model: PreTrainedModel, asked: Mapping[str, float]) -> None:
         """Store what was asked of each block, and chart it where blocks differ."""
@@ -284,8 +306,8 @@ class Run:
             allocation=allocation,
             sparsity=self.cfg.sparsity,
             pattern=self.pattern,
-            load_dense=lambda: parts.model.load(seed=self.cfg.seed),
-            make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
+            load_dense=partial(parts.model.load, seed=self.cfg.seed),
+            make_trainer=parts.hardware.trainer_factory(self.loggers, self.out),
             device=self.device,
             offload=parts.hardware.offload,
             out=self.out,
@@ -296,6 +318,7 @@ class Run:
 
     def _record_repair(self, diagnostics: dict[str, Any]) -> None:
         self.result.content["repair"] = diagnostics
+        self.result.content["curves"] = curves_of(self.out)
         trained = diagnostics.get("trained_parameters", 0)
         self.result.content["cost"].setdefault("repair", {})["trained_parameters"] = trained
 
@@ -328,9 +351,7 @@ class Run:
         content = self.result.content
         content["status"] = "finished"
         self.result.costs(self.stages)
-        flat = {f"{state}/{k}": v for state, m in content["metrics"].items() for k, v in m.items()}
-        achieved = content["sparsity"]["achieved"]
-        self.parts.logger.finish(self.logger, {**flat, "sparsity/achieved": achieved})
+        self.parts.logger.finish(self.loggers, content)
         console = _console()
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
@@ -340,20 +361,8 @@ def _check_together(parts: Parts) -> None:
     method = type(parts.method).__name__
     if parts.method.needs_dense and isinstance(parts.pruner, Existing):
         raise ValueError(
-            f"{method} restarts from dense weights, which an already pruned checkpoint "
+            f"{method} reads the dense weights, which an already pruned checkpoint "
             "(pruner=existing) does not have; give the dense model and a pruner"
-        )
-
-
-def _check_vocabulary(model: PreTrainedModel, tokens: Tensor) -> None:
-    if not tokens.numel():
-        return
-    size = model.config.get_text_config().vocab_size
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= size:
-        raise ValueError(
-            f"token ids reach from {low} to {high}, outside the vocabulary [0, {size}); "
-            "tokenise with this model's tokenizer"
         )
 
 
@@ -376,7 +385,14 @@ def quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "httpx", "datasets"):
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning",
+        "httpx",
+        "datasets",
+        "wandb",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in CHATTER:
         warnings.filterwarnings("ignore", message=f".*{text}")

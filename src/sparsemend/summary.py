@@ -8,7 +8,8 @@ from typing import Any
 from rich.bar import Bar
 from rich.table import Table
 
-from sparsemend.evaluation.perplexity import METRIC, TASK_METRIC
+from sparsemend.evaluation.zero_shot import MEAN
+from sparsemend.metric_names import METRIC, TASK_METRIC
 
 STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
 
@@ -35,12 +36,15 @@ def rates_chart(per_block: Mapping[str, float], scores: Mapping[str, float], mea
 def summary_table(result: Mapping[str, Any]) -> Table:
     """dense / pruned / repaired: perplexity, sparsity asked and achieved, seconds, peak memory.
 
-    Where the data has a task, its perplexity stands beside that of the test windows.
+    Where the data has a task, its perplexity stands beside that of the test windows; so does the
+    mean accuracy of zero-shot tasks where they were measured.
     """
     config, protocol, sparsity = result["config"], result["protocol"], result["sparsity"]
     measures = {"perplexity": METRIC}
     if TASK_METRIC in result["metrics"]["dense"]:
         measures["task"] = TASK_METRIC
+    if MEAN in result["metrics"]["dense"]:
+        measures["zero-shot"] = MEAN
     table = Table(
         title=f"{config['model']['name']} on {protocol['corpus']} "
         f"({protocol['windows']} test windows of {protocol['seqlen']} tokens)",
@@ -54,7 +58,7 @@ def summary_table(result: Mapping[str, Any]) -> Table:
         cost = result["cost"][stage]
         table.add_row(
             _label(state, config),
-            *(_perplexity(result["metrics"][state].get(metric)) for metric in measures.values()),
+            *(_perplexity(result["metrics"][state], metric) for metric in measures.values()),
             "-" if dense else f"{sparsity['target']:.4f}",
             "-" if dense else f"{sparsity['achieved']:.4f}",
             f"{cost['seconds']:.1f}",
@@ -70,7 +74,10 @@ def _label(state: str, config: Mapping[str, Any]) -> str:
     return f"{state} ({section['_target_'].rsplit('.', 1)[-1]})"
 
 
-def _perplexity(value: float | None) -> str:
+def _perplexity(metrics: Mapping[str, float | None], metric: str) -> str:
+    if metric not in metrics:
+        return "-"
+    value = metrics[metric]
     return "not finite" if value is None else f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
 
 

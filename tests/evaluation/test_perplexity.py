@@ -2,19 +2,32 @@ import math
 
 import pytest
 import torch
+from evaluation_inputs import evaluation_input
 from families import FAMILIES, random_model
 from oracles import perplexity_oracle
 from torch import Tensor
 
+from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import EvaluationInput
-from sparsemend.evaluation.perplexity import METRIC, Perplexity, exponential
+from sparsemend.evaluation.perplexity import Perplexity, exponential
+from sparsemend.metric_names import METRIC, VALIDATION_METRIC
+
+
+def perplexity(*, chunk: int = 16, limit: int = 10**9, validation: bool = False) -> Perplexity:
+    return Perplexity(
+        validation=validation, logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit
+    )
+
+
+def given(test: Tensor, *, batch: int = 8, validation: Examples | None = None) -> EvaluationInput:
+    return evaluation_input(test, batch_size=batch, validation=validation or Examples.of(test[:0]))
 
 
 def measured(family: str, tokens: Tensor, *, batch: int = 3, chunk: int = 7, limit: int = 10**9):
-    evaluation = Perplexity(logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit)
-    given = EvaluationInput(
-        test=tokens, task=None, tokenizer=None, device=torch.device("cpu"), batch_size=batch
+    evaluation = Perplexity(
+        validation=False, logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit
     )
+    given = evaluation_input(tokens, batch_size=batch)
     return evaluation(random_model(family), given)[METRIC]
 
 
@@ -37,17 +50,17 @@ def test_logits_are_limited_to_the_bytes_asked_for(tokens: Tensor) -> None:
     model = random_model("llama")
     seen: list[int] = []
     model.register_forward_hook(lambda m, a, out: seen.append(out.logits.nbytes))
-    evaluation = Perplexity(logits_fp32=True, chunk_tokens=16, logits_bytes=2 * 24 * 96 * 4)
-    given = EvaluationInput(
-        test=tokens, task=None, tokenizer=None, device=torch.device("cpu"), batch_size=8
+    evaluation = Perplexity(
+        validation=False, logits_fp32=True, chunk_tokens=16, logits_bytes=2 * 24 * 96 * 4
     )
+    given = evaluation_input(tokens, batch_size=8)
     evaluation(model, given)
     assert max(seen) == 2 * 24 * 96 * 4
 
 
 def test_a_bf16_model_is_scored_on_fp32_logits(tokens: Tensor) -> None:
     model = random_model("llama").bfloat16()
-    evaluation = Perplexity(logits_fp32=True, chunk_tokens=16, logits_bytes=10**9)
+    evaluation = perplexity()
     losses = evaluation.window_losses(model, tokens)
     with torch.no_grad():
         logits = model(input_ids=tokens, use_cache=False).logits
@@ -60,3 +73,24 @@ def test_a_bf16_model_is_scored_on_fp32_logits(tokens: Tensor) -> None:
 
 def test_a_collapsed_model_gives_infinity() -> None:
     assert exponential(1e6) == math.inf
+
+
+def test_validation_is_measured_as_test_is_and_only_when_asked(tokens: Tensor) -> None:
+    model, rows = random_model("llama"), Examples.of(tokens[:3])
+    assert VALIDATION_METRIC not in perplexity()(model, given(tokens, validation=rows))
+    found = perplexity(validation=True)(model, given(tokens, validation=rows))
+    assert found[VALIDATION_METRIC] == measured("llama", tokens[:3])
+    assert found[METRIC] == measured("llama", tokens, batch=8)
+
+
+def test_validation_of_prompts_and_answers_counts_answers_alone(tokens: Tensor) -> None:
+    model = random_model("llama")
+    labels = tokens.clone()
+    labels[0, :20] = UNLABELLED  # windows of unequal weight
+    labels[1, :4] = UNLABELLED
+    rows = Examples(tokens[:2], labels[:2])
+    found = perplexity(validation=True)(model, given(tokens, validation=rows))
+    with torch.no_grad():
+        logits = model(input_ids=tokens[:2]).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, labels[:2, 1:].flatten())
+    assert found[VALIDATION_METRIC] == pytest.approx(math.exp(loss), rel=1e-5)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,18 +20,39 @@ class EvaluationInput:
     """What an evaluation may read: test windows (N, T), the tokenizer, where and how to batch.
 
     task: labelled test windows of the task that was trained on, None where there is none.
+    out, state: the run's folder, and which of dense, pruned, repaired is measured.
+    validation: labelled validation windows, empty where no evaluation `needs_validation`.
+    load_dense: the model as it was loaded, once more, on the host.
     """
 
     test: Tensor
     task: Examples | None
+    validation: Examples
     tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     batch_size: int
+    load_dense: Callable[[], PreTrainedModel]
+    out: Path
+    state: str
 
 
 class Evaluation(ABC):
-    """Measures one model; metric names are `group/name`."""
+    """Measures one model; metric names are `group/name`.
+
+    repeatable: equal inputs give equal numbers, so that a sweep measures equal models once.
+    """
+
+    repeatable: ClassVar[bool] = False
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether it reads the validation windows."""
+        return False
 
     @abstractmethod
     def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
         """Metrics of `model`, which is left as it was."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the result's protocol says of it, where the windows alone do not say it."""
+        return {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,10 +20,8 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.metric_names import METRIC, TASK_METRIC, VALIDATION_METRIC
 from sparsemend.progress import track
-
-METRIC = "perplexity/test"
-TASK_METRIC = "perplexity/task"
 
 
 @dataclass(kw_only=True)
@@ -30,28 +29,49 @@ class Perplexity(Evaluation):
     """`perplexity/test` over all test windows; `perplexity/task` where the data has a task.
 
     The task's is exp of the mean over all labelled tokens: its examples differ in length.
+    `validation` adds `perplexity/validation`, what searches select by: as of test where every
+    token counts, else as of the task.
     """
 
+    repeatable: ClassVar[bool] = True
+
+    validation: bool
     logits_fp32: bool
     chunk_tokens: int
     logits_bytes: int
 
+    @property
+    def needs_validation(self) -> bool:
+        return self.validation
+
     def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
         batch = self._batch_size(model, given)
-        losses = []
-        for windows in track(given.test.split(batch), "perplexity"):
-            losses.append(self.window_losses(model, windows.to(given.device)).cpu())
-        metrics = {METRIC: exponential(torch.cat(losses).double().mean().item())}
+        metrics = {METRIC: self._perplexity(model, given.test, batch, given.device)}
         if given.task is not None:
-            metrics[TASK_METRIC] = self._task_perplexity(model, given.task, batch, given.device)
+            metrics[TASK_METRIC] = self._labelled(model, given.task, batch, given.device)
+        if self.validation:
+            rows = given.validation
+            if torch.equal(rows.tokens, rows.labels):
+                found = self._perplexity(model, rows.tokens, batch, given.device)
+            else:
+                found = self._labelled(model, rows, batch, given.device)
+            metrics[VALIDATION_METRIC] = found
         return metrics
 
-    def _task_perplexity(
-        self, model: PreTrainedModel, task: Examples, batch: int, device: torch.device
+    def _perplexity(
+        self, model: PreTrainedModel, rows: Tensor, batch: int, device: torch.device
+    ) -> float:
+        losses = []
+        for windows in track(rows.split(batch), "perplexity"):
+            losses.append(self.window_losses(model, windows.to(device)).cpu())
+        return exponential(torch.cat(losses).double().mean().item())
+
+    def _labelled(
+        self, model: PreTrainedModel, rows: Examples, batch: int, device: torch.device
     ) -> float:
         total, count = 0.0, 0
-        rows = list(zip(task.tokens.split(batch), task.labels.split(batch), strict=True))
-        for tokens, labels in track(rows, "task"):
+        pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))
+        for tokens, labels in track(pairs, "task"):
             losses = self._losses(model, tokens.to(device), labels.to(device))
             total += float(losses.double().sum())
             count += int((labels[:, 1:] != UNLABELLED).sum())

@@ -20,8 +20,10 @@ from transformers import PreTrainedModel
 
 from sparsemend.batches import mean_loss
 from sparsemend.data.base import Examples
+from sparsemend.distillation import Teacher
 from sparsemend.mask_callbacks import EnforceMasks
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
+from sparsemend.objective import NextToken, Objective
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruner
 from sparsemend.resume import PARTS
@@ -116,9 +118,19 @@ class TrainedRepair(TrainingPlan, RepairMethod):
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         """The parameters this method trains; everything else is frozen."""
 
+    def ready_for(self, model: PreTrainedModel, step: int) -> None:
+        """Bring an attached `model` to where optimizer step `step` (1-based) begins (benches)."""
+        return
+
     def callbacks(self) -> list[Callback]:
         """What the method brings to the Trainer."""
         return [EnforceMasks()]
+
+    def objective(self, bench: Workbench) -> Objective:
+        """What a step minimises, as the plan has it."""
+        if self.distillation.on:
+            return Teacher(self.distillation, bench.load_dense)
+        return NextToken()
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
         """Replace every adapter by a SparseLinear with the same effective weight; diagnostics."""
@@ -129,9 +141,16 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         self.attach(model, bench)
         parameters = self.free_trainable(model)
         module = RepairModule(
-            model, self, self.callbacks(), bench.train, bench.validation, seed=bench.seed
+            model,
+            self,
+            self.callbacks(),
+            bench.train,
+            bench.validation,
+            seed=bench.seed,
+            objective=self.objective(bench),
         )
         report = module.fit(bench.make_trainer, out=bench.out, resume_from=bench.resume_from)
+        report |= module.objective.report()
         model.requires_grad_(False).eval().zero_grad(set_to_none=True)
         report |= self.fold(model)
         check_supports(model)
@@ -166,7 +185,7 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
             yield name, linear
 
 
-def fold_adapters(model: PreTrainedModel) -> dict[str, int]:
+def fold_adapters(model: nn.Module) -> dict[str, int]:
     """Replace every adapter by a SparseLinear of its effective weight; what that lost."""
     before = dict(adapters(model))
     for name, adapter in before.items():

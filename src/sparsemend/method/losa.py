@@ -296,6 +296,7 @@ class Losa(TrainedRepair):
         if self.measure_trained:
             for block, error in zip(record["blocks"], output_errors(work.pair), strict=True):
                 block["error_trained"] = error
+        fitted |= module.objective.report()
         record |= {**fitted, "trained_parameters": parameters}
         record["seconds"] |= {"train": trained - started, "measure": perf_counter() - trained}
         report_trained(record, self.rounds)
@@ -319,4 +320,5 @@ class Losa(TrainedRepair):
             bench.validation,
             seed=seed,
             first_step=first_step,
+            objective=self.objective(bench),
         )

@@ -15,16 +15,27 @@ knows no other pattern than 2:4; here the M - N candidates of every M inputs go 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sparsemend.masks import checked_finite, lowest_per_group, lowest_per_row
+from sparsemend.masks import (
+    checked_finite,
+    lowest_of_all,
+    lowest_over_rows,
+    lowest_per_group,
+    lowest_per_row,
+)
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.statistics import Hessian, Statistic, symmetrise_
+
+# what goes, bool (O, I), given scores (O, I) and the share of the final zeros that goes by now
+Choice = Callable[[Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,9 +119,18 @@ class ADMM(Pruner):
         nothing_goes = sparsity <= 0 if pattern.unstructured else pattern.kept == pattern.group_size
         if nothing_goes:
             return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+        return self._pruned(weight, statistic, partial(self._removed, sparsity, pattern))
+
+    def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
+        if not zeros:
+            return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+        lowest = lowest_over_rows if self.group == "row" else lowest_of_all
+        return self._pruned(weight, statistic, lambda s, share: lowest(s, int(zeros * share)))
+
+    def _pruned(self, weight: Tensor, statistic: Statistic | None, choose: Choice) -> Pruned:
         system = _gram(statistic).system(self.damping, self.rho)
         dense = checked_finite(weight.float() * system.scale)
-        final, removed = self._alternate(dense, system, sparsity, pattern)
+        final, removed = self._alternate(dense, system, choose)
         pruned = (final / system.scale).to(weight.dtype).masked_fill_(removed, 0)
         return Pruned(pruned, ~removed)
 
@@ -118,17 +138,14 @@ class ADMM(Pruner):
         """|W| d (O, I), fp32: what the first iteration compares."""
         return checked_finite(weight.float().abs() * _gram(statistic).scale())
 
-    def _alternate(
-        self, dense: Tensor, system: System, sparsity: float, pattern: Pattern
-    ) -> tuple[Tensor, Tensor]:
+    def _alternate(self, dense: Tensor, system: System, choose: Choice) -> tuple[Tensor, Tensor]:
         """(scaled weight, removed), both (O, I), from the scaled dense weight."""
         fitted, dual = dense.clone(), torch.zeros_like(dense)
         target = dense @ system.gram
-        removed = self._removed(dense.abs(), sparsity, pattern, share=1.0)
+        removed = choose(dense.abs(), 1.0)
         for iteration in range(self.iterations):
             if iteration < self.mask_iterations:
-                share = self._share(iteration)
-                removed = self._removed((fitted + dual).abs_(), sparsity, pattern, share=share)
+                removed = choose((fitted + dual).abs_(), self._share(iteration))
             sparse = (fitted + dual).masked_fill_(removed, 0)
             dual += fitted
             dual -= sparse
@@ -141,21 +158,16 @@ class ADMM(Pruner):
             return 1.0
         return 1 - (1 - (iteration + 1) / self.mask_iterations) ** 3
 
-    def _removed(self, score: Tensor, sparsity: float, pattern: Pattern, *, share: float) -> Tensor:
+    def _removed(self, sparsity: float, pattern: Pattern, score: Tensor, share: float) -> Tensor:
         if pattern.unstructured:
             if self.group == "row":
                 return lowest_per_row(score, int(score.shape[1] * sparsity * share))
-            return _lowest(score, int(score.numel() * sparsity * share))
+            return lowest_of_all(score, int(score.numel() * sparsity * share))
         candidates = lowest_per_group(score, pattern)
         if share == 1:
             return candidates
         count = int(int(candidates.sum()) * share)
-        return _lowest(score.masked_fill(~candidates, torch.inf), count)
-
-
-def _lowest(score: Tensor, count: int) -> Tensor:
-    """Bool (O, I): exactly the `count` lowest scores of the matrix."""
-    return lowest_per_row(score.reshape(1, -1), count).view(score.shape)
+        return lowest_of_all(score.masked_fill(~candidates, torch.inf), count)
 
 
 def _gram(statistic: Statistic | None) -> Gram:

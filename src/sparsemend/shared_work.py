@@ -1,0 +1,239 @@
+"""What jobs have in common is done once: dense measurements, pruned models, loading.
+
+Between processes through the keyed cache of `conf/cache`, between the jobs of one process through
+memory.  A key holds everything that decides the bits: the weights as loaded, the token windows,
+the configuration of pruner and schedule with the files they name, seed, device, threads, and this
+package's source.  So a reused model has the very bits that computing it here would give.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparsemend.blocks import prunable_linears
+from sparsemend.cache import Cache, Content, digest, file_digest
+from sparsemend.data.base import Examples
+from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.locations import PACKAGE
+from sparsemend.masks import SparseLinear, sparse_linears, unpack
+from sparsemend.sparsity_schedule.base import Allocation
+
+log = logging.getLogger(__name__)
+
+DECISIVE = ("sparsity", "pattern", "pattern_tail", "rounding", "seed")  # of the pruned bits
+_MEMORY: dict[str, tuple[str, Any]] = {}  # kind -> (key, value) of this process's last job
+
+
+class SharedWork:
+    """One job's view of what it shares; `origins` says what it reused and whose cost that was."""
+
+    def __init__(self, cfg: DictConfig, out: Path, device: torch.device) -> None:
+        hydra = HydraConfig.get()
+        sweep = hydra.mode == RunMode.MULTIRUN
+        wanted = cfg.cache.dir is not None and (sweep or cfg.cache.when == "always")
+        self.cfg = cfg
+        self.cache = Cache(Path(cfg.cache.dir), owner=out) if wanted else None
+        # a cluster's job has a process of its own, which nobody follows
+        self.memory = bool(cfg.cache.memory) and "submitit" not in hydra.launcher["_target_"]
+        self.environment = environment(cfg, device)
+        self.origins: dict[str, Any] = {}
+        self.model_key = ""
+        self.pruned_key: str | None = None
+
+    def remembered(self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """compute(), or what this process's last job computed from the same parts."""
+        if not self.memory:
+            return compute()
+        key = digest(parts)
+        known = _MEMORY.get(kind)
+        hit = known is not None and known[0] == key
+        started, worked = perf_counter(), process_time()
+        if not hit:
+            _MEMORY.pop(kind, None)  # first: two of a kind may not fit
+            _MEMORY[kind] = key, compute()
+        self.origins.setdefault("memory", {})[kind] = {
+            "hit": hit,
+            "seconds": round(perf_counter() - started, 3),
+            "processor_seconds": round(process_time() - worked, 3),
+        }
+        return _MEMORY[kind][1]
+
+    def model(self, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """The dense model on the host, this job's own to change."""
+        parts = {"model": section(self.cfg, "model"), "seed": self.cfg.seed}
+
+        def loaded() -> tuple[PreTrainedModel, str]:
+            model = load()
+            return model, model_digest(model) if self.cache or self.memory else ""
+
+        model, self.model_key = self.remembered("model", parts, loaded)
+        return copy.deepcopy(model) if self.memory else model
+
+    def measure(
+        self,
+        state: str,
+        name: str,
+        evaluation: Evaluation,
+        given: EvaluationInput,
+        compute: Callable[[], dict[str, float]],
+    ) -> dict[str, float]:
+        """The metrics of the dense or pruned model by one evaluation, measured once if it may."""
+        key = {"dense": self.model_key, "pruned": self.pruned_key}.get(state)
+        if not key or not type(evaluation).repeatable:
+            return compute()
+        parts = {
+            **self.environment,
+            "of": key,
+            "evaluation": section(self.cfg, "evaluation")[name],
+            "batch": given.batch_size,
+            "test": tokens_digest(given.test),
+            "task": examples_digest(given.task),
+            "validation": examples_digest(given.validation),
+        }
+
+        def cached() -> dict[str, float]:
+            if self.cache is None:
+                return compute()
+            found = self.cache.once("metrics", parts, lambda: Content(compute()))
+            self.origins.setdefault("metrics", {}).setdefault(state, {})[name] = found.origin()
+            return dict(found.content.values)
+
+        if state == "dense":
+            return dict(self.remembered(f"dense {name}", parts, cached))
+        return cached()
+
+    def prune(
+        self,
+        model: PreTrainedModel,
+        parts: Mapping[str, Any],
+        prune_here: Callable[[], Allocation],
+    ) -> Allocation:
+        """Prune `model` in place, by prune_here or from the cache; what was asked of every linear.
+
+        parts: what decides the support and the weights besides model, configuration and machine.
+        """
+        if self.cache is None:
+            return prune_here()
+        key_parts = {
+            **self.environment,
+            "model": self.model_key,
+            "pruner": with_files(section(self.cfg, "pruner")),
+            "sparsity_schedule": with_files(section(self.cfg, "sparsity_schedule")),
+            **{
+                key: self.cfg[key]
+                for key in ("sparsity", "pattern", "pattern_tail", "rounding", "seed")
+            },
+            **parts,
+        }
+        self.pruned_key = digest(key_parts)
+        if not self.cfg.cache.models:
+            return prune_here()
+        found = self.cache.once("pruned", key_parts, lambda: pruned_content(model, prune_here()))
+        self.origins["pruned"] = found.origin()
+        if found.hit:
+            restore_(model, found.content.tensors)
+            log.info("pruned model of %s, %.1f s saved", found.made_by, found.seconds)
+        return Allocation(**found.content.values)
+
+
+@torch.no_grad()
+def pruned_content(model: nn.Module, allocation: Allocation) -> Content:
+    """Kept weights (n,) and packed support of every SparseLinear; zeros take no room."""
+    tensors = {}
+    for name, linear in sparse_linears(model):
+        tensors[f"{name}.kept"] = linear.weight[linear.keep]
+        tensors[f"{name}.keep"] = linear.packed_keep
+    return Content(asdict(allocation), tensors)
+
+
+@torch.no_grad()
+def restore_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Turn a dense model into the pruned one of `pruned_content`, bit for bit."""
+    for name, linear in prunable_linears(model).items():
+        device = linear.weight.device
+        keep = unpack(tensors[f"{name}.keep"].to(device), linear.in_features)
+        linear.weight.masked_scatter_(keep, tensors[f"{name}.kept"].to(device))
+        model.set_submodule(name, SparseLinear(linear.weight, linear.bias, keep))
+
+
+def section(cfg: DictConfig, name: str) -> Any:
+    """A group of the config as plain values."""
+    return OmegaConf.to_container(cfg[name], resolve=True)
+
+
+def with_files(value: Any) -> Any:
+    """`value` with the checksum of every file that one of its strings names."""
+    if isinstance(value, dict):
+        return {key: with_files(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_files(item) for item in value]
+    if isinstance(value, str) and Path(value).is_file():
+        return [value, file_digest(Path(value))]
+    return value
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """SHA-256 (hex) of a model's configuration and of every weight as loaded."""
+    hasher = hashlib.sha256(model.config.to_json_string().encode())
+    for name, tensor in model.state_dict().items():
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hasher.update(raw_bytes(tensor))
+    return hasher.hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    """A tensor's bytes in row-major order."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def tokens_digest(tokens: Tensor) -> str:
+    """SHA-256 (hex) of token windows (N, T)."""
+    return hashlib.sha256(f"{tuple(tokens.shape)}".encode() + raw_bytes(tokens)).hexdigest()
+
+
+def examples_digest(examples: Examples | None) -> str | None:
+    """SHA-256 (hex) of windows and labels."""
+    if examples is None:
+        return None
+    return digest([tokens_digest(examples.tokens), tokens_digest(examples.labels)])
+
+
+def environment(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
+    """What else decides bits: device, threads, torch, and the source of what runs."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": metadata.version("torch"),
+        "transformers": metadata.version("transformers"),
+        "source": source_digest(),
+        "attention": cfg.model.get("attention"),
+    }
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 (hex) of this package's Python files: another version may compute other bits."""
+    return digest([file_digest(path) for path in sorted(PACKAGE.rglob("*.py"))])
+
+
+def module_digest(instance: object) -> str:
+    """SHA-256 (hex) of the file that defines an object's class, which may be the user's own."""
+    return file_digest(Path(inspect.getfile(type(instance))))
