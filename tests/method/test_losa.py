@@ -315,6 +315,12 @@ def test_a_bf16_model_keeps_its_dtypes_through_the_rounds(precision: str, tmp_pa
     assert report["zeroed_by_fold"] >= 0
 
 
+def test_every_round_may_learn_from_the_dense_model(tmp_path: Path) -> None:
+    distill = {**losa().distill, "weight": 0.5, "hidden_weight": 1.0}
+    _, report = repaired(losa(distill=distill), bench_for(tmp_path))
+    assert [record["teacher"]["dtype"] for record in report["rounds"]] == ["float32"] * 2
+
+
 def attempt(method: Losa, bench: Workbench) -> tuple[PreTrainedModel, dict[str, Any] | None]:
     model = pruned_model()
     try:

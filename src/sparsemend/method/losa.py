@@ -297,7 +297,7 @@ class Losa(TrainedRepair):
             for block, error in zip(record["blocks"], output_errors(work.pair), strict=True):
                 block["error_trained"] = error
         fitted |= module.objective.report()
-        record |= {**fitted, "trained_parameters": parameters}
+        record |= {**fitted, **module.objective.report(), "trained_parameters": parameters}
         record["seconds"] |= {"train": trained - started, "measure": perf_counter() - trained}
         report_trained(record, self.rounds)
 
