@@ -93,6 +93,11 @@ def test_an_unknown_experiment_is_refused_though_the_group_is_optional() -> None
     assert "nearest: pretrain_tiny" in refusal("experiment=pretrain_tny")
 
 
+def test_an_unknown_table_or_paper_of_an_experiment_is_refused_with_the_nearest() -> None:
+    assert "nearest: table1, " in refusal("experiment=dsnot/tabel1")
+    assert "nearest: dsnot/table1, " in refusal("experiment=dsnt/table1")
+
+
 def test_an_unknown_member_is_refused_when_added_with_a_plus() -> None:
     assert "unknown experiment 'foo'" in refusal("+experiment=foo")
 

@@ -80,8 +80,24 @@ VARIANTS = {
     "lors bf16-mixed": ("lors", "method.precision=bf16-mixed"),
     "perp scale_lora": ("perp", "method.adapter=scale_lora"),
     "perp perturbed": ("perp", "method.adapter=scale_lora", "method.init=perturbed"),
+    "masked_lora distilled": (
+        "masked_lora",
+        "method.distill.weight=0.5",
+        "method.distill.hidden_weight=1",
+        "method.distill.teacher_dtype=bfloat16",
+    ),
+    "masked_full distilled": ("masked_full", "method.distill.weight=1"),
+    "masked_full set": ("masked_full", "method.mask_update=set", "method.update_until=1.0"),
+    "masked_full rigl": ("masked_full", "method.mask_update=rigl", "method.update_until=1.0"),
+    "seft within groups": ("seft", "method.pattern_growth=within_group", "method.kernel=sparse"),
+    "spiel moments": ("spiel", "method.selection=moments"),
     "masked_full sgd": ("masked_full", "method.optimizer=sgd"),
+    "losa carried": ("losa", "method.optimizer_state=carried", "method.dropout=0"),
+    "losa capped": ("losa", "method.rank_cap=4", "method.optimizer_state=carried"),
+    "losa merging": ("losa", "method.exact_base=false", "method.oversparsity=ignore"),
 }
+# what a method needs to be told to accept a fixed pattern
+FIXED = {"losa": ("method.fixed_pattern=true",)}
 EVERY_TRAINED = {**{name: (name,) for name in TRAINED}, **VARIANTS}
 
 
@@ -98,7 +114,8 @@ def test_supports_hold(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_four_stays_two_four(name: str, tmp_path: Path) -> None:
-    contracts.check_supports_hold(contracts.method_of(name), tmp_path, pattern="2:4")
+    method = contracts.method_of(name, *FIXED.get(name, ()))
+    contracts.check_supports_hold(method, tmp_path, pattern="2:4")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -139,7 +156,7 @@ def test_a_bf16_model_is_repaired_in_bf16(name: str, tmp_path: Path) -> None:
     """Masked full fine-tuning refuses it: its weights are what trains."""
     method, model = variant(name), contracts.pruned_model(family="opt").to(torch.bfloat16)
     names = list(contracts.bits(model))
-    method.repair(model, contracts.bench_for(tmp_path))
+    method.repair(model, contracts.bench_for(tmp_path, family="opt"))
     check_supports(model)
     if method.foldable:
         assert list(contracts.bits(model)) == names

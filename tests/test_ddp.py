@@ -9,6 +9,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,19 @@ class Dump(Callback):
         torch.save(pl_module.state_dict(), self.out / f"rank{trainer.global_rank}.pt")
 
 
-def sgd(name: str, *extra: Callback, batch_size: int) -> TrainedRepair:
-    """A method that takes three steps of plain SGD, large enough to matter."""
-    method = method_of(name, "method.optimizer=sgd", "method.gradient_clip=0")
+def sgd(name: str, *extra: Callback | str, batch_size: int) -> TrainedRepair:
+    """A method that takes three steps of plain SGD, large enough to matter.
+
+    extra: callbacks it brings, and overrides.
+    """
+    knobs = [knob for knob in extra if isinstance(knob, str)]
+    method = method_of(name, "method.optimizer=sgd", "method.gradient_clip=0", *knobs)
     assert isinstance(method, TrainedRepair)
     method.learning_rate, method.batch_size = 0.5, batch_size
+    brought = [callback for callback in extra if isinstance(callback, Callback)]
     if hasattr(method, "init_batch_size"):
         method.init_batch_size = 4  # the start must be the same one
-    method.callbacks = Brings([*method.callbacks(), *extra])  # type: ignore[method-assign]
+    method.callbacks = Brings([*method.callbacks(), *brought])  # type: ignore[method-assign]
     return method
 
 
@@ -166,6 +172,30 @@ def test_lors_with_two_processes_is_one_with_twice_the_batch(tmp_path: Path) -> 
     assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
 
 
+def evolving(*extra: Callback, batch_size: int) -> TrainedRepair:
+    """seft by SGD: a round after step 2, of gradients of both ranks."""
+    method = sgd("seft", batch_size=batch_size)
+    method.max_steps, method.update_interval, method.accumulation_steps = 5, 4, 2
+    method.__post_init__()
+    method.callbacks = Brings([*type(method).callbacks(method), *extra])  # type: ignore[method-assign]
+    return method
+
+
+@pytest.mark.slow
+def test_seft_moves_on_two_processes_as_on_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Statistics are averaged, so the same positions leave and enter, the same weights go."""
+    dump = Dump(tmp_path)
+    reports = {
+        "together": fit_together(tmp_path / "together", evolving(dump, batch_size=2)),
+        "alone": fit_alone(tmp_path / "alone", evolving(batch_size=4)),
+    }
+    assert sum(reports["alone"]["evolution"]["rounds"][0]["reactivated"]) > 0
+    assert reports["together"]["evolution"] == reports["alone"]["evolution"]
+    assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    contracts.assert_same_bits(first, second)
+
+
 @pytest.mark.slow
 def test_every_labelled_token_weighs_the_same_on_whichever_rank(tmp_path: Path) -> None:
     tokens = contracts.windows(12, seed=8)
@@ -181,6 +211,22 @@ def test_every_labelled_token_weighs_the_same_on_whichever_rank(tmp_path: Path) 
     assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
     expected = pytest.approx(reports["alone"]["validation/loss"], rel=1e-6)
     assert reports["together"]["validation/loss"] == expected
+
+
+@pytest.mark.slow
+def test_every_rank_learns_from_a_dense_model_of_its_own(tmp_path: Path) -> None:
+    """Distilled, two processes still take the steps of one with twice the batch."""
+    knobs = ("weight=0.5", "hidden_weight=1")
+    reports = {}
+    for label, size, bench in (
+        ("one", 4, bench_for(tmp_path / "one")),
+        ("two", 2, parallel(tmp_path / "two")),
+    ):
+        method = sgd("masked_full", *(f"method.distill.{k}" for k in knobs), batch_size=size)
+        object.__setattr__(bench, "load_dense", partial(random_model, "llama"))
+        reports[label] = method.repair(pruned_model(), bench)
+    assert_close(last(tmp_path / "two"), last(tmp_path / "one"))
+    assert reports["two"]["teacher"] == reports["one"]["teacher"]
 
 
 @pytest.mark.slow

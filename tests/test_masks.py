@@ -16,7 +16,9 @@ from sparsemend.masks import (
     count_zeros,
     kth_lowest,
     load_masks,
+    lowest_of_all,
     lowest_of_layer,
+    lowest_over_rows,
     lowest_per_group,
     lowest_per_row,
     pack,
@@ -198,3 +200,23 @@ def test_a_support_first_read_in_inference_can_be_trained_under() -> None:
     weight = torch.ones(2, 9, requires_grad=True)
     (weight * unpack(pack(torch.eye(2, 9, dtype=torch.bool)), 9)).sum().backward()
     assert torch.equal(weight.grad, torch.eye(2, 9))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 12, 13, 59, 60])
+def test_the_lowest_over_rows_take_single_weights_where_they_cost_least(count: int) -> None:
+    score = torch.rand(5, 12, generator=torch.Generator().manual_seed(3))
+    chosen = lowest_over_rows(score, count)
+    assert int(chosen.sum()) == count
+    each, further = divmod(count, 5)
+    ascending = score.sort(dim=1).values
+    expected = [set(row[:each].tolist()) for row in ascending]
+    following = sorted(range(5), key=lambda row: float(ascending[row, each]) if each < 12 else 0.0)
+    for row in following[:further]:
+        expected[row].add(float(ascending[row, each]))
+    assert [set(score[row][chosen[row]].tolist()) for row in range(5)] == expected
+
+
+def test_of_all_tied_scores_the_first_go() -> None:
+    score = torch.ones(2, 3)
+    assert lowest_over_rows(score, 3).tolist() == [[True, True, False], [True, False, False]]
+    assert lowest_of_all(score, 4).tolist() == [[True, True, True], [True, False, False]]

@@ -112,6 +112,51 @@ def test_a_fixed_pattern_with_a_progression_is_refused_naming_the_mixed_one(mode
         check(model, "pattern=2:4", "sparsity=0.5", ATP, f"{DIFFERENCE}=0.05")
 
 
+def test_rmi_is_refused_with_a_fixed_pattern(model: Path) -> None:
+    with pytest.raises(ValueError, match="rmi varies; use pattern=mixed:4"):
+        check(model, "pattern=2:4", "sparsity=0.5", "sparsity_schedule=rmi")
+
+
+def test_comparing_more_sequences_than_there_are_is_refused(model: Path) -> None:
+    rmi = ("sparsity_schedule=rmi", "data.calibration_samples=8")
+    words = r"similarity_samples=64 exceeds data\.calibration_samples=8; set "
+    with pytest.raises(ValueError, match=words):
+        check(model, *rmi)
+    check(model, *rmi, "sparsity_schedule.similarity_samples=8")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("pattern=2:4", "sparsity=0.5"), r"or method\.fixed_pattern=true for it in every round"),
+        (("pattern=mixed:8",), "use pattern=unstructured$"),
+        (("method.fixed_pattern=true",), "needs an N:M pattern"),
+        (("method.mean_rank=0.5",), r"mean rank 0\.5 of round 1 is below method\.min_rank=1"),
+        (("method.rank_growth=5",), r"mean rank 21 of round 4 is above method\.max_rank=16"),
+        (("method.max_rank=17",), r"method\.max_rank=17 exceeds min\(inputs, outputs\) = 16"),
+        (("method.max_steps=4",), r"max_steps=4 is less than a step for each of method\.rounds=5"),
+        (("method.round_steps=[1,2]",), "are not 5 positive counts"),
+        (
+            ("method.targets=[0.2,0.5,0.4,0.5,0.6]",),
+            r"0\.4 of round 3 is below the 0\.5 that the round before has reached",
+        ),
+        (("method.data_slices=[[0,4]]",), r"is not one \[first, end\)"),
+        (("data.calibration_samples=8",), r"method\.similarity_samples=64 exceeds"),
+        (("method.rounds=0",), r"method\.rounds=0 is not an integer of at least 1"),
+    ],
+)
+def test_rounds_that_cannot_work_are_refused(
+    model: Path, overrides: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        check(model, "method=losa", *overrides)
+
+
+def test_rounds_that_can_work_pass(model: Path) -> None:
+    check(model, "method=losa")
+    check(model, "method=losa", "pattern=2:4", "sparsity=0.5", "method.fixed_pattern=true")
+
+
 def test_a_width_that_is_no_multiple_of_the_group_is_refused(tmp_path: Path) -> None:
     odd = llama(tmp_path, intermediate=22)
     with pytest.raises(ValueError, match="down_proj has 22 inputs, not a multiple of 4"):
@@ -241,6 +286,12 @@ def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
 def test_a_window_longer_than_the_positions_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.seqlen=33 exceeds .*max_position_embeddings=32"):
         check(model, "data.seqlen=33")
+
+
+def test_a_prompt_longer_than_the_positions_is_refused(model: Path) -> None:
+    lengths = ("evaluation.speed.prompt_tokens=30", "evaluation.speed.new_tokens=3")
+    with pytest.raises(ValueError, match=r"exceed the model's max_position_embeddings=32"):
+        check(model, "data.seqlen=16", "evaluation=[speed]", *lengths)
 
 
 def test_a_window_of_one_token_is_refused(model: Path) -> None:
@@ -531,3 +582,169 @@ def test_bf16_true_needs_a_bf16_model(model: Path) -> None:
     with pytest.raises(ValueError, match=r"bf16-true needs a bfloat16 model, .*dtype=float32"):
         check(model, "method.precision=bf16-true", "model.dtype=float32")
     check(model, "method.precision=bf16-true", "model.dtype=bfloat16")
+
+
+@pytest.mark.parametrize("method", ["seft", "spiel"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("accumulation_steps=19", r"accumulation_steps=19 is not below .* - 1 = 19"),
+        ("update_interval=101", r"update_interval=101 is longer than method\.max_steps=100"),
+        ("initial_drop_rate=0", r"initial_drop_rate=0 is not in \(0, 1\]"),
+        ("initial_drop_rate=1.01", r"initial_drop_rate=1.01 is not in \(0, 1\]"),
+        ("budget.density=0.7", r"asks for [\d,]+ deltas, but sparsity 0.5 keeps [\d,]+ weights"),
+        ("budget={match: deltas, deltas: 0}", r"budget\.deltas=0 is not an integer of at least 1"),
+    ],
+)
+def test_deltas_that_could_not_evolve_are_refused(
+    model: Path, method: str, override: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(model, f"method={method}", f"method.{override}", "sparsity=0.5")
+
+
+def test_deltas_that_can_evolve_pass(model: Path) -> None:
+    check(model, "method=seft", "method.accumulation_steps=18", "method.initial_drop_rate=1")
+    check(model, "method=spiel", "method.selection=moments")
+
+
+def test_growth_that_nothing_would_prune_back_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"set method\.grow_scope=active"):
+        check(model, "method=seft", "method.adapt=false")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("update_interval=76", r"update_interval=76 is not in \[1, .* = 75\]"),
+        ("initial_drop_rate=0", r"initial_drop_rate=0 is not in \(0, 1\]"),
+        ("drop_schedule=none", r"drop_schedule=none is not one of: linear, cosine"),
+    ],
+)
+def test_a_support_that_would_not_move_is_refused(model: Path, override: str, message: str) -> None:
+    moving = ("method=masked_full", "method.mask_update=rigl", "method.update_interval=50")
+    check(model, *moving)
+    with pytest.raises(ValueError, match=message):
+        check(model, *moving, f"method.{override}")
+
+
+def test_a_support_with_a_pattern_does_not_move(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"breaks pattern 2:4; set method\.mask_update=none"):
+        check(
+            model,
+            "method=masked_full",
+            "method.mask_update=set",
+            "method.update_interval=50",
+            "pattern=2:4",
+            "sparsity=0.5",
+        )
+
+
+@pytest.mark.parametrize("name", ["owl", "dlp", "alphapruning", "global", "lamp", "er", "er_plus"])
+def test_every_schedule_passes_as_it_is(model: Path, name: str) -> None:
+    check(model, f"sparsity_schedule={name}", "sparsity=0.4")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("owl", "granularity=row"), "granularity=row is not one of block, linear"),
+        (("owl", "budget=loose"), "budget=loose is not one of exact, reference"),
+        (("owl", "spread=0.6"), r"spread=0\.6 is not in \[0, 0\.5\]"),
+        (("owl", "outlier_multiple=0"), "outlier_multiple=0 is not above 0"),
+        (("owl", "max_sparsity=0.5"), r"sparsity 0\.6 is not in \[0, 0\.5\]"),
+        (("dlp", "reduction=max"), "reduction=max is not one of median, mean"),
+        (("dlp", "min_sparsity=-1"), r"min_sparsity=-1 is not in \[0, 1\]"),
+        (("alphapruning", "metric=alpha"), "metric=alpha is not one of alpha_peak, alpha_mid"),
+        (("alphapruning", "spread=1.5"), r"spread=1\.5 is not in \[0, 1\]"),
+        (("global", "score=random"), "score=random is not one of magnitude, wanda"),
+        (("er_plus", "dense=head"), "dense=head is not one of last_linear, last_block"),
+        (("file", "path=nowhere.yaml"), "sparsity_schedule.path=nowhere.yaml does not exist"),
+    ],
+)
+def test_an_option_of_a_schedule_that_cannot_work_is_refused(
+    model: Path, overrides: tuple[str, str], message: str
+) -> None:
+    name, option = overrides
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check(model, f"sparsity_schedule={name}", f"sparsity_schedule.{option}")
+
+
+def test_what_er_plus_leaves_to_prune_is_known_from_the_headers(model: Path) -> None:
+    lines = ("sparsity_schedule=er_plus", "sparsity_schedule.dense=last_block")
+    check(model, *lines, "sparsity=0.5")
+    with pytest.raises(ValueError, match=r"sparsity 0\.51 exceeds 0\.5000"):
+        check(model, *lines, "sparsity=0.51")
+
+
+@pytest.mark.parametrize("name", ["er", "er_plus", "global", "lamp"])
+def test_a_mixed_pattern_with_rates_by_linear_is_refused(model: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"rate of its own, which cannot be whole N of .*mixed:8"):
+        check(model, f"sparsity_schedule={name}", "pattern=mixed:8")
+
+
+@pytest.mark.parametrize("name", ["owl", "dlp", "alphapruning", "er", "lamp", "global"])
+def test_a_fixed_pattern_with_any_varying_schedule_is_refused(model: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"pattern 2:4 fixes .*which {name} varies"):
+        check(model, f"sparsity_schedule={name}", "pattern='2:4'", "sparsity=0.5")
+
+
+def test_a_file_of_rates_is_held_against_the_model(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rates.yaml"
+    lines = ("sparsity_schedule=file", f"sparsity_schedule.path={path}")
+    path.write_text("0: 0.5\n1: 0.7\n")
+    check(model, *lines, "sparsity=0.6")
+    with pytest.raises(ValueError, match=r"parameter-weighted mean 0\.600000, not sparsity=0\.7"):
+        check(model, *lines, "sparsity=0.7")
+    with pytest.raises(ValueError, match=r"keeps 4\.8 of 16 inputs"):
+        check(model, *lines, "sparsity=0.6", "pattern=mixed:16", "pattern_tail=reference")
+    path.write_text("0: 0.5\n")
+    with pytest.raises(ValueError, match=r"7 of 14 linears have no rate, first model\.layers\.1"):
+        check(model, *lines, "sparsity=0.5")
+    path.write_text("0: 0.5\n1: 0.5\nhead: 0.5\n")
+    with pytest.raises(ValueError, match="first 'head'"):
+        check(model, *lines, "sparsity=0.5")
+
+
+def test_a_schedule_of_the_user_s_own_is_not_held_against_our_options(model: Path) -> None:
+    check(
+        model,
+        "sparsity_schedule=owl",
+        "sparsity_schedule._target_=mine.Owl",
+        "sparsity_schedule.granularity=row",
+    )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "least"),
+    [
+        (("method.batch_size=8",), 9),  # one full batch, and one window held out
+        (("method.batch_size=8", "method.held_out=0"), 8),
+        (("method.batch_size=4",), 5),
+    ],
+)
+def test_too_few_windows_for_reconstruction_are_refused_with_the_number_needed(
+    model: Path, knobs: tuple[str, ...], least: int
+) -> None:
+    given = ("method=reconstruct", *knobs)
+    with pytest.raises(ValueError, match=rf"at least data\.calibration_samples={least}, or lower"):
+        check(model, *given, f"data.calibration_samples={least - 1}")
+    check(model, *given, f"data.calibration_samples={least}")
+
+
+def test_a_rank_that_reconstruction_does_not_use_is_not_checked(model: Path) -> None:
+    check(model, "method=reconstruct", "method.rank=99")
+    with pytest.raises(ValueError, match=r"method\.rank=99 exceeds"):
+        check(model, "method=reconstruct", "method.rank=99", "method.form=masked_lora")
+
+
+@pytest.mark.parametrize("term", ["weight", "hidden_weight"])
+def test_a_pruned_checkpoint_has_no_dense_model_to_learn_from(model: Path, term: str) -> None:
+    with pytest.raises(ValueError, match=r"ask to learn from the dense model.*set both to 0"):
+        check(model, "pruner=existing", f"method.distill.{term}=0.5")
+    check(model, "pruner=existing")
+
+
+def test_a_teachers_device_that_is_none_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"teacher_device=gpu is no device; give cpu, cuda:0"):
+        check(model, "method.distill.weight=0.5", "method.distill.teacher_device=gpu")

@@ -6,7 +6,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from sparsemend.results import Result
-from sparsemend.resume import config_hash, differences, find_unfinished, run_folder
+from sparsemend.resume import (
+    PARTS,
+    config_hash,
+    differences,
+    find_unfinished,
+    forget_work,
+    last_checkpoint,
+    run_folder,
+)
 
 CONFIG = OmegaConf.create({"sparsity": 0.6, "name": "a", "resume": None})
 
@@ -53,9 +61,35 @@ WANTED = {"sparsity": 0.6, "method": {"rank": 16}, "name": "a", "resume": "auto"
 
 def test_a_run_continues_in_the_folder_of_its_unfinished_twin(tmp_path: Path) -> None:
     unfinished(tmp_path / "a" / "old", WANTED)
-    folder, checkpoint = run_folder("auto", WANTED, tmp_path / "a" / "new")
-    assert folder == tmp_path / "a" / "old"
-    assert checkpoint == folder / "checkpoints" / "last.ckpt"
+    folder, resumed = run_folder("auto", WANTED, tmp_path / "a" / "new")
+    assert (folder, resumed) == (tmp_path / "a" / "old", True)
+    assert last_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("left", "resumed"), [("block_0.safetensors", True), (".block_0.safetensors.7.partial", False)]
+)
+def test_a_finished_part_alone_is_worth_continuing(
+    tmp_path: Path, left: str, resumed: bool
+) -> None:
+    unfinished(tmp_path, WANTED)
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    (tmp_path / PARTS).mkdir()
+    (tmp_path / PARTS / left).write_bytes(b"")
+    assert run_folder("auto", WANTED, tmp_path) == (tmp_path, resumed)
+    if resumed:
+        assert run_folder(str(tmp_path), WANTED, tmp_path) == (tmp_path, True)
+        return
+    with pytest.raises(FileNotFoundError, match="ended before its first checkpoint"):
+        run_folder(str(tmp_path), WANTED, tmp_path)
+
+
+def test_a_fresh_run_in_an_old_folder_leaves_nothing_to_continue(tmp_path: Path) -> None:
+    unfinished(tmp_path, WANTED)
+    (tmp_path / PARTS).mkdir()
+    (tmp_path / PARTS / "block_0.safetensors").write_bytes(b"")
+    forget_work(tmp_path)
+    assert run_folder("auto", WANTED, tmp_path) == (tmp_path, False)
 
 
 def test_what_the_killed_attempt_cost_is_kept(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import sparsemend
 from sparsemend.masks import load_masks, save_masks
+from sparsemend.method.losa_rounds import RoundMark
 
 SCHEMA = json.loads((Path(sparsemend.__file__).parent / "result.schema.json").read_text())
 SEQLEN = 32
@@ -89,6 +90,7 @@ def dsnot_run(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     done = sparsemend_command(contract(workspace, out, *ATP_DSNOT), elsewhere)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "dense" in done.stdout
+    assert "sparsity by block, mean 0.6000" in done.stdout
     assert "repaired" in done.stdout
     assert str(out / "result.json") in done.stdout
     return out
@@ -114,6 +116,8 @@ def test_the_result_follows_the_schema_and_the_contract(dsnot_run: Path) -> None
 def test_rates_follow_the_progression(dsnot_run: Path) -> None:
     asked = {v["asked"] for v in result_of(dsnot_run)["sparsity"]["per_linear"].values()}
     assert sorted(asked) == pytest.approx([0.55, 0.6, 0.65])
+    by_block = result_of(dsnot_run)["sparsity"]["asked_per_block"]
+    assert list(by_block.values()) == pytest.approx([0.55, 0.6, 0.65])
 
 
 def test_the_export_reloads_without_this_package_with_the_same_zeros(dsnot_run: Path) -> None:
@@ -139,8 +143,11 @@ def test_the_exported_model_has_the_repaired_perplexity(dsnot_run: Path, workspa
 
 def test_the_model_card_tells_how_the_model_was_made(dsnot_run: Path) -> None:
     card = (dsnot_run / "model" / "README.md").read_text()
-    for expected in ("DSnoT(", "Wanda(", "Atp(", "method=dsnot", "0.6"):
+    result = result_of(dsnot_run)
+    repaired = result["metrics"]["repaired"]["perplexity/test"]
+    for expected in ("DSnoT(", "Wanda(", "Atp(", "method=dsnot", "0.6", f"{repaired:.4f}"):
         assert expected in card
+    assert result["protocol"]["data_hash"] in card
 
 
 def test_repairing_an_exported_checkpoint_keeps_its_support(
@@ -188,6 +195,24 @@ def test_a_sweep_prunes_and_repairs_each_cell(workspace: Path, tmp_path: Path) -
     results = [result_of(tmp_path / "sweep" / str(n)) for n in range(2)]
     assert [r["status"] for r in results] == ["finished", "finished"]
     assert results[0]["metrics"]["pruned"] == results[1]["metrics"]["pruned"]
+
+
+def test_cells_that_differ_in_rounding_are_pruned_apart(workspace: Path, tmp_path: Path) -> None:
+    arguments = [a for a in contract(workspace, tmp_path) if not a.startswith("hydra.run.dir")]
+    done = sparsemend_command(
+        [
+            "-m",
+            *[a for a in arguments if a != "export=true"],
+            "method=none",
+            "rounding=pruner,exact_budget",
+            f"hydra.sweep.dir={tmp_path}/sweep",
+        ],
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    own, exact = (result_of(tmp_path / "sweep" / str(n))["sparsity"] for n in range(2))
+    assert own["achieved"] < 0.6 - 1e-3
+    assert exact["zeros"] == round(0.6 * exact["prunable_weights"])
 
 
 def start(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
@@ -264,6 +289,84 @@ def test_a_killed_run_resumes_to_the_bits_of_an_undisturbed_one(
     assert result["provenance"]["threads"] == 1
 
 
+def test_reconstruct_killed_in_block_two_ends_with_the_bits_of_an_undisturbed_run(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """kill -9 while the second block trains, then the same command again."""
+    overrides = (
+        "method=reconstruct",
+        "method.batch_size=2",
+        "method.epochs=100",
+        "method.patience=100",
+        "hardware.threads=1",
+        "resume=auto",
+    )
+    undisturbed = sparsemend_command(contract(workspace, tmp_path / "one", *overrides), tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    arguments = contract(workspace, tmp_path / "two", *overrides)
+    process = start(arguments, tmp_path)
+    parts = tmp_path / "two" / "repair"
+    wait_for(parts / "block_0.safetensors", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert {path.name for path in parts.iterdir()} == {"block_0.safetensors"}
+    again = sparsemend_command(arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "block 1/3  as an earlier attempt left it" in again.stdout
+
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    results = [result_of(tmp_path / run) for run in ("one", "two")]
+    jsonschema.validate(results[1], SCHEMA)
+    assert len(results[1]["earlier_attempts"]) == 1
+    untimed = [[{**row, "seconds": 0} for row in result["repair"]["blocks"]] for result in results]
+    assert untimed[0] == untimed[1]
+
+
+def test_a_run_killed_inside_round_three_resumes_to_the_same_bits(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """kill -9 while LoSA trains its third round, then the same command again."""
+    overrides = (
+        "method=losa",
+        "method.similarity_samples=6",
+        "method.max_steps=100",
+        "method.checkpoint_every=4",
+        "method.validate_every=10",
+        "hardware.threads=1",
+        "resume=auto",
+    )
+    undisturbed = sparsemend_command(contract(workspace, tmp_path / "one", *overrides), tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    arguments = contract(workspace, tmp_path / "two", *overrides)
+    process = start(arguments, tmp_path)
+    last = tmp_path / "two" / "checkpoints" / "last.ckpt"
+    wait_for(last, process)
+    while RoundMark.of(last) != 3:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert result_of(tmp_path / "two")["status"] == "running"
+    assert RoundMark.of(last) == 3
+    again = sparsemend_command(arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    results = [result_of(tmp_path / run) for run in ("one", "two")]
+    assert results[0]["sparsity"] == results[1]["sparsity"]
+    jsonschema.validate(results[1], SCHEMA)
+    assert len(results[1]["earlier_attempts"]) == 1
+    rounds = results[1]["repair"]["rounds"]
+    assert [r["steps"] for r in rounds] == [20] * 5
+    # what was asked is the last round's: its rates, and their mean is the target
+    asked = {v["asked"] for v in results[1]["sparsity"]["per_linear"].values()}
+    assert asked == {block["rate"] for block in rounds[-1]["blocks"]}
+
+
 def test_an_open_adapter_is_saved_beside_a_base_that_keeps_its_zeros(
     workspace: Path, tmp_path: Path
 ) -> None:
@@ -325,11 +428,17 @@ def test_a_failed_run_says_why_in_its_result(workspace: Path, tmp_path: Path) ->
     assert "adamw, sgd, muon" in result["error"]["message"]
 
 
-def test_dsnot_on_a_pruned_checkpoint_is_refused(workspace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method", [("dsnot",), ("reconstruct", "method.batch_size=2")], ids=lambda m: m[0]
+)
+def test_what_reads_dense_weights_is_refused_on_a_pruned_checkpoint(
+    workspace: Path, tmp_path: Path, method: tuple[str, ...]
+) -> None:
     arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
-    done = sparsemend_command([*arguments, "pruner=existing", "method=dsnot"], tmp_path)
+    name, *knobs = method
+    done = sparsemend_command([*arguments, "pruner=existing", f"method={name}", *knobs], tmp_path)
     assert done.returncode != 0
-    assert "restarts from dense weights" in done.stderr
+    assert "reads the dense weights" in done.stderr
 
 
 TOY = '''

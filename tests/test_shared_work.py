@@ -16,13 +16,15 @@ from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.sparsegpt import SparseGPT
 from sparsemend.pruner.wanda import Wanda
 from sparsemend.shared_work import model_digest, pruned_content, restore_, with_files
+from sparsemend.sparsity_schedule.base import Allocation
 
 PATTERN = Pattern.parse("unstructured")
 WANDA = Wanda(variant=False)
 
 
-def rates(model: torch.nn.Module, rate: float = 0.5) -> dict[str, float]:
-    return dict.fromkeys(prunable_linears(model), rate)
+def rates(model: torch.nn.Module, rate: float = 0.5) -> Allocation:
+    sizes = {name: linear.weight.numel() for name, linear in prunable_linears(model).items()}
+    return Allocation(dict.fromkeys(sizes, rate), sizes, rate, scores={"mean": rate})
 
 
 def bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -45,6 +47,7 @@ def test_a_restored_model_has_the_pruned_models_bits(
     _, linear = next(sparse_linears(model))
     linear.weight.data[0] = 0  # kept weights that are zero stay kept
     content = pruned_content(model, rates(model))
+    assert Allocation(**content.values) == rates(fresh)
     restore_(fresh, content.tensors)
     assert_same_bits(model, fresh)
     assert all(type(fresh.get_submodule(n)) is SparseLinear for n in prunable_linears(fresh))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sparsemend.summary import summary_table
+from sparsemend.summary import rates_chart, summary_table
 
 STATES = ("dense", "pruned", "repaired")
 
@@ -57,5 +57,29 @@ def test_the_table_fits_a_log_file_on_one_line_per_row(task: bool) -> None:
     assert max(map(len, lines)) <= 100
 
 
+def test_a_measure_that_was_not_taken_is_a_dash_and_one_that_overflowed_says_so() -> None:
+    content = result(task=False)
+    content["metrics"] = {"dense": {}, "pruned": {"perplexity/test": None}, "repaired": {}}
+    rows = [line.split("│") for line in printed(content).splitlines() if "│" in line]
+    assert [row[2].strip() for row in rows] == ["-", "not finite", "-"]
+
+
 def test_without_a_task_there_is_no_such_column() -> None:
     assert "task" not in printed(result(task=False))
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_the_chart_has_a_bar_per_block_as_long_as_its_rate(scored: bool) -> None:
+    console = Console(width=100)
+    rates = {"model.layers.0": 0.25, "model.layers.1": 0.75}
+    scores = (
+        {"model.layers.0": 4.5, "model.layers.1": 1.25} if scored else {"model.layers.0.q": 1.0}
+    )
+    with console.capture() as capture:
+        console.print(rates_chart(rates, scores, 0.5))
+    title, _, *rows = capture.get().splitlines()
+    assert title.strip() == "sparsity by block, mean 0.5000"
+    cells = [row.split() for row in rows]
+    assert [cell[:2] for cell in cells] == [["0", "0.2500"], ["1", "0.7500"]]
+    assert [cell[-1].count("█") for cell in cells] == [10, 30]
+    assert [cell[2:-1] for cell in cells] == ([["4.5"], ["1.25"]] if scored else [[], []])

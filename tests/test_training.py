@@ -8,7 +8,7 @@ from typing import Any
 import contracts
 import pytest
 import torch
-from contracts import bench_for, bits, method_of, pruned_model
+from contracts import bench_for, bits, method_of, pruned_model, trainer_factory
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -18,6 +18,7 @@ from sparsemend.data.base import UNLABELLED
 from sparsemend.mask_callbacks import EnforceMasks, UpdateMasks
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.method.masked_full import MaskedFull
+from sparsemend.training import RepairModule
 
 
 class SwapFirst(UpdateMasks):
@@ -384,3 +385,39 @@ def test_a_broken_projection_would_be_seen() -> None:
         linear.weight[~linear.keep] = 1e-6
     with pytest.raises(RuntimeError, match=name.replace(".", r"\.")):
         check_supports(model)
+
+
+class Reader(Callback):
+    """Notes the first token of every window, and what the generator would draw."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[list[int], float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *given: Any) -> None:
+        self.read.append((given[1][0][:, 0].tolist(), float(torch.rand(()))))
+
+
+def test_a_later_fit_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> None:
+    """Windows and draws of 2 + 3 steps are those of 5 in one fit."""
+    method = method_of("masked_full")
+    assert isinstance(method, MaskedFull)
+    method.accumulate = 2
+
+    def read(steps: int, first_step: int) -> list[tuple[list[int], float]]:
+        method.max_steps = steps
+        model, bench = pruned_model(), bench_for(tmp_path)
+        method.free_trainable(model)
+        module = RepairModule(
+            model,
+            method,
+            method.callbacks(),
+            bench.train,
+            bench.validation,
+            seed=3,
+            first_step=first_step,
+        )
+        reader = Reader()
+        module.fit(trainer_factory(tmp_path, reader), out=tmp_path, resume_from=None)
+        return reader.read
+
+    assert read(2, 0) + read(3, 2) == read(5, 0)

@@ -70,9 +70,13 @@ def next_token_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
 
     labels (B, T): the token of each position, or UNLABELLED where predicting it does not count.
     """
-    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    return token_loss(model(input_ids=tokens, use_cache=False).logits, labels)
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same from logits (B, T, V), of which the last position predicts nothing."""
     return F.cross_entropy(
-        logits.float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=UNLABELLED
+        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=UNLABELLED
     )
 
 

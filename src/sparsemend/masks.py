@@ -21,10 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsemend.checkpoint_headers import MASKS_FORMAT
 from sparsemend.files import replacing
 from sparsemend.pattern import Pattern
-
-MASKS_FORMAT = "sparsemend-masks-1"
 
 
 class SparseLinear(nn.Linear):
@@ -37,6 +36,7 @@ class SparseLinear(nn.Linear):
     packed_keep: Tensor
     weight: nn.Parameter
     holds_support: ClassVar[bool] = True  # False: dense in effect (plain LoRA), base on the support
+    moving: ClassVar[tuple[str, ...]] = ("packed_keep",)  # untrained state that a fit may change
 
     def __init__(self, weight: Tensor, bias: Tensor | None, keep: Tensor) -> None:
         """Take over the parameters `weight` (O, I) and `bias` (O,); zero off `keep` (O, I)."""
@@ -140,6 +140,26 @@ def lowest_per_row(score: Tensor, count: int) -> Tensor:
         missing = count - below.sum(dim=1, keepdim=True)
         chosen[surplus] = below | (tied & (tied.cumsum(dim=1) <= missing))
     return chosen
+
+
+def lowest_over_rows(score: Tensor, count: int) -> Tensor:
+    """Bool (O, I): the `count` lowest scores, as equally many of every row as can be.
+
+    The rows that lose one more than the others are those whose next score is lowest; ties fall to
+    the earlier row and the lower index.
+    """
+    each, further = divmod(count, score.shape[0])
+    chosen = lowest_per_row(score, each)
+    if further:
+        following = score.float().masked_fill(chosen, torch.inf).min(dim=1)
+        rows = following.values.argsort(stable=True)[:further]
+        chosen[rows, following.indices[rows]] = True
+    return chosen
+
+
+def lowest_of_all(score: Tensor, count: int) -> Tensor:
+    """Bool (O, I): exactly the `count` lowest scores of the matrix; ties to the lower index."""
+    return lowest_per_row(score.reshape(1, -1), count).view(score.shape)
 
 
 def kth_lowest(score: Tensor, count: int) -> Tensor:

@@ -137,6 +137,14 @@ class Names:
         """The members of a group, on the whole search path; [] where it is no group."""
         return self._options(group, ObjectType.CONFIG)
 
+    def nested_members(self, group: str) -> list[str]:
+        """The members of a group and of the groups inside it, as `inner/member`."""
+        inner = [other for other in self.groups if other.startswith(f"{group}/")]
+        nested = [
+            f"{g.removeprefix(group + '/')}/{name}" for g in inner for name in self.members(g)
+        ]
+        return [*self.members(group), *nested]
+
     def _options(self, group: str, kind: ObjectType) -> list[str]:
         return sorted(self.loader.get_group_options(group, kind, self.config_name, self.search))
 
@@ -150,6 +158,8 @@ class Names:
         for member in _members_named(override):
             inside, _, name = f"{group}/{member.removesuffix('.yaml')}".rpartition("/")
             if name not in (valid := self.members(inside)):
+                if not valid:  # a folder that does not exist: experiment=dsnt/table1
+                    inside, name, valid = group, member, self.nested_members(group)
                 raise OverrideError(
                     f"unknown {group} {member!r} in {override.input_line}\n"
                     + _nearest(name, valid)

@@ -18,10 +18,19 @@ from sparsemend.cache_checks import check_cache
 from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.data_checks import check_files, data_sources
 from sparsemend.local_model import ModelConfig, find_model
-from sparsemend.method_checks import check_adapter_shapes, check_training
+from sparsemend.method_checks import (
+    check_adapter_shapes,
+    check_block_windows,
+    check_deltas,
+    check_distillation,
+    check_pruning_rounds,
+    check_rounds,
+    check_similarity,
+    check_training,
+)
 from sparsemend.pattern import Pattern
 from sparsemend.resume import check_resumable
-from sparsemend.sparsity_schedule.progression import check_difference
+from sparsemend.schedule_checks import check_rounding, check_schedule
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +44,7 @@ EXAMPLES = {
     "data.text.train": "train.txt (data@data.text=text)",
     "data.text.test": "test.txt (data@data.text=text)",
     "sparsity_schedule.common_difference": "0.01",
+    "sparsity_schedule.path": "rates.yaml (linear or block: sparsity), or a run's result.json",
 }
 
 
@@ -44,19 +54,27 @@ def check(cfg: DictConfig) -> None:
     check_numbers(cfg)
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
+    check_rounding(cfg, pattern)
     check_dtype(cfg)
     check_hardware(cfg)
     check_training(cfg)
+    check_rounds(cfg, pattern)
+    check_pruning_rounds(cfg, pattern)
+    check_similarity(cfg)
+    check_block_windows(cfg)
+    check_distillation(cfg)
     check_resume(cfg)
     check_sharing(cfg)
     model = find_model(cfg.model)
+    check_schedule(cfg, pattern, model)
     if model.config is not None:
-        check_progression(cfg, model.config)
         check_window(cfg, model.config)
+        check_speed(cfg, model.config)
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
         check_widths(cfg, pattern, model.blocks)
         check_adapter_shapes(cfg, linear_shapes(model.blocks))
+        check_deltas(cfg, linear_shapes(model.blocks), model.parameters)
     check_files(cfg, model.config)
 
 
@@ -102,7 +120,7 @@ def check_pattern(cfg: DictConfig) -> Pattern:
         raise ValueError(
             f"pattern {pattern} fixes the sparsity of every block, which "
             f"{_name(cfg.sparsity_schedule)} varies; use pattern=mixed:{pattern.group_size} "
-            "or sparsity_schedule=uniform"
+            "with rates by block, or sparsity_schedule=uniform"
         )
     return pattern
 
@@ -189,17 +207,6 @@ def check_sharing(cfg: DictConfig) -> None:
         check_cache([cfg])
 
 
-def check_progression(cfg: DictConfig, config: ModelConfig) -> None:
-    """The common difference of an ATP schedule lies within its bound."""
-    difference = cfg.sparsity_schedule.get("common_difference")
-    if difference is None or _builds(cfg.pruner, "existing"):
-        return
-    if not _is_number(difference):
-        raise ValueError(f"sparsity_schedule.common_difference={difference} is not a number")
-    if config.blocks is not None:
-        check_difference(difference, cfg.sparsity, config.blocks)
-
-
 def check_window(cfg: DictConfig, config: ModelConfig) -> None:
     """No window is longer than the positions the model has."""
     for key, source in data_sources(cfg):
@@ -209,6 +216,19 @@ def check_window(cfg: DictConfig, config: ModelConfig) -> None:
                 f"{key}.seqlen={seqlen} exceeds the model's {positions[0]}={positions[1]}; "
                 f"set {key}.seqlen={positions[1]} or lower"
             )
+
+
+def check_speed(cfg: DictConfig, config: ModelConfig) -> None:
+    """Prompt and new tokens of the speed evaluation fit into the model's positions."""
+    speed = cfg.evaluation.get("speed")
+    if speed is None or config.positions is None:
+        return
+    asked, (name, positions) = speed.prompt_tokens + speed.new_tokens, config.positions
+    if asked > positions:
+        raise ValueError(
+            f"evaluation.speed.prompt_tokens={speed.prompt_tokens} and new_tokens="
+            f"{speed.new_tokens} exceed the model's {name}={positions}; lower either"
+        )
 
 
 def check_linears(path: str, blocks: dict[str, Shape]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -103,11 +104,12 @@ def prune_block(
     statistics: dict[str, Statistic] | None = None,
 ) -> None:
     """Prune every linear of one visited block from one pass over its inputs, or from statistics."""
-    if statistics is None:
+    if statistics is None and pruner.needs_calibration:
         statistics = visit.observe(lambda width, device: _required(pruner, width, device))
+    statistics = statistics or {}
     for name, linear in list(visit.linears.items()):
         rate = allocation[visit.full_name(name)]
-        visit.replace(name, pruned(linear, pruner, statistics.pop(name), rate, pattern))
+        visit.replace(name, pruned(linear, pruner, statistics.pop(name, None), rate, pattern))
 
 
 def dense_statistics(
@@ -163,8 +165,17 @@ def pruned(
     sparsity: float,
     pattern: Pattern,
 ) -> SparseLinear:
-    """`linear` as a SparseLinear holding what the pruner made of it; takes its tensors over."""
-    result = pruner(linear.weight.detach(), statistic, sparsity, pattern.at(sparsity))
+    """`linear` as a SparseLinear holding what the pruner made of it; takes its tensors over.
+
+    One that is a SparseLinear already stays itself: its effective weight is pruned, and an adapter
+    moves its base under factors that it keeps.
+    """
+    pattern = pattern.at(sparsity)
+    if isinstance(linear, SparseLinear):
+        result = pruner(linear.effective_weight().detach(), statistic, sparsity, pattern)
+        linear.set_effective_(result.weight, result.keep)
+        return linear
+    result = pruner(linear.weight.detach(), statistic, sparsity, pattern)
     linear.weight.copy_(result.weight)
     return SparseLinear(linear.weight, linear.bias, result.keep)
 
@@ -184,6 +195,20 @@ def _named_blocks(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
 def _report(what: str, linears: Iterable[nn.Linear], started: float) -> None:
     count = sum((count_zeros(linear) for linear in linears), LinearCount(0, 0))
     log.info("%s  sparsity %.6f  %.1f s", what, count.sparsity, perf_counter() - started)
+
+
+def exact_zeros(rates: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Zeros per linear that add up to the budget, round(sum of rate * size), exact to one weight.
+
+    Whole parts first, then one each by the largest remainder; ties go to the earlier linear.
+    """
+    ideal = {name: rate * sizes[name] for name, rate in rates.items()}
+    # a product within rounding error of a whole number is that number
+    zeros = {name: math.floor(value + 1e-6) for name, value in ideal.items()}
+    missing = round(math.fsum(ideal.values())) - sum(zeros.values())
+    for name in sorted(ideal, key=lambda name: zeros[name] - ideal[name])[:missing]:
+        zeros[name] += 1
+    return zeros
 
 
 def check_widths(model: nn.Module, pattern: Pattern, *, tail: str) -> None:

@@ -18,8 +18,9 @@ from sparsemend.prune import adopt, dense_statistics, observe_first, prune, prun
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.none import NoPruner
+from sparsemend.rounding import rounded
 from sparsemend.shared_work import SharedWork, module_digest, section, tokens_digest
-from sparsemend.sparsity_schedule.base import SparsitySchedule
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +51,20 @@ class PruneStage:
             return None
         return self.pruner.supports(resolve_path(self.cfg.model.path))
 
-    def _prune(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Mapping[str, float]:
+    def _prune(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Allocation:
         place: dict[str, Any] = {"device": self.device, "offload": self.offload}
         allocation = self.schedule.allocate(
             model, batches, self.cfg.sparsity, self.pattern, **place
         )
+        pruner, allocation = rounded(self.cfg.rounding, self.pruner, allocation)
         if self.cfg.statistics == "dense" and self.pruner.needs_calibration:
             statistics = self._remembered("statistics", dense_statistics, model, batches)
-            prune_observed(model, statistics, self.pruner, allocation, self.pattern, **place)
+            prune_observed(model, statistics, pruner, allocation, self.pattern, **place)
             return allocation
         first = None
         if self.shared.memory:
             first = self._remembered("first block", observe_first, model, batches)
-        prune(model, batches, self.pruner, allocation, self.pattern, **place, first=first)
+        prune(model, batches, pruner, allocation, self.pattern, **place, first=first)
         return allocation
 
     def _remembered(

@@ -92,6 +92,19 @@ def sparsity_report(model: nn.Module) -> SparsityReport:
     return SparsityReport(per_linear, per_block, sum(p.numel() for p in model.parameters()))
 
 
+def asked_per_block(model: nn.Module, asked: Mapping[str, float]) -> dict[str, float]:
+    """Block name -> parameter-weighted mean of the rates asked of its linears."""
+    prefix, _ = find_blocks(model)
+    removed: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    for name, linear in prunable_linears(model).items():
+        block = f"{prefix}.{block_index(name, prefix)}"
+        size = linear.weight.numel()
+        removed[block] = removed.get(block, 0.0) + asked[name] * size
+        weights[block] = weights.get(block, 0) + size
+    return {block: removed[block] / size for block, size in weights.items()}
+
+
 @torch.no_grad()
 def effective_sparsity(model: nn.Module) -> float:
     """Exact zeros of what forward multiplies by, over the prunable weights.

@@ -2,6 +2,9 @@
 
 `resume=auto` takes the newest unfinished run of the same configuration; `resume=FOLDER` that run
 and no other.  A configuration is compared by a hash of what changes the numbers.
+
+Two things are worth continuing from: the checkpoint of a fit, and the files that a method which
+works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,10 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+PARTS = "repair"  # folder in a run folder
 UNFINISHED = ("running", "failed", "interrupted")
 # what changes no number
-NOT_HASHED = ("name", "resume", "logger", "export", "export_dtype", "cache", "search")
+NOT_HASHED = ("name", "variant", "resume", "logger", "cache", "search", "export", "export_dtype")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -43,57 +48,64 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 _NOTHING = object()
 
 
-def run_folder(
-    asked: str | None, config: Mapping[str, Any], fresh: Path
-) -> tuple[Path, Path | None]:
-    """(run folder, checkpoint to continue from): a resumed run continues in its own folder.
+def run_folder(asked: str | None, config: Mapping[str, Any], fresh: Path) -> tuple[Path, bool]:
+    """(run folder, whether there is work in it to continue): a resumed run keeps its folder.
 
     asked: the config's `resume`.  fresh: the folder a new run would have; where it was named with
     hydra.run.dir and holds an unfinished run of another configuration, that is refused.
     """
     if asked is None:
-        return fresh, None
+        return fresh, False
     if asked != "auto":
-        return Path(asked), check_resumable(Path(asked), config)
+        check_resumable(Path(asked), config)
+        return Path(asked), True
     folder = find_unfinished(_search_root(fresh, str(config.get("name"))), config_hash(config))
     if folder is None:
         if (fresh / RESULT).exists():
             check_same_config(fresh, config)
         log.info("resume=auto: no unfinished run of this config, starting afresh")
-        return fresh, None
+        return fresh, False
     log.info("resuming in %s", folder)
-    checkpoint = _checkpoint(folder)
-    return folder, checkpoint if checkpoint.exists() else None
+    return folder, _has_work(folder)
 
 
-def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, Path | None]:
-    """(folder, checkpoint to continue from) of a sweep's cell, which never leaves its folder."""
+def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, bool]:
+    """(folder, whether there is work in it to continue) of a cell, which never leaves its own."""
     try:
         content = _read(folder / RESULT)
     except (OSError, json.JSONDecodeError):
-        return folder, None
-    checkpoint = _checkpoint(folder)
+        return folder, False
     same = content["config_hash"] == config_hash(config) and content["status"] in UNFINISHED
-    if same and checkpoint.exists():
-        log.info("continuing from its checkpoint: %s", folder)
-        return folder, checkpoint
-    return folder, None
+    if same and _has_work(folder):
+        log.info("continuing in %s", folder)
+        return folder, True
+    return folder, False
 
 
-def check_resumable(folder: Path, config: Mapping[str, Any]) -> Path:
-    """The checkpoint of the unfinished run in `folder`, which must have this very config."""
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of the fit in this run folder, None where there is none."""
+    path = folder / "checkpoints" / "last.ckpt"
+    return path if path.exists() else None
+
+
+def forget_work(folder: Path) -> None:
+    """Remove what a later attempt would continue from: a fresh run may use an old folder."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise unless `folder` holds an unfinished run of this very config, with work to continue."""
     if not (folder / RESULT).exists():
         raise FileNotFoundError(f"resume={folder}: no {RESULT} in it; give a run folder")
     check_same_config(folder, config)
     if _read(folder / RESULT)["status"] == "finished":
         raise ValueError(f"resume={folder}: that run is finished; drop resume to run it again")
-    checkpoint = _checkpoint(folder)
-    if not checkpoint.exists():
+    if not _has_work(folder):
         raise FileNotFoundError(
-            f"resume={folder}: {checkpoint} does not exist, the run ended before its first "
-            "checkpoint; drop resume to start afresh"
+            f"resume={folder}: neither checkpoints/last.ckpt nor a file in {PARTS}/ is there, the "
+            "run ended before its first checkpoint; drop resume to start afresh"
         )
-    return checkpoint
 
 
 def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
@@ -150,13 +162,17 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _checkpoint(folder: Path) -> Path:
-    return folder / "checkpoints" / "last.ckpt"
+def _has_work(folder: Path) -> bool:
+    # a dot leads the name of a file that was being written when its process died
+    parts = folder / PARTS
+    finished = parts.is_dir() and any(not p.name.startswith(".") for p in parts.iterdir())
+    return finished or last_checkpoint(folder) is not None
 
 
 def _search_root(fresh: Path, name: str) -> Path:
     """multirun/<name> where the run lies in it, else the run folder itself."""
-    return next((parent for parent in fresh.parents if parent.name == name), fresh)
+    parts = tuple(name.split("/"))
+    return next((p for p in fresh.parents if p.parts[-len(parts) :] == parts), fresh)
 
 
 def process_here(content: Mapping[str, Any]) -> bool:

@@ -29,12 +29,13 @@ from transformers.utils import logging as transformers_logging
 from sparsemend.blocks import check_prunable
 from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
-from sparsemend.export import export, model_card, to_dense_
+from sparsemend.export import export, to_dense_
 from sparsemend.hardware import Hardware
 from sparsemend.masks import check_supports, save_masks, sparse_linears
 from sparsemend.method.base import RepairMethod, TrainedRepair, Workbench
 from sparsemend.method.none import NoRepair
 from sparsemend.model import DTYPES, ModelSource
+from sparsemend.model_card import model_card
 from sparsemend.pattern import Pattern
 from sparsemend.prune import check_widths
 from sparsemend.prune_stage import PruneStage
@@ -43,16 +44,17 @@ from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.none import NoPruner
 from sparsemend.results import (
     Result,
+    asked_per_block,
     effective_sparsity,
     resolved,
     sparsity_report,
     sparsity_section,
 )
-from sparsemend.resume import cell_folder, run_folder
+from sparsemend.resume import cell_folder, forget_work, last_checkpoint, run_folder
 from sparsemend.shared_work import SharedWork, section
-from sparsemend.sparsity_schedule.base import SparsitySchedule
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.stages import Stages
-from sparsemend.summary import summary_table
+from sparsemend.summary import rates_chart, summary_table
 from sparsemend.sweep import objective
 from sparsemend.tracking import Tracker
 from sparsemend.windows import Wanted, Windows, check_vocabulary, read_windows
@@ -67,6 +69,7 @@ CHATTER = (  # warnings of Lightning about choices that are deliberate here
     "Experiment logs directory .* exists",
     "`broadcast_buffers` is deprecated",  # its successor is not in every torch we accept
     "It is recommended to use `self.log.* in distributed setting",  # they are the same on all ranks
+    "Sparse CSR tensor support is in beta",  # of sparse deltas, whose tests compare it
     "You.re resuming from a checkpoint that ended before the epoch ended",
 )
 
@@ -91,13 +94,15 @@ def run(cfg: DictConfig) -> float:
     started, worked = perf_counter(), process_time()
     fresh = Path(HydraConfig.get().runtime.output_dir)
     sweep, config = HydraConfig.get().mode == RunMode.MULTIRUN, resolved(cfg)
-    out, checkpoint = cell_folder(config, fresh) if sweep else run_folder(cfg.resume, config, fresh)
-    result = Result(out / "result.json", cfg, resumed=checkpoint is not None)
+    out, resumed = cell_folder(config, fresh) if sweep else run_folder(cfg.resume, config, fresh)
+    if not resumed:
+        forget_work(out)
+    result = Result(out / "result.json", cfg, resumed=resumed)
     result.write()
     try:
         parts = _parts(cfg)
         _check_together(parts)
-        Run(cfg, parts, result, out, checkpoint).carry_out()
+        Run(cfg, parts, result, out, last_checkpoint(out)).carry_out()
         result.content["seconds"] = round(perf_counter() - started, 3)
         result.content["processor_seconds"] = round(process_time() - worked, 3)
         result.write()
@@ -161,12 +166,16 @@ class Run:
         with self.stages.measure("prune"):
             calibration = windows.calibration.split(self.parts.hardware.walk_batch)
             allocation = self.prune(model, calibration)
+        self._show_rates(model, allocation)
         self._evaluate("pruned", model, tokenizer, windows)
         with self.stages.measure("repair"):
             bench = self._workbench(windows, calibration, allocation)
             diagnostics = self.parts.method.repair(model, bench)
             check_supports(model)
         self.result.costs(self.stages)
+        if self.parts.method.reallocates:
+            allocation = diagnostics.pop("asked")
+            self._show_rates(model, allocation)
         self._record_repair(diagnostics)
         if isinstance(self.parts.method, NoRepair):
             self.result.content["metrics"]["repaired"] = self.result.content["metrics"]["pruned"]
@@ -186,6 +195,7 @@ class Run:
 
         of = {"model": section(cfg, "model"), "data": section(cfg, "data"), "seed": cfg.seed}
         tokenizer, windows = self.shared.remembered("windows", {**of, **asdict(wanted)}, read)
+        parts.method.check_train(windows.train)
         self._record_protocol(windows.test)
         return tokenizer, windows
 
@@ -243,6 +253,7 @@ class Run:
             tokenizer=tokenizer,
             device=self.device,
             batch_size=self.parts.hardware.evaluation_batch,
+            load_dense=partial(self.parts.model.load, seed=self.cfg.seed),
         )
         home = next(model.parameters()).device
 
@@ -261,8 +272,18 @@ class Run:
         self.result.content["metrics"][state] = metrics
         self.result.content["cache"] = self.shared.origins
         self.result.costs(self.stages)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        # numbers per block are for result.json
+        named = {k: v for k, v in metrics.items() if not k.rpartition("/")[2].isdigit()}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
         log.info("%-8s  %s", state, shown)
+
+    def _show_rates(self, model: PreTrainedModel, asked: Mapping[str, float]) -> None:
+        """Store what was asked of each block, and chart it where blocks differ."""
+        rates = asked_per_block(model, asked)
+        scores = dict(asked.scores) if isinstance(asked, Allocation) else {}
+        self.result.content["sparsity"] = {"asked_per_block": rates, "scores": scores}
+        if max(rates.values()) - min(rates.values()) > 1e-3:  # more than whole weights make
+            _console().print(rates_chart(rates, scores, self.cfg.sparsity))
 
     def _workbench(
         self,
@@ -279,12 +300,13 @@ class Run:
             allocation=allocation,
             sparsity=self.cfg.sparsity,
             pattern=self.pattern,
-            load_dense=lambda: parts.model.load(seed=self.cfg.seed),
+            load_dense=partial(parts.model.load, seed=self.cfg.seed),
             make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
             device=self.device,
             offload=parts.hardware.offload,
             out=self.out,
             seed=self.cfg.seed,
+            rounding=self.cfg.rounding,
             resume_from=self.checkpoint,
         )
 
@@ -302,7 +324,7 @@ class Run:
         masks = self.out / "masks.safetensors"
         save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
         report, existing = sparsity_report(model), isinstance(self.parts.pruner, Existing)
-        self.result.content["sparsity"] = sparsity_section(
+        self.result.content["sparsity"] |= sparsity_section(
             report,
             allocation,
             target=report.of_prunable if existing else self.cfg.sparsity,
@@ -325,9 +347,7 @@ class Run:
         flat = {f"{state}/{k}": v for state, m in content["metrics"].items() for k, v in m.items()}
         achieved = content["sparsity"]["achieved"]
         self.parts.logger.finish(self.logger, {**flat, "sparsity/achieved": achieved})
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=100)  # a log file has no width of its own
+        console = _console()
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
 
@@ -336,9 +356,14 @@ def _check_together(parts: Parts) -> None:
     method = type(parts.method).__name__
     if parts.method.needs_dense and isinstance(parts.pruner, Existing):
         raise ValueError(
-            f"{method} restarts from dense weights, which an already pruned checkpoint "
+            f"{method} reads the dense weights, which an already pruned checkpoint "
             "(pruner=existing) does not have; give the dense model and a pruner"
         )
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=100)  # a log file has no width
 
 
 def _device_name(device: torch.device) -> str:

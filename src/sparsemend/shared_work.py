@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -32,9 +33,11 @@ from sparsemend.data.base import Examples
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.locations import PACKAGE
 from sparsemend.masks import SparseLinear, sparse_linears, unpack
+from sparsemend.sparsity_schedule.base import Allocation
 
 log = logging.getLogger(__name__)
 
+DECISIVE = ("sparsity", "pattern", "pattern_tail", "rounding", "seed")  # of the pruned bits
 _MEMORY: dict[str, tuple[str, Any]] = {}  # kind -> (key, value) of this process's last job
 
 
@@ -120,9 +123,9 @@ class SharedWork:
         self,
         model: PreTrainedModel,
         parts: Mapping[str, Any],
-        prune_here: Callable[[], Mapping[str, float]],
-    ) -> Mapping[str, float]:
-        """Prune `model` in place, by prune_here or from the cache; the rate of every linear.
+        prune_here: Callable[[], Allocation],
+    ) -> Allocation:
+        """Prune `model` in place, by prune_here or from the cache; what was asked of every linear.
 
         parts: what decides the support and the weights besides model, configuration and machine.
         """
@@ -133,7 +136,10 @@ class SharedWork:
             "model": self.model_key,
             "pruner": with_files(section(self.cfg, "pruner")),
             "sparsity_schedule": with_files(section(self.cfg, "sparsity_schedule")),
-            **{key: self.cfg[key] for key in ("sparsity", "pattern", "pattern_tail", "seed")},
+            **{
+                key: self.cfg[key]
+                for key in ("sparsity", "pattern", "pattern_tail", "rounding", "seed")
+            },
             **parts,
         }
         self.pruned_key = digest(key_parts)
@@ -144,18 +150,17 @@ class SharedWork:
         if found.hit:
             restore_(model, found.content.tensors)
             log.info("pruned model of %s, %.1f s saved", found.made_by, found.seconds)
-        rates: dict[str, float] = dict(found.content.values["rates"])
-        return rates
+        return Allocation(**found.content.values)
 
 
 @torch.no_grad()
-def pruned_content(model: nn.Module, rates: Mapping[str, float]) -> Content:
+def pruned_content(model: nn.Module, allocation: Allocation) -> Content:
     """Kept weights (n,) and packed support of every SparseLinear; zeros take no room."""
     tensors = {}
     for name, linear in sparse_linears(model):
         tensors[f"{name}.kept"] = linear.weight[linear.keep]
         tensors[f"{name}.keep"] = linear.packed_keep
-    return Content({"rates": dict(rates)}, tensors)
+    return Content(asdict(allocation), tensors)
 
 
 @torch.no_grad()

@@ -1,15 +1,35 @@
-"""The table a run ends with."""
+"""The chart of block rates after pruning, and the table a run ends with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from rich.bar import Bar
 from rich.table import Table
 
 from sparsemend.metric_names import METRIC, TASK_METRIC
 
 STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
+
+
+BAR = 40  # columns that stand for sparsity 1
+
+
+def rates_chart(per_block: Mapping[str, float], scores: Mapping[str, float], mean: float) -> Table:
+    """A bar per block for the (mean) rate asked of its linears, with its score if it has one."""
+    scored = per_block.keys() <= scores.keys()
+    table = Table(title=f"sparsity by block, mean {mean:.4f}", box=None, pad_edge=False)
+    table.add_column("block", justify="right")
+    table.add_column("sparsity", justify="right")
+    if scored:
+        table.add_column("score", justify="right")
+    table.add_column("", width=BAR)
+    for block, rate in per_block.items():
+        score = [f"{scores[block]:.4g}"] if scored else []
+        name = block.rpartition(".")[2]
+        table.add_row(name, f"{rate:.4f}", *score, Bar(size=1, begin=0, end=rate, width=BAR))
+    return table
 
 
 def summary_table(result: Mapping[str, Any]) -> Table:
@@ -34,7 +54,7 @@ def summary_table(result: Mapping[str, Any]) -> Table:
         cost = result["cost"][stage]
         table.add_row(
             _label(state, config),
-            *(_perplexity(result["metrics"][state].get(metric)) for metric in measures.values()),
+            *(_perplexity(result["metrics"][state], metric) for metric in measures.values()),
             "-" if dense else f"{sparsity['target']:.4f}",
             "-" if dense else f"{sparsity['achieved']:.4f}",
             f"{cost['seconds']:.1f}",
@@ -50,7 +70,10 @@ def _label(state: str, config: Mapping[str, Any]) -> str:
     return f"{state} ({section['_target_'].rsplit('.', 1)[-1]})"
 
 
-def _perplexity(value: float | None) -> str:
+def _perplexity(metrics: Mapping[str, float | None], metric: str) -> str:
+    if metric not in metrics:
+        return "-"
+    value = metrics[metric]
     return "not finite" if value is None else f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
 
 

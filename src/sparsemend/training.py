@@ -27,8 +27,8 @@ from sparsemend.batches import SteppedBatches, labelled, loader, next_token_loss
 from sparsemend.collectives import check_equal_over_ranks, mean_over_ranks, send_buffers
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.learning_rate import learning_rate_schedule
-from sparsemend.masks import check_supports
-from sparsemend.optimizers import make_optimizer
+from sparsemend.masks import check_supports, sparse_linears
+from sparsemend.objective import NextToken, Objective
 from sparsemend.training_callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
 from sparsemend.training_plan import TrainingPlan
 
@@ -51,7 +51,10 @@ class RepairModule(LightningModule):
         validation: Examples,
         *,
         seed: int,
+        first_step: int = 0,
+        objective: Objective | None = None,
     ) -> None:
+        """first_step: optimizer steps of earlier fits whose reading and draws this one goes on."""
         super().__init__()
         self.model = model
         self.plan = plan
@@ -59,6 +62,8 @@ class RepairModule(LightningModule):
         self.train_examples = train
         self.validation_examples = validation.first(plan.validation_windows)
         self.seed = seed
+        self.first_step = first_step
+        self.objective = objective or NextToken()
         self.strict_loading = False  # checkpoints hold only what is trained
         self._after_fit = ExitStack()
         self._validated = torch.zeros(2, dtype=torch.float64)  # sum of losses, their number
@@ -121,6 +126,7 @@ class RepairModule(LightningModule):
                 self.model.activation_checkpointing_disable()
 
     def on_fit_start(self) -> None:
+        self.objective.prepare(self.device)
         # not earlier: what it hooks into the model could not be sent to other processes
         self._after_fit.enter_context(self._prepared())
         if self.trainer.world_size > 1:
@@ -132,7 +138,8 @@ class RepairModule(LightningModule):
 
     def on_train_batch_start(self, batch: list[Tensor], batch_index: int) -> None:
         # dropout draws what it would draw in an uninterrupted run
-        torch.manual_seed((self.seed * 1_000_003 + batch_index) * 101 + self.global_rank)
+        number = self.first_step * self.plan.accumulate + batch_index
+        torch.manual_seed((self.seed * 1_000_003 + number) * 101 + self.global_rank)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Tensor], batch_index: int) -> None:
         # a stop that is asked for is preceded by a validation, the last of the plan's steps is not
@@ -140,13 +147,16 @@ class RepairModule(LightningModule):
             self.trainer.should_stop = True
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
-        own = next_token_loss(self.model, *batch)
+        found = self.objective(self.model, *batch)
+        own = found.total
         loss, share = own.detach(), None
         if self.trainer.world_size > 1:
             loss, share = mean_over_ranks(own, labelled(batch[1]))
         if not torch.isfinite(loss):  # the same on every rank, so that all stop
             self._stop("loss", float(loss))
         self.log("train/loss", loss, prog_bar=True)
+        for name, part in found.parts.items():
+            self.log(name, part, rank_zero_only=True)  # of rank 0's own windows
         return own if share is None else own * share
 
     def configure_gradient_clipping(
@@ -200,9 +210,9 @@ class RepairModule(LightningModule):
         batches = SteppedBatches(
             rows=len(self.train_examples),
             batch_size=self.plan.batch_size,
-            batches=self.plan.max_steps * self.plan.accumulate,
+            batches=(self.first_step + self.plan.max_steps) * self.plan.accumulate,
             seed=self.seed,
-            start=lambda: self.global_step * self.plan.accumulate,
+            start=lambda: (self.first_step + self.global_step) * self.plan.accumulate,
             rank=self.global_rank,
             world=self.trainer.world_size,
         )
@@ -223,17 +233,11 @@ class RepairModule(LightningModule):
         return loader(examples, batches)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        optimizer = make_optimizer(
-            self.plan.optimizer,
-            parameters,
-            learning_rate=self.plan.learning_rate,
-            weight_decay=self.plan.weight_decay,
-        )
+        optimizer = self.plan.make_optimizer(self.model)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
-                "scheduler": learning_rate_schedule(self.plan, optimizer),
+                "scheduler": learning_rate_schedule(self.plan, optimizer, self.plan.max_steps),
                 "interval": "step",
             },
         }
@@ -253,10 +257,8 @@ class RepairModule(LightningModule):
         }
 
     def kept(self) -> dict[str, Tensor]:
-        """What is trained, and the packed supports, under their names in this module's state."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        return {
-            name: value
-            for name, value in self.state_dict().items()
-            if name in trained or name.endswith("packed_keep")
-        }
+        """What is trained or `moving` (supports), under their names in this module's state."""
+        changing = {name for name, p in self.named_parameters() if p.requires_grad}
+        for name, linear in sparse_linears(self):
+            changing |= {f"{name}.{tensor}" for tensor in linear.moving}
+        return {name: value for name, value in self.state_dict().items() if name in changing}

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sparsemend.optimizers import OPTIMIZERS
+from torch import nn
+from torch.optim import Optimizer
+
+from sparsemend.distillation import Distillation
+from sparsemend.optimizers import OPTIMIZERS, make_optimizer
 
 CHOICES = {
     "optimizer": OPTIMIZERS,
@@ -31,33 +37,19 @@ COUNTS = (
 
 
 @dataclass(kw_only=True)
-class TrainingPlan:
-    """Every knob of a fit; the values live in conf/training/default.yaml."""
+class StepPlan:
+    """How an optimizer takes its steps, whatever the loss."""
 
-    max_steps: int
     learning_rate: float
     min_learning_rate: float
-    batch_size: int
-    accumulate: int
     optimizer: str
     weight_decay: float
     schedule: str
     warmup_fraction: float
     gradient_clip: float
     precision: str
-    validate_every: int
-    validation_windows: int
-    patience: int
-    keep_best: bool
-    checkpoint_every: int
-    activation_checkpointing: bool
-    compile: bool
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"method.{name} {value} is below 1")
         self._check_learning_rates()
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"method.warmup_fraction {self.warmup_fraction} is not in [0, 1]")
@@ -68,6 +60,15 @@ class TrainingPlan:
                 "method.optimizer=adamw_8bit needs bitsandbytes, which is not installed; "
                 "pip install bitsandbytes, or use method.optimizer=adamw"
             )
+
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
+        """The optimizer of what requires gradients in `model`; a method may bring its own."""
+        return make_optimizer(
+            self.optimizer,
+            {name: p for name, p in model.named_parameters() if p.requires_grad},
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
 
     def _check_learning_rates(self) -> None:
         if not self.learning_rate > 0:
@@ -82,6 +83,40 @@ class TrainingPlan:
                 f"method.min_learning_rate {self.min_learning_rate} is the floor of "
                 f"schedule=cosine, not of {self.schedule}; set it to 0 or schedule=cosine"
             )
+
+
+@dataclass(kw_only=True)
+class TrainingPlan(StepPlan):
+    """Every knob of a fit; the values live in conf/training/default.yaml."""
+
+    max_steps: int
+    batch_size: int
+    accumulate: int
+    validate_every: int
+    validation_windows: int
+    patience: int
+    keep_best: bool
+    checkpoint_every: int
+    activation_checkpointing: bool
+    compile: bool
+    distill: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            check_count(name, getattr(self, name))
+        super().__post_init__()
+        _ = self.distillation  # refused here where it cannot work
+
+    @property
+    def distillation(self) -> Distillation:
+        """`distill`, checked."""
+        return Distillation(**self.distill)
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless `value` is at least 1."""
+    if value < 1:
+        raise ValueError(f"method.{name} {value} is below 1")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

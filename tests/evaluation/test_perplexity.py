@@ -26,6 +26,7 @@ def given(test: Tensor, *, batch: int = 8, validation: Examples | None = None) -
         tokenizer=None,
         device=torch.device("cpu"),
         batch_size=batch,
+        load_dense=lambda: random_model("llama"),
     )
 
 
@@ -40,6 +41,7 @@ def measured(family: str, tokens: Tensor, *, batch: int = 3, chunk: int = 7, lim
         tokenizer=None,
         device=torch.device("cpu"),
         batch_size=batch,
+        load_dense=lambda: random_model("llama"),
     )
     return evaluation(random_model(family), given)[METRIC]
 
@@ -73,6 +75,7 @@ def test_logits_are_limited_to_the_bytes_asked_for(tokens: Tensor) -> None:
         tokenizer=None,
         device=torch.device("cpu"),
         batch_size=8,
+        load_dense=lambda: random_model("llama"),
     )
     evaluation(model, given)
     assert max(seen) == 2 * 24 * 96 * 4

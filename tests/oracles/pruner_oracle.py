@@ -1,6 +1,8 @@
 """Masks of the one-shot pruners, by sorting, row by row and column by column.
 
 Magnitude: |w|.  Wanda (Sun et al., 2023, arXiv 2306.11695): |w_ij| sqrt(v_j), inside a row.
+RIA (Zhang et al., 2024, ICLR): a weight's share of its column plus that of its row, times a power
+of the input's norm, inside the whole matrix or a row.
 SparseGPT (Frantar and Alistarh, 2023, arXiv 2301.00774): w_ij^2 / U_jj^2 inside blocks of columns,
 with U the upper Cholesky factor of H^-1, and an update of the columns to the right.
 
@@ -88,6 +90,32 @@ def wanda(weight: Tensor, scaler_row: Tensor, sparsity: float) -> Tensor:
 def wanda_n_m(weight: Tensor, scaler_row: Tensor, n_keep: int, m: int) -> Tensor:
     """Return the keep mask (R, C) with the n_keep highest Wanda scores of every m inputs."""
     return _keep_n_m(wanda_score(weight, scaler_row), n_keep, m)
+
+
+def ria_score(weight: Tensor, scaler_row: Tensor, power: float = 0.5) -> Tensor:
+    """Return RIA's score (R, C) in fp64, one weight at a time; an all-zero line has no shares."""
+    w = weight.double().abs()
+    score = torch.zeros(w.shape, dtype=torch.float64)
+    for row in range(w.shape[0]):
+        for column in range(w.shape[1]):
+            if w[row, column] == 0:
+                continue
+            share = w[row, column] / sum(w[:, column]) + w[row, column] / sum(w[row])
+            score[row, column] = share * torch.sqrt(scaler_row[column].double()) ** power
+    return score
+
+
+def ria(weight: Tensor, scaler_row: Tensor, sparsity: float, group: str = "layer") -> Tensor:
+    """Return the keep mask (R, C) of RIA, with magnitude's rule or, inside rows, Wanda's."""
+    score = ria_score(weight, scaler_row)
+    if group == "layer":
+        return _keep_by_threshold(score, sparsity)
+    return _keep_by_row(score, int(weight.shape[1] * sparsity))
+
+
+def ria_n_m(weight: Tensor, scaler_row: Tensor, n_keep: int, m: int) -> Tensor:
+    """Return the keep mask (R, C) with the n_keep highest RIA scores of every m inputs."""
+    return _keep_n_m(ria_score(weight, scaler_row), n_keep, m)
 
 
 def _keep_by_cumulative_score(score: Tensor, alpha: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ class EvaluationInput:
 
     task: labelled test windows of the task that was trained on, None where there is none.
     validation: labelled validation windows, empty where no evaluation `needs_validation`.
+    load_dense: the model as it was loaded, once more, on the host.
     """
 
     test: Tensor
@@ -27,6 +29,7 @@ class EvaluationInput:
     tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     batch_size: int
+    load_dense: Callable[[], PreTrainedModel]
 
 
 class Evaluation(ABC):

@@ -20,10 +20,13 @@ from transformers import PreTrainedModel
 
 from sparsemend.batches import mean_loss
 from sparsemend.data.base import Examples
+from sparsemend.distillation import Teacher
 from sparsemend.mask_callbacks import EnforceMasks
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
+from sparsemend.objective import NextToken, Objective
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruner
+from sparsemend.resume import PARTS
 from sparsemend.training import RepairModule, TrainerFactory
 from sparsemend.training_callbacks import VALIDATION_LOSS
 from sparsemend.training_plan import TrainingPlan
@@ -52,7 +55,16 @@ class Workbench:
     offload: bool
     out: Path
     seed: int
+    rounding: str = "pruner"  # how rates become whole weights, see `rounding`
     resume_from: Path | None = None
+
+    @property
+    def parts(self) -> Path:
+        """Folder for one file per finished part (block, round) of the work, each written whole.
+
+        It holds files only where an earlier attempt of this very configuration is continued.
+        """
+        return self.out / PARTS
 
 
 class RepairMethod(ABC):
@@ -66,10 +78,17 @@ class RepairMethod(ABC):
     holds_support: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = False
     needs_dense: ClassVar[bool] = False  # reads dense weights; refused on pruned checkpoints
+    # sparsities of single linears become the method's own, their mean stays; `asked` of the
+    # diagnostics gives them by name
+    reallocates: ClassVar[bool] = False
 
     @abstractmethod
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         """Repair `model` in place; returns diagnostics for the result (may be empty)."""
+
+    def check_train(self, train: Examples) -> None:
+        """Raise ValueError, before the model is loaded, where these windows cannot train it."""
+        return
 
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
         """Raise ValueError, before any long work, where this model cannot be repaired so.
@@ -99,9 +118,19 @@ class TrainedRepair(TrainingPlan, RepairMethod):
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         """The parameters this method trains; everything else is frozen."""
 
+    def ready_for(self, model: PreTrainedModel, step: int) -> None:
+        """Bring an attached `model` to where optimizer step `step` (1-based) begins (benches)."""
+        return
+
     def callbacks(self) -> list[Callback]:
         """What the method brings to the Trainer."""
         return [EnforceMasks()]
+
+    def objective(self, bench: Workbench) -> Objective:
+        """What a step minimises, as the plan has it."""
+        if self.distillation.on:
+            return Teacher(self.distillation, bench.load_dense)
+        return NextToken()
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
         """Replace every adapter by a SparseLinear with the same effective weight; diagnostics."""
@@ -112,9 +141,16 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         self.attach(model, bench)
         parameters = self.free_trainable(model)
         module = RepairModule(
-            model, self, self.callbacks(), bench.train, bench.validation, seed=bench.seed
+            model,
+            self,
+            self.callbacks(),
+            bench.train,
+            bench.validation,
+            seed=bench.seed,
+            objective=self.objective(bench),
         )
         report = module.fit(bench.make_trainer, out=bench.out, resume_from=bench.resume_from)
+        report |= module.objective.report()
         model.requires_grad_(False).eval().zero_grad(set_to_none=True)
         report |= self.fold(model)
         check_supports(model)
@@ -149,7 +185,7 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
             yield name, linear
 
 
-def fold_adapters(model: PreTrainedModel) -> dict[str, int]:
+def fold_adapters(model: nn.Module) -> dict[str, int]:
     """Replace every adapter by a SparseLinear of its effective weight; what that lost."""
     before = dict(adapters(model))
     for name, adapter in before.items():

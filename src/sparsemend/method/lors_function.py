@@ -33,19 +33,23 @@ STRIP_ROWS = 128  # 64 to 512 rows of 1024 inputs take the same time; all 1024 t
 
 @dataclass(frozen=True)
 class LorsSettings:
-    """scale s; one of GRAD_MODES; rows of a strip; one of FUSE_DTYPES; the product's dtype."""
+    """scale s; one of GRAD_MODES; rows of a strip; one of FUSE_DTYPES; the product's dtype.
+
+    base: 1, or 0 for the update alone, keep * (s B A), where the weight has a product of its own.
+    """
 
     scale: float
     grad_mode: str
     tile_rows: int
     fuse_dtype: str
     dtype: torch.dtype
+    base: float = 1.0
 
 
 def fused_weight(
     weight: Tensor, a: Tensor, b: Tensor, packed_keep: Tensor | None, settings: LorsSettings
 ) -> Tensor:
-    """keep * (W + s B A), (O, I), one fused multiply-add rounded once to settings.dtype.
+    """keep * (base W + s B A), (O, I), one fused multiply-add rounded once to settings.dtype.
 
     packed_keep None reads the support from W != 0.
     """
@@ -59,7 +63,7 @@ def fused_weight(
     for start in range(0, weight.shape[0], strip):
         part = slice(start, start + strip)
         merged = weight[part].to(wide, copy=True)  # the only wide one: added to in place
-        merged.addmm_(b[part], a, alpha=settings.scale)
+        merged.addmm_(b[part], a, beta=settings.base, alpha=settings.scale)
         zero_off_(merged, _kept(weight, packed_keep, part))
         if fused is None:
             return merged.to(settings.dtype)

@@ -89,12 +89,12 @@ def check_adapter(rank: int, alpha: float, dropout: float) -> None:
         raise ValueError(f"method.dropout {dropout} is not in [0, 1)")
 
 
-def check_ranks(model: nn.Module, rank: int) -> None:
+def check_ranks(model: nn.Module, rank: int, key: str = "rank") -> None:
     """Raise ValueError naming the first linear that has no `rank` independent directions."""
     for name, linear in prunable_linears(model).items():
         limit = min(linear.in_features, linear.out_features)
         if rank > limit:
             raise ValueError(
-                f"method.rank={rank} exceeds min(inputs, outputs) = {limit} of {name}; "
-                f"set method.rank={limit} or lower"
+                f"method.{key}={rank} exceeds min(inputs, outputs) = {limit} of {name}; "
+                f"set method.{key}={limit} or lower"
             )

@@ -15,18 +15,18 @@ original that is rounded on use.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from sparsemend.masks import SparseLinear
 from sparsemend.method.base import TrainedRepair, Workbench, adapters, fold_adapters
 from sparsemend.method.low_rank import attach_adapters, check_adapter, check_ranks, wider
+from sparsemend.method.vectors import narrow, original, vectors, widen
 from sparsemend.training_plan import check_choice
 
 NOISE = 1e-2  # relative to 1/sqrt(r)
@@ -65,21 +65,6 @@ class ScaleLoraLinear(SparseLinear):
         self.start_b.copy_(self.scale_b)
 
 
-class Rounded(nn.Module):
-    """Parametrization: an fp32 original, used in the model's dtype."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, original: Tensor) -> Tensor:
-        return original.to(self.dtype)
-
-    def right_inverse(self, value: Tensor) -> tuple[Tensor]:
-        # as a tuple: torch lets a single original not differ in dtype
-        return (value.to(wider(value.dtype)),)
-
-
 @dataclass(kw_only=True)
 class Perp(TrainedRepair):
     """Trains biases, norm parameters and ScaleLoRA's factors, whichever are switched on."""
@@ -104,7 +89,7 @@ class Perp(TrainedRepair):
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
         if self.adapter != "none":
             check_ranks(model, self.rank)
-        elif not list(self._vectors(model)):
+        elif not self._vectors(model):
             raise ValueError(
                 "method=perp finds no bias or norm to train in this model; set method.norms=true "
                 "or method.adapter=scale_lora"
@@ -117,57 +102,18 @@ class Perp(TrainedRepair):
             attach_adapters(
                 model, lambda _, linear: ScaleLoraLinear(linear, self.rank, noise, generator)
             )
-        for module, name in list(self._vectors(model)):
-            dtype = getattr(module, name).dtype
-            if wider(dtype) != dtype:
-                parametrize.register_parametrization(module, name, Rounded(dtype), unsafe=True)
+        widen(self._vectors(model))
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        found = [_original(module, name) for module, name in self._vectors(model)]
+        found = [original(module, name) for module, name in self._vectors(model)]
         for _, adapter in adapters(model):
             if isinstance(adapter, ScaleLoraLinear):
                 found += [adapter.scale_a, adapter.scale_b]
         return found
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
-        for module in list(model.modules()):
-            if parametrize.is_parametrized(module):
-                for name in list(module.parametrizations):  # type: ignore[arg-type]
-                    # what requires no gradient would come back as a buffer
-                    _original(module, name).requires_grad_(True)
-                    parametrize.remove_parametrizations(module, name)
-                    getattr(module, name).requires_grad_(False)
+        narrow(model)
         return fold_adapters(model)
 
-    def _vectors(self, model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-        """(module, attribute) of every bias of a linear and every parameter of a norm asked for.
-
-        A norm is any other module that owns nothing but vectors.
-        """
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                if self.biases and module.bias is not None:
-                    yield module, "bias"
-            elif self.norms and not isinstance(module, parametrize.ParametrizationList):
-                names = _own_parameters(module)
-                if all(getattr(module, name).ndim == 1 for name in names):
-                    yield from ((module, name) for name in names)
-
-
-def _own_parameters(module: nn.Module) -> list[str]:
-    """Names of the module's own parameters, seen through parametrizations."""
-    own = [name for name, _ in module.named_parameters(recurse=False)]
-    if parametrize.is_parametrized(module):
-        own += list(module.parametrizations)  # type: ignore[arg-type]
-    return own
-
-
-def _original(module: nn.Module, name: str) -> nn.Parameter:
-    """The tensor that trains: the parameter, or the fp32 original behind it."""
-    if parametrize.is_parametrized(module, name):
-        original = module.parametrizations[name].original0  # type: ignore[index,union-attr]
-        assert isinstance(original, nn.Parameter)
-        return original
-    parameter = getattr(module, name)
-    assert isinstance(parameter, nn.Parameter)
-    return parameter
+    def _vectors(self, model: nn.Module) -> list[tuple[nn.Module, str]]:
+        return vectors(model, biases=self.biases, norms=self.norms)

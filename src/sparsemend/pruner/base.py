@@ -40,6 +40,10 @@ class Pruner(ABC):
     ) -> Pruned:
         """Prune `weight` (O, I) to `sparsity` (fraction of zeros) or to an N:M `pattern`."""
 
+    def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
+        """Prune exactly `zeros` weights of `weight` (O, I), within the groups of this pruner."""
+        raise ValueError(f"{type(self).__name__} has no exact count; use rounding=pruner")
+
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """Importance (O, I), fp32, higher stays; what DSnoT ranks for its initial mask."""
         raise ValueError(f"{type(self).__name__} has no score; DSnoT cannot start from it")

@@ -14,7 +14,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sparsemend.masks import checked_finite, lowest_of_layer, lowest_per_group, lowest_per_row
+from sparsemend.masks import (
+    checked_finite,
+    lowest_of_all,
+    lowest_of_layer,
+    lowest_over_rows,
+    lowest_per_group,
+    lowest_per_row,
+)
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.statistics import Statistic
@@ -40,6 +47,11 @@ class Magnitude(Pruner):
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
     ) -> Pruned:
         removed = self._removed(self.score(weight, statistic), sparsity, pattern)
+        return Pruned(weight.masked_fill(removed, 0), ~removed)
+
+    def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
+        lowest = lowest_over_rows if self.group == "row" else lowest_of_all
+        removed = lowest(self.score(weight, statistic), zeros)
         return Pruned(weight.masked_fill(removed, 0), ~removed)
 
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:

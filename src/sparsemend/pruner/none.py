@@ -33,3 +33,7 @@ class NoPruner(Pruner):
                 "asked for; set sparsity=0 and pattern=unstructured"
             )
         return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+
+    def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
+        """Raises ValueError when some zeros are asked for."""
+        return self(weight, statistic, zeros / weight.numel(), Pattern())

@@ -10,15 +10,20 @@ The columns are kept as the rows of a transposed copy, so each step works on con
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from sparsemend.masks import checked_finite, lowest_of_layer, lowest_per_group
+from sparsemend.masks import checked_finite, lowest_of_all, lowest_of_layer, lowest_per_group
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.statistics import Hessian, InverseFactor, Statistic
+
+# what goes of a block of columns, bool (J, O), given its scores (J, O) and its number
+Choice = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(kw_only=True)
@@ -50,12 +55,36 @@ class SparseGPT(Pruner):
         nothing_goes = sparsity <= 0 if pattern.unstructured else pattern.kept == pattern.group_size
         if nothing_goes:
             return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+        if not pattern.unstructured:
+            return self._pruned(weight, statistic, None, pattern)
+        return self._pruned(weight, statistic, lambda s, _: lowest_of_layer(s, sparsity), pattern)
+
+    def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
+        """Column blocks share the zeros by their widths, those left over to the first blocks."""
+        if not zeros:
+            return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+        ends = range(0, weight.shape[1] + self.block_size, self.block_size)
+        # rounding the running share down or up keeps every block within one weight of its own
+        shares = [zeros * min(end, weight.shape[1]) // weight.shape[1] for end in ends]
+        counts = [after - before for before, after in pairwise(shares)]
+
+        def choose(score: Tensor, block: int) -> Tensor:
+            return lowest_of_all(score, counts[block])
+
+        return self._pruned(weight, statistic, choose, Pattern())
+
+    def _pruned(
+        self, weight: Tensor, statistic: Statistic | None, choose: Choice | None, pattern: Pattern
+    ) -> Pruned:
         factor = self._factor(statistic)
         columns = _live_columns(weight, factor)
         removed = torch.empty_like(columns, dtype=torch.bool)
-        for start in range(0, columns.shape[0], self.block_size):
+        for number, start in enumerate(range(0, columns.shape[0], self.block_size)):
             block = slice(start, min(start + self.block_size, columns.shape[0]))
-            eliminate_(columns, removed, block, factor, sparsity=sparsity, pattern=pattern)
+            if choose is not None:
+                score = importance(columns[block], factor.diagonal[block])
+                removed[block] = choose(score, number)
+            eliminate_(columns, removed, block, factor, pattern=pattern)
         pruned = columns.T.to(weight.dtype, memory_format=torch.contiguous_format)
         return Pruned(pruned, ~removed.T.contiguous())
 
@@ -87,21 +116,19 @@ def eliminate_(
     block: slice,
     factor: InverseFactor,
     *,
-    sparsity: float,
     pattern: Pattern,
 ) -> None:
     """Prune one block of the columns (I, O) and compensate in all to its right, in place.
 
-    Fills `removed` (I, O) for the block.  A column's value is final once the loop is past it,
-    so the errors e_j = w_j (removed ones) of the whole block follow from one product, and the
-    columns beyond the block are updated by a single matrix multiplication.
+    What goes of the block is in `removed` (I, O) already, or is filled in here, group by group of
+    an N:M pattern.  A column's value is final once the loop is past it, so the errors e_j = w_j
+    (removed ones) of the whole block follow from one product, and the columns beyond the block
+    are updated by a single matrix multiplication.
     """
     inside, gone, diagonal = columns[block], removed[block], factor.diagonal[block]
     unit = factor.unit[block]  # rows of U over their diagonal: the division by U_jj is in there
     beyond = unit[:, block.stop :]
     unit = unit[:, block]
-    if pattern.unstructured:
-        gone.copy_(lowest_of_layer(importance(inside, diagonal), sparsity))
     for j in range(inside.shape[0]):
         if pattern.group_size and j % pattern.group_size == 0:
             group = slice(j, j + pattern.group_size)

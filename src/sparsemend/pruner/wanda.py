@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsemend.masks import checked_finite, lowest_per_group, lowest_per_row
+from sparsemend.masks import checked_finite, lowest_over_rows, lowest_per_group, lowest_per_row
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.statistics import InputNorm, Statistic
@@ -34,6 +34,13 @@ class Wanda(Pruner):
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
     ) -> Pruned:
         removed = self._removed(self.score(weight, statistic), sparsity, pattern)
+        return Pruned(weight.masked_fill(removed, 0), ~removed)
+
+    def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
+        """Raises ValueError with the variant, whose threshold gives no exact count."""
+        if self.variant:
+            raise ValueError("pruner.variant=true has no exact count; use rounding=pruner")
+        removed = lowest_over_rows(self.score(weight, statistic), zeros)
         return Pruned(weight.masked_fill(removed, 0), ~removed)
 
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:

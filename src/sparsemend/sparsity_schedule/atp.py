@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks import block_index, find_blocks, linears_of
 from sparsemend.pattern import Pattern
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule, mixed_tolerance
-from sparsemend.sparsity_schedule.progression import check_difference, mixed_kept, rates
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.progression import check_difference, rates
+from sparsemend.sparsity_schedule.units import Units, check_pattern
 
 
 @dataclass(kw_only=True)
@@ -40,25 +40,8 @@ class Atp(SparsitySchedule):
         offload: bool = False,
     ) -> Allocation:
         """Raises ValueError beyond the bound, and with a fixed N:M pattern (undefined there)."""
-        prefix, blocks = find_blocks(model)
-        check_difference(self.common_difference, sparsity, len(blocks))
-        if not pattern.unstructured and not pattern.mixed:
-            raise ValueError(
-                f"sparsity_schedule=atp with the fixed pattern {pattern} is undefined; use "
-                f"pattern=mixed:{pattern.group_size}, which gives each block its own N"
-            )
-        sizes = {
-            f"{prefix}.{index}.{name}": linear.weight.numel()
-            for index, block in enumerate(blocks)
-            for name, linear in linears_of(block).items()
-        }
-        weights = [sum(m.weight.numel() for m in linears_of(b).values()) for b in blocks]
-        per_block = rates(self.common_difference, sparsity, len(blocks), weights)
-        tolerance = 1e-9
-        if pattern.mixed:
-            size = pattern.group_size
-            kept = mixed_kept(per_block, size, sparsity)
-            per_block = [1 - n / size for n in kept]
-            tolerance = mixed_tolerance(pattern, len(blocks))
-        by_name = {name: per_block[block_index(name, prefix)] for name in sizes}
-        return Allocation(by_name, sizes, sparsity, tolerance)
+        check_pattern(pattern, "block")
+        units = Units.of(model, "block")
+        check_difference(self.common_difference, sparsity, len(units.members))
+        per_block = rates(self.common_difference, sparsity, len(units.members), units.weights)
+        return units.allocation(per_block, sparsity, pattern)

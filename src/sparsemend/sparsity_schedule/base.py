@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,15 @@ from sparsemend.pattern import Pattern
 class Allocation(Mapping[str, float]):
     """Linear name -> sparsity in [0, 1], with the parameter-weighted mean checked on construction.
 
-    `tolerance` is the documented deviation of that schedule's formula from the target.
+    `tolerance` is the documented deviation of that schedule's formula from the target.  `scores`:
+    what the rates were made from, by block or linear name, where the schedule measured something.
     """
 
     rates: Mapping[str, float]
     sizes: Mapping[str, int]
     target: float
     tolerance: float = 1e-9
+    scores: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, rate in self.rates.items():
@@ -38,9 +40,12 @@ class Allocation(Mapping[str, float]):
     @property
     def mean(self) -> float:
         """Parameter-weighted mean rate."""
-        total = sum(self.sizes[name] for name in self.rates)
-        weighted = math.fsum(rate * self.sizes[name] for name, rate in self.rates.items())
-        return weighted / total if total else self.target
+        return self.mean_of(list(self.rates)) if self.rates else self.target
+
+    def mean_of(self, names: Sequence[str]) -> float:
+        """Parameter-weighted mean rate of some of the linears."""
+        weighted = math.fsum(self.rates[name] * self.sizes[name] for name in names)
+        return weighted / sum(self.sizes[name] for name in names)
 
     def __getitem__(self, name: str) -> float:
         return self.rates[name]

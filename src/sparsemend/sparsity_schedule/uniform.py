@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks import block_index, find_blocks, prunable_linears
 from sparsemend.pattern import Pattern
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule, mixed_tolerance
-from sparsemend.sparsity_schedule.progression import mixed_kept
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.units import Units
 
 
 @dataclass(kw_only=True)
@@ -28,10 +27,7 @@ class Uniform(SparsitySchedule):
         device: torch.device | None = None,
         offload: bool = False,
     ) -> Allocation:
-        sizes = {name: linear.weight.numel() for name, linear in prunable_linears(model).items()}
+        units = Units.of(model, "block")
         if pattern.mixed:
-            prefix, blocks = find_blocks(model)
-            kept = mixed_kept([sparsity] * len(blocks), pattern.group_size, sparsity)
-            rates = {n: 1 - kept[block_index(n, prefix)] / pattern.group_size for n in sizes}
-            return Allocation(rates, sizes, sparsity, mixed_tolerance(pattern, len(blocks)))
-        return Allocation(dict.fromkeys(sizes, sparsity), sizes, sparsity)
+            return units.allocation([sparsity] * len(units.members), sparsity, pattern)
+        return Allocation(dict.fromkeys(units.size, sparsity), units.size, sparsity)

@@ -1,0 +1,270 @@
+"""Results in the shape of a paper's table: rows of methods, a column of models, ours beside theirs.
+
+Ours is the mean over seeds with the sample deviation (n - 1); every run of one row must agree in
+everything but the seed, so runs that differ in a knob become rows of their own, told apart by it.
+A published value is shown with its source; a difference is only taken where model and protocol are
+the published ones.  Where a table is repeated on another model (the embedded one, say), the
+published column is of one reference model and carries no difference.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparsemend.published import UNKNOWN, Published, nearest, published
+from sparsemend.runs import DENSE, HARNESS, Protocol, Row, Run
+
+ACCURACIES = ("acc", "acc_norm")
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our number: one value per seed."""
+
+    values: tuple[float, ...]
+    runs: int
+    dirty: bool
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample deviation over seeds, None for a single one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of one model: ours, theirs, and whether the two may be compared."""
+
+    model: str
+    row: Row
+    settings: str
+    ours: Ours
+    theirs: Published | None
+    comparable: bool
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus theirs."""
+        if self.theirs is None or not self.comparable or self.theirs.number is None:
+            return None
+        return self.ours.mean - self.theirs.number
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row minus another, where that is what was published ("atp minus uniform")."""
+
+    model: str
+    ours: float
+    theirs: Published
+    comparable: bool
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """Everything that one table shows."""
+
+    title: str
+    protocol: Protocol
+    lines: tuple[Line, ...]
+    changes: tuple[Change, ...]
+
+    @property
+    def reference(self) -> Published | None:
+        """A published cell of another model that a column shows for orientation."""
+        other = (line.theirs for line in self.lines if line.theirs and not line.comparable)
+        return next(other, None)
+
+    @property
+    def sources(self) -> list[str]:
+        """Sources of the published values shown, each once, with their marks."""
+        shown = [line.theirs for line in self.lines if line.theirs]
+        marks = (f" ({cell.mark})" if cell.mark != UNKNOWN else "" for cell in shown)
+        return list(dict.fromkeys(c.source + m for c, m in zip(shown, marks, strict=True)))
+
+
+def tables(runs: Sequence[Run], metric: str) -> list[PaperTable]:
+    """One table per `name` of the runs; raises ValueError where two protocols would mix."""
+    check_metric(runs, metric)
+    runs = [run for run in runs if metric in run.content["metrics"]["dense"]]
+    names = dict.fromkeys(run.name for run in runs)
+    return [table(name, [run for run in runs if run.name == name], metric) for name in names]
+
+
+def table(title: str, runs: Sequence[Run], metric: str) -> PaperTable:
+    """The table of some runs; `title` says which published table stands beside it."""
+    protocol = one_protocol(runs, metric)
+    groups: dict[tuple[str, Row], list[tuple[Run, str]]] = {}
+    for run in runs:
+        for row, state in run.states():
+            groups.setdefault((run.model, row), []).append((run, state))
+    theirs = beside(title, protocol, {model for model, _ in groups})
+    lines = [
+        Line(model, row, settings, ours, *theirs.of(model, row))
+        for (model, row), members in groups.items()
+        for settings, ours in distinguished(members, metric)
+    ]
+    lines.sort(key=_order)
+    return PaperTable(title, protocol, tuple(lines), tuple(changes(title, protocol, lines)))
+
+
+def check_metric(runs: Sequence[Run], metric: str) -> None:
+    """Raise ValueError naming what there is where no run has this metric."""
+    known = sorted({name for run in runs for s in run.content["metrics"].values() for name in s})
+    if metric not in known:
+        raise ValueError(
+            f"no run measured {metric!r}\n{nearest(metric, known)}measured: "
+            f"{', '.join(known) or 'nothing'}; choose one with --metric"
+        )
+
+
+def one_protocol(runs: Sequence[Run], metric: str) -> Protocol:
+    """The protocol that all runs share; raises ValueError naming two that differ."""
+    found: dict[Protocol, Run] = {}
+    for run in runs:
+        found.setdefault(run.protocol(metric), run)
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        raise ValueError(
+            f"{runs[0].name} mixes two protocols, whose numbers cannot share a column:\n"
+            f"  {one.label} ({first.folder})\n  {other.label} ({second.folder})\n"
+            "give the folders of one protocol, or choose it, for example "
+            f"--where seqlen={one.seqlen}"
+        )
+    return next(iter(found))
+
+
+def distinguished(members: Sequence[tuple[Run, str]], metric: str) -> Iterable[tuple[str, Ours]]:
+    """(what tells it apart, ours) of every setting among runs of one row."""
+    settings = [run.settings(state) for run, state in members]
+    keys = differing(settings)
+    groups: dict[str, list[tuple[Run, float]]] = {}
+    for (run, state), known in zip(members, settings, strict=True):
+        value = run.value(state, metric)
+        if value is not None:
+            shown = ", ".join(f"{key}={known.get(key, 'unset')}" for key in keys)
+            groups.setdefault(shown, []).append((run, value))
+    for shown, found in groups.items():
+        yield shown, ours_of(found)
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys in which some of the settings differ."""
+    keys = {key for known in settings for key in known}
+    return sorted(k for k in keys if len({repr(known.get(k, "unset")) for known in settings}) > 1)
+
+
+def ours_of(found: Sequence[tuple[Run, float]]) -> Ours:
+    """One value per seed: runs that repeat a seed (other methods on one pruned model) average."""
+    seeds: dict[int, list[float]] = {}
+    for run, value in found:
+        seeds.setdefault(run.seed, []).append(value)
+    values = tuple(statistics.fmean(same) for same in seeds.values())
+    return Ours(values, len(found), any(run.dirty for run, _ in found))
+
+
+def changes(title: str, protocol: Protocol, lines: Sequence[Line]) -> Iterator[Change]:
+    """Our differences of rows for each one that this table publishes, per model of ours.
+
+    Of rows that only a setting tells apart (ATP's common difference) the best counts, as published.
+    """
+    for cell in published():
+        if cell.title != title or cell.sides is None:
+            continue
+        rows = [row_of(side) for side in cell.sides]
+        for model in dict.fromkeys(line.model for line in lines):
+            sides = [[k.ours.mean for k in lines if (k.model, k.row) == (model, r)] for r in rows]
+            if all(sides):
+                comparable = model == cell.model and agrees(cell, protocol)
+                yield Change(model, min(sides[0]) - min(sides[1]), cell, comparable)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The published cells that may stand beside ours, and of which model where ours has none."""
+
+    cells: Mapping[tuple[str, Row], Published]
+    reference: str | None
+    protocol: Protocol
+    models: frozenset[str]
+
+    def of(self, model: str, row: Row) -> tuple[Published | None, bool]:
+        """(published cell, whether model and protocol are its own)."""
+        own = self.cells.get((model, row))
+        if own is not None:
+            return own, agrees(own, self.protocol)
+        if model in self.models or self.reference is None:
+            return None, False
+        return self.cells.get((self.reference, row)), False
+
+
+def beside(title: str, protocol: Protocol, models: Iterable[str]) -> Beside:
+    """Published cells of this table; of every table where the runs do not repeat one."""
+    cells: dict[tuple[str, Row], Published] = {}
+    for cell in published():
+        own = cell.title == title or title not in {c.title for c in published()}
+        if own and metric_of(cell) == protocol.metric and cell.value != UNKNOWN:
+            key = (cell.model, row_of(cell))
+            # of several sources of one number, one that agrees in protocol and is unmarked
+            if key not in cells or _doubt(cell, protocol) < _doubt(cells[key], protocol):
+                cells[key] = cell
+    known = [model for model, _ in cells]
+    repeated = any(cell.title == title for cell in cells.values())
+    reference = max(dict.fromkeys(known), key=known.count) if repeated else None
+    return Beside(cells, reference, protocol, frozenset(known))
+
+
+def metric_of(cell: Published) -> str | None:
+    """What our runs call a published metric; None for one they do not measure."""
+    if cell.metric == "perplexity":
+        return "perplexity/test"
+    return f"{HARNESS}/{cell.dataset}/{cell.metric}" if cell.metric in ACCURACIES else None
+
+
+def row_of(cell: Published) -> Row:
+    """The row that a published number belongs to."""
+    if cell.dense:
+        return DENSE
+    sparsity = float("nan") if cell.sparsity == UNKNOWN else float(cell.sparsity)
+    return Row(sparsity, cell.pattern, cell.pruner, cell.schedule, cell.method, cell.variant)
+
+
+def agrees(cell: Published, protocol: Protocol) -> bool:
+    """Whether a published number was measured as ours; what it does not state counts against it.
+
+    An accuracy is compared where all items were asked, whatever the harness' version.
+    """
+    if cell.metric in ACCURACIES:
+        return protocol.items == "all" and protocol.statistics == "exact"
+    theirs = (cell.dataset, cell.split, cell.seqlen)
+    return theirs == (protocol.text, protocol.split, str(protocol.seqlen)) and (
+        protocol.statistics == "exact"
+    )
+
+
+def _doubt(cell: Published, protocol: Protocol) -> tuple[bool, bool]:
+    return not agrees(cell, protocol), cell.mark not in (UNKNOWN, "image")
+
+
+def _order(line: Line) -> tuple[Any, ...]:
+    row = line.row
+    return (
+        row != DENSE,
+        row.sparsity,
+        row.pattern,
+        row.pruner,
+        row.schedule != "uniform",
+        row.schedule,
+        row.method != "none",
+        row.method,
+        row.variant,
+        line.settings,
+        line.model,
+    )

@@ -1,0 +1,176 @@
+"""ADMM: alternate between the layer's least squares and the sparse weights nearest to it.
+
+Boza 2024, "Fast and Effective Weight Update for Pruned Large Language Models", arXiv 2401.02938.
+With G = X^T X, d = sqrt(diag G), V = W d (columns scaled) and Gs = G / (d d^T) + damping, repeat
+
+    keep = highest |V + U|      Z = (V + U) * keep      U += V - Z      V = (V0 Gs + rho (Z - U)) K
+
+where K = (Gs + rho I)^-1 and V0 is the dense V; the new weight is (V + U) * keep / d.  The support
+moves during the first `mask_iterations` and then stays while the weights settle.
+
+Paper and authors' code differ in how fast: the paper grows the sparsity by a cubic ramp; the code
+does so within rows and for N:M, but takes the full sparsity at once over a whole matrix.  The code
+knows no other pattern than 2:4; here the M - N candidates of every M inputs go by the same ramp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparsemend.masks import (
+    checked_finite,
+    lowest_of_all,
+    lowest_over_rows,
+    lowest_per_group,
+    lowest_per_row,
+)
+from sparsemend.pattern import Pattern
+from sparsemend.pruner.base import Pruned, Pruner
+from sparsemend.statistics import Hessian, Statistic, symmetrise_
+
+# what goes, bool (O, I), given scores (O, I) and the share of the final zeros that goes by now
+Choice = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class System:
+    """Scaled least squares of one input: scale d (I,), gram Gs (I, I), inverse K (I, I), fp32."""
+
+    scale: Tensor
+    gram: Tensor
+    inverse: Tensor
+
+
+class Gram(Hessian):
+    """G = X^T X, a plain sum over tokens, solved once for all linears of one input."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        super().__init__(in_features, device)
+        self._system: tuple[tuple[float, float], System] | None = None
+
+    def update(self, inputs: Tensor) -> None:
+        self._system = None
+        super().update(inputs)
+
+    def scale(self) -> Tensor:
+        """d = sqrt(diag G) + 1e-8 (I,), the 1e-8 as in the authors' code."""
+        return (self.matrix.diagonal() * (self.sequences / 2)).sqrt() + 1e-8
+
+    def system(self, damping: float, rho: float) -> System:
+        """What ADMM solves; damping is a fraction of the mean diagonal of the scaled G."""
+        if self._system is None or self._system[0] != (damping, rho):
+            self._system = ((damping, rho), self._solved(damping, rho))
+        return self._system[1]
+
+    def _solved(self, damping: float, rho: float) -> System:
+        if not self.matrix.diagonal().isfinite().all():
+            raise ValueError("X^T X is not finite: an input of this linear is NaN or overflows")
+        scale = self.scale()
+        gram = symmetrise_(self.matrix.clone()).mul_(self.sequences / 2)
+        gram.div_(scale).div_(scale.unsqueeze(1))
+        gram.diagonal().add_(damping * gram.diagonal().mean())
+        shifted = gram.clone()
+        shifted.diagonal().add_(rho)  # eigenvalues of rho and more: Cholesky cannot fail
+        return System(scale, gram, torch.cholesky_inverse(torch.linalg.cholesky(shifted)))
+
+
+@dataclass(kw_only=True)
+class ADMM(Pruner):
+    """Chooses the support and updates the weights that stay."""
+
+    iterations: int
+    mask_iterations: int
+    ramp: Literal["cubic", "none"]
+    group: Literal["layer", "row"]
+    rho: float
+    damping: float
+
+    def __post_init__(self) -> None:
+        if self.group not in ("layer", "row"):
+            raise ValueError(f"group {self.group!r} is not one of: layer, row")
+        if self.ramp not in ("cubic", "none"):
+            raise ValueError(f"ramp {self.ramp!r} is not one of: cubic, none")
+        if not 0 <= self.mask_iterations <= self.iterations:
+            raise ValueError(
+                f"mask_iterations {self.mask_iterations} is not in [0, iterations = "
+                f"{self.iterations}]"
+            )
+        if self.iterations < 1:
+            raise ValueError(f"iterations {self.iterations} is not at least 1")
+        if not self.rho > 0:
+            raise ValueError(f"rho {self.rho} is not above 0; the authors use 1")
+        if not self.damping >= 0:
+            raise ValueError(f"damping {self.damping} is not at least 0")
+
+    def statistic(self, in_features: int, device: torch.device) -> Gram:
+        """X^T X of the inputs."""
+        return Gram(in_features, device)
+
+    def __call__(
+        self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
+    ) -> Pruned:
+        pattern = pattern.at(sparsity)
+        nothing_goes = sparsity <= 0 if pattern.unstructured else pattern.kept == pattern.group_size
+        if nothing_goes:
+            return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+        return self._pruned(weight, statistic, partial(self._removed, sparsity, pattern))
+
+    def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
+        if not zeros:
+            return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+        lowest = lowest_over_rows if self.group == "row" else lowest_of_all
+        return self._pruned(weight, statistic, lambda s, share: lowest(s, int(zeros * share)))
+
+    def _pruned(self, weight: Tensor, statistic: Statistic | None, choose: Choice) -> Pruned:
+        system = _gram(statistic).system(self.damping, self.rho)
+        dense = checked_finite(weight.float() * system.scale)
+        final, removed = self._alternate(dense, system, choose)
+        pruned = (final / system.scale).to(weight.dtype).masked_fill_(removed, 0)
+        return Pruned(pruned, ~removed)
+
+    def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
+        """|W| d (O, I), fp32: what the first iteration compares."""
+        return checked_finite(weight.float().abs() * _gram(statistic).scale())
+
+    def _alternate(self, dense: Tensor, system: System, choose: Choice) -> tuple[Tensor, Tensor]:
+        """(scaled weight, removed), both (O, I), from the scaled dense weight."""
+        fitted, dual = dense.clone(), torch.zeros_like(dense)
+        target = dense @ system.gram
+        removed = choose(dense.abs(), 1.0)
+        for iteration in range(self.iterations):
+            if iteration < self.mask_iterations:
+                removed = choose((fitted + dual).abs_(), self._share(iteration))
+            sparse = (fitted + dual).masked_fill_(removed, 0)
+            dual += fitted
+            dual -= sparse
+            torch.mm(torch.add(target, sparse - dual, alpha=self.rho), system.inverse, out=fitted)
+        return (fitted + dual).masked_fill_(removed, 0), removed
+
+    def _share(self, iteration: int) -> float:
+        """Share of the final zeros that iteration (0-based) removes: 1 - (1 - (t+1)/T)^3."""
+        if self.ramp == "none":
+            return 1.0
+        return 1 - (1 - (iteration + 1) / self.mask_iterations) ** 3
+
+    def _removed(self, sparsity: float, pattern: Pattern, score: Tensor, share: float) -> Tensor:
+        if pattern.unstructured:
+            if self.group == "row":
+                return lowest_per_row(score, int(score.shape[1] * sparsity * share))
+            return lowest_of_all(score, int(score.numel() * sparsity * share))
+        candidates = lowest_per_group(score, pattern)
+        if share == 1:
+            return candidates
+        count = int(int(candidates.sum()) * share)
+        return lowest_of_all(score.masked_fill(~candidates, torch.inf), count)
+
+
+def _gram(statistic: Statistic | None) -> Gram:
+    if not isinstance(statistic, Gram):
+        raise TypeError(f"ADMM needs a Gram, got {type(statistic).__name__}")
+    return statistic

@@ -1,0 +1,55 @@
+"""From rates to whole weights: as each pruner's paper does, or to an exact budget.
+
+The published rules drift: Wanda removes int(I s) of every row, at most s, magnitude and SparseGPT
+everything up to and including a threshold, at least s.  rounding=exact_budget gives every linear a
+whole number of zeros whose sum is the budget to one weight, and has the pruner remove exactly so
+many within its own groups; single rows (or SparseGPT's column blocks) take one more than others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsemend.pattern import Pattern
+from sparsemend.prune import exact_zeros
+from sparsemend.pruner.base import Pruned, Pruner
+from sparsemend.schedule_checks import ROUNDINGS
+from sparsemend.sparsity_schedule.base import Allocation
+from sparsemend.statistics import Statistic
+
+
+class ExactBudget(Pruner):
+    """Another pruner that removes exactly the nearest whole number of weights."""
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.pruner = pruner
+
+    @property
+    def needs_calibration(self) -> bool:  # type: ignore[override]
+        return self.pruner.needs_calibration
+
+    def statistic(self, in_features: int, device: torch.device) -> Statistic | None:
+        return self.pruner.statistic(in_features, device)
+
+    def __call__(
+        self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
+    ) -> Pruned:
+        """Raises ValueError with an N:M pattern, which fixes the number itself."""
+        if not pattern.unstructured:
+            raise ValueError(f"pattern {pattern} fixes the zeros itself; use rounding=pruner")
+        return self.pruner.exactly(weight, statistic, round(sparsity * weight.numel()))
+
+
+def rounded(rounding: str, pruner: Pruner, allocation: Allocation) -> tuple[Pruner, Allocation]:
+    """The pruner and the rates with which `rounding` (pruner | exact_budget) prunes."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding={rounding} is not one of {', '.join(ROUNDINGS)}")
+    if rounding == "pruner":
+        return pruner, allocation
+    sizes = allocation.sizes
+    rates = {name: zeros / sizes[name] for name, zeros in exact_zeros(allocation, sizes).items()}
+    half_a_weight = 0.5 / sum(sizes[name] for name in rates)
+    tolerance = allocation.tolerance + half_a_weight
+    exact = Allocation(rates, sizes, allocation.target, tolerance, allocation.scores)
+    return ExactBudget(pruner), exact

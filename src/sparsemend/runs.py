@@ -1,0 +1,225 @@
+"""Finished runs as their result.json tells them, and which row of a table each one measured.
+
+Every run measures three states: the dense model, the pruned one and the repaired one.  The first
+two belong to rows without repair, whatever method the run went on with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULT = "result.json"
+WIKITEXT = "wikitext2"
+HARNESS = "zero_shot"  # metrics zero_shot/<task>/<acc or acc_norm>
+# what changes no number of a row, or is already part of its name
+NOT_SETTINGS = frozenset(
+    {"cache", "evaluation", "export", "export_dtype", "hardware", "logger", "model", "name"}
+    | {"pattern", "resume", "search", "seed", "sparsity", "variant"}
+)
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """What a row of a table stands for; members are named as in conf/."""
+
+    sparsity: float
+    pattern: str
+    pruner: str
+    schedule: str
+    method: str
+    variant: str
+
+    @property
+    def label(self) -> str:
+        """`wanda + dsnot, 0.6` and the like."""
+        if self.pruner == "none":
+            return "dense"
+        parts = [self.pruner]
+        if self.schedule != "uniform":
+            parts.append(self.schedule)
+        if self.method != "none":
+            parts.append(self.method)
+        return " + ".join(parts)
+
+    @property
+    def amount(self) -> str:
+        """The pattern of an N:M row, else the sparsity."""
+        return f"{self.sparsity:g}" if self.pattern in ("-", "unstructured") else self.pattern
+
+
+DENSE = Row(0.0, "-", "none", "-", "none", "-")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a number was measured: numbers of two protocols never share a column."""
+
+    metric: str
+    text: str
+    split: str
+    seqlen: int
+    dtype: str
+    tokens: int
+    statistics: str
+    items: str = "all"  # of a zero-shot task
+
+    @property
+    def label(self) -> str:
+        rest = "" if self.statistics == "exact" else f", statistics {self.statistics}"
+        if self.text == HARNESS:
+            items = f"{self.items} items" if self.items != "all" else "all items"
+            return f"{self.metric}, {items} of at most {self.seqlen} tokens, {self.dtype}{rest}"
+        return (
+            f"{self.metric} on {self.text}/{self.split}, {self.seqlen} tokens a window, "
+            f"{self.tokens} tokens in all, {self.dtype}{rest}"
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        config: Mapping[str, Any] = self.content["config"]
+        return config
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name", "default"))
+
+    @property
+    def model(self) -> str:
+        return str(self.config["model"]["name"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the sources were not exactly a commit, or no commit is known."""
+        return self.content["provenance"]["dirty"] is not False
+
+    def member(self, group: str) -> str:
+        """The member of a group: the file that holds its class; atp without slope is uniform."""
+        section = self.config[group]
+        if group == "sparsity_schedule" and section.get("common_difference") == 0:
+            return "uniform"
+        return str(section["_target_"]).split(".")[-2]
+
+    @property
+    def row(self) -> Row:
+        """The row that the repaired state belongs to."""
+        sparsity = self.content["sparsity"]
+        return Row(
+            float(sparsity["target"]),
+            str(sparsity["pattern"]),
+            self.member("pruner"),
+            self.member("sparsity_schedule"),
+            self.member("method"),
+            str(self.config.get("variant") or "-"),
+        )
+
+    @property
+    def pruned_row(self) -> Row:
+        row = self.row
+        return Row(row.sparsity, row.pattern, row.pruner, row.schedule, "none", "-")
+
+    def states(self) -> Iterator[tuple[Row, str]]:
+        """(row, state) of everything this run measured, each state once."""
+        yield DENSE, "dense"
+        if self.member("pruner") != "none":
+            yield self.pruned_row, "pruned"
+        if self.member("method") != "none":
+            yield self.row, "repaired"
+
+    def settings(self, state: str) -> dict[str, Any]:
+        """The knobs, as dotted keys, that may tell runs of one row and state apart."""
+        if state == "dense":
+            return {}
+        dropped = NOT_SETTINGS | ({"method"} if state == "pruned" else set())
+        if self.member("sparsity_schedule") == "uniform":
+            dropped |= {"sparsity_schedule"}
+        return dict(leaves({k: v for k, v in self.config.items() if k not in dropped}))
+
+    def value(self, state: str, metric: str) -> float | None:
+        """A metric of one state; None where it is missing or was not finite."""
+        found = self.content["metrics"].get(state, {}).get(metric)
+        return None if found is None else float(found)
+
+    def protocol(self, metric: str) -> Protocol:
+        """How this run measures a metric."""
+        known = self.content["protocol"]
+        if metric.startswith(f"{HARNESS}/"):
+            return self._harness(metric)
+        return Protocol(
+            metric=metric,
+            text=measured_text(self.config["data"]),
+            split=known["split"],
+            seqlen=known["seqlen"],
+            dtype=known["dtype"],
+            tokens=known["tokens"],
+            statistics=known.get("statistics", "exact"),
+        )
+
+    def _harness(self, metric: str) -> Protocol:
+        """A task of the harness brings its own text; what limits it is in the configuration."""
+        known, options = self.content["protocol"], self.config["evaluation"][HARNESS]
+        limit = options.get("limit")
+        return Protocol(
+            metric=metric,
+            text=HARNESS,
+            split="harness",
+            seqlen=int(options.get("max_length") or known["seqlen"]),
+            dtype=known["dtype"],
+            tokens=0,
+            statistics=known.get("statistics", "exact"),
+            items="all" if limit is None else str(limit),
+        )
+
+
+def measured_text(data: Mapping[str, Any]) -> str:
+    """The text that perplexity/test is measured on: C4 is tested on WikiText-2 unless asked."""
+    inner = data.get("text")
+    if isinstance(inner, Mapping):
+        return measured_text(inner)
+    return str(data.get("test_on", data["name"]))
+
+
+def find_runs(folders: Sequence[Path]) -> list[Run]:
+    """Every finished run under the folders, in order; raises where there is none."""
+    runs, others = [], 0
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is no folder; give one that holds run folders")
+        for path in sorted(folder.rglob(RESULT)):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.get("status") == "finished":
+                runs.append(Run(path.parent, content))
+            else:
+                others += 1
+    if not runs:
+        shown = ", ".join(map(str, folders))
+        unfinished = f" ({others} unfinished)" if others else ""
+        raise ValueError(
+            f"no finished run under {shown}{unfinished}; run sparsemend first, or give the folder "
+            "that holds its run folders, for example multirun"
+        )
+    return runs
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of a config."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

@@ -1,0 +1,84 @@
+"""AlphaPruning: matrices whose spectrum is heavier-tailed stay denser.
+
+alpha of a matrix: exponent of a power law fitted to its largest eigenvalues (squared singular
+values).  Per block the plain mean of its linears' alphas, then multiplicatively
+
+    u_b = (m_b - min m) / (max m - min m) * 2 epsilon + 1 - epsilon,   s_b = u_b S sum n / sum(n u)
+
+Lu et al. 2024, "AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise
+Pruning of Large Language Models", arXiv 2410.10912.  The largest rate is (1 + epsilon) /
+(1 - epsilon) times the smallest.  The authors' code has no clamp and fails where a rate exceeds 1.
+Singular values are computed where the weights are; on a GPU their last digits differ.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.blocks import prunable_linears
+from sparsemend.sparsity_schedule.budget import unit_interval, weighted_mean
+from sparsemend.sparsity_schedule.power_law import alpha_mid, alpha_peak
+from sparsemend.sparsity_schedule.scored import ScoredSchedule
+from sparsemend.sparsity_schedule.units import Units
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class AlphaPruning(ScoredSchedule):
+    """Rates from power-law exponents of the weights alone."""
+
+    spread: float
+    metric: str
+    lower_bound: str
+    weight_dtype: str
+
+    def scores(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        device: torch.device | None,
+        offload: bool,
+    ) -> list[float]:
+        """Mean alpha of every unit."""
+        alphas = {name: self._alpha(name, m) for name, m in prunable_linears(model).items()}
+        units = Units.of(model, self.granularity).members.values()
+        return [sum(alphas[name] for name in names) / len(names) for names in units]
+
+    def rates(
+        self, scores: Sequence[float], weights: Sequence[int], sparsity: float
+    ) -> list[float]:
+        return rescaled(scores, weights, sparsity, self.spread)
+
+    @torch.no_grad()
+    def _alpha(self, name: str, linear: nn.Linear) -> float:
+        weight = linear.weight
+        if self.weight_dtype == "float16":
+            weight = weight.half()
+        try:
+            spectrum = eigenvalues(weight.float())
+            if self.metric == "alpha_mid":
+                return alpha_mid(spectrum)
+            return alpha_peak(spectrum, logarithmic_bound=self.lower_bound == "reference")
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def eigenvalues(matrix: Tensor) -> Tensor:
+    """Squared singular values that are not zero, ascending, (<= min(O, I),)."""
+    squared = torch.linalg.svdvals(matrix).square().flip(0)
+    return squared[squared > 0]
+
+
+def rescaled(
+    scores: Sequence[float], weights: Sequence[int], sparsity: float, spread: float
+) -> list[float]:
+    """s_b = u_b S sum n / sum(n u): larger scores lose more, the weighted mean is exact."""
+    u = [share * 2 * spread + (1 - spread) for share in unit_interval(scores)]
+    scale = sparsity / weighted_mean(u, weights)
+    return [value * scale for value in u]

@@ -1,0 +1,51 @@
+"""ER-plus: Erdos-Renyi densities with the last layer dense and the others solved again.
+
+Liu et al. 2022, "The Unreasonable Effectiveness of Random Pruning", arXiv 2202.02643, where the
+last layer is the classifier.  A decoder's head is not pruned at all, so "last layer" is a choice:
+the last prunable linear, or all linears of the last block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.blocks import block_index, find_blocks, prunable_linears
+from sparsemend.pattern import Pattern
+from sparsemend.sparsity_schedule import erdos_renyi
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.options import check_options
+from sparsemend.sparsity_schedule.units import Units, check_pattern
+
+
+@dataclass(kw_only=True)
+class ErPlus(SparsitySchedule):
+    """ER with `dense` (last_linear | last_block) kept whole."""
+
+    dense: str
+
+    def __post_init__(self) -> None:
+        check_options(vars(self))
+
+    def allocate(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        sparsity: float,
+        pattern: Pattern,
+        *,
+        device: torch.device | None = None,
+        offload: bool = False,
+    ) -> Allocation:
+        """Raises ValueError with an N:M pattern, and where the dense layer leaves too little."""
+        check_pattern(pattern, "linear")
+        prefix, _ = find_blocks(model)
+        shapes = {n: (m.out_features, m.in_features) for n, m in prunable_linears(model).items()}
+        block_of = {name: block_index(name, prefix) for name in shapes}
+        dense = erdos_renyi.last_layer(list(shapes), block_of, self.dense)
+        rates = erdos_renyi.rates(shapes, sparsity, dense)
+        units = Units.of(model, "linear")
+        return units.allocation([rates[name] for name in units.members], sparsity, pattern)

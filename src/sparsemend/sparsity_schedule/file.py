@@ -1,0 +1,45 @@
+"""File: rates that were decided elsewhere, by linear or by block, from yaml, json or csv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.pattern import Pattern
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.options import check_options
+from sparsemend.sparsity_schedule.rates_file import by_linear, check_rates, read_rates
+from sparsemend.sparsity_schedule.units import Units, check_pattern
+
+
+@dataclass(kw_only=True)
+class File(SparsitySchedule):
+    """The rates in `path`; their mean must be the target to within `tolerance`."""
+
+    path: str
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        check_options(vars(self))
+
+    def allocate(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        sparsity: float,
+        pattern: Pattern,
+        *,
+        device: torch.device | None = None,
+        offload: bool = False,
+    ) -> Allocation:
+        """Raises ValueError naming a linear without a rate, a key without a linear, a wrong mean,
+        and a rate that a mixed pattern cannot keep; FileNotFoundError without the file."""
+        check_pattern(pattern, "block")
+        size = Units.of(model, "linear").size
+        rates = by_linear(read_rates(Path(self.path)), size)
+        check_rates(rates, size, sparsity, pattern, self.tolerance)
+        return Allocation(rates, size, sparsity, self.tolerance + 1e-12)

@@ -1,0 +1,68 @@
+"""LAMP: a global threshold on magnitudes that are made comparable between layers.
+
+With the weights of one linear in ascending order of magnitude
+
+    score(w_u) = w_u^2 / sum_{v >= u} w_v^2
+
+so the largest weight of every linear scores 1 and no linear is emptied before all others are down
+to their last weight.  Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning",
+arXiv 2010.07611.  The score ranks the weights of a linear as their magnitude does, so magnitude
+by layer removes exactly those below the threshold; other pruners take the rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.blocks import prunable_linears
+from sparsemend.masks import checked_finite
+from sparsemend.pattern import Pattern
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.options import check_options
+from sparsemend.sparsity_schedule.pooled import lowest_counts
+from sparsemend.sparsity_schedule.units import Granularity, Units, check_pattern
+
+
+@dataclass(kw_only=True)
+class Lamp(SparsitySchedule):
+    """Rates from one threshold on LAMP scores."""
+
+    granularity: Granularity
+
+    def __post_init__(self) -> None:
+        check_options(vars(self))
+
+    @torch.no_grad()
+    def allocate(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        sparsity: float,
+        pattern: Pattern,
+        *,
+        device: torch.device | None = None,
+        offload: bool = False,
+    ) -> Allocation:
+        """Raises ValueError with an N:M pattern that rates by linear or block contradict."""
+        check_pattern(pattern, self.granularity)
+        linears = prunable_linears(model)
+        units = Units.of(model, self.granularity)
+        counts = lowest_counts(
+            lambda: (ascending_scores(linear.weight) for linear in linears.values()),
+            round(sparsity * sum(units.size.values())),
+        )
+        return units.from_counts(dict(zip(linears, counts, strict=True)), sparsity, pattern)
+
+
+def ascending_scores(weight: Tensor) -> Tensor:
+    """LAMP scores of all weights in ascending order, fp32 (O I,); sums in float64.
+
+    Weights of a linear that is zero throughout score 0.
+    """
+    squared = checked_finite(weight).flatten().double().square().sort().values
+    above = squared.flip(0).cumsum(0).flip(0)
+    return torch.where(above > 0, squared / above, 0.0).float()

@@ -1,0 +1,97 @@
+"""RMI: blocks whose inputs resemble those of the other blocks lose more.
+
+The block rates of LoSA's rounds (Huang et al. 2025, arXiv 2502.14816) as a schedule of their own,
+computed once on the dense model: similarity of the blocks' inputs over sequences (`similarity`),
+importance and linear program (`block_rates`).  Every linear of a block gets its block's rate.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.blocks import block_index, find_blocks, linears_of, prunable_linears
+from sparsemend.pattern import Pattern
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule, mixed_tolerance
+from sparsemend.sparsity_schedule.block_rates import (
+    Band,
+    check_rule,
+    delta_of,
+    importance,
+    solve,
+)
+from sparsemend.sparsity_schedule.progression import mixed_kept
+from sparsemend.sparsity_schedule.similarity import block_similarity
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Rmi(SparsitySchedule):
+    """Rates in a band of +-delta around the target, from the similarity of the blocks' inputs."""
+
+    similarity_samples: int
+    beta: float
+    delta: float | None
+    solver: str
+
+    def __post_init__(self) -> None:
+        check_rule(
+            "sparsity_schedule",
+            samples=self.similarity_samples,
+            delta=self.delta,
+            solver=self.solver,
+        )
+
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
+    def allocate(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        sparsity: float,
+        pattern: Pattern,
+        *,
+        device: torch.device | None = None,
+        offload: bool = False,
+    ) -> Allocation:
+        """Raises ValueError with a fixed N:M pattern, and where there are too few sequences."""
+        if not pattern.unstructured and not pattern.mixed:
+            raise ValueError(
+                f"sparsity_schedule=rmi with the fixed pattern {pattern} is undefined; use "
+                f"pattern=mixed:{pattern.group_size}, which gives each block its own N"
+            )
+        similarity = block_similarity(
+            model, batches, self.similarity_samples, device=device, offload=offload
+        )
+        delta = delta_of(sparsity) if self.delta is None else self.delta
+        band = Band(sparsity, delta, block_weights(model))
+        rates = solve(band, importance(similarity.tolist(), self.beta), self.solver)
+        log.info("block rates  %s", "  ".join(f"{rate:.4f}" for rate in rates))
+        if not pattern.mixed:
+            return block_allocation(model, rates, sparsity)
+        kept = mixed_kept(rates, pattern.group_size, sparsity)
+        rates = [1 - n / pattern.group_size for n in kept]
+        return block_allocation(model, rates, sparsity, mixed_tolerance(pattern, len(rates)))
+
+
+def block_weights(model: nn.Module) -> list[int]:
+    """Prunable weights of every decoder block."""
+    blocks = find_blocks(model)[1]
+    return [sum(linear.weight.numel() for linear in linears_of(b).values()) for b in blocks]
+
+
+def block_allocation(
+    model: nn.Module, rates: Sequence[float], target: float, tolerance: float = 1e-9
+) -> Allocation:
+    """The allocation that gives every linear the rate of its block."""
+    prefix, _ = find_blocks(model)
+    sizes = {name: linear.weight.numel() for name, linear in prunable_linears(model).items()}
+    by_name = {name: rates[block_index(name, prefix)] for name in sizes}
+    return Allocation(by_name, sizes, target, tolerance)

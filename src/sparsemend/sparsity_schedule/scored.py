@@ -1,0 +1,145 @@
+"""What OWL, DLP and AlphaPruning share: a score per unit, a map to rates, a budget.
+
+The published codes let a rate leave its range: OWL and DLP raise what is <= 0 to 0.01 and miss the
+target, AlphaPruning fails above 1.  budget=exact clips to [min_sparsity, max_sparsity] and moves
+all rates until the parameter-weighted mean is the target again; budget=reference does as coded.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.blocks import walk
+from sparsemend.masks import checked_finite
+from sparsemend.pattern import Pattern
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.budget import to_budget, weighted_mean
+from sparsemend.sparsity_schedule.options import check_options
+from sparsemend.sparsity_schedule.units import Granularity, Units, check_pattern
+from sparsemend.statistics import InputNorm
+
+log = logging.getLogger(__name__)
+
+LOWEST = 0.01  # what OWL's code makes of a rate <= 0
+
+
+@dataclass(kw_only=True)
+class ScoredSchedule(SparsitySchedule):
+    """Scores every unit of the dense model, maps scores to rates, keeps the budget."""
+
+    granularity: Granularity
+    budget: str
+    min_sparsity: float
+    max_sparsity: float
+
+    def __post_init__(self) -> None:
+        check_options(vars(self))
+
+    @abstractmethod
+    def scores(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        device: torch.device | None,
+        offload: bool,
+    ) -> list[float]:
+        """One score per unit of the dense model, in order."""
+
+    @abstractmethod
+    def rates(
+        self, scores: Sequence[float], weights: Sequence[int], sparsity: float
+    ) -> list[float]:
+        """The published map to rates with weighted mean `sparsity`; they may leave [0, 1]."""
+
+    def allocate(
+        self,
+        model: nn.Module,
+        batches: Sequence[Tensor],
+        sparsity: float,
+        pattern: Pattern,
+        *,
+        device: torch.device | None = None,
+        offload: bool = False,
+    ) -> Allocation:
+        """Raises ValueError with a fixed N:M pattern, and where a reference rate exceeds 1."""
+        check_pattern(pattern, self.granularity)
+        units = Units.of(model, self.granularity)
+        scores = self.scores(model, batches, device, offload)
+        rates = self.rates(scores, units.weights, sparsity)
+        if self.budget == "reference":
+            return self._as_coded(units, rates, scores, sparsity, pattern)
+        low, high = self.min_sparsity, self.max_sparsity
+        kept = to_budget(rates, units.weights, sparsity, low, high)
+        moved = sum(not low <= rate <= high for rate in rates)
+        if moved:
+            log.warning(
+                "%d of %d rates lay outside [%g, %g]; they were clipped and all rates shifted to "
+                "keep the mean %g",
+                *(moved, len(rates), low, high, sparsity),
+            )
+        return units.allocation(kept, sparsity, pattern, scores=scores)
+
+    def _as_coded(
+        self,
+        units: Units,
+        rates: Sequence[float],
+        scores: Sequence[float],
+        sparsity: float,
+        pattern: Pattern,
+    ) -> Allocation:
+        """Clamp as the references do, or with a mixed pattern round every block by itself."""
+        if pattern.mixed:
+            size = pattern.group_size
+            # OWL's code rounds the offset from the target, halves to even
+            rates = [sparsity + round(size * (rate - sparsity)) / size for rate in rates]
+        else:
+            rates = [rate if rate > 0 else LOWEST for rate in rates]
+        if max(rates) > 1:
+            raise ValueError(
+                f"budget=reference gives {list(units.members)[rates.index(max(rates))]} the "
+                f"sparsity {max(rates):.4f}, which is not in [0, 1]; lower "
+                "sparsity_schedule.spread or use sparsity_schedule.budget=exact"
+            )
+        missed = abs(weighted_mean(rates, units.weights) - sparsity)
+        if missed > 1e-9:
+            log.warning("budget=reference misses the mean %g by %.6f", sparsity, missed)
+        by_linear = units.by_linear(rates)
+        named = dict(zip(units.members, scores, strict=True))
+        return Allocation(by_linear, units.size, sparsity, missed + 1e-9, named)
+
+
+@torch.no_grad()
+def reduce_scores(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    reduce: Callable[[list[Tensor]], float],
+    *,
+    granularity: Granularity,
+    device: torch.device | None,
+    offload: bool,
+) -> list[float]:
+    """`reduce` of the Wanda scores |W| * sqrt(v) of every unit, from one pass of the dense model.
+
+    Nothing is pruned between blocks, so each sees the dense outputs of the one before it.  reduce
+    is given the scores (O, I), fp32, of all linears of the unit.
+    """
+    values = []
+    for visit in walk(model, batches, device=device, offload=offload):
+        statistics = visit.observe(InputNorm)
+        names = list(visit.linears)
+        if not names:
+            continue
+        for unit in [names] if granularity == "block" else [[name] for name in names]:
+            values.append(reduce([_score(visit.linears[n], statistics[n]) for n in unit]))
+    return values
+
+
+def _score(linear: nn.Linear, statistic: object) -> Tensor:
+    assert isinstance(statistic, InputNorm)
+    return checked_finite(linear.weight.float().abs() * statistic.squared.sqrt())

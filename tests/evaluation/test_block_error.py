@@ -1,0 +1,109 @@
+import math
+
+import pytest
+import torch
+from families import FAMILIES, random_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsemend.blocks import find_blocks, prunable_linears, walk
+from sparsemend.data.base import Examples
+from sparsemend.evaluation.base import EvaluationInput
+from sparsemend.evaluation.block_error import BlockError, growth, relative_error
+from sparsemend.masks import SparseLinear
+
+
+def given(tokens: Tensor, family: str, *, batch: int = 3) -> EvaluationInput:
+    return EvaluationInput(
+        test=tokens,
+        task=None,
+        validation=Examples.of(tokens[:0]),
+        tokenizer=None,
+        device=torch.device("cpu"),
+        batch_size=batch,
+        load_dense=lambda: random_model(family),
+    )
+
+
+def halved(family: str, *, blocks: range | None = None) -> PreTrainedModel:
+    """A random model whose linears (of some blocks) keep every other input."""
+    model = random_model(family)
+    for name, linear in prunable_linears(model).items():
+        keep = torch.ones_like(linear.weight, dtype=torch.bool)
+        block = int(next(part for part in name.split(".") if part.isdigit()))
+        if blocks is None or block in blocks:
+            keep[:, ::2] = False
+        model.set_submodule(name, SparseLinear(linear.weight, linear.bias, keep))
+    return model
+
+
+def outputs_by_hook(model: PreTrainedModel, tokens: Tensor) -> list[Tensor]:
+    """The output of every block in one plain forward of all windows."""
+    _, blocks = find_blocks(model)
+    seen: list[Tensor] = []
+    handles = [
+        block.register_forward_hook(
+            lambda m, a, out: seen.append(out if isinstance(out, Tensor) else out[0])
+        )
+        for block in blocks
+    ]
+    with torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_the_error_of_the_outputs_in_a_plain_forward(family: str, tokens: Tensor) -> None:
+    model = halved(family)
+    metrics = BlockError(windows=8)(model, given(tokens, family))
+    pairs = zip(
+        outputs_by_hook(random_model(family), tokens), outputs_by_hook(model, tokens), strict=True
+    )
+    for index, (dense, sparse) in enumerate(pairs):
+        expected = float((dense - sparse).norm() / dense.norm())
+        # fp32 forwards batched by 3 against all at once
+        assert metrics[f"block_error/{index}"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_blocks_before_the_first_cut_have_no_error(tokens: Tensor) -> None:
+    _, blocks = find_blocks(random_model("llama"))
+    last = len(blocks) - 1
+    model = halved("llama", blocks=range(last, last + 1))
+    metrics = BlockError(windows=8)(model, given(tokens, "llama"))
+    assert metrics["block_error/0"] == 0
+    assert metrics["block_error/last"] > 0
+    assert math.isnan(metrics["block_error/growth"])
+
+
+def test_only_the_windows_asked_for_are_compared(tokens: Tensor) -> None:
+    model = halved("llama")
+    few = BlockError(windows=2)(model, given(tokens, "llama"))
+    same = BlockError(windows=8)(model, given(tokens[:2], "llama"))
+    assert few == same
+
+
+def test_a_dense_model_has_nothing_to_compare(tokens: Tensor) -> None:
+    assert BlockError(windows=8)(random_model("llama"), given(tokens, "llama")) == {}
+
+
+def test_the_measured_model_is_left_as_it_was(tokens: Tensor) -> None:
+    model = halved("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    BlockError(windows=8)(model, given(tokens, "llama"))
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert len(list(walk(model, tokens.split(4)))) == len(find_blocks(model)[1])
+
+
+def test_relative_error_by_hand() -> None:
+    dense = [torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 4.0]]])]
+    now = [torch.tensor([[[3.0, 2.0]]]), torch.tensor([[[0.0, 4.0]]])]
+    assert relative_error(dense, now) == pytest.approx(2 / 5)
+
+
+def test_growth_is_the_factor_per_block() -> None:
+    assert growth([0.1, 0.2, 0.4, 0.8]) == pytest.approx(2.0)
+    assert growth([0.3, 0.3, 0.3]) == pytest.approx(1.0)
+    assert math.isnan(growth([0.0, 0.1]))
+    assert math.isnan(growth([0.1]))

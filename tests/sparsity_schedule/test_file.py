@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pytest
+from families import random_model
+from schedules import schedule_of
+
+from sparsemend.pattern import Pattern
+from sparsemend.sparsity_schedule.base import Allocation
+from sparsemend.sparsity_schedule.rates_file import by_linear, read_rates
+
+FREE = Pattern()
+NAMES = ["model.layers.0.fc1", "model.layers.0.fc2", "model.layers.1.fc1", "model.layers.1.fc2"]
+
+
+def allocate(path: Path, sparsity: float, pattern: str = "unstructured") -> Allocation:
+    schedule = schedule_of("file", path=str(path))
+    return schedule.allocate(random_model("llama"), [], sparsity, Pattern.parse(pattern))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "0: 0.5\n1: 0.6\n2: 0.7\n"),
+        ("a.json", '{"model.layers.0": 0.5, "model.layers.1": 0.6, "2": 0.7}'),
+        ("a.csv", "block,sparsity\n0,0.5\n1,0.6\n2,0.7\n"),
+        ("a.csv", "0,0.5\n1,0.6\n2,0.7\n"),
+    ],
+)
+def test_rates_by_block_are_read_from_every_format(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    found = allocate(path, 0.6)
+    assert {n.split(".")[2]: rate for n, rate in found.items()} == {"0": 0.5, "1": 0.6, "2": 0.7}
+    assert found.mean == pytest.approx(0.6)
+
+
+def test_a_linear_s_own_rate_goes_before_its_block_s() -> None:
+    rates = {"0": 0.5, "1.fc2": 0.9, "layers.1": 0.1, "model.layers.0.fc1": 0.2}
+    assert by_linear(rates, NAMES) == dict(zip(NAMES, [0.2, 0.5, 0.1, 0.9], strict=True))
+
+
+def test_the_result_of_a_run_gives_its_rates(tmp_path: Path) -> None:
+    per_linear = {n: {"asked": 0.25 * i, "achieved": 0} for i, n in enumerate(NAMES)}
+    content = {"schema": "sparsemend-result-1", "sparsity": {"per_linear": per_linear}}
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(content))
+    assert read_rates(path) == dict(zip(NAMES, [0.0, 0.25, 0.5, 0.75], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({"0": 0.5}, "2 of 4 linears have no rate, first model.layers.1.fc1"),
+        ({"0": 0.5, "1": 0.5, "2": 0.5}, "1 keys name no linear and no block.*first '2'"),
+        ({"0": 0.5, "1": 0.5, "1.fc9": 0.5}, r"first '1\.fc9'; a linear is for example '0\.fc1'"),
+    ],
+)
+def test_missing_and_extra_keys_are_named(rates: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        by_linear(rates, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "0: 1.5\n", r"0: sparsity 1\.5 is not in \[0, 1\]"),
+        ("a.yaml", "0: much\n", r"0: sparsity much is not in \[0, 1\]"),
+        ("a.yaml", "- 1\n", "holds no mapping"),
+        ("a.yaml", "a: [1\n", "cannot be read"),
+        ("a.json", "{", "cannot be read"),
+        ("a.csv", "0,0.5\n0,0.6\n", "0 stands there twice"),
+        ("a.csv", "0,0.5,1\n", "is not a row of two columns"),
+        ("a.txt", "0,0.5\n", r"is not one of \.yaml"),
+    ],
+)
+def test_a_file_that_is_no_rates_says_why(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_rates(path)
+
+
+def test_a_wrong_mean_is_refused_with_the_mean(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("0: 0.5\n1: 0.6\n2: 0.7\n")
+    with pytest.raises(ValueError, match=r"parameter-weighted mean 0\.600000, not sparsity=0\.7"):
+        allocate(path, 0.7)
+
+
+def test_a_mixed_pattern_takes_whole_n_and_refuses_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("0: 0.25\n1: 0.5\n2: 0.75\n")
+    found = allocate(path, 0.5, "mixed:8")
+    assert sorted(set(found.values())) == [0.25, 0.5, 0.75]
+    with pytest.raises(ValueError, match=r"keeps 1\.5 of 2 inputs, no whole number"):
+        allocate(path, 0.5, "mixed:2")
+    path.write_text("0: 0.25\n1: 0.25\n2: 1.0\n")
+    with pytest.raises(ValueError, match=r"sparsity 1\.0 keeps none of 8"):
+        allocate(path, 0.5, "mixed:8")

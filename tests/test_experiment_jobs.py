@@ -1,0 +1,74 @@
+"""One job of every experiment on a random model: `pytest -m experiments` (minutes, not in CI)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import random_model
+from safetensors.torch import save_file
+
+from sparsemend.experiments import STEPS, Experiment, experiments
+
+SEQLEN = 32
+# what a random model of two small blocks needs set smaller
+TRAINED = ("method.max_steps=5", "method.batch_size=2", "method.validate_every=5")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaMA folder and tokens files."""
+    folder = tmp_path_factory.mktemp("workspace")
+    random_model("llama").save_pretrained(folder / "llama")
+    generator = torch.Generator().manual_seed(0)
+    for name, rows in (("calibration", 64), ("train", 40), ("test", 6)):
+        tokens = torch.randint(3, 96, (rows, SEQLEN), generator=generator)
+        save_file({"input_ids": tokens}, folder / f"{name}.safetensors")
+    return folder
+
+
+def overrides(experiment: Experiment, workspace: Path, out: Path) -> list[str]:
+    job = experiment.jobs[-1]
+    trained = int(job.values[STEPS]) > 0
+    kept = [line for line in job.overrides if not line.startswith(("model=", "data="))]
+    return [
+        f"experiment={experiment.name}",
+        f"scale={'tiny_trained' if trained else 'tiny'}",
+        "model=local",
+        f"model.path={workspace / 'llama'}",
+        "model.dtype=float32",
+        "data=tokens",
+        *(
+            f"data.{part}={workspace / part}.safetensors"
+            for part in ("calibration", "train", "test")
+        ),
+        f"data.seqlen={SEQLEN}",
+        "data.calibration_samples=64",
+        *(TRAINED if trained else ()),
+        *kept,
+        f"hydra.run.dir={out}",
+    ]
+
+
+@pytest.mark.experiments
+@pytest.mark.parametrize("experiment", experiments(), ids=lambda e: e.name)
+def test_one_job_of_every_experiment_runs_on_a_random_model(
+    experiment: Experiment, workspace: Path, tmp_path: Path
+) -> None:
+    arguments = overrides(experiment, workspace, tmp_path / "out")
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsemend.cli", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["sparsity"]["achieved"] == pytest.approx(
+        float(experiment.jobs[-1].values["sparsity"]),
+        abs=0.05,  # rows of 24 to 64 inputs lose whole weights
+    )

@@ -1,0 +1,242 @@
+"""From rates to whole weights, and every schedule with every pruner and pattern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from families import random_model
+from hydra import compose, initialize_config_dir
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
+from omegaconf import DictConfig
+from schedules import schedule_of
+from torch import Tensor, nn
+
+from sparsemend import preflight
+from sparsemend.blocks import prunable_linears
+from sparsemend.locations import conf_folder
+from sparsemend.masks import SparseLinear
+from sparsemend.pattern import Pattern
+from sparsemend.prune import prune
+from sparsemend.pruner.admm import ADMM
+from sparsemend.pruner.base import Pruner
+from sparsemend.pruner.magnitude import Magnitude
+from sparsemend.pruner.none import NoPruner
+from sparsemend.pruner.ria import RIA
+from sparsemend.pruner.sparsegpt import SparseGPT
+from sparsemend.pruner.wanda import Wanda
+from sparsemend.rounding import rounded
+
+FREE = Pattern()
+
+
+def admm(group: Literal["layer", "row"]) -> ADMM:
+    return ADMM(iterations=4, mask_iterations=2, ramp="cubic", group=group, rho=1.0, damping=0.1)
+
+
+EXACT = {
+    "magnitude by layer": Magnitude(group="layer"),
+    "magnitude by row": Magnitude(group="row"),
+    "wanda": Wanda(variant=False),
+    "sparsegpt": SparseGPT(block_size=16, damping=0.01),
+    "ria": RIA(power=0.5, group="layer", shares_in="float32"),
+    "ria by row": RIA(power=0.5, group="row", shares_in="float32"),
+    "admm": admm("layer"),
+    "admm by row": admm("row"),
+}
+
+
+def zeros(model: nn.Module) -> dict[str, int]:
+    supports = {
+        n: m.keep for n, m in prunable_linears(model).items() if isinstance(m, SparseLinear)
+    }
+    return {name: int((~keep).sum()) for name, keep in supports.items()}
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "owl", "er", "lamp"])
+@pytest.mark.parametrize("pruner", EXACT)
+@pytest.mark.parametrize("sparsity", [0.0, 0.333, 0.7])
+def test_an_exact_budget_is_met_to_one_weight(
+    pruner: str, schedule: str, sparsity: float, tokens: Tensor
+) -> None:
+    model, batches = random_model("llama", intermediate_size=44), tokens.split(2)
+    allocation = schedule_of(schedule).allocate(model, batches, sparsity, FREE)
+    prune(model, batches, *rounded("exact_budget", EXACT[pruner], allocation), FREE)
+    found, total = zeros(model), sum(allocation.sizes.values())
+    assert sum(found.values()) == round(sparsity * total)
+    assert all(abs(found[n] - rate * allocation.sizes[n]) < 1 for n, rate in allocation.items())
+
+
+def test_the_pruner_s_own_rounding_is_left_alone(tokens: Tensor) -> None:
+    model, pruner = random_model("llama"), Wanda(variant=False)
+    allocation = schedule_of("uniform").allocate(model, [], 0.7, FREE)
+    assert rounded("pruner", pruner, allocation) == (pruner, allocation)
+    prune(model, tokens.split(2), pruner, allocation, FREE)
+    # int(32 * 0.7) and int(48 * 0.7) of every row
+    lost = {int((~m.keep).sum(1).unique()) for m in prunable_linears(model).values()}
+    assert lost == {22, 33}
+
+
+def test_rows_and_column_blocks_differ_by_one_weight_at_most(tokens: Tensor) -> None:
+    for name, size in (("wanda", 1), ("sparsegpt", 16)):
+        model = random_model("llama")
+        allocation = schedule_of("uniform").allocate(model, [], 0.7, FREE)
+        prune(model, tokens.split(2), *rounded("exact_budget", EXACT[name], allocation), FREE)
+        for linear in prunable_linears(model).values():
+            lost = (~linear.keep).sum(1)
+            if size > 1:
+                lost = (~linear.keep).unflatten(1, (-1, size)).sum(dim=(0, 2))
+            assert int(lost.max() - lost.min()) <= 1
+
+
+def test_what_stays_under_the_exact_rule_scores_highest_in_its_group(tokens: Tensor) -> None:
+    """The extra weights go where they cost least: no kept score is below a removed one's."""
+    weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(1))
+    pruner = Magnitude(group="layer")
+    keep = pruner.exactly(weight, None, 83).keep
+    assert int((~keep).sum()) == 83
+    assert float(weight.abs()[~keep].max()) < float(weight.abs()[keep].min())
+
+
+def test_magnitude_by_layer_removes_what_lies_below_the_global_threshold() -> None:
+    """With exact counts: weight by weight the global magnitude pruner."""
+    model = random_model("llama")
+    weights = torch.cat(
+        [m.weight.detach().abs().flatten() for m in prunable_linears(model).values()]
+    )
+    count = round(0.6 * len(weights))
+    threshold = weights.kthvalue(count).values
+    below = {n: m.weight.detach().abs() <= threshold for n, m in prunable_linears(model).items()}
+    allocation = schedule_of("global").allocate(model, [], 0.6, FREE)
+    prune(model, [], *rounded("exact_budget", Magnitude(group="layer"), allocation), FREE)
+    for name, linear in prunable_linears(model).items():
+        assert torch.equal(~linear.keep, below[name])
+
+
+PRUNERS = sorted(path.stem for path in (conf_folder() / "pruner").glob("*.yaml"))
+CHOOSING = [name for name in PRUNERS if name not in ("existing", "none")]
+SCHEDULES = sorted(path.stem for path in (conf_folder() / "sparsity_schedule").glob("*.yaml"))
+PATTERNS = ("unstructured", "2:4", "mixed:8")
+BY_LINEAR = ("er", "er_plus", "global", "lamp")  # granularity=linear where it is a choice
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model on disk, and rates for its three blocks."""
+    folder = tmp_path_factory.mktemp("model")
+    random_model("llama").save_pretrained(folder)
+    (folder / "rates.yaml").write_text("0: 0.25\n1: 0.5\n2: 0.75\n")
+    return folder
+
+
+def composed(folder: Path, schedule: str, pruner: str, pattern: str, rounding: str) -> DictConfig:
+    needed = {
+        "atp": ["sparsity_schedule.common_difference=0.125"],
+        "file": [f"sparsity_schedule.path={folder / 'rates.yaml'}"],
+        "rmi": ["sparsity_schedule.similarity_samples=8"],
+    }
+    lines = [
+        "model=local",
+        f"model.path={folder}",
+        "model.context_length=16",
+        f"sparsity_schedule={schedule}",
+        f"pruner={pruner}",
+        f"pattern='{pattern}'",
+        f"rounding={rounding}",
+        f"sparsity={0 if pruner == 'none' else 0.5}",
+        "method=none",
+        *needed.get(schedule, []),
+    ]
+    with initialize_config_dir(str(conf_folder())):
+        return compose("run", lines)
+
+
+def reason(schedule: str, pruner: str, pattern: str, rounding: str) -> str | None:
+    """What a combination is refused with; None where it works."""
+    if pattern == "unstructured":
+        return None
+    if pattern == "2:4" and schedule != "uniform":
+        return f"which {schedule} varies; use pattern=mixed:4"
+    if rounding == "exact_budget":
+        return "fixes the zeros of every group itself; use rounding=pruner"
+    if schedule in BY_LINEAR:
+        return "gives each linear a rate of its own, which cannot be whole N of pattern mixed:8"
+    return None
+
+
+@pytest.mark.parametrize("rounding", ["pruner", "exact_budget"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pruner", CHOOSING)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_combination_works_or_is_refused_with_the_reason(
+    schedule: str, pruner: str, pattern: str, rounding: str, folder: Path, tokens: Tensor
+) -> None:
+    refusal = reason(schedule, pruner, pattern, rounding)
+    cfg = composed(folder, schedule, pruner, pattern, rounding)
+    if refusal is not None:
+        with pytest.raises(ValueError, match=refusal):
+            preflight.check(cfg)
+        return
+    preflight.check(cfg)
+    check_pruning(cfg, tokens)
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "owl", "er"])
+def test_pruning_nothing_works_with_any_schedule_and_refuses_patterns(
+    schedule: str, folder: Path, tokens: Tensor
+) -> None:
+    cfg = composed(folder, schedule, "none", "unstructured", "exact_budget")
+    preflight.check(cfg)
+    check_pruning(cfg, tokens)
+    with pytest.raises(ValueError, match="pruner=none keeps every weight, but pattern is 2:4"):
+        preflight.check(composed(folder, schedule, "none", "2:4", "pruner"))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_support_that_is_there_asks_nothing_of_a_schedule(pattern: str, folder: Path) -> None:
+    preflight.check(composed(folder, "owl", "existing", pattern, "exact_budget"))
+
+
+def test_an_exact_budget_that_something_undoes_is_refused(folder: Path) -> None:
+    cfg = composed(folder, "uniform", "wanda", "unstructured", "exact_budget")
+    cfg.pruner.variant = True
+    with pytest.raises(ValueError, match="threshold gives no exact count"):
+        preflight.check(cfg)
+    cfg.pruner.variant = False
+    cfg.method = {"_target_": "sparsemend.method.dsnot.DSnoT", "start": "pruner"}
+    with pytest.raises(ValueError, match=r"use method\.start=given"):
+        preflight.check(cfg)
+    cfg.rounding = "up"
+    with pytest.raises(ValueError, match="rounding=up is not one of pruner, exact_budget"):
+        preflight.check(cfg)
+
+
+def check_pruning(cfg: DictConfig, tokens: Tensor) -> None:
+    chosen: Pruner = built(cfg.pruner)
+    model, batches = random_model("llama"), tokens.split(4)
+    pattern = Pattern.parse(cfg.pattern)
+    allocation = built(cfg.sparsity_schedule).allocate(model, batches, cfg.sparsity, pattern)
+    total = sum(allocation.sizes.values())
+    prune(model, batches, *rounded(cfg.rounding, chosen, allocation), pattern)
+    found = zeros(model)
+    if cfg.rounding == "exact_budget" or isinstance(chosen, NoPruner) or not pattern.unstructured:
+        # rates that a pattern allows are exact, the mixed ones rounded to N of the mean
+        wanted = sum(rate * allocation.sizes[n] for n, rate in allocation.items())
+        assert abs(sum(found.values()) - wanted) <= 0.5 + 1e-6
+    for name, linear in prunable_linears(model).items():
+        assert not linear.weight.masked_fill(linear.keep, 0).any()
+        # a row rule loses one weight in 32 at most, a threshold gains one per column block
+        assert abs(found[name] / allocation.sizes[name] - allocation[name]) <= 1 / 32
+        if not pattern.unstructured:
+            at = pattern.at(allocation[name])
+            groups = linear.keep.view(linear.out_features, -1, at.group_size).sum(dim=2)
+            assert groups.unique().tolist() == [at.kept]
+    assert total == sum(m.weight.numel() for m in prunable_linears(model).values())
+
+
+def built(section: DictConfig) -> object:
+    return instantiate(
+        section, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
+    )
