@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from sparsemend.cache_checks import check_cache
 from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.data_checks import check_files, data_sources
+from sparsemend.evaluation.task_names import find_tasks
 from sparsemend.local_model import ModelConfig, find_model
 from sparsemend.method_checks import (
     check_adapter_shapes,
@@ -62,6 +63,7 @@ def check(cfg: DictConfig) -> None:
     check_pruning_rounds(cfg, pattern)
     check_similarity(cfg)
     check_block_windows(cfg)
+    check_tasks(cfg)
     check_distillation(cfg)
     check_resume(cfg)
     check_sharing(cfg)
@@ -189,6 +191,30 @@ def check_hardware(cfg: DictConfig) -> None:
             "like, each of which would be a run of its own; start sparsemend once, with "
             f"hardware=ddp hardware.devices={started}, which starts the others"
         )
+
+
+def check_tasks(cfg: DictConfig) -> None:
+    """Every zero-shot task that is asked for exists."""
+    asked = cfg.evaluation.get("zero_shot")
+    if asked is None or "suites" not in asked:
+        return
+    if asked.tasks is None and asked.suite not in asked.suites:
+        raise ValueError(
+            f"evaluation.zero_shot.suite={asked.suite} is not one of {', '.join(asked.suites)}; "
+            "or give evaluation.zero_shot.tasks={TASK: 0}"
+        )
+    if asked.include_path is not None and not Path(asked.include_path).is_dir():
+        raise FileNotFoundError(
+            f"evaluation.zero_shot.include_path={asked.include_path} is no folder; give one of "
+            "lm-eval task yamls"
+        )
+    tasks = asked.suites[asked.suite] if asked.tasks is None else asked.tasks
+    if not tasks:
+        raise ValueError(
+            "evaluation.zero_shot.tasks is empty; name at least one, for example "
+            "evaluation.zero_shot.tasks={piqa: 0}"
+        )
+    find_tasks(list(tasks), asked.include_path)
 
 
 def check_resume(cfg: DictConfig) -> None:

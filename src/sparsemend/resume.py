@@ -69,19 +69,6 @@ def run_folder(asked: str | None, config: Mapping[str, Any], fresh: Path) -> tup
     return folder, _has_work(folder)
 
 
-def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, bool]:
-    """(folder, whether there is work in it to continue) of a cell, which never leaves its own."""
-    try:
-        content = _read(folder / RESULT)
-    except (OSError, json.JSONDecodeError):
-        return folder, False
-    same = content["config_hash"] == config_hash(config) and content["status"] in UNFINISHED
-    if same and _has_work(folder):
-        log.info("continuing in %s", folder)
-        return folder, True
-    return folder, False
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of the fit in this run folder, None where there is none."""
     path = folder / "checkpoints" / "last.ckpt"
@@ -92,6 +79,19 @@ def forget_work(folder: Path) -> None:
     """Remove what a later attempt would continue from: a fresh run may use an old folder."""
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, bool]:
+    """(folder, whether there is work to continue) of a sweep's cell, which keeps its folder."""
+    try:
+        content = _read(folder / RESULT)
+    except (OSError, json.JSONDecodeError):
+        return folder, False
+    same = content["config_hash"] == config_hash(config) and content["status"] in UNFINISHED
+    if same and _has_work(folder):
+        log.info("continuing what is done of it: %s", folder)
+        return folder, True
+    return folder, False
 
 
 def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:

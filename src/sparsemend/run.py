@@ -254,6 +254,8 @@ class Run:
             device=self.device,
             batch_size=self.parts.hardware.evaluation_batch,
             load_dense=partial(self.parts.model.load, seed=self.cfg.seed),
+            out=self.out,
+            state=state,
         )
         home = next(model.parameters()).device
 
@@ -269,11 +271,13 @@ class Run:
                 metrics |= self.shared.measure(
                     state, name, evaluation, given, partial(on_device, evaluation)
                 )
+                if described := evaluation.describe():
+                    self.result.content["protocol"][name] = described
         self.result.content["metrics"][state] = metrics
         self.result.content["cache"] = self.shared.origins
         self.result.costs(self.stages)
-        # numbers per block are for result.json
-        named = {k: v for k, v in metrics.items() if not k.rpartition("/")[2].isdigit()}
+        # numbers per block or per task are for result.json
+        named = {k: v for k, v in metrics.items() if k.count("/") == 1 and not k[-1].isdigit()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
         log.info("%-8s  %s", state, shown)
 
