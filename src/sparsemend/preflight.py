@@ -19,6 +19,7 @@ from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.data_checks import check_files, data_sources
 from sparsemend.evaluation.task_names import find_tasks
 from sparsemend.local_model import ModelConfig, find_model
+from sparsemend.logger_checks import check_logger
 from sparsemend.method_checks import (
     check_adapter_shapes,
     check_block_windows,
@@ -67,6 +68,7 @@ def check(cfg: DictConfig) -> None:
     check_distillation(cfg)
     check_resume(cfg)
     check_sharing(cfg)
+    check_logger(cfg)
     model = find_model(cfg.model)
     check_schedule(cfg, pattern, model)
     if model.config is not None:

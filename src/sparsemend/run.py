@@ -51,6 +51,7 @@ from sparsemend.results import (
     sparsity_section,
 )
 from sparsemend.resume import cell_folder, forget_work, last_checkpoint, run_folder
+from sparsemend.run_summary import curves_of
 from sparsemend.shared_work import SharedWork, section
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.stages import Stages
@@ -146,14 +147,15 @@ class Run:
             device=self.device,
             offload=parts.hardware.offload,
         )
-        self.logger = parts.logger.open(out, result.content["config"])
+        self.loggers = parts.logger.open(out, result.content["config"])
 
     def carry_out(self) -> None:
         """Every stage in order; what was measured is on disk also when one of them fails."""
         try:
             self._carry_out()
-        except BaseException:
-            self.parts.logger.abandon(self.logger)
+        except BaseException as error:
+            self.result.fail(error)
+            self.parts.logger.abandon(self.loggers, self.result.content)
             raise
         finally:
             self.result.costs(self.stages)
@@ -305,7 +307,7 @@ class Run:
             sparsity=self.cfg.sparsity,
             pattern=self.pattern,
             load_dense=partial(parts.model.load, seed=self.cfg.seed),
-            make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
+            make_trainer=parts.hardware.trainer_factory(self.loggers, self.out),
             device=self.device,
             offload=parts.hardware.offload,
             out=self.out,
@@ -316,6 +318,7 @@ class Run:
 
     def _record_repair(self, diagnostics: dict[str, Any]) -> None:
         self.result.content["repair"] = diagnostics
+        self.result.content["curves"] = curves_of(self.out)
         trained = diagnostics.get("trained_parameters", 0)
         self.result.content["cost"].setdefault("repair", {})["trained_parameters"] = trained
 
@@ -348,9 +351,7 @@ class Run:
         content = self.result.content
         content["status"] = "finished"
         self.result.costs(self.stages)
-        flat = {f"{state}/{k}": v for state, m in content["metrics"].items() for k, v in m.items()}
-        achieved = content["sparsity"]["achieved"]
-        self.parts.logger.finish(self.logger, {**flat, "sparsity/achieved": achieved})
+        self.parts.logger.finish(self.loggers, content)
         console = _console()
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
@@ -384,7 +385,14 @@ def quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "httpx", "datasets"):
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning",
+        "httpx",
+        "datasets",
+        "wandb",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in CHATTER:
         warnings.filterwarnings("ignore", message=f".*{text}")
