@@ -94,8 +94,7 @@ VARIANTS = {
     "spiel moments": ("spiel", "method.selection=moments"),
     "masked_full sgd": ("masked_full", "method.optimizer=sgd"),
     "losa carried": ("losa", "method.optimizer_state=carried", "method.dropout=0"),
-    "losa capped": ("losa", "method.rank_cap=4", "method.optimizer_state=carried"),
-    "losa merging": ("losa", "method.exact_base=false", "method.oversparsity=ignore"),
+    "losa capped": ("losa", "method.rank_cap=4", "method.exact_base=false"),
 }
 # what a method needs to be told to accept a fixed pattern
 FIXED = {"losa": ("method.fixed_pattern=true",)}
