@@ -86,6 +86,7 @@ VARIANTS = {
         "method.distill.hidden_weight=1",
         "method.distill.teacher_dtype=bfloat16",
     ),
+    "losa distilled": ("losa", "method.distill.weight=0.5"),
     "masked_full distilled": ("masked_full", "method.distill.weight=1"),
     "masked_full set": ("masked_full", "method.mask_update=set", "method.update_until=1.0"),
     "masked_full rigl": ("masked_full", "method.mask_update=rigl", "method.update_until=1.0"),
