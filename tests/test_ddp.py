@@ -172,6 +172,30 @@ def test_lors_with_two_processes_is_one_with_twice_the_batch(tmp_path: Path) -> 
     assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
 
 
+def evolving(*extra: Callback, batch_size: int) -> TrainedRepair:
+    """seft by SGD: a round after step 2, of gradients of both ranks."""
+    method = sgd("seft", batch_size=batch_size)
+    method.max_steps, method.update_interval, method.accumulation_steps = 5, 4, 2
+    method.__post_init__()
+    method.callbacks = Brings([*type(method).callbacks(method), *extra])  # type: ignore[method-assign]
+    return method
+
+
+@pytest.mark.slow
+def test_seft_moves_on_two_processes_as_on_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Statistics are averaged, so the same positions leave and enter, the same weights go."""
+    dump = Dump(tmp_path)
+    reports = {
+        "together": fit_together(tmp_path / "together", evolving(dump, batch_size=2)),
+        "alone": fit_alone(tmp_path / "alone", evolving(batch_size=4)),
+    }
+    assert sum(reports["alone"]["evolution"]["rounds"][0]["reactivated"]) > 0
+    assert reports["together"]["evolution"] == reports["alone"]["evolution"]
+    assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    contracts.assert_same_bits(first, second)
+
+
 @pytest.mark.slow
 def test_every_labelled_token_weighs_the_same_on_whichever_rank(tmp_path: Path) -> None:
     tokens = contracts.windows(12, seed=8)

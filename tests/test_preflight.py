@@ -125,6 +125,38 @@ def test_comparing_more_sequences_than_there_are_is_refused(model: Path) -> None
     check(model, *rmi, "sparsity_schedule.similarity_samples=8")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("pattern=2:4", "sparsity=0.5"), r"or method\.fixed_pattern=true for it in every round"),
+        (("pattern=mixed:8",), "use pattern=unstructured$"),
+        (("method.fixed_pattern=true",), "needs an N:M pattern"),
+        (("method.mean_rank=0.5",), r"mean rank 0\.5 of round 1 is below method\.min_rank=1"),
+        (("method.rank_growth=5",), r"mean rank 21 of round 4 is above method\.max_rank=16"),
+        (("method.max_rank=17",), r"method\.max_rank=17 exceeds min\(inputs, outputs\) = 16"),
+        (("method.max_steps=4",), r"max_steps=4 is less than a step for each of method\.rounds=5"),
+        (("method.round_steps=[1,2]",), "are not 5 positive counts"),
+        (
+            ("method.targets=[0.2,0.5,0.4,0.5,0.6]",),
+            r"0\.4 of round 3 is below the 0\.5 that the round before has reached",
+        ),
+        (("method.data_slices=[[0,4]]",), r"is not one \[first, end\)"),
+        (("data.calibration_samples=8",), r"method\.similarity_samples=64 exceeds"),
+        (("method.rounds=0",), r"method\.rounds=0 is not an integer of at least 1"),
+    ],
+)
+def test_rounds_that_cannot_work_are_refused(
+    model: Path, overrides: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        check(model, "method=losa", *overrides)
+
+
+def test_rounds_that_can_work_pass(model: Path) -> None:
+    check(model, "method=losa")
+    check(model, "method=losa", "pattern=2:4", "sparsity=0.5", "method.fixed_pattern=true")
+
+
 def test_a_width_that_is_no_multiple_of_the_group_is_refused(tmp_path: Path) -> None:
     odd = llama(tmp_path, intermediate=22)
     with pytest.raises(ValueError, match="down_proj has 22 inputs, not a multiple of 4"):
@@ -254,6 +286,12 @@ def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
 def test_a_window_longer_than_the_positions_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.seqlen=33 exceeds .*max_position_embeddings=32"):
         check(model, "data.seqlen=33")
+
+
+def test_a_prompt_longer_than_the_positions_is_refused(model: Path) -> None:
+    lengths = ("evaluation.speed.prompt_tokens=30", "evaluation.speed.new_tokens=3")
+    with pytest.raises(ValueError, match=r"exceed the model's max_position_embeddings=32"):
+        check(model, "data.seqlen=16", "evaluation=[speed]", *lengths)
 
 
 def test_a_window_of_one_token_is_refused(model: Path) -> None:
@@ -544,6 +582,62 @@ def test_bf16_true_needs_a_bf16_model(model: Path) -> None:
     with pytest.raises(ValueError, match=r"bf16-true needs a bfloat16 model, .*dtype=float32"):
         check(model, "method.precision=bf16-true", "model.dtype=float32")
     check(model, "method.precision=bf16-true", "model.dtype=bfloat16")
+
+
+@pytest.mark.parametrize("method", ["seft", "spiel"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("accumulation_steps=19", r"accumulation_steps=19 is not below .* - 1 = 19"),
+        ("update_interval=101", r"update_interval=101 is longer than method\.max_steps=100"),
+        ("initial_drop_rate=0", r"initial_drop_rate=0 is not in \(0, 1\]"),
+        ("initial_drop_rate=1.01", r"initial_drop_rate=1.01 is not in \(0, 1\]"),
+        ("budget.density=0.7", r"asks for [\d,]+ deltas, but sparsity 0.5 keeps [\d,]+ weights"),
+        ("budget={match: deltas, deltas: 0}", r"budget\.deltas=0 is not an integer of at least 1"),
+    ],
+)
+def test_deltas_that_could_not_evolve_are_refused(
+    model: Path, method: str, override: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(model, f"method={method}", f"method.{override}", "sparsity=0.5")
+
+
+def test_deltas_that_can_evolve_pass(model: Path) -> None:
+    check(model, "method=seft", "method.accumulation_steps=18", "method.initial_drop_rate=1")
+    check(model, "method=spiel", "method.selection=moments")
+
+
+def test_growth_that_nothing_would_prune_back_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"set method\.grow_scope=active"):
+        check(model, "method=seft", "method.adapt=false")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("update_interval=76", r"update_interval=76 is not in \[1, .* = 75\]"),
+        ("initial_drop_rate=0", r"initial_drop_rate=0 is not in \(0, 1\]"),
+        ("drop_schedule=none", r"drop_schedule=none is not one of: linear, cosine"),
+    ],
+)
+def test_a_support_that_would_not_move_is_refused(model: Path, override: str, message: str) -> None:
+    moving = ("method=masked_full", "method.mask_update=rigl", "method.update_interval=50")
+    check(model, *moving)
+    with pytest.raises(ValueError, match=message):
+        check(model, *moving, f"method.{override}")
+
+
+def test_a_support_with_a_pattern_does_not_move(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"breaks pattern 2:4; set method\.mask_update=none"):
+        check(
+            model,
+            "method=masked_full",
+            "method.mask_update=set",
+            "method.update_interval=50",
+            "pattern=2:4",
+            "sparsity=0.5",
+        )
 
 
 @pytest.mark.parametrize("name", ["owl", "dlp", "alphapruning", "global", "lamp", "er", "er_plus"])

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import sparsemend
 from sparsemend.masks import load_masks, save_masks
+from sparsemend.method.losa_rounds import RoundMark
 
 SCHEMA = json.loads((Path(sparsemend.__file__).parent / "result.schema.json").read_text())
 SEQLEN = 32
@@ -142,8 +143,11 @@ def test_the_exported_model_has_the_repaired_perplexity(dsnot_run: Path, workspa
 
 def test_the_model_card_tells_how_the_model_was_made(dsnot_run: Path) -> None:
     card = (dsnot_run / "model" / "README.md").read_text()
-    for expected in ("DSnoT(", "Wanda(", "Atp(", "method=dsnot", "0.6"):
+    result = result_of(dsnot_run)
+    repaired = result["metrics"]["repaired"]["perplexity/test"]
+    for expected in ("DSnoT(", "Wanda(", "Atp(", "method=dsnot", "0.6", f"{repaired:.4f}"):
         assert expected in card
+    assert result["protocol"]["data_hash"] in card
 
 
 def test_repairing_an_exported_checkpoint_keeps_its_support(
@@ -318,6 +322,49 @@ def test_reconstruct_killed_in_block_two_ends_with_the_bits_of_an_undisturbed_ru
     assert len(results[1]["earlier_attempts"]) == 1
     untimed = [[{**row, "seconds": 0} for row in result["repair"]["blocks"]] for result in results]
     assert untimed[0] == untimed[1]
+
+
+def test_a_run_killed_inside_round_three_resumes_to_the_same_bits(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """kill -9 while LoSA trains its third round, then the same command again."""
+    overrides = (
+        "method=losa",
+        "method.similarity_samples=6",
+        "method.max_steps=100",
+        "method.checkpoint_every=4",
+        "method.validate_every=10",
+        "hardware.threads=1",
+        "resume=auto",
+    )
+    undisturbed = sparsemend_command(contract(workspace, tmp_path / "one", *overrides), tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    arguments = contract(workspace, tmp_path / "two", *overrides)
+    process = start(arguments, tmp_path)
+    last = tmp_path / "two" / "checkpoints" / "last.ckpt"
+    wait_for(last, process)
+    while RoundMark.of(last) != 3:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert result_of(tmp_path / "two")["status"] == "running"
+    assert RoundMark.of(last) == 3
+    again = sparsemend_command(arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    results = [result_of(tmp_path / run) for run in ("one", "two")]
+    assert results[0]["sparsity"] == results[1]["sparsity"]
+    jsonschema.validate(results[1], SCHEMA)
+    assert len(results[1]["earlier_attempts"]) == 1
+    rounds = results[1]["repair"]["rounds"]
+    assert [r["steps"] for r in rounds] == [20] * 5
+    # what was asked is the last round's: its rates, and their mean is the target
+    asked = {v["asked"] for v in results[1]["sparsity"]["per_linear"].values()}
+    assert asked == {block["rate"] for block in rounds[-1]["blocks"]}
 
 
 def test_an_open_adapter_is_saved_beside_a_base_that_keeps_its_zeros(

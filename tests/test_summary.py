@@ -57,6 +57,13 @@ def test_the_table_fits_a_log_file_on_one_line_per_row(task: bool) -> None:
     assert max(map(len, lines)) <= 100
 
 
+def test_a_measure_that_was_not_taken_is_a_dash_and_one_that_overflowed_says_so() -> None:
+    content = result(task=False)
+    content["metrics"] = {"dense": {}, "pruned": {"perplexity/test": None}, "repaired": {}}
+    rows = [line.split("│") for line in printed(content).splitlines() if "│" in line]
+    assert [row[2].strip() for row in rows] == ["-", "not finite", "-"]
+
+
 def test_without_a_task_there_is_no_such_column() -> None:
     assert "task" not in printed(result(task=False))
 

@@ -71,7 +71,7 @@ def check_suite(suite: DictConfig, search: list[str]) -> None:
 
 
 def check_labels(key: str, suite: DictConfig, search: list[str]) -> None:
-    """`only` and `baseline` name labels of the mapping `key`; each label used can be composed."""
+    """`only`, `at_step` and `baseline` name labels of `key`; each label used can be composed."""
     known = suite[key]
     if not known:
         raise ValueError(f"suite.{key} is empty; add one, for example +suite.{key}.LABEL=...")
@@ -80,6 +80,7 @@ def check_labels(key: str, suite: DictConfig, search: list[str]) -> None:
             f"suite.only={suite.only} is not a list of labels; for example "
             f"suite.only=[{next(iter(known))}], or null for all"
         )
+    _check_label("suite.at_step", suite.get("at_step", {}), known)
     used = list(known if suite.only is None else suite.only)
     _check_label("suite.only", used, known)
     if "baseline" in suite:

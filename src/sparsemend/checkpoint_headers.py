@@ -20,6 +20,7 @@ from typing import Any
 Shape = tuple[int, ...]
 
 BLOCK_TENSOR = re.compile(r"(?P<prefix>.*?)\.?\b\d+\.(?P<rest>.+)")
+MASKS_FORMAT = "sparsemend-masks-1"  # in the metadata of masks.safetensors
 WITHOUT_HEADERS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -35,15 +36,7 @@ class TensorHeader:
 def read_header(path: Path) -> dict[str, TensorHeader]:
     """Tensor name -> header; raises ValueError on a file that is no safetensors file."""
     size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise ValueError(f"{path} is not a safetensors file, or it is cut short")
-        text = file.read(length)
-    try:
-        entries: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a safetensors file: its header is no JSON") from error
+    entries, length = _entries(path)
     entries.pop("__metadata__", None)
     headers = {
         name: TensorHeader(
@@ -55,6 +48,26 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     if end > size:
         raise ValueError(f"{path} is cut short: {size} bytes of {end}; copy or download it again")
     return headers
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the writer of a safetensors file said about it; {} where it said nothing."""
+    metadata: dict[str, str] = _entries(path)[0].get("__metadata__", {})
+    return metadata
+
+
+def _entries(path: Path) -> tuple[dict[str, Any], int]:
+    """(the header's JSON, its length in bytes)."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"{path} is not a safetensors file, or it is cut short")
+        text = file.read(length)
+    try:
+        return json.loads(text), length
+    except ValueError as error:
+        raise ValueError(f"{path} is not a safetensors file: its header is no JSON") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

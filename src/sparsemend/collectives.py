@@ -30,6 +30,14 @@ def mean_over_ranks(mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return (total / items).to(mean.dtype), (count * distributed.get_world_size() / items).float()
 
 
+def average_over_ranks_(tensor: Tensor) -> Tensor:
+    """`tensor`, replaced by its mean over the ranks, the same bits on each; itself if alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(tensor)
+        tensor /= distributed.get_world_size()
+    return tensor
+
+
 def check_equal_over_ranks(tensors: Mapping[str, Tensor], device: torch.device) -> None:
     """Raise RuntimeError, on every rank, naming the first tensor whose bits differ between ranks.
 

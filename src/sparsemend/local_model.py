@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Model:
     path: str
     config: ModelConfig | None  # None: on the hub, known only after a download
     blocks: dict[str, Shape] | None  # None: no safetensors headers at hand
+    parameters: int | None = None  # of the whole checkpoint, where its headers are
 
 
 def find_model(model: DictConfig) -> Model:
@@ -97,7 +99,9 @@ def find_model(model: DictConfig) -> Model:
         return Model(path, None, None)
     config = read_config(folder)
     shapes = read_shapes(folder)
-    return Model(path, config, block_tensors(shapes) if shapes else None)
+    if not shapes:
+        return Model(path, config, None)
+    return Model(path, config, block_tensors(shapes), sum(map(prod, shapes.values())))
 
 
 def is_local(path: str) -> bool:

@@ -21,10 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsemend.checkpoint_headers import MASKS_FORMAT
 from sparsemend.files import replacing
 from sparsemend.pattern import Pattern
-
-MASKS_FORMAT = "sparsemend-masks-1"
 
 
 class SparseLinear(nn.Linear):
@@ -37,6 +36,7 @@ class SparseLinear(nn.Linear):
     packed_keep: Tensor
     weight: nn.Parameter
     holds_support: ClassVar[bool] = True  # False: dense in effect (plain LoRA), base on the support
+    moving: ClassVar[tuple[str, ...]] = ("packed_keep",)  # untrained state that a fit may change
 
     def __init__(self, weight: Tensor, bias: Tensor | None, keep: Tensor) -> None:
         """Take over the parameters `weight` (O, I) and `bias` (O,); zero off `keep` (O, I)."""

@@ -67,11 +67,29 @@ def flops(forward: Callable[[], Tensor]) -> tuple[int, int]:
 
     Recomputation during backward (activation checkpointing) counts as backward.  Gradients stay.
     """
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=SPARSE_PRODUCTS) as counter:
         loss = forward()
         ahead = counter.get_total_flops()
         loss.backward()
     return ahead, counter.get_total_flops() - ahead
+
+
+def _product(left: Tensor, right: Tensor, **_: Any) -> int:
+    """Operations of left @ right, where left may be sparse: torch counts it as if it were dense."""
+    entries = left.numel() if left.layout is torch.strided else left._nnz()
+    return 2 * entries * right.shape[1]
+
+
+def _sampled_product(pattern: Tensor, left: Tensor, right: Tensor, **_: Any) -> int:
+    return 2 * pattern._nnz() * left.shape[1]
+
+
+SPARSE_PRODUCTS = {
+    torch.ops.aten.mm: _product,
+    torch.ops.aten.sparse_sampled_addmm: _sampled_product,
+}
+for _formula in SPARSE_PRODUCTS.values():
+    _formula._get_raw = True  # type: ignore[attr-defined]  # the tensors, not their shapes
 
 
 def peak_bytes(work: Callable[[], object], held: Sequence[Tensor], device: torch.device) -> int:
@@ -120,6 +138,10 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _note(self, tensor: Tensor) -> None:
+        if tensor.layout is torch.sparse_csr:
+            for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()):
+                self._note(part)
+            return
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
         if key in self._alive:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import prod
 
 from omegaconf import DictConfig
 
 from sparsemend.checkpoint_headers import Shape
+from sparsemend.drop_fraction import DECAYS
+from sparsemend.method.delta_budget import DeltaBudget
+from sparsemend.method.losa_plan import (
+    RankPlan,
+    check_fixed_pattern,
+    check_slices,
+    round_steps,
+    round_targets,
+)
+from sparsemend.method.round_schedule import RoundSchedule
+from sparsemend.pattern import Pattern
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -94,20 +106,109 @@ def training_batches(batches: int, held_out: float) -> int:
     return batches - (max(1, round(held_out * batches)) if held_out else 0)
 
 
+def check_pruning_rounds(cfg: DictConfig, pattern: Pattern) -> None:
+    """A method that prunes in rounds has a target, a rank, steps and data for each (LoSA)."""
+    method = cfg.method
+    if "mean_rank" not in method:
+        return
+    rounds = method.rounds
+    if not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"method.rounds={rounds} is not an integer of at least 1; set 5")
+    check_fixed_pattern(pattern, fixed=method.fixed_pattern)
+    round_targets(method.targets, cfg.sparsity, rounds)
+    round_steps(method.round_steps, method.max_steps, rounds)
+    check_slices(method.data_slices, rounds)
+    ranks = (method.mean_rank, method.rank_growth, method.min_rank, method.max_rank)
+    RankPlan(*ranks, method.rank_repair).check(rounds)
+
+
 def check_adapter_shapes(cfg: DictConfig, linears: Mapping[str, Shape]) -> None:
     """The rank fits, and SPP's groups divide, every linear (outputs, inputs)."""
     method = cfg.method
-    rank, groups = method.get("rank"), method.get("groups")
+    key = "max_rank" if "max_rank" in method else "rank"
+    rank, groups = method.get(key), method.get("groups")
     if method.get("adapter") == "none" or method.get("form") == "weights":
         rank = None
     for name, shape in linears.items():
         if isinstance(rank, int) and rank > min(shape):
             raise ValueError(
-                f"method.rank={rank} exceeds min(inputs, outputs) = {min(shape)} of {name}; "
-                f"set method.rank={min(shape)} or lower"
+                f"method.{key}={rank} exceeds min(inputs, outputs) = {min(shape)} of {name}; "
+                f"set method.{key}={min(shape)} or lower"
             )
         if isinstance(groups, int) and groups > 0 and shape[0] % groups:
             raise ValueError(
                 f"method.groups={groups} does not divide the {shape[0]} outputs of {name}; "
                 "set method.groups to a divisor of them"
             )
+
+
+def check_rounds(cfg: DictConfig, pattern: Pattern) -> None:
+    """Rounds in which sparse deltas, or a dense support, move would come, and move something."""
+    method = cfg.method
+    if "budget" in method:
+        RoundSchedule(
+            interval=method.update_interval,
+            window=method.accumulation_steps,
+            steps=method.max_steps,
+            initial=method.initial_drop_rate,
+            decay=method.drop_schedule,
+        )
+    if method.get("mask_update", "none") != "none":
+        check_mask_update(cfg, pattern)
+    if method.get("adapt") is False and (method.grow_scope, method.init_scope) != (
+        "active",
+        "active",
+    ):
+        raise ValueError(
+            "method.adapt=false prunes nothing for what grows on pruned positions; set "
+            "method.grow_scope=active and method.init_scope=active too"
+        )
+
+
+def check_mask_update(cfg: DictConfig, pattern: Pattern) -> None:
+    """A dense support moves at least once, by a real share, and has no pattern to break."""
+    method = cfg.method
+    last = int(method.update_until * method.max_steps)
+    if not 0 < method.update_interval <= last:
+        raise ValueError(
+            f"method.update_interval={method.update_interval} is not in [1, method.update_until * "
+            f"method.max_steps = {last}], so the support would never move; set "
+            f"method.update_interval={max(1, last)} or lower, or train longer"
+        )
+    if not 0 < method.initial_drop_rate <= 1:
+        raise ValueError(
+            f"method.initial_drop_rate={method.initial_drop_rate} is not in (0, 1]; it is the "
+            "fraction of kept weights that a move replaces, for example 0.3"
+        )
+    if method.drop_schedule not in DECAYS:
+        raise ValueError(
+            f"method.drop_schedule={method.drop_schedule} is not one of: {', '.join(DECAYS)}"
+        )
+    if not pattern.unstructured:
+        raise ValueError(
+            f"method.mask_update={method.mask_update} moves weights anywhere in a linear, which "
+            f"breaks pattern {pattern}; set method.mask_update=none"
+        )
+
+
+def check_deltas(cfg: DictConfig, linears: Mapping[str, Shape], parameters: int | None) -> None:
+    """No more sparse deltas than the linears (outputs, inputs) keep weights.
+
+    parameters: of the whole model, None where it is not known.
+    """
+    method = cfg.method
+    if "budget" not in method:
+        return
+    budget = DeltaBudget(**method.budget)
+    existing = cfg.pruner.get("_target_", "").endswith(".Existing")
+    if existing or (parameters is None and budget.match == "density"):
+        return  # known once the model is loaded
+    weights = sum(map(prod, linears.values()))
+    kept = int((1 - cfg.sparsity) * weights)
+    total = budget.total(linears, parameters or 0)
+    if total > kept:
+        raise ValueError(
+            f"method.budget.match={budget.match} asks for {total:,} deltas, but sparsity "
+            f"{cfg.sparsity} keeps {kept:,} weights; lower method.budget.{budget.match} to "
+            f"{kept / total:.3g} of its value or less"
+        )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 OPTIMIZERS = ("adamw", "sgd", "muon", "adamw_8bit")
@@ -83,6 +83,12 @@ class MuonWithAdamW(Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def state_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
+    """What an optimizer of `make_optimizer` knows of one parameter; {} where nothing yet."""
+    parts = optimizer.parts if isinstance(optimizer, MuonWithAdamW) else [optimizer]
+    return next((part.state[parameter] for part in parts if parameter in part.state), {})
 
 
 def _is_embedding(name: str) -> bool:

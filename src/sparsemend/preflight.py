@@ -20,7 +20,10 @@ from sparsemend.local_model import ModelConfig, find_model
 from sparsemend.method_checks import (
     check_adapter_shapes,
     check_block_windows,
+    check_deltas,
     check_distillation,
+    check_pruning_rounds,
+    check_rounds,
     check_similarity,
     check_training,
 )
@@ -54,6 +57,8 @@ def check(cfg: DictConfig) -> None:
     check_dtype(cfg)
     check_hardware(cfg)
     check_training(cfg)
+    check_rounds(cfg, pattern)
+    check_pruning_rounds(cfg, pattern)
     check_similarity(cfg)
     check_block_windows(cfg)
     check_distillation(cfg)
@@ -62,10 +67,12 @@ def check(cfg: DictConfig) -> None:
     check_schedule(cfg, pattern, model)
     if model.config is not None:
         check_window(cfg, model.config)
+        check_speed(cfg, model.config)
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
         check_widths(cfg, pattern, model.blocks)
         check_adapter_shapes(cfg, linear_shapes(model.blocks))
+        check_deltas(cfg, linear_shapes(model.blocks), model.parameters)
     check_files(cfg, model.config)
 
 
@@ -197,6 +204,19 @@ def check_window(cfg: DictConfig, config: ModelConfig) -> None:
                 f"{key}.seqlen={seqlen} exceeds the model's {positions[0]}={positions[1]}; "
                 f"set {key}.seqlen={positions[1]} or lower"
             )
+
+
+def check_speed(cfg: DictConfig, config: ModelConfig) -> None:
+    """Prompt and new tokens of the speed evaluation fit into the model's positions."""
+    speed = cfg.evaluation.get("speed")
+    if speed is None or config.positions is None:
+        return
+    asked, (name, positions) = speed.prompt_tokens + speed.new_tokens, config.positions
+    if asked > positions:
+        raise ValueError(
+            f"evaluation.speed.prompt_tokens={speed.prompt_tokens} and new_tokens="
+            f"{speed.new_tokens} exceed the model's {name}={positions}; lower either"
+        )
 
 
 def check_linears(path: str, blocks: dict[str, Shape]) -> None:

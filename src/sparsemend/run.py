@@ -29,12 +29,13 @@ from sparsemend.blocks import check_prunable
 from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.perplexity import METRIC
-from sparsemend.export import export, model_card, to_dense_
+from sparsemend.export import export, to_dense_
 from sparsemend.hardware import Hardware
 from sparsemend.masks import check_supports, save_masks, sparse_linears
 from sparsemend.method.base import RepairMethod, TrainedRepair, Workbench
 from sparsemend.method.none import NoRepair
 from sparsemend.model import DTYPES, ModelSource
+from sparsemend.model_card import model_card
 from sparsemend.pattern import Pattern
 from sparsemend.prune import check_widths
 from sparsemend.prune_stage import PruneStage
@@ -67,6 +68,7 @@ CHATTER = (  # warnings of Lightning about choices that are deliberate here
     "Experiment logs directory .* exists",
     "`broadcast_buffers` is deprecated",  # its successor is not in every torch we accept
     "It is recommended to use `self.log.* in distributed setting",  # they are the same on all ranks
+    "Sparse CSR tensor support is in beta",  # of sparse deltas, whose tests compare it
     "You.re resuming from a checkpoint that ended before the epoch ended",
 )
 
@@ -168,7 +170,9 @@ class Run:
             diagnostics = self.parts.method.repair(model, bench)
             check_supports(model)
         self.result.costs(self.stages)
-        allocation = diagnostics.pop("asked", allocation)
+        if self.parts.method.reallocates:
+            allocation = diagnostics.pop("asked")
+            self._show_rates(model, allocation)
         self._record_repair(diagnostics)
         if isinstance(self.parts.method, NoRepair):
             self.result.content["metrics"]["repaired"] = self.result.content["metrics"]["pruned"]
@@ -299,6 +303,7 @@ class Run:
             offload=parts.hardware.offload,
             out=self.out,
             seed=self.cfg.seed,
+            rounding=self.cfg.rounding,
             resume_from=self.checkpoint,
         )
 

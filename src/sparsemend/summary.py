@@ -54,7 +54,7 @@ def summary_table(result: Mapping[str, Any]) -> Table:
         cost = result["cost"][stage]
         table.add_row(
             _label(state, config),
-            *(_perplexity(result["metrics"][state].get(metric)) for metric in measures.values()),
+            *(_perplexity(result["metrics"][state], metric) for metric in measures.values()),
             "-" if dense else f"{sparsity['target']:.4f}",
             "-" if dense else f"{sparsity['achieved']:.4f}",
             f"{cost['seconds']:.1f}",
@@ -70,7 +70,10 @@ def _label(state: str, config: Mapping[str, Any]) -> str:
     return f"{state} ({section['_target_'].rsplit('.', 1)[-1]})"
 
 
-def _perplexity(value: float | None) -> str:
+def _perplexity(metrics: Mapping[str, float | None], metric: str) -> str:
+    if metric not in metrics:
+        return "-"
+    value = metrics[metric]
     return "not finite" if value is None else f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
 
 

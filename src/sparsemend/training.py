@@ -27,9 +27,8 @@ from sparsemend.batches import SteppedBatches, labelled, loader, next_token_loss
 from sparsemend.collectives import check_equal_over_ranks, mean_over_ranks, send_buffers
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.learning_rate import learning_rate_schedule
-from sparsemend.masks import check_supports
+from sparsemend.masks import check_supports, sparse_linears
 from sparsemend.objective import NextToken, Objective
-from sparsemend.optimizers import make_optimizer
 from sparsemend.training_callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
 from sparsemend.training_plan import TrainingPlan
 
@@ -234,13 +233,7 @@ class RepairModule(LightningModule):
         return loader(examples, batches)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        optimizer = make_optimizer(
-            self.plan.optimizer,
-            parameters,
-            learning_rate=self.plan.learning_rate,
-            weight_decay=self.plan.weight_decay,
-        )
+        optimizer = self.plan.make_optimizer(self.model)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
@@ -264,10 +257,8 @@ class RepairModule(LightningModule):
         }
 
     def kept(self) -> dict[str, Tensor]:
-        """What is trained, and the packed supports, under their names in this module's state."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        return {
-            name: value
-            for name, value in self.state_dict().items()
-            if name in trained or name.endswith("packed_keep")
-        }
+        """What is trained or `moving` (supports), under their names in this module's state."""
+        changing = {name for name, p in self.named_parameters() if p.requires_grad}
+        for name, linear in sparse_linears(self):
+            changing |= {f"{name}.{tensor}" for tensor in linear.moving}
+        return {name: value for name, value in self.state_dict().items() if name in changing}

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
+
 from sparsemend.distillation import Distillation
-from sparsemend.optimizers import OPTIMIZERS
+from sparsemend.optimizers import OPTIMIZERS, make_optimizer
 
 CHOICES = {
     "optimizer": OPTIMIZERS,
@@ -57,6 +60,15 @@ class StepPlan:
                 "method.optimizer=adamw_8bit needs bitsandbytes, which is not installed; "
                 "pip install bitsandbytes, or use method.optimizer=adamw"
             )
+
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
+        """The optimizer of what requires gradients in `model`; a method may bring its own."""
+        return make_optimizer(
+            self.optimizer,
+            {name: p for name, p in model.named_parameters() if p.requires_grad},
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
 
     def _check_learning_rates(self) -> None:
         if not self.learning_rate > 0:

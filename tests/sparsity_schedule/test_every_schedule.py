@@ -20,8 +20,11 @@ EVERY = sorted(path.stem for path in (conf_folder() / "sparsity_schedule").glob(
 
 def options(name: str, folder: Path) -> dict[str, Any]:
     """What a member cannot do without on three blocks and eight windows."""
+    needed: dict[str, dict[str, Any]] = {
+        "atp": {"common_difference": 0.1},
+        "rmi": {"similarity_samples": 4},
+    }
     if name != "file":
-        needed = {"atp": {"common_difference": 0.1}, "rmi": {"similarity_samples": 8}}
         return needed.get(name, {})
     path = folder / "rates.yaml"
     path.write_text("0: 0.5\n1: 0.6\n2: 0.7\n")

@@ -16,7 +16,13 @@ FULL = {"method": "masked_full"}
 
 
 def suite(labels: dict[str, dict[str, Any]], baseline: str, **changes: Any) -> Methods:
-    values = {"only": None, "tokens": [[2, 8]], "activation_checkpointing": [False], **changes}
+    values = {
+        "at_step": {},
+        "only": None,
+        "tokens": [[2, 8]],
+        "activation_checkpointing": [False],
+        **changes,
+    }
     return Methods(methods=labels, baseline=baseline, **values)
 
 
@@ -118,3 +124,16 @@ def test_a_method_without_training_is_refused_before_a_model_is_built(
     monkeypatch.setattr(Setting, "model", lambda self, positions: pytest.fail("built a model"))
     with pytest.raises(ValueError, match=r"suite\.methods\.swap is DSnoT, which trains nothing"):
         list(suite({"swap": {"method": "dsnot"}}, "swap").sections(setting))
+
+
+def test_a_label_may_be_measured_at_a_step_that_does_more(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SEFT within a window forms dense gradients, which cost operations and memory."""
+    deltas = {"method": "seft", "budget": {"match": "density", "density": 0.05}}
+    both = suite({"outside": deltas, "inside": deltas}, "outside", at_step={"inside": 1})
+    (section,) = measured(both, setting, monkeypatch, clock=lambda n: 1.0)
+    outside, inside = section.content()["rows"]
+    assert inside["backward_flops"] > outside["backward_flops"]
+    assert inside["peak_bytes"] > outside["peak_bytes"]
+    assert inside["trained_parameters"] == outside["trained_parameters"]

@@ -55,6 +55,7 @@ class Workbench:
     offload: bool
     out: Path
     seed: int
+    rounding: str = "pruner"  # how rates become whole weights, see `rounding`
     resume_from: Path | None = None
 
     @property
@@ -116,6 +117,10 @@ class TrainedRepair(TrainingPlan, RepairMethod):
     @abstractmethod
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         """The parameters this method trains; everything else is frozen."""
+
+    def ready_for(self, model: PreTrainedModel, step: int) -> None:
+        """Bring an attached `model` to where optimizer step `step` (1-based) begins (benches)."""
+        return
 
     def callbacks(self) -> list[Callback]:
         """What the method brings to the Trainer."""

@@ -56,6 +56,8 @@ from sparsemend.method.losa_rounds import (
     restore_dense_,
 )
 from sparsemend.method.low_rank import attach_adapters, check_ranks, factors, kaiming_start
+from sparsemend.pruner.base import Pruner
+from sparsemend.rounding import rounded
 from sparsemend.sparsity_schedule.base import Allocation
 from sparsemend.sparsity_schedule.block_rates import (
     Band,
@@ -88,10 +90,11 @@ class Work:
         bench = self.bench
         return Pair(self.model, self.dense, bench.calibration, bench.device, bench.offload)
 
-    def allocation(self, rates: Sequence[float]) -> Allocation:
-        """The blocks' rates by linear."""
+    def rounded(self, rates: Sequence[float]) -> tuple[Pruner, Allocation]:
+        """The pruner, and the blocks' rates by linear, with the run's rounding."""
         mean = Band(0, 0, block_weights(self.model)).mean(rates)
-        return block_allocation(self.model, rates, mean)
+        allocation = block_allocation(self.model, rates, mean)
+        return rounded(self.bench.rounding, self.bench.pruner, allocation)
 
 
 @dataclass(kw_only=True)
@@ -200,9 +203,8 @@ class Losa(TrainedRepair):
                 self._train(work, progress, steps)
             progress.save(path, model, work.dense)
         assert progress.rates is not None
-        return {**self._report(progress.records), "asked": work.allocation(progress.rates)} | (
-            self.fold(model)
-        )
+        _, asked = work.rounded(progress.rates)
+        return {**self._report(progress.records), **self.fold(model), "asked": asked}
 
     def _report(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         last = records[-1]
@@ -220,16 +222,15 @@ class Losa(TrainedRepair):
         started = perf_counter()
         rates = self._rates(work, progress)
         allocated = perf_counter()
-        before = {name: linear.keep for name, linear in losa_linears(work.model).items()}
-        errors = prune_and_compare(
-            work.pair, work.bench.pruner, work.allocation(rates), work.bench.pattern
-        )
+        before = {name: m.packed_keep.clone() for name, m in losa_linears(work.model).items()}
+        pruner, allocation = work.rounded(rates)
+        errors = prune_and_compare(work.pair, pruner, allocation, work.bench.pattern)
         mean = self.ranks.means(self.rounds)[progress.round - 1]
         ranks = allocate_ranks(errors, mean, self.ranks)
         self._set_ranks(work, progress, ranks)
         record = {
             "round": progress.round,
-            "target": work.allocation(rates).target,
+            "target": allocation.target,
             "delta": progress.delta,
             "achieved": support_sparsity(work.model),
             "mean_rank": mean,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparsemend.blocks import block_index, find_blocks
-from sparsemend.masks import LinearCount
+from sparsemend.masks import LinearCount, unpack
 from sparsemend.method.losa_layer import LosaLinear
 from sparsemend.method.losa_rounds import losa_linears
 
@@ -42,12 +42,12 @@ def block_records(
     ranks: Sequence[int],
     errors: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Per block what was asked and reached; `before`: supports of the round before by name."""
+    """Per block what was asked and reached; `before`: packed supports of the round before."""
     records = []
     for index, linears in enumerate(by_block(model)):
         both = either = regrown = 0
         for name, linear in linears.items():
-            old, new = before[name], linear.keep
+            old, new = unpack(before[name], linear.in_features), linear.keep
             both += int((old & new).sum())
             either += int((old | new).sum())
             regrown += int((new & ~old).sum())
@@ -72,15 +72,15 @@ def report_pruned(record: Mapping[str, Any], rounds: int) -> None:
     count = len(record["blocks"])
     for number, block in enumerate(record["blocks"], start=1):
         log.info(
-            "%s  block %d/%d  rate %.4f  sparsity %.6f  rank %d (%d in use)  error %.4g  "
-            "overlap %.4f  regrown %d",
+            "%s  block %d/%d  rate %.4f  sparsity %.6f  rank %d%s  error %.4g  overlap %.4f  "
+            "regrown %d",
             head,
             number,
             count,
             block["rate"],
             block["achieved"],
             block["rank"],
-            block["active_rank"],
+            f" ({active} in use)" if (active := block["active_rank"]) < block["rank"] else "",
             block["error_pruned"],
             block["mask_overlap"],
             block["regrown"],

@@ -2,19 +2,24 @@
 
 The upper reference of all adapter methods (PERP, Zimmer et al. 2023, arXiv 2312.15230, compares
 against it).  The gradient is multiplied by keep before clipping and the weight is projected after
-the step, so AdamW's moments and decay stay zero off the support.
+the step, so AdamW's moments and decay stay zero off the support.  With `mask_update` the support
+itself moves while it trains (dense_update).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 from transformers import PreTrainedModel
 
 from sparsemend.masks import sparse_linears
 from sparsemend.method.base import TrainedRepair, Workbench
+from sparsemend.method.dense_update import RULES, DenseUpdate, UpdateRule
+from sparsemend.training_plan import check_choice
 
 
 @dataclass(kw_only=True)
@@ -22,9 +27,20 @@ class MaskedFull(TrainedRepair):
     """Trains the kept weights themselves; scope `linears` (prunable ones) or `all`."""
 
     scope: str
+    mask_update: str
+    update_interval: int
+    update_until: float
+    initial_drop_rate: float
+    drop_schedule: str
+    momentum: float
+    evolution: DenseUpdate = field(init=False, repr=False, compare=False)  # where mask_update is
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("mask_update", self.mask_update, RULES)
+        if self.mask_update != "none":
+            check_choice("optimizer", self.optimizer, ("adamw", "sgd", "muon"))
+            check_choice("precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
         if self.scope not in ("linears", "all"):
             raise ValueError(f"method.scope {self.scope!r} is not one of: linears, all")
 
@@ -36,6 +52,39 @@ class MaskedFull(TrainedRepair):
                 f"{model.dtype} rounds most updates away; set model.dtype=float32 and, for speed, "
                 "method.precision=bf16-mixed, or ask for it with method.precision=bf16-true"
             )
+        if self.mask_update != "none":
+            if not bench.pattern.unstructured:
+                raise ValueError(
+                    f"method.mask_update={self.mask_update} moves weights anywhere in a linear, "
+                    f"which breaks pattern {bench.pattern}; set method.mask_update=none"
+                )
+            starting = {n: linear.packed_keep.clone() for n, linear in sparse_linears(model)}
+            self.evolution = DenseUpdate(self._rule(), starting)
+
+    def _rule(self) -> UpdateRule:
+        return UpdateRule(
+            rule=self.mask_update,
+            interval=self.update_interval,
+            last=int(self.update_until * self.max_steps),
+            initial=self.initial_drop_rate,
+            decay=self.drop_schedule,
+            momentum=self.momentum,
+        )
+
+    def callbacks(self) -> list[Callback]:
+        own = [] if self.mask_update == "none" else [self.evolution]
+        return [*super().callbacks(), *own]
+
+    def fold(self, model: PreTrainedModel) -> dict[str, Any]:
+        report = super().fold(model)
+        if self.mask_update != "none":
+            linears = dict(sparse_linears(model))
+            report["evolution"] = {
+                "linears": list(linears),
+                "kept": [int(linear.keep.sum()) for linear in linears.values()],
+                "rounds": self.evolution.records,
+            }
+        return report
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         if self.scope == "all":

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from sparsemend.blocks import prunable_linears
 from sparsemend.measure import flops, peak_bytes, saved_bytes
 from sparsemend.method.base import TrainedRepair, Workbench
-from sparsemend.optimizers import make_optimizer
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's precisions
 
@@ -25,7 +24,14 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightnin
 class Candidate:
     """A method on `model`, which it takes over."""
 
-    def __init__(self, method: TrainedRepair, model: PreTrainedModel, bench: Workbench) -> None:
+    def __init__(
+        self,
+        method: TrainedRepair,
+        model: PreTrainedModel,
+        bench: Workbench,
+        at_step: int | None = None,
+    ) -> None:
+        """at_step: the step of a fit that is measured, where a method does more in some."""
         if method.compile:
             raise ValueError("method.compile=true is not measured; set compile: false")
         torch.manual_seed(bench.seed)
@@ -34,13 +40,15 @@ class Candidate:
         self.objective.prepare(bench.device)
         self.trained = method.free_trainable(model)  # as TrainedRepair.repair does
         model.train()
-        self.optimizer = make_optimizer(
-            method.optimizer,
-            {name: p for name, p in model.named_parameters() if p.requires_grad},
-            learning_rate=method.learning_rate,
-            weight_decay=method.weight_decay,
-        )
+        self.optimizer = method.make_optimizer(model)
         self.model, self.device, self.precision = model, bench.device, method.precision
+        self.method, self.at_step = method, at_step
+        self.begin()
+
+    def begin(self) -> None:
+        """Bring the model to where the measured step begins."""
+        if self.at_step is not None:
+            self.method.ready_for(self.model, self.at_step)
 
     def loss(self, tokens: Tensor) -> Tensor:
         with self._autocast():
@@ -61,6 +69,7 @@ class Candidate:
         forward, backward = flops(lambda: self.loss(tokens))
         self.optimizer.step()  # its state exists from here on
         self.release()
+        self.begin()  # what the step makes anew counts towards its peak
         weights = sum(linear.weight.numel() for linear in prunable_linears(self.model).values())
         return {
             "saved_bytes": saved,

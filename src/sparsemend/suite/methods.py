@@ -56,6 +56,7 @@ class Methods(Suite):
     """Steps every method of `methods` in turn, against the one labelled `baseline`."""
 
     methods: Mapping[str, Mapping[str, Any]]
+    at_step: Mapping[str, int]
     baseline: str
     only: list[str] | None
     tokens: list[list[int]]
@@ -74,7 +75,7 @@ class Methods(Suite):
         candidates: dict[str, Candidate] = {}
         for label in track(list(methods), "attach"):
             with refusals(rows[label]):
-                candidates[label] = self._candidate(methods[label], base, setting)
+                candidates[label] = self._candidate(label, methods[label], base, setting)
         for checkpointed in self.activation_checkpointing:
             for batch, length in self.tokens:
                 measured = {
@@ -103,11 +104,12 @@ class Methods(Suite):
         return method
 
     def _candidate(
-        self, method: TrainedRepair, base: PreTrainedModel, setting: Setting
+        self, label: str, method: TrainedRepair, base: PreTrainedModel, setting: Setting
     ) -> Candidate:
         windows = setting.tokens(WINDOWS, self.tokens[0][1])
         model = copy.deepcopy(base)
-        return Candidate(method, model, setting.bench(model, windows, Magnitude(group="row")))
+        bench = setting.bench(model, windows, Magnitude(group="row"))
+        return Candidate(method, model, bench, self.at_step.get(label))
 
 
 def measure(

@@ -1,0 +1,133 @@
+"""What SEFT and SpIEL share: a budget of deltas, where they start, their optimizer and rounds."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from sparsemend.masks import SparseLinear, sparse_linears
+from sparsemend.method.base import TrainedRepair
+from sparsemend.method.delta_budget import DeltaBudget
+from sparsemend.method.delta_linear import KERNEL_CHOICES, DeltaLinear, delta_linears
+from sparsemend.method.delta_rounds import DeltaRounds
+from sparsemend.method.low_rank import attach_adapters
+from sparsemend.method.round_schedule import RoundSchedule
+from sparsemend.method.slot_adamw import SlotAdamW
+from sparsemend.method.window import Window
+from sparsemend.training_plan import check_choice
+
+
+@dataclass(kw_only=True)
+class DeltaRepair(TrainedRepair):
+    """Trains the values of sparse deltas that move in rounds."""
+
+    budget: Mapping[str, Any]  # the fields of DeltaBudget
+    update_interval: int
+    accumulation_steps: int
+    initial_drop_rate: float
+    drop_schedule: str
+    seed_age_offset: int
+    betas: list[float]
+    epsilon: float
+    kernel: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.deltas = DeltaBudget(**self.budget)
+        self.rounds = RoundSchedule(
+            interval=self.update_interval,
+            window=self.accumulation_steps,
+            steps=self.max_steps,
+            initial=self.initial_drop_rate,
+            decay=self.drop_schedule,
+        )
+        self.evolution: DeltaRounds | None = None
+        check_choice("kernel", self.kernel, KERNEL_CHOICES)
+        check_choice("optimizer", self.optimizer, ("adamw", "sgd"))
+        check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
+        if self.seed_age_offset not in (0, 1):
+            raise ValueError(f"method.seed_age_offset={self.seed_age_offset} is not 0 or 1")
+        SlotAdamW([nn.Parameter(torch.zeros(1))], **self._adamw())  # refuses what cannot be
+
+    @abstractmethod
+    def make_layer(self, linear: SparseLinear, positions: Tensor) -> DeltaLinear:
+        """The layer with deltas at flat positions (k,)."""
+
+    @abstractmethod
+    def make_window(self, layer: DeltaLinear) -> Window:
+        """What collects the gradients of `layer` before a round."""
+
+    @abstractmethod
+    def make_rounds(self) -> DeltaRounds:
+        """The callback that moves deltas."""
+
+    def counts(self, model: PreTrainedModel) -> dict[str, int]:
+        """How many deltas every linear gets; raises ValueError where it keeps fewer weights."""
+        linears = dict(sparse_linears(model))
+        shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
+        counts = self.deltas.per_linear(shapes, sum(p.numel() for p in model.parameters()))
+        for name, count in counts.items():
+            self.deltas.check(name, count, int(linears[name].keep.sum()))
+        return counts
+
+    def attach_at(self, model: PreTrainedModel, positions: Mapping[str, Tensor]) -> None:
+        """Give every linear its deltas; one without positions stays a plain SparseLinear."""
+
+        def make(name: str, linear: SparseLinear) -> SparseLinear:
+            if not positions[name].numel():
+                return linear
+            return self.make_layer(linear, positions[name])
+
+        attach_adapters(model, make)
+
+    def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        return [layer.values for _, layer in delta_linears(model)]
+
+    def ready_for(self, model: PreTrainedModel, step: int) -> None:
+        """Fresh windows where that step is observed, none elsewhere."""
+        make_window = self.make_rounds().make_window
+        for _, layer in delta_linears(model):
+            layer.window = None
+            if make_window is not None and self.rounds.observes(step):
+                layer.window = make_window(layer)
+
+    def callbacks(self) -> list[Callback]:
+        self.evolution = self.make_rounds()
+        return [*super().callbacks(), self.evolution]
+
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
+        if self.optimizer != "adamw":
+            return super().make_optimizer(model)
+        return SlotAdamW([p for p in model.parameters() if p.requires_grad], **self._adamw())
+
+    def _adamw(self) -> dict[str, Any]:
+        first, second = self.betas
+        return {
+            "lr": self.learning_rate,
+            "betas": (first, second),
+            "eps": self.epsilon,
+            "weight_decay": self.weight_decay,
+        }
+
+    def evolved(self, model: PreTrainedModel) -> dict[str, Any]:
+        """The rounds of the fit, also those after the weights it ends with (keep_best).
+
+        Every list of a round has a number per entry of `linears`.
+        """
+        layers = dict(delta_linears(model))
+        return {
+            "evolution": {
+                "linears": list(layers),
+                "kept": [layer.starting_count for layer in layers.values()],
+                "deltas": [layer.indices.numel() for layer in layers.values()],
+                "rounds": [] if self.evolution is None else self.evolution.records,
+            }
+        }
