@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -13,7 +16,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pytest
 import torch
 from families import random_model
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from transformers import PreTrainedModel
+
+from sparsemend import cli
+from sparsemend.files import write_json
+from sparsemend.metric_names import METRIC, VALIDATION_METRIC
+from sparsemend.resume import config_hash
+from sparsemend.sweep import plain
 
 
 @pytest.fixture
@@ -25,3 +36,53 @@ def tokens() -> torch.Tensor:
 @pytest.fixture
 def make_model() -> Callable[..., PreTrainedModel]:
     return random_model
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[int, list[DictConfig]]]]:
+    """Runs the command in this process around a given `run`; returns exit code and seen configs.
+
+    A job leaves the result.json that it would, with what `run` returns as its perplexities.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.preflight, "check", lambda cfg: None)
+    handlers = logging.getLogger().handlers[:]
+
+    def invoke(
+        *arguments: str, run: Callable[[DictConfig], float] = lambda cfg: 1.0
+    ) -> tuple[int, list[DictConfig]]:
+        seen: list[DictConfig] = []
+        module = ModuleType("sparsemend.run")
+
+        def recorded(cfg: DictConfig) -> float:
+            seen.append(cfg)
+            value = run(cfg)
+            leave_result(cfg, value)
+            return value
+
+        module.run = recorded  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "sparsemend.run", module)
+        monkeypatch.setattr(sys, "argv", ["sparsemend", *arguments])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return int(stop.code or 0), seen
+        return 0, seen
+
+    yield invoke
+    logging.getLogger().handlers[:] = handlers
+
+
+def leave_result(cfg: DictConfig, value: float) -> None:
+    """The result.json of a finished job, as far as sweeps and searches read it."""
+    metrics = dict.fromkeys((METRIC, VALIDATION_METRIC), value if math.isfinite(value) else None)
+    content = {
+        "status": "finished",
+        "config": plain(cfg),
+        "config_hash": config_hash(plain(cfg)),
+        "process": {"host": "host", "pid": 1},
+        "metrics": dict.fromkeys(("dense", "pruned", "repaired"), metrics),
+    }
+    write_json(Path(HydraConfig.get().runtime.output_dir) / "result.json", content)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from omegaconf import DictConfig
@@ -49,38 +48,6 @@ def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         timeout=300,
         check=False,
     )
-
-
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[int, list[DictConfig]]]]:
-    """Runs the command in this process around a given `run`; returns exit code and seen configs."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.preflight, "check", lambda cfg: None)
-    handlers = logging.getLogger().handlers[:]
-
-    def invoke(
-        *arguments: str, run: Callable[[DictConfig], float] = lambda cfg: 1.0
-    ) -> tuple[int, list[DictConfig]]:
-        seen: list[DictConfig] = []
-        module = ModuleType("sparsemend.run")
-
-        def recorded(cfg: DictConfig) -> float:
-            seen.append(cfg)
-            return run(cfg)
-
-        module.run = recorded  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "sparsemend.run", module)
-        monkeypatch.setattr(sys, "argv", ["sparsemend", *arguments])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            return int(stop.code or 0), seen
-        return 0, seen
-
-    yield invoke
-    logging.getLogger().handlers[:] = handlers
 
 
 def raising(error: BaseException) -> Callable[[DictConfig], float]:
@@ -282,7 +249,8 @@ def test_a_job_of_a_sweep_checks_its_own_values(command, monkeypatch) -> None:
     checked: list[float] = []
     monkeypatch.setattr(cli.preflight, "check", lambda cfg: checked.append(cfg.sparsity))
     command("-m", "sparsity=0.5,0.6", "hydra.sweep.dir=out")
-    assert checked == [0.5, 0.6]
+    # the sweep checks until a job can begin, then each job itself
+    assert checked == [0.5, 0.5, 0.6]
 
 
 def test_a_users_error_inside_a_run_is_one_line_with_the_traceback_in_the_log(
@@ -296,12 +264,15 @@ def test_a_users_error_inside_a_run_is_one_line_with_the_traceback_in_the_log(
     assert "Traceback" in (tmp_path / "out" / "run.log").read_text()
 
 
-def test_a_users_error_inside_a_sweep_is_one_line_too(command, capsys) -> None:
+def test_a_users_error_inside_a_sweep_is_one_line_too(command, tmp_path, capsys) -> None:
     code, _ = command("-m", "hydra.sweep.dir=out", run=raising(ValueError("text too short")))
-    printed = capsys.readouterr().err
+    printed = capsys.readouterr()
     assert code == 1
-    assert "error: text too short" in printed
-    assert "Traceback" not in printed
+    assert "cell 0 failed: text too short" in printed.out
+    assert "Traceback" not in printed.out + printed.err
+    error = json.loads((tmp_path / "out" / "0" / "result.json").read_text())["error"]
+    assert (error["type"], error["message"]) == ("ValueError", "text too short")
+    assert "Traceback" in error["traceback"]
 
 
 def test_an_unexpected_error_inside_a_run_shows_its_traceback(command, capsys) -> None:

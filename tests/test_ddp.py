@@ -41,7 +41,7 @@ LIMIT = 100.0  # seconds; a fit takes five, nearly all of it the start of the se
 def parallel(out: Path) -> Workbench:
     """A workbench whose Trainer starts a second process."""
     bench = bench_for(out)
-    make = TWO.trainer_factory(CSVLogger(out, name="", version="training"), out)
+    make = TWO.trainer_factory([CSVLogger(out, name="", version="training")], out)
     object.__setattr__(bench, "make_trainer", make)
     return bench
 

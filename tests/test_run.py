@@ -1,5 +1,6 @@
 """The command contract, end to end, on folders and files the tests make."""
 
+import csv
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ import torch
 from families import random_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from wandb_file import read_offline
 
 import sparsemend
 from sparsemend.masks import load_masks, save_masks
 from sparsemend.method.losa_rounds import RoundMark
+from sparsemend.run_summary import block_rows, metric_rows, summary_of
 
 SCHEMA = json.loads((Path(sparsemend.__file__).parent / "result.schema.json").read_text())
 SEQLEN = 32
@@ -213,6 +216,33 @@ def test_cells_that_differ_in_rounding_are_pruned_apart(workspace: Path, tmp_pat
     own, exact = (result_of(tmp_path / "sweep" / str(n))["sparsity"] for n in range(2))
     assert own["achieved"] < 0.6 - 1e-3
     assert exact["zeros"] == round(0.6 * exact["prunable_weights"])
+
+
+def test_an_offline_wandb_run_equals_the_result(workspace: Path, tmp_path: Path) -> None:
+    """Read back from disk: configuration, curves, tables and summary."""
+    out = tmp_path / "out"
+    options = ("logger=wandb", "logger.mode=offline", "sparsity_schedule=owl", "export=false")
+    training = ("method=masked_lora", "method.max_steps=4", "method.validate_every=2")
+    done = sparsemend_command(contract(workspace, out, *options, *training), tmp_path)
+    assert done.returncode == 0, done.stderr
+    run, result = read_offline(out), result_of(out)
+    jsonschema.validate(result, SCHEMA)
+    run.config.pop("_wandb", None)
+    assert run.config == result["config"]
+    summary = summary_of(result)
+    assert {key: run.summary.get(key) for key in summary} == summary
+    assert summary["repaired/perplexity/test"] == result["metrics"]["repaired"]["perplexity/test"]
+    assert summary["sparsity/block/2"] == result["sparsity"]["per_block"]["model.layers.2"]
+    assert len(result["curves"]["validation/loss"]) == 2
+    assert {name: run.curve(name) for name in result["curves"]} == result["curves"]
+    rows = list(csv.DictReader((out / "training" / "metrics.csv").open()))
+    losses = [[int(r["step"]), float(r["train/loss"])] for r in rows if r["train/loss"]]
+    assert [step for step, _ in losses] == [0, 1, 2, 3]
+    assert run.curve("train/loss") == losses
+    assert run.table("sparsity_by_block")[1] == block_rows(result)
+    assert run.table("results")[1] == metric_rows(result)[1]
+    assert run.exit_code == 0
+    assert "wandb:" not in done.stdout + done.stderr
 
 
 def start(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:

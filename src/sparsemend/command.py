@@ -36,12 +36,14 @@ class Command:
     """One console command: a Hydra app on conf/<config_name>.yaml.
 
     check(cfg, search) raises ValueError or OSError on a value that cannot work; `search` are the
-    override lines that put the user's own config folders on the search path.
+    override lines that put the user's own config folders on the search path.  check_sweep(configs,
+    lines) does so for a sweep's jobs and its command line.
     """
 
     name: str
     config_name: str
     check: Callable[[DictConfig, list[str]], None]
+    check_sweep: Callable[[list[DictConfig], list[str]], None] | None = None
 
     def launch(self, job: Callable[[], object]) -> None:
         """Check the command line, then run the Hydra app `job`."""
@@ -67,8 +69,8 @@ class Command:
     def check_command_line(self) -> None:
         """Raise OverrideError on an unknown name; exit 1 on a value that cannot work.
 
-        The jobs of a sweep check their values when they start: a sweep may touch the edge of a
-        range.
+        The jobs of a sweep check their values again when they start: a sweep may touch the edge of
+        a range.
         """
         args = get_args_parser().parse_intermixed_args()
         if args.help or args.hydra_help or args.shell_completion:
@@ -84,9 +86,12 @@ class Command:
             multirun=args.multirun,
             command=self.name,
         )
-        if sweep or args.cfg or args.info:
+        if args.cfg or args.info or (sweep and self.check_sweep is None):
             return
         try:
+            if sweep and self.check_sweep is not None:
+                self.check_sweep(configs, args.overrides)
+                return
             self.check(configs[0], search_lines(args.overrides, extra))
         except (*USER_ERRORS, OmegaConfBaseException) as error:
             say(str(error))

@@ -52,15 +52,15 @@ class Hardware:
                 f"use hardware=ddp hardware.devices={self.devices}"
             )
 
-    def trainer_factory(self, logger: Logger, out: Path) -> TrainerFactory:
-        """Trainers on this hardware that log to `logger` and write under `out`."""
+    def trainer_factory(self, loggers: list[Logger], out: Path) -> TrainerFactory:
+        """Trainers on this hardware that log to `loggers` and write under `out`."""
 
         def make(*, callbacks: list[Callback], **settings: Any) -> Trainer:
             interactive = Console(stderr=True).is_terminal and "CI" not in os.environ
             bars: list[Callback] = [RichProgressBar(leave=False)] if interactive else []
             return self.trainer(
                 out,
-                logger=logger,
+                logger=loggers,
                 callbacks=callbacks + bars,
                 enable_progress_bar=interactive,
                 **settings,

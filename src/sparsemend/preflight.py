@@ -14,9 +14,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.cache_checks import check_cache
 from sparsemend.checkpoint_headers import Shape, has_experts, linear_shapes
 from sparsemend.data_checks import check_files, data_sources
+from sparsemend.evaluation.task_names import find_tasks
 from sparsemend.local_model import ModelConfig, find_model
+from sparsemend.logger_checks import check_logger
 from sparsemend.method_checks import (
     check_adapter_shapes,
     check_block_windows,
@@ -61,8 +64,11 @@ def check(cfg: DictConfig) -> None:
     check_pruning_rounds(cfg, pattern)
     check_similarity(cfg)
     check_block_windows(cfg)
+    check_tasks(cfg)
     check_distillation(cfg)
     check_resume(cfg)
+    check_sharing(cfg)
+    check_logger(cfg)
     model = find_model(cfg.model)
     check_schedule(cfg, pattern, model)
     if model.config is not None:
@@ -189,10 +195,44 @@ def check_hardware(cfg: DictConfig) -> None:
         )
 
 
+def check_tasks(cfg: DictConfig) -> None:
+    """Every zero-shot task that is asked for exists."""
+    asked = cfg.evaluation.get("zero_shot")
+    if asked is None or "suites" not in asked:
+        return
+    if asked.tasks is None and asked.suite not in asked.suites:
+        raise ValueError(
+            f"evaluation.zero_shot.suite={asked.suite} is not one of {', '.join(asked.suites)}; "
+            "or give evaluation.zero_shot.tasks={TASK: 0}"
+        )
+    if asked.include_path is not None and not Path(asked.include_path).is_dir():
+        raise FileNotFoundError(
+            f"evaluation.zero_shot.include_path={asked.include_path} is no folder; give one of "
+            "lm-eval task yamls"
+        )
+    tasks = asked.suites[asked.suite] if asked.tasks is None else asked.tasks
+    if not tasks:
+        raise ValueError(
+            "evaluation.zero_shot.tasks is empty; name at least one, for example "
+            "evaluation.zero_shot.tasks={piqa: 0}"
+        )
+    find_tasks(list(tasks), asked.include_path)
+
+
 def check_resume(cfg: DictConfig) -> None:
     """A run folder named to be resumed holds an unfinished run of this configuration."""
     if cfg.resume not in (None, "auto"):
         check_resumable(Path(cfg.resume), OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def check_sharing(cfg: DictConfig) -> None:
+    """Known words for statistics and cache; a cache that a single run uses can be written."""
+    if cfg.statistics not in ("exact", "dense"):
+        raise ValueError(f"statistics={cfg.statistics} is not one of exact, dense")
+    if cfg.cache.when not in ("sweep", "always"):
+        raise ValueError(f"cache.when={cfg.cache.when} is not one of sweep, always")
+    if cfg.cache.when == "always":
+        check_cache([cfg])
 
 
 def check_window(cfg: DictConfig, config: ModelConfig) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from sparsemend import report_sections as sections
 from sparsemend.files import write_text
 from sparsemend.locations import PACKAGE
+from sparsemend.metric_names import METRIC
 from sparsemend.paper_table import check_metric, protocols
-from sparsemend.report_groups import METRIC, Group, groups
+from sparsemend.report_groups import Group, groups
 from sparsemend.report_summary import summary
 from sparsemend.runs import Protocol, Run, find_runs
 

@@ -17,7 +17,6 @@ from safetensors import safe_open
 from sparsemend.paper_table import differing
 from sparsemend.runs import Row, Run
 
-METRIC = "perplexity/test"
 STAGES = ("load", "evaluate", "prune", "repair", "export")
 STEP = "step"
 

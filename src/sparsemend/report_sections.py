@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 from html import escape
 
+from sparsemend.metric_names import METRIC
 from sparsemend.paper_table import ours_of
 from sparsemend.report_groups import (
-    METRIC,
     STAGES,
     Group,
     block_errors,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from sparsemend.report_groups import METRIC, Group, names, total_seconds, with_unrepaired
+from sparsemend.metric_names import METRIC
+from sparsemend.report_groups import Group, names, total_seconds, with_unrepaired
 from sparsemend.svg import short
 
 HEADS = ("setting", "repaired", "pruned", "dense", "sparsity", "trained", "seconds", "seeds")

@@ -81,6 +81,19 @@ def forget_work(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
+def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, bool]:
+    """(folder, whether there is work to continue) of a sweep's cell, which keeps its folder."""
+    try:
+        content = _read(folder / RESULT)
+    except (OSError, json.JSONDecodeError):
+        return folder, False
+    same = content["config_hash"] == config_hash(config) and content["status"] in UNFINISHED
+    if same and _has_work(folder):
+        log.info("continuing what is done of it: %s", folder)
+        return folder, True
+    return folder, False
+
+
 def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise unless `folder` holds an unfinished run of this very config, with work to continue."""
     if not (folder / RESULT).exists():
@@ -118,7 +131,7 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
         except (OSError, json.JSONDecodeError):
             continue
         same = content.get("config_hash") == digest and content.get("status") in UNFINISHED
-        if same and not _alive(content):
+        if same and not alive(content):
             found.append(path)
     return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
 
@@ -162,7 +175,14 @@ def _search_root(fresh: Path, name: str) -> Path:
     return next((p for p in fresh.parents if p.parts[-len(parts) :] == parts), fresh)
 
 
-def _alive(content: Mapping[str, Any]) -> bool:
+def process_here(content: Mapping[str, Any]) -> bool:
+    """Whether this very process wrote the result."""
+    process = content.get("process", {})
+    return bool(process == {"host": platform.node(), "pid": os.getpid()})
+
+
+def alive(content: Mapping[str, Any]) -> bool:
+    """Whether what is noted as running may still run, in another process or on another machine."""
     process = content.get("process", {})
     if content.get("status") != "running":
         return False

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
@@ -28,7 +29,6 @@ from transformers.utils import logging as transformers_logging
 from sparsemend.blocks import check_prunable
 from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
-from sparsemend.evaluation.perplexity import METRIC
 from sparsemend.export import export, to_dense_
 from sparsemend.hardware import Hardware
 from sparsemend.masks import check_supports, save_masks, sparse_linears
@@ -50,11 +50,13 @@ from sparsemend.results import (
     sparsity_report,
     sparsity_section,
 )
-from sparsemend.resume import forget_work, last_checkpoint, run_folder
+from sparsemend.resume import cell_folder, forget_work, last_checkpoint, run_folder
+from sparsemend.run_summary import curves_of
 from sparsemend.shared_work import SharedWork, section
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.stages import Stages
 from sparsemend.summary import rates_chart, summary_table
+from sparsemend.sweep import objective
 from sparsemend.tracking import Tracker
 from sparsemend.windows import Wanted, Windows, check_vocabulary, read_windows
 
@@ -88,11 +90,12 @@ class Parts:
 
 
 def run(cfg: DictConfig) -> float:
-    """Carry out one configured run; returns the repaired model's test perplexity."""
+    """Carry out one configured run; returns its objective, the repaired model's perplexity."""
     quieten()
-    started = perf_counter()
+    started, worked = perf_counter(), process_time()
     fresh = Path(HydraConfig.get().runtime.output_dir)
-    out, resumed = run_folder(cfg.resume, resolved(cfg), fresh)
+    sweep, config = HydraConfig.get().mode == RunMode.MULTIRUN, resolved(cfg)
+    out, resumed = cell_folder(config, fresh) if sweep else run_folder(cfg.resume, config, fresh)
     if not resumed:
         forget_work(out)
     result = Result(out / "result.json", cfg, resumed=resumed)
@@ -102,11 +105,12 @@ def run(cfg: DictConfig) -> float:
         _check_together(parts)
         Run(cfg, parts, result, out, last_checkpoint(out)).carry_out()
         result.content["seconds"] = round(perf_counter() - started, 3)
+        result.content["processor_seconds"] = round(process_time() - worked, 3)
         result.write()
     except BaseException as error:
         result.fail(error)
         raise
-    return float(result.content["metrics"]["repaired"].get(METRIC) or "nan")
+    return objective(result.content, config)
 
 
 def _parts(cfg: DictConfig) -> Parts:
@@ -143,14 +147,15 @@ class Run:
             device=self.device,
             offload=parts.hardware.offload,
         )
-        self.logger = parts.logger.open(out, result.content["config"])
+        self.loggers = parts.logger.open(out, result.content["config"])
 
     def carry_out(self) -> None:
         """Every stage in order; what was measured is on disk also when one of them fails."""
         try:
             self._carry_out()
-        except BaseException:
-            self.parts.logger.abandon(self.logger)
+        except BaseException as error:
+            self.result.fail(error)
+            self.parts.logger.abandon(self.loggers, self.result.content)
             raise
         finally:
             self.result.costs(self.stages)
@@ -251,6 +256,8 @@ class Run:
             device=self.device,
             batch_size=self.parts.hardware.evaluation_batch,
             load_dense=partial(self.parts.model.load, seed=self.cfg.seed),
+            out=self.out,
+            state=state,
         )
         home = next(model.parameters()).device
 
@@ -266,11 +273,13 @@ class Run:
                 metrics |= self.shared.measure(
                     state, name, evaluation, given, partial(on_device, evaluation)
                 )
+                if described := evaluation.describe():
+                    self.result.content["protocol"][name] = described
         self.result.content["metrics"][state] = metrics
         self.result.content["cache"] = self.shared.origins
         self.result.costs(self.stages)
-        # numbers per block are for result.json
-        named = {k: v for k, v in metrics.items() if not k.rpartition("/")[2].isdigit()}
+        # numbers per block or per task are for result.json
+        named = {k: v for k, v in metrics.items() if k.count("/") == 1 and not k[-1].isdigit()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
         log.info("%-8s  %s", state, shown)
 
@@ -298,7 +307,7 @@ class Run:
             sparsity=self.cfg.sparsity,
             pattern=self.pattern,
             load_dense=partial(parts.model.load, seed=self.cfg.seed),
-            make_trainer=parts.hardware.trainer_factory(self.logger, self.out),
+            make_trainer=parts.hardware.trainer_factory(self.loggers, self.out),
             device=self.device,
             offload=parts.hardware.offload,
             out=self.out,
@@ -309,6 +318,7 @@ class Run:
 
     def _record_repair(self, diagnostics: dict[str, Any]) -> None:
         self.result.content["repair"] = diagnostics
+        self.result.content["curves"] = curves_of(self.out)
         trained = diagnostics.get("trained_parameters", 0)
         self.result.content["cost"].setdefault("repair", {})["trained_parameters"] = trained
 
@@ -341,9 +351,7 @@ class Run:
         content = self.result.content
         content["status"] = "finished"
         self.result.costs(self.stages)
-        flat = {f"{state}/{k}": v for state, m in content["metrics"].items() for k, v in m.items()}
-        achieved = content["sparsity"]["achieved"]
-        self.parts.logger.finish(self.logger, {**flat, "sparsity/achieved": achieved})
+        self.parts.logger.finish(self.loggers, content)
         console = _console()
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
@@ -377,7 +385,14 @@ def quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "httpx", "datasets"):
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning",
+        "httpx",
+        "datasets",
+        "wandb",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in CHATTER:
         warnings.filterwarnings("ignore", message=f".*{text}")

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -62,9 +63,16 @@ class SharedWork:
             return compute()
         key = digest(parts)
         known = _MEMORY.get(kind)
-        if known is None or known[0] != key:
+        hit = known is not None and known[0] == key
+        started, worked = perf_counter(), process_time()
+        if not hit:
             _MEMORY.pop(kind, None)  # first: two of a kind may not fit
             _MEMORY[kind] = key, compute()
+        self.origins.setdefault("memory", {})[kind] = {
+            "hit": hit,
+            "seconds": round(perf_counter() - started, 3),
+            "processor_seconds": round(process_time() - worked, 3),
+        }
         return _MEMORY[kind][1]
 
     def model(self, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -99,12 +107,17 @@ class SharedWork:
             "task": examples_digest(given.task),
             "validation": examples_digest(given.validation),
         }
-        if self.cache is None:
-            measured: dict[str, float] = self.remembered(f"{state} {name}", parts, compute)
-            return measured
-        found = self.cache.once("metrics", parts, lambda: Content(compute()))
-        self.origins.setdefault("metrics", {}).setdefault(state, {})[name] = found.origin()
-        return dict(found.content.values)
+
+        def cached() -> dict[str, float]:
+            if self.cache is None:
+                return compute()
+            found = self.cache.once("metrics", parts, lambda: Content(compute()))
+            self.origins.setdefault("metrics", {}).setdefault(state, {})[name] = found.origin()
+            return dict(found.content.values)
+
+        if state == "dense":
+            return dict(self.remembered(f"dense {name}", parts, cached))
+        return cached()
 
     def prune(
         self,

@@ -8,7 +8,8 @@ from typing import Any
 from rich.bar import Bar
 from rich.table import Table
 
-from sparsemend.evaluation.perplexity import METRIC, TASK_METRIC
+from sparsemend.evaluation.zero_shot import MEAN
+from sparsemend.metric_names import METRIC, TASK_METRIC
 
 STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
 
@@ -35,12 +36,15 @@ def rates_chart(per_block: Mapping[str, float], scores: Mapping[str, float], mea
 def summary_table(result: Mapping[str, Any]) -> Table:
     """dense / pruned / repaired: perplexity, sparsity asked and achieved, seconds, peak memory.
 
-    Where the data has a task, its perplexity stands beside that of the test windows.
+    Where the data has a task, its perplexity stands beside that of the test windows; so does the
+    mean accuracy of zero-shot tasks where they were measured.
     """
     config, protocol, sparsity = result["config"], result["protocol"], result["sparsity"]
     measures = {"perplexity": METRIC}
     if TASK_METRIC in result["metrics"]["dense"]:
         measures["task"] = TASK_METRIC
+    if MEAN in result["metrics"]["dense"]:
+        measures["zero-shot"] = MEAN
     table = Table(
         title=f"{config['model']['name']} on {protocol['corpus']} "
         f"({protocol['windows']} test windows of {protocol['seqlen']} tokens)",

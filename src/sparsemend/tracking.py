@@ -1,4 +1,7 @@
-"""Experiment trackers: metrics go to the Trainer's logger, the result's summary beside them."""
+"""Experiment trackers: curves through Lightning's loggers, the result's summary at the end.
+
+Every tracker writes training/metrics.csv, so that the curves are on disk whatever mirrors them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from sparsemend.run_summary import summary_of
 
 log = logging.getLogger(__name__)
 
@@ -30,73 +35,61 @@ def log_mask_update(trainer: Trainer, moved: Mapping[str, float]) -> None:
 
 
 class Tracker(ABC):
-    """Opens one Lightning logger per run."""
+    """Opens the Lightning loggers of a run, one after the other told what it measured."""
 
     @abstractmethod
-    def open(self, out: Path, config: Mapping[str, Any]) -> Logger:
-        """A logger for the run in `out`, told the resolved config."""
+    def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
+        """The loggers of the run in `out`, told the resolved config."""
 
     @abstractmethod
-    def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
-        """Record final numbers and close; `result.json` stays the truth."""
+    def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        """Record what `result.json` holds, which stays the truth, and close."""
 
     @abstractmethod
-    def abandon(self, logger: Logger) -> None:
-        """Close after a failure, so that the next job of a sweep opens a run of its own."""
+    def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        """Record and close after a failure or an interrupt, whatever was reached."""
+
+
+def csv_logger(out: Path) -> CSVLogger:
+    """training/metrics.csv in the run folder, which every tracker writes."""
+    # CSVLogger empties a folder it finds, and a resumed run keeps the earlier part's curve
+    parts = len(list(out.glob("training*")))
+    return CSVLogger(out, name="", version=f"training-{parts + 1}" if parts else "training")
 
 
 @dataclass(kw_only=True)
 class CsvTracker(Tracker):
     """training/metrics.csv in the run folder, nothing else."""
 
-    def open(self, out: Path, config: Mapping[str, Any]) -> Logger:
-        # CSVLogger empties a folder it finds, and a resumed run keeps the earlier part's curve
-        parts = len(list(out.glob("training*")))
-        return CSVLogger(out, name="", version=f"training-{parts + 1}" if parts else "training")
+    def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
+        return [csv_logger(out)]
 
-    def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
-        logger.finalize("success")
+    def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        for logger in loggers:
+            logger.finalize("success")
 
-    def abandon(self, logger: Logger) -> None:
-        logger.finalize("failed")
+    def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        for logger in loggers:
+            logger.finalize("failed")
 
 
 @dataclass(kw_only=True)
-class WandbTracker(Tracker):
-    """A Weights & Biases run mirroring config, training curves and final numbers."""
+class TensorBoardTracker(CsvTracker):
+    """Event files in the run folder's tensorboard/, and the CSV."""
 
-    project: str
-    entity: str | None
-    group: str | None
-    mode: str
-    tags: list[str]
+    def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
+        logger = TensorBoardLogger(out, name="", version="tensorboard")
+        logger.log_hyperparams(dict(config))
+        return [*super().open(out, config), logger]
 
-    def open(self, out: Path, config: Mapping[str, Any]) -> Logger:
-        import wandb
-        from lightning.pytorch.loggers import WandbLogger
+    def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        self._summarise(loggers, result)
+        super().finish(loggers, result)
 
-        run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            group=self.group,
-            mode=self.mode,  # type: ignore[arg-type]
-            tags=list(self.tags),
-            dir=out,
-            config=dict(config),
-        )
-        return WandbLogger(experiment=run)
+    def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        self._summarise(loggers, result)
+        super().abandon(loggers, result)
 
-    def finish(self, logger: Logger, summary: Mapping[str, Any]) -> None:
-        run = self._run(logger)
-        run.summary.update(dict(summary))
-        run.finish()
-
-    def abandon(self, logger: Logger) -> None:
-        self._run(logger).finish(exit_code=1)
-
-    def _run(self, logger: Logger) -> Any:
-        from lightning.pytorch.loggers import WandbLogger
-
-        if not isinstance(logger, WandbLogger):
-            raise TypeError(f"expected the WandbLogger of open(), got {type(logger).__name__}")
-        return logger.experiment
+    def _summarise(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        numbers = {k: v for k, v in summary_of(result).items() if isinstance(v, int | float)}
+        loggers[-1].log_metrics({f"summary/{key}": float(v) for key, v in numbers.items()}, step=0)

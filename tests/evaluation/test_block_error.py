@@ -2,27 +2,19 @@ import math
 
 import pytest
 import torch
+from evaluation_inputs import evaluation_input
 from families import FAMILIES, random_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks import find_blocks, prunable_linears, walk
-from sparsemend.data.base import Examples
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.block_error import BlockError, growth, relative_error
 from sparsemend.masks import SparseLinear
 
 
 def given(tokens: Tensor, family: str, *, batch: int = 3) -> EvaluationInput:
-    return EvaluationInput(
-        test=tokens,
-        task=None,
-        validation=Examples.of(tokens[:0]),
-        tokenizer=None,
-        device=torch.device("cpu"),
-        batch_size=batch,
-        load_dense=lambda: random_model(family),
-    )
+    return evaluation_input(tokens, family=family, batch_size=batch)
 
 
 def halved(family: str, *, blocks: range | None = None) -> PreTrainedModel:

@@ -2,13 +2,15 @@ import math
 
 import pytest
 import torch
+from evaluation_inputs import evaluation_input
 from families import FAMILIES, random_model
 from oracles import perplexity_oracle
 from torch import Tensor
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import EvaluationInput
-from sparsemend.evaluation.perplexity import METRIC, VALIDATION_METRIC, Perplexity, exponential
+from sparsemend.evaluation.perplexity import Perplexity, exponential
+from sparsemend.metric_names import METRIC, VALIDATION_METRIC
 
 
 def perplexity(*, chunk: int = 16, limit: int = 10**9, validation: bool = False) -> Perplexity:
@@ -18,30 +20,14 @@ def perplexity(*, chunk: int = 16, limit: int = 10**9, validation: bool = False)
 
 
 def given(test: Tensor, *, batch: int = 8, validation: Examples | None = None) -> EvaluationInput:
-    return EvaluationInput(
-        test=test,
-        task=None,
-        validation=validation or Examples.of(test[:0]),
-        tokenizer=None,
-        device=torch.device("cpu"),
-        batch_size=batch,
-        load_dense=lambda: random_model("llama"),
-    )
+    return evaluation_input(test, batch_size=batch, validation=validation or Examples.of(test[:0]))
 
 
 def measured(family: str, tokens: Tensor, *, batch: int = 3, chunk: int = 7, limit: int = 10**9):
     evaluation = Perplexity(
         validation=False, logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit
     )
-    given = EvaluationInput(
-        test=tokens,
-        task=None,
-        validation=Examples.of(tokens),
-        tokenizer=None,
-        device=torch.device("cpu"),
-        batch_size=batch,
-        load_dense=lambda: random_model("llama"),
-    )
+    given = evaluation_input(tokens, batch_size=batch)
     return evaluation(random_model(family), given)[METRIC]
 
 
@@ -67,15 +53,7 @@ def test_logits_are_limited_to_the_bytes_asked_for(tokens: Tensor) -> None:
     evaluation = Perplexity(
         validation=False, logits_fp32=True, chunk_tokens=16, logits_bytes=2 * 24 * 96 * 4
     )
-    given = EvaluationInput(
-        test=tokens,
-        task=None,
-        validation=Examples.of(tokens),
-        tokenizer=None,
-        device=torch.device("cpu"),
-        batch_size=8,
-        load_dense=lambda: random_model("llama"),
-    )
+    given = evaluation_input(tokens, batch_size=8)
     evaluation(model, given)
     assert max(seen) == 2 * 24 * 96 * 4
 

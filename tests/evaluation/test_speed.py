@@ -9,6 +9,7 @@ from typing import Any
 import contracts
 import pytest
 import torch
+from evaluation_inputs import evaluation_input
 from families import random_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -35,14 +36,7 @@ def speed(**settings: Any) -> Speed:
 
 
 def given(**settings: Any) -> EvaluationInput:
-    chosen = {
-        "test": contracts.windows(4),
-        "task": None,
-        "tokenizer": None,
-        "device": torch.device("cpu"),
-        "batch_size": 1,
-    }
-    return EvaluationInput(**(chosen | settings))
+    return evaluation_input(**({"test": contracts.windows(4), "batch_size": 1} | settings))
 
 
 def sparse_linear(rows: int = 16, columns: int = 24) -> nn.Linear:

@@ -151,8 +151,13 @@ def test_every_variant_evolves_within_its_budget(name: str, tmp_path: Path) -> N
 
 def resumed(make: Any, out: Path, step: int) -> tuple[Any, Any]:
     """(bits, rounds) of a fit that was killed after `step` steps and continued."""
+    method = make()
+    interrupt = InterruptBefore(step * method.accumulate)  # counts micro-batches
     with pytest.raises(Interrupt):
-        make().repair(pruned_model(), bench_for(out, InterruptBefore(step)))
+        method.repair(pruned_model(), bench_for(out, interrupt))
+    saved = torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
+    assert saved["global_step"] == step
+    assert bool(saved["windows"]) == method.rounds.observes(step + 1)
     model, bench = pruned_model(), bench_for(out)
     object.__setattr__(bench, "resume_from", out / "checkpoints" / "last.ckpt")
     report = make().repair(model, bench)

@@ -196,6 +196,18 @@ def test_weights_are_zero_off_the_support_and_indices_distinct_and_ascending() -
     over_random_rounds(check)
 
 
+def test_a_pruned_position_is_allocated_only_while_a_delta_holds_it() -> None:
+    """No kept weight of these layers is 0 at the start."""
+
+    def check(one: Trial, before: list[Any], record: dict[str, Any]) -> None:
+        for layer in one.layers:
+            held = torch.zeros_like(layer.keep)
+            held.view(-1)[layer.indices[layer.states == GROWN].long()] = True
+            assert torch.equal(layer.keep & (layer.weight == 0), held)
+
+    over_random_rounds(check, fold=False)
+
+
 def test_growth_survives_its_first_adaptation() -> None:
     grown = 0
 

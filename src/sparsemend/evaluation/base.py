@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class EvaluationInput:
     """What an evaluation may read: test windows (N, T), the tokenizer, where and how to batch.
 
     task: labelled test windows of the task that was trained on, None where there is none.
+    out, state: the run's folder, and which of dense, pruned, repaired is measured.
     validation: labelled validation windows, empty where no evaluation `needs_validation`.
     load_dense: the model as it was loaded, once more, on the host.
     """
@@ -30,6 +32,8 @@ class EvaluationInput:
     device: torch.device
     batch_size: int
     load_dense: Callable[[], PreTrainedModel]
+    out: Path
+    state: str
 
 
 class Evaluation(ABC):
@@ -48,3 +52,7 @@ class Evaluation(ABC):
     @abstractmethod
     def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
         """Metrics of `model`, which is left as it was."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the result's protocol says of it, where the windows alone do not say it."""
+        return {}

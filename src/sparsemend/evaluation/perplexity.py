@@ -20,11 +20,8 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.metric_names import METRIC, TASK_METRIC, VALIDATION_METRIC
 from sparsemend.progress import track
-
-METRIC = "perplexity/test"
-TASK_METRIC = "perplexity/task"
-VALIDATION_METRIC = "perplexity/validation"
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,74 @@
+"""Which tasks the lm-eval harness knows, and in which folder each lies, without importing it.
+
+Its own index parses fourteen thousand files, which takes longer than evaluating a small model;
+reading the one line that names a task or a group takes a second or two.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+NAME = re.compile(
+    r"""^["']?(?:task|group)["']?:[ \t]*["']?([\w.+/-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE
+)
+SHIPPED = Path(__file__).with_name("tasks")
+
+
+def find_tasks(wanted: Iterable[str], include_path: str | None) -> dict[str, Path]:
+    """The folder that holds each wanted task or group and what it is made of.
+
+    The user's folder (None: there is none) goes before the shipped tasks, those before the
+    harness's.  Raises ValueError with the nearest names where a task is in none of them.
+    """
+    folders: dict[str, Path] = {}
+    known: set[str] = set()
+    for root in _roots(include_path):
+        missing = [name for name in wanted if name not in folders]
+        if not missing:
+            break
+        files = names_under(root)
+        known |= files.keys()
+        folders |= {name: _own_folder(files[name], root) for name in missing if name in files}
+    for name in wanted:
+        if name not in folders:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {', '.join(near)}? " if near else ""
+            raise ValueError(
+                f"no lm-eval task or group is named {name!r}; {hint}Tasks of your own go into "
+                "evaluation.zero_shot.include_path=FOLDER"
+            )
+    return folders
+
+
+@cache
+def names_under(root: Path) -> Mapping[str, Path]:
+    """Every task or group that a yaml below `root` names, and that yaml (the first in order)."""
+    found: dict[str, Path] = {}
+    for path in sorted(root.rglob("*.yaml")):
+        for name in NAME.findall(path.read_text(encoding="utf-8", errors="replace")):
+            found.setdefault(name, path)
+    return found
+
+
+def _roots(include_path: str | None) -> list[Path]:
+    own = [Path(include_path)] if include_path else []
+    return [*own, SHIPPED, harness_tasks()]
+
+
+def harness_tasks() -> Path:
+    """The folder of the harness's own tasks."""
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("evaluation=zero_shot needs the lm-eval package; pip install lm-eval")
+    return Path(spec.submodule_search_locations[0]) / "tasks"
+
+
+def _own_folder(path: Path, root: Path) -> Path:
+    """The first folder below `root` on the way to `path`: a group lies there with its tasks."""
+    parts = path.relative_to(root).parts
+    return root / parts[0] if len(parts) > 1 else root
