@@ -46,6 +46,11 @@ def overrides(experiment: Experiment, workspace: Path, out: Path) -> list[str]:
         ),
         f"data.seqlen={SEQLEN}",
         "data.calibration_samples=64",
+        *(  # tasks need a tokenizer
+            ["evaluation=[perplexity]", "~evaluation.zero_shot"]
+            if "zero_shot" in job.values["evaluation"]
+            else []
+        ),
         *(TRAINED if trained else ()),
         *kept,
         f"hydra.run.dir={out}",
