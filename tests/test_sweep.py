@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import os
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from omegaconf import DictConfig
 
 from sparsemend import preflight
+from sparsemend.resume import alive
 
 SWEEP = ("-m", "sparsity=0.5,0.6", "method=none,dsnot")
 
@@ -73,6 +76,24 @@ def test_resume_auto_finds_the_newest_unfinished_sweep_of_the_same_overrides(
     assert {r["status"] for r in rows(folder)} == {"finished"}
     _, again = command(*SWEEP, "resume=auto", run=lambda cfg: 1.0)
     assert len(again) == 4  # that one is finished, so this is a new sweep
+
+
+def test_resume_auto_does_not_join_a_sweep_that_still_runs(command, monkeypatch, capsys) -> None:
+    command(*SWEEP, run=failing_at(0.6))
+    (note,) = Path("multirun/default").glob("*/sweep.json")
+    running = subprocess.Popen(["sleep", "60"])
+    content = {**json.loads(note.read_text()), "status": "running"}
+    content["process"]["pid"] = running.pid
+    note.write_text(json.dumps(content))
+    code, seen = command(*SWEEP, "resume=auto")
+    assert (code, seen) == (1, [])
+    assert f"still runs (process {running.pid}" in capsys.readouterr().err
+    running.kill()
+    while alive(content):  # killed, not yet waited for: a zombie
+        time.sleep(0.01)
+    _, seen = command(*SWEEP, "resume=auto", run=lambda cfg: 1.0)
+    assert [cfg.sparsity for cfg in seen] == [0.6, 0.6]
+    running.wait()
 
 
 def test_a_sweep_in_the_folder_of_another_is_refused_before_its_first_job(

@@ -194,4 +194,13 @@ def alive(content: Mapping[str, Any]) -> bool:
         os.kill(process["pid"], 0)
     except (OSError, OverflowError):
         return False
-    return True
+    return not _is_zombie(process["pid"])
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and only waits for its parent to notice (Linux)."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return status.rpartition(")")[2].split()[0] in ("Z", "X")  # the name before it may hold blanks

@@ -55,7 +55,7 @@ def report(
     for line in (
         *conclusions(found, best, search),
         *([against_exact(best, exact)] if exact else []),
-        *([cost_line(cells)] if cost_line(cells) else []),
+        *([cost] if (cost := cost_line([p.cell for p in found])) else []),
     ):
         say(line)
     say(f"best: {paste(overrides, search['key'], best.value)}")
@@ -138,9 +138,8 @@ def against_exact(best: Point, exact: Point) -> str:
 
 
 def cost_line(cells: Sequence[Cell]) -> str | None:
-    """Shared part of a run, bound and measured cost; None unless one process ran all of it."""
-    done = [cell for cell in cells if cell.status == "finished"]
-    done = [cell for cell in done if "statistics" not in cell.overrides or cell is done[0]]
+    """Shared part of a run, bound and measured cost; None unless one process ran all trials."""
+    done = sorted(cells, key=lambda cell: int(cell.name))
     processes = {str(cell.content["process"]) for cell in done}
     memory = done[0].content.get("cache", {}).get("memory") if done else None
     if len(processes) != 1 or len(done) < 2 or not memory:

@@ -117,7 +117,10 @@ def end(folder: Path, *, finished: bool) -> None:
 
 
 def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
-    """The newest sweep folder under `root` with these overrides that did not finish."""
+    """The newest sweep folder under `root` with these overrides that did not finish.
+
+    Raises ValueError where it may still run: a second one would write into the same cells.
+    """
     found = []
     for path in root.glob(f"*/{SWEEP}"):
         try:
@@ -125,9 +128,18 @@ def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
         except (OSError, ValueError):
             continue
         same = content.get("overrides") == identity(overrides)
-        if same and content.get("status") != "finished" and not alive(content):
-            found.append(path)
-    return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+        if same and content.get("status") != "finished":
+            found.append((path.stat().st_mtime, path.parent, content))
+    if not found:
+        return None
+    _, folder, content = max(found, key=lambda item: item[0])
+    if alive(content):
+        process = content["process"]
+        raise ValueError(
+            f"resume=auto: {folder} is this sweep and still runs (process {process['pid']} on "
+            f"{process['host']}); wait for it, or give hydra.sweep.dir={folder} if it is dead"
+        )
+    return folder
 
 
 def check_cells(folder: Path, configs: Sequence[DictConfig]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import sysconfig
 from collections.abc import Iterator
 from itertools import pairwise
@@ -212,3 +213,19 @@ def test_nothing_trained_on_shares_a_tenth_of_its_words_with_what_is_held_out(ki
         found = shingles(text)
         # The threshold of the corpus: idioms of eight words are shared, sentences are not.
         assert len(found & held_out) <= 0.1 * len(found), text
+
+
+def test_a_replaced_exception_hook_does_not_change_the_corpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command replaces it; the workers of a parallel launcher need not."""
+
+    def of_sys() -> set[str]:
+        found = python_docs._docstrings_of_object(sys, "sys", depth=2)
+        return {document.name for document in found}
+
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    built_in = of_sys()
+    assert "sys.exit" in built_in
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: None)
+    assert of_sys() == built_in

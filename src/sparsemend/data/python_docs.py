@@ -37,6 +37,8 @@ from sparsemend.data.sampling import from_stream
 SPLITS = ("train", "validation", "test")
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__", "_bundled"}
 SKIPPED_EXTENSIONS = {"antigravity", "this", "idlelib"}
+# what a running program puts in its place (the command does) is no documentation of Python's
+REPLACED = {"sys.excepthook"}
 SHINGLE_WORDS = 8  # two texts sharing eight words in a row share a sentence, not an idiom
 SEPARATOR = "\n\n\n"
 
@@ -220,7 +222,7 @@ def _docstrings_of_object(owner: object, name: str, *, depth: int) -> Iterator[D
         documented = isinstance(member, type | types.BuiltinFunctionType) or (
             depth < 2 and type(member).__name__.endswith(("descriptor", "staticmethod"))
         )
-        if documented and not private:
+        if documented and not private and f"{name}.{attribute}" not in REPLACED:
             yield from _docstrings_of_object(member, f"{name}.{attribute}", depth=depth - 1)
 
 
