@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import sysconfig
 from collections.abc import Iterator
 from itertools import pairwise
@@ -212,3 +213,14 @@ def test_nothing_trained_on_shares_a_tenth_of_its_words_with_what_is_held_out(ki
         found = shingles(text)
         # The threshold of the corpus: idioms of eight words are shared, sentences are not.
         assert len(found & held_out) <= 0.1 * len(found), text
+
+
+def test_hooks_that_a_process_replaced_do_not_change_the_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command replaces sys.excepthook, the workers of a parallel launcher do not."""
+    plain = list(python_docs._docstrings_of_object(sys, "sys", depth=2))
+    for hook in ("excepthook", *python_docs.HOOKS):
+        monkeypatch.setattr(sys, hook, lambda *arguments: None)
+    assert list(python_docs._docstrings_of_object(sys, "sys", depth=2)) == plain
+    assert "sys.displayhook" in {document.name for document in plain}
