@@ -86,6 +86,7 @@ VARIANTS = {
         "method.distill.hidden_weight=1",
         "method.distill.teacher_dtype=bfloat16",
     ),
+    "losa distilled": ("losa", "method.distill.weight=0.5"),
     "masked_full distilled": ("masked_full", "method.distill.weight=1"),
     "masked_full set": ("masked_full", "method.mask_update=set", "method.update_until=1.0"),
     "masked_full rigl": ("masked_full", "method.mask_update=rigl", "method.update_until=1.0"),
@@ -93,8 +94,7 @@ VARIANTS = {
     "spiel moments": ("spiel", "method.selection=moments"),
     "masked_full sgd": ("masked_full", "method.optimizer=sgd"),
     "losa carried": ("losa", "method.optimizer_state=carried", "method.dropout=0"),
-    "losa capped": ("losa", "method.rank_cap=4", "method.optimizer_state=carried"),
-    "losa merging": ("losa", "method.exact_base=false", "method.oversparsity=ignore"),
+    "losa capped": ("losa", "method.rank_cap=4", "method.exact_base=false"),
 }
 # what a method needs to be told to accept a fixed pattern
 FIXED = {"losa": ("method.fixed_pattern=true",)}

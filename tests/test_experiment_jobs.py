@@ -14,7 +14,7 @@ from sparsemend.experiments import STEPS, Experiment, experiments
 
 SEQLEN = 32
 # what a random model of two small blocks needs set smaller
-TRAINED = ("method.max_steps=5", "method.batch_size=2", "method.validate_every=5")
+TRAINED = ("method.max_steps=60", "method.batch_size=2", "method.validate_every=60")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,11 @@ def overrides(experiment: Experiment, workspace: Path, out: Path) -> list[str]:
         ),
         f"data.seqlen={SEQLEN}",
         "data.calibration_samples=64",
+        *(  # tasks need a tokenizer
+            ["evaluation=[perplexity]", "~evaluation.zero_shot"]
+            if "zero_shot" in job.values["evaluation"]
+            else []
+        ),
         *(TRAINED if trained else ()),
         *kept,
         f"hydra.run.dir={out}",

@@ -1,4 +1,5 @@
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -43,10 +44,10 @@ def test_what_is_read_of_an_experiment_is_what_composes(name: str) -> None:
 def scaled(name: str) -> DictConfig:
     """The first job at the scale that its header names."""
     text = (conf_folder() / "experiment" / f"{name}.yaml").read_text()
-    scale = "tiny_trained" if "scale=tiny_trained" in text else "tiny"
-    assert f"experiment={name} scale={scale}" in text, f"{name} does not say how it runs tiny"
+    scale = re.search(rf"experiment={name} scale=(\S+)", text)
+    assert scale is not None, f"{name} does not say how it runs tiny"
     lines = [line for line in lines_of(name)[0] if not line.startswith("model=")]
-    return compose("run", [*lines, f"scale={scale}"])
+    return compose("run", [*lines, f"scale={scale[1]}"])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -59,6 +60,8 @@ def test_an_experiment_runs_with_the_tiny_model_substituted(name: str) -> None:
     )
     assert cfg.model.context_length == 256
     preflight.check(cfg)
+    if "zero_shot" in cfg.evaluation:
+        assert cfg.evaluation.zero_shot.suite == "docs"  # offline
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -117,6 +120,13 @@ def test_another_recipe_of_the_same_method_is_not_covered() -> None:
     name = "sp_lora/log/llama2_7b/2:4/wanda/uniform/masked_lora~{}/wikitext2/perplexity"
     assert job_for(find_cell(name.format("alpaca_gpt4_r16_lr1e_3"))) is not None
     assert job_for(find_cell(name.format("slimpajama_0.5b_r16_lr1e_3"))) is None
+
+
+def test_a_task_outside_the_suite_is_not_covered() -> None:
+    name = "sp_lora/log/llama2_7b/2:4/wanda/uniform/masked_lora~alpaca_gpt4_r16_lr1e_3/boolq/acc"
+    cell = find_cell(name)
+    assert job_for(cell) is not None
+    assert job_for(replace(cell, dataset="piqa")) is None
 
 
 def test_another_window_length_is_not_covered() -> None:

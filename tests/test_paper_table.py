@@ -108,6 +108,28 @@ def test_two_texts_in_one_table_are_refused() -> None:
         table("default", [run(), run(data=WIKITEXT)], METRIC)
 
 
+def test_models_may_differ_in_dtype_and_tokens_as_each_has_a_column() -> None:
+    other = {"dtype": "float16", "tokens": 999, "seqlen": 256}
+    found = table("default", [run(), run(model="opt_125m", protocol=other)], METRIC)
+    assert {m: p.dtype for m, p in found.protocols.items()} == {
+        "tiny": "float32",
+        "opt_125m": "float16",
+    }
+
+
+def test_models_measured_on_other_windows_are_refused() -> None:
+    with pytest.raises(ValueError, match="--where seqlen=256"):
+        table("default", [run(), run(model="opt_125m", protocol={"seqlen": 512})], METRIC)
+
+
+def test_what_was_never_finite_is_refused() -> None:
+    content = made.result()
+    for state in content["metrics"].values():
+        state[METRIC] = None
+    with pytest.raises(ValueError, match="not finite in any run"):
+        table("default", [Run(Path("x"), content)], METRIC)
+
+
 def test_two_experiments_are_two_tables_each_with_its_own_protocol() -> None:
     runs = [run(), paper_run()]
     assert [t.title for t in tables(runs, METRIC)] == ["default", "dsnot/table1"]

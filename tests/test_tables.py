@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import result_folders as made
 
-from sparsemend import tables
+from sparsemend import cli, tables
 from sparsemend.listing import command_of, counts, entries, line
 
 CELL = "dsnot/table1/llama2_7b/0.6/wanda/uniform/dsnot/wikitext2/perplexity"
@@ -64,6 +64,14 @@ def test_a_scaled_cell_leaves_the_model_to_the_scale() -> None:
         "scale=tiny",
         "pruner=wanda",
     ]
+
+
+def test_a_cell_is_run_by_the_ordinary_command(monkeypatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(cli, "main", lambda: seen.append(list(sys.argv)))
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    tables.main(["run", "--cell", CELL, "--scale", "tiny", "seed=3"])
+    assert seen == [[*command_of(CELL, "tiny", []), "seed=3"]]
 
 
 def test_listing_counts_published_configured_and_runnable_cells(capsys) -> None:

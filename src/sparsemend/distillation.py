@@ -77,6 +77,8 @@ class Teacher(Objective):
         return self._model
 
     def prepare(self, device: torch.device) -> None:
+        if self._model is not None:
+            return  # of an earlier fit of the same method
         asked = self.settings.teacher_device
         place = device if asked is None else checked_device(asked)
         with torch.random.fork_rng(devices=[]):  # a model of random weights seeds it
@@ -92,6 +94,9 @@ class Teacher(Objective):
         )
 
     def report(self) -> dict[str, Any]:
+        """dtype, device and bytes of the teacher, where it was needed."""
+        if self._model is None:
+            return {}
         held = [*self.model.parameters(), *self.model.buffers()]
         return {
             "teacher": {

@@ -31,6 +31,7 @@ EVALUATION_OF = {"perplexity": "perplexity", "acc": "zero_shot", "acc_norm": "ze
 CONTEXT = "model.context_length"
 DIFFERENCE = "sparsity_schedule.common_difference"
 STEPS = "method.max_steps"
+SUITE = "evaluation.zero_shot.suite"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Job:
         if needed is None or needed not in self.values["evaluation"]:
             return False
         if cell.metric != "perplexity":
-            return True
+            return cell.dataset in _suite(self.values[SUITE])
         tested = self.values["data"] in TESTED_ON_WIKITEXT and cell.dataset in TEXTS
         return tested and cell.seqlen in (UNKNOWN, str(self.values[CONTEXT]))
 
@@ -150,6 +151,8 @@ def _values(content: Mapping[str, Any]) -> dict[str, Any]:
         group, key = dotted.split(".")
         if key in content.get(group, {}):
             found[dotted] = content[group][key]
+    if suite := content.get("evaluation", {}).get("zero_shot", {}).get("suite"):
+        found[SUITE] = suite
     method = content.get("method", {})
     found["windows_per_step"] = method.get("batch_size", 1) * method.get("accumulate", 1)
     return found
@@ -169,6 +172,13 @@ def _context_length(model: str) -> int:
     folder = conf_folder() / "model"
     local = _content(folder / "local.yaml")["context_length"]
     return int(_content(folder / f"{model}.yaml").get("context_length", local))
+
+
+@cache
+def _suite(name: str) -> frozenset[str]:
+    """The tasks of a suite of conf/evaluation/zero_shot.yaml."""
+    content = _content(conf_folder() / "evaluation" / "zero_shot.yaml")
+    return frozenset(content["suites"][name])
 
 
 def _content(path: Path) -> dict[str, Any]:

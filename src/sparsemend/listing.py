@@ -137,4 +137,6 @@ def _counted(found: Sequence[Entry]) -> list[str]:
 
 
 def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sparsemend.published import UNKNOWN, Published, nearest, published
@@ -43,6 +43,7 @@ class Line:
     """One row of one model: ours, theirs, and whether the two may be compared."""
 
     model: str
+    protocol: Protocol
     row: Row
     settings: str
     ours: Ours
@@ -72,15 +73,14 @@ class PaperTable:
     """Everything that one table shows."""
 
     title: str
-    protocol: Protocol
+    metric: str
     lines: tuple[Line, ...]
     changes: tuple[Change, ...]
 
     @property
-    def reference(self) -> Published | None:
-        """A published cell of another model that a column shows for orientation."""
-        other = (line.theirs for line in self.lines if line.theirs and not line.comparable)
-        return next(other, None)
+    def protocols(self) -> dict[str, Protocol]:
+        """The protocol of every model's column."""
+        return {line.model: line.protocol for line in self.lines}
 
     @property
     def sources(self) -> list[str]:
@@ -93,26 +93,28 @@ class PaperTable:
 def tables(runs: Sequence[Run], metric: str) -> list[PaperTable]:
     """One table per `name` of the runs; raises ValueError where two protocols would mix."""
     check_metric(runs, metric)
-    runs = [run for run in runs if metric in run.content["metrics"]["dense"]]
+    runs = [run for run in runs if any(metric in s for s in run.content["metrics"].values())]
     names = dict.fromkeys(run.name for run in runs)
     return [table(name, [run for run in runs if run.name == name], metric) for name in names]
 
 
 def table(title: str, runs: Sequence[Run], metric: str) -> PaperTable:
     """The table of some runs; `title` says which published table stands beside it."""
-    protocol = one_protocol(runs, metric)
+    measured = protocols(runs, metric)
     groups: dict[tuple[str, Row], list[tuple[Run, str]]] = {}
     for run in runs:
         for row, state in run.states():
             groups.setdefault((run.model, row), []).append((run, state))
-    theirs = beside(title, protocol, {model for model, _ in groups})
+    theirs = beside(title, metric, measured)
     lines = [
-        Line(model, row, settings, ours, *theirs.of(model, row))
+        Line(model, measured[model], row, settings, ours, *theirs.of(model, row))
         for (model, row), members in groups.items()
         for settings, ours in distinguished(members, metric)
     ]
+    if not lines:
+        raise ValueError(f"{metric} of {title} is not finite in any run; there is nothing to show")
     lines.sort(key=_order)
-    return PaperTable(title, protocol, tuple(lines), tuple(changes(title, protocol, lines)))
+    return PaperTable(title, metric, tuple(lines), tuple(changes(title, lines)))
 
 
 def check_metric(runs: Sequence[Run], metric: str) -> None:
@@ -125,20 +127,36 @@ def check_metric(runs: Sequence[Run], metric: str) -> None:
         )
 
 
-def one_protocol(runs: Sequence[Run], metric: str) -> Protocol:
-    """The protocol that all runs share; raises ValueError naming two that differ."""
-    found: dict[Protocol, Run] = {}
+def protocols(runs: Sequence[Run], metric: str) -> dict[str, Protocol]:
+    """The protocol of every model; raises ValueError naming two that must not share a table.
+
+    Runs of one model agree in all of it.  Models may differ in dtype and, as their tokenizers do,
+    in the number of tokens: each has a column of its own.
+    """
+    found: dict[str, tuple[Protocol, Run]] = {}
     for run in runs:
-        found.setdefault(run.protocol(metric), run)
-    if len(found) > 1:
-        (one, first), (other, second), *_ = found.items()
-        raise ValueError(
-            f"{runs[0].name} mixes two protocols, whose numbers cannot share a column:\n"
-            f"  {one.label} ({first.folder})\n  {other.label} ({second.folder})\n"
-            "give the folders of one protocol, or choose it, for example "
-            f"--where seqlen={one.seqlen}"
-        )
-    return next(iter(found))
+        protocol = run.protocol(metric)
+        for model, (other, earlier) in found.items():
+            same = protocol == other if model == run.model else _alike(protocol, other)
+            if not same:
+                raise ValueError(_mixed(other, earlier, protocol, run))
+        found.setdefault(run.model, (protocol, run))
+    return {model: protocol for model, (protocol, _) in found.items()}
+
+
+def _alike(one: Protocol, other: Protocol) -> bool:
+    return replace(one, dtype="", tokens=0) == replace(other, dtype="", tokens=0)
+
+
+def _mixed(one: Protocol, first: Run, other: Protocol, second: Run) -> str:
+    names = [field.name for field in fields(Protocol)]
+    key = next(n for n in names if getattr(one, n) != getattr(other, n))
+    return (
+        f"{first.name} mixes two protocols, whose numbers cannot share a column:\n"
+        f"  {one.label} ({first.folder})\n  {other.label} ({second.folder})\n"
+        "give the folders of one protocol, or choose it, for example "
+        f"--where {key}={getattr(one, key)}"
+    )
 
 
 def distinguished(members: Sequence[tuple[Run, str]], metric: str) -> Iterable[tuple[str, Ours]]:
@@ -170,7 +188,7 @@ def ours_of(found: Sequence[tuple[Run, float]]) -> Ours:
     return Ours(values, len(found), any(run.dirty for run, _ in found))
 
 
-def changes(title: str, protocol: Protocol, lines: Sequence[Line]) -> Iterator[Change]:
+def changes(title: str, lines: Sequence[Line]) -> Iterator[Change]:
     """Our differences of rows for each one that this table publishes, per model of ours.
 
     Of rows that only a setting tells apart (ATP's common difference) the best counts, as published.
@@ -179,7 +197,7 @@ def changes(title: str, protocol: Protocol, lines: Sequence[Line]) -> Iterator[C
         if cell.title != title or cell.sides is None:
             continue
         rows = [row_of(side) for side in cell.sides]
-        for model in dict.fromkeys(line.model for line in lines):
+        for model, protocol in {line.model: line.protocol for line in lines}.items():
             sides = [[k.ours.mean for k in lines if (k.model, k.row) == (model, r)] for r in rows]
             if all(sides):
                 comparable = model == cell.model and agrees(cell, protocol)
@@ -192,33 +210,32 @@ class Beside:
 
     cells: Mapping[tuple[str, Row], Published]
     reference: str | None
-    protocol: Protocol
-    models: frozenset[str]
+    measured: Mapping[str, Protocol]
 
     def of(self, model: str, row: Row) -> tuple[Published | None, bool]:
         """(published cell, whether model and protocol are its own)."""
         own = self.cells.get((model, row))
         if own is not None:
-            return own, agrees(own, self.protocol)
-        if model in self.models or self.reference is None:
+            return own, agrees(own, self.measured[model])
+        if self.reference is None or model in {published for published, _ in self.cells}:
             return None, False
         return self.cells.get((self.reference, row)), False
 
 
-def beside(title: str, protocol: Protocol, models: Iterable[str]) -> Beside:
+def beside(title: str, metric: str, measured: Mapping[str, Protocol]) -> Beside:
     """Published cells of this table; of every table where the runs do not repeat one."""
+    repeated = any(cell.title == title for cell in published())
     cells: dict[tuple[str, Row], Published] = {}
     for cell in published():
-        own = cell.title == title or title not in {c.title for c in published()}
-        if own and metric_of(cell) == protocol.metric and cell.value != UNKNOWN:
-            key = (cell.model, row_of(cell))
+        own = cell.title == title or not repeated
+        if own and metric_of(cell) == metric and cell.value != UNKNOWN:
+            key, protocol = (cell.model, row_of(cell)), measured.get(cell.model)
             # of several sources of one number, one that agrees in protocol and is unmarked
             if key not in cells or _doubt(cell, protocol) < _doubt(cells[key], protocol):
                 cells[key] = cell
     known = [model for model, _ in cells]
-    repeated = any(cell.title == title for cell in cells.values())
-    reference = max(dict.fromkeys(known), key=known.count) if repeated else None
-    return Beside(cells, reference, protocol, frozenset(known))
+    most = max(dict.fromkeys(known), key=known.count, default=None)
+    return Beside(cells, most if repeated else None, measured)
 
 
 def metric_of(cell: Published) -> str | None:
@@ -249,8 +266,8 @@ def agrees(cell: Published, protocol: Protocol) -> bool:
     )
 
 
-def _doubt(cell: Published, protocol: Protocol) -> tuple[bool, bool]:
-    return not agrees(cell, protocol), cell.mark not in (UNKNOWN, "image")
+def _doubt(cell: Published, protocol: Protocol | None) -> tuple[bool, bool]:
+    return protocol is None or not agrees(cell, protocol), cell.mark not in (UNKNOWN, "image")
 
 
 def _order(line: Line) -> tuple[Any, ...]:

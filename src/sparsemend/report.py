@@ -6,7 +6,7 @@ or by the button.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sparsemend import report_sections as sections
 from sparsemend.files import write_text
 from sparsemend.locations import PACKAGE
 from sparsemend.metric_names import METRIC
-from sparsemend.paper_table import check_metric, one_protocol
+from sparsemend.paper_table import check_metric, protocols
 from sparsemend.report_groups import Group, groups
 from sparsemend.report_summary import summary
 from sparsemend.runs import Protocol, Run, find_runs
@@ -46,24 +46,24 @@ def report(folders: Sequence[Path], path: Path) -> Path:
     """
     runs = find_runs(folders)
     check_metric(runs, METRIC)
-    protocol = one_protocol(runs, METRIC)
-    write_text(path, page(runs, protocol))
+    write_text(path, page(runs, protocols(runs, METRIC)))
     return path
 
 
-def page(runs: Sequence[Run], protocol: Protocol) -> str:
+def page(runs: Sequence[Run], measured: Mapping[str, Protocol]) -> str:
     """The whole page as text."""
     found = groups(runs)
     style = (PACKAGE / "assets" / "report.css").read_text(encoding="utf-8")
     figures = "".join(figure(found) for figure in FIGURES)
     models = ", ".join(dict.fromkeys(group.model for group in found))
+    told = "; ".join(dict.fromkeys(protocol.label for protocol in measured.values()))
     experiments = ", ".join(dict.fromkeys(run.name for run in runs))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>sparsemend: {escape(models)}</title><style>{style}</style></head><body>"
         f"<header><div><h1>Sparsity repair of {escape(models)}</h1>"
-        f'<p class="soft">{escape(experiments)}: {escape(protocol.label)}</p></div>'
+        f'<p class="soft">{escape(experiments)}: {escape(told)}</p></div>'
         '<button type="button">light / dark</button></header>'
         f"<main>{summary(found)}<h2>Curves and costs</h2>"
         f'<div class="grid2">{figures}</div>'

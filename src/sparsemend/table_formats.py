@@ -22,11 +22,11 @@ MARKS = {
 LATEX_ESCAPES = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}"})
 CSV_COLUMNS: dict[str, Callable[[PaperTable, Line], object]] = {
     "table": lambda table, line: table.title,
-    "metric": lambda table, line: table.protocol.metric,
-    "text": lambda table, line: table.protocol.text,
-    "split": lambda table, line: table.protocol.split,
-    "seqlen": lambda table, line: table.protocol.seqlen,
-    "dtype": lambda table, line: table.protocol.dtype,
+    "metric": lambda table, line: table.metric,
+    "text": lambda table, line: line.protocol.text,
+    "split": lambda table, line: line.protocol.split,
+    "seqlen": lambda table, line: line.protocol.seqlen,
+    "dtype": lambda table, line: line.protocol.dtype,
     "model": lambda table, line: line.model,
     "sparsity": lambda table, line: line.row.sparsity,
     "pattern": lambda table, line: line.row.pattern,
@@ -121,7 +121,8 @@ def notes(table: PaperTable) -> list[str]:
         if f"({mark}" in text or f"{mark})" in text
     ]
     return [
-        f"ours: {table.protocol.label}; mean ± sample deviation over seeds",
+        *(f"ours: {label}" for label in _labels(table)),
+        "mean ± sample deviation over seeds",
         *(["; ".join(marks)] if marks else []),
         *(f"paper: {source}" for source in table.sources),
         *(_change(change) for change in table.changes),
@@ -169,6 +170,14 @@ def _of_model(line: Line | None, paper: bool) -> list[str]:
         theirs = line.theirs.value + ("" if line.comparable else " (~)")
     difference = UNKNOWN if line.difference is None else f"{line.difference:+.3f}"
     return [ours(line), *([theirs, difference] if paper else []), str(line.ours.runs)]
+
+
+def _labels(table: PaperTable) -> list[str]:
+    """Every protocol once, with the models it is of where there are several."""
+    labels = [protocol.label for protocol in table.protocols.values()]
+    if len(set(labels)) == 1:
+        return labels[:1]
+    return [f"{model}, {protocol.label}" for model, protocol in table.protocols.items()]
 
 
 def _change(change: Change) -> str:

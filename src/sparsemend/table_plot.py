@@ -31,9 +31,8 @@ def draw(table: PaperTable, path: Path, suffix: str) -> None:
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(
-        f"{table.protocol.metric}, {table.protocol.text}, {table.protocol.seqlen} tokens"
-    )
+    protocol = table.lines[0].protocol
+    axes.set_xlabel(f"{table.metric}, {protocol.text}, {protocol.seqlen} tokens")
     values = [line.ours.mean for line in table.lines]
     if min(values) > 0 and max(values) / min(values) > WIDE:
         axes.set_xscale("log")

@@ -24,6 +24,7 @@ def layer_of(
     dtype: torch.dtype = torch.float64,
     bias: bool = True,
     exact_base: bool = True,
+    nested: bool = False,
     trained: bool = True,
 ) -> LosaLinear:
     settings = LorsSettings(SCALE, "exact_tiled", 5, "float32", dtype)
@@ -35,6 +36,7 @@ def layer_of(
         rank=rank,
         dropout=dropout,
         exact_base=exact_base,
+        nested=nested,
     )
     if trained:
         with torch.no_grad():
@@ -137,6 +139,19 @@ def test_a_regrown_weight_starts_at_the_value_it_was_given() -> None:
     keep[row, column], weight[row, column] = True, 0.25
     layer.set_effective_(weight, keep)
     assert layer.effective_weight()[row, column].item() == pytest.approx(0.25, abs=1e-6)
+
+
+def test_nested_a_zero_comes_back_only_with_a_value_of_its_own() -> None:
+    layer = layer_of(dtype=F32, nested=True)
+    weight, keep = layer.effective_weight().detach().clone(), layer.keep.clone()
+    (row, column), (other_row, other_column) = (~keep).nonzero()[:2].tolist()
+    weight[row, column] = 0.25
+    kept_row, kept_column = keep.nonzero()[0].tolist()
+    weight[kept_row, kept_column] = 0  # one that is kept may be 0
+    layer.set_effective_(weight, torch.ones_like(keep))
+    keep[row, column] = True
+    assert torch.equal(layer.keep, keep)
+    assert not layer.keep[other_row, other_column]
 
 
 def test_growing_changes_nothing_before_a_step() -> None:

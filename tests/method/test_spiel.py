@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import contracts
@@ -136,6 +137,23 @@ def test_the_base_keeps_its_support_while_deltas_lie_anywhere(tmp_path: Path) ->
     outside = sum(int((~layer.keep.reshape(-1)[layer.indices.long()]).sum()) for layer in layers)
     assert outside > 0
     assert not any(layer.weight[~layer.keep].any() for layer in layers)
+
+
+def test_pruning_back_rounds_as_the_run_did(tmp_path: Path) -> None:
+    """At 0.48 of 32 or 48 inputs Wanda's own rule and the exact budget differ."""
+    counts = {}
+    for rounding in ("pruner", "exact_budget"):
+        bench = bench_for(tmp_path / rounding)
+        object.__setattr__(bench, "rounding", rounding)
+        rates = dict.fromkeys(bench.allocation, 0.48)
+        allocation = dataclasses.replace(bench.allocation, rates=rates, target=0.48)
+        object.__setattr__(bench, "allocation", allocation)
+        model = pruned_model()
+        spiel().repair(model, bench)
+        counts[rounding] = {n: int((~m.keep).sum()) for n, m in sparse_linears(model)}
+    sizes = {n: m.keep.numel() for n, m in sparse_linears(model)}
+    assert all(counts["pruner"][n] < 0.48 * sizes[n] for n in sizes)
+    assert sum(counts["exact_budget"].values()) == round(0.48 * sum(sizes.values()))
 
 
 def test_the_runs_pruner_cannot_prune_back_what_it_did_not_prune(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ from sparsemend.data.sampling import from_stream
 SPLITS = ("train", "validation", "test")
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__", "_bundled"}
 SKIPPED_EXTENSIONS = {"antigravity", "this", "idlelib"}
-HOOKS = ("displayhook", "breakpointhook", "unraisablehook")  # sys keeps the first as __hook__
+# what a running program puts in its place (the command does) is no documentation of Python's
+REPLACED = {"sys.excepthook"}
 SHINGLE_WORDS = 8  # two texts sharing eight words in a row share a sentence, not an idiom
 SEPARATOR = "\n\n\n"
 
@@ -216,25 +217,13 @@ def _docstrings_of_object(owner: object, name: str, *, depth: int) -> Iterator[D
         yield Document(name, signature, inspect.cleandoc(text).strip())
     if depth == 0 or not isinstance(owner, types.ModuleType | type):
         return
-    for attribute, member in sorted(_as_python_starts(owner).items()):
+    for attribute, member in sorted(vars(owner).items()):
         private = attribute.startswith("__") and attribute.endswith("__") and depth == 2
         documented = isinstance(member, type | types.BuiltinFunctionType) or (
             depth < 2 and type(member).__name__.endswith(("descriptor", "staticmethod"))
         )
-        if documented and not private:
+        if documented and not private and f"{name}.{attribute}" not in REPLACED:
             yield from _docstrings_of_object(member, f"{name}.{attribute}", depth=depth - 1)
-
-
-def _as_python_starts(owner: types.ModuleType | type) -> dict[str, object]:
-    """What an owner holds, without what a process may have put there: the hooks of `sys`.
-
-    A command replaces sys.excepthook and its parallel workers do not; both must see one text.
-    """
-    members: dict[str, object] = dict(vars(owner))
-    if owner is sys:
-        del members["excepthook"]
-        members |= {hook: members[f"__{hook}__"] for hook in HOOKS}
-    return members
 
 
 def _text_signature(owner: object) -> str:

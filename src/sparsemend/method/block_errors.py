@@ -9,7 +9,7 @@ released code stores those of every block; fp32 where it takes bf16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,18 +71,30 @@ def _errors(visits: Iterator[tuple[Visit, Visit]]) -> Iterator[float]:
             yield relative_error(dense.outputs(), visit.outputs())
 
 
-@torch.no_grad()
 def relative_error(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> float:
-    """Mean over channels of the relative squared error of batches (B, T, d).
+    """Mean over channels of the relative squared error of batches (B, T, d)."""
+    return mean_relative(*channel_sums(dense, pruned))
+
+
+def mean_relative(squared: Tensor, energy: Tensor) -> float:
+    """The same from sums per channel (d,).
 
     Channels in which all dense values are 0 are left out; 0 if that is all of them.
     """
-    width = dense[0].shape[-1]
-    squared = torch.zeros(width, dtype=torch.float64, device=dense[0].device)
+    alive = energy > 0
+    return float((squared[alive] / energy[alive]).mean()) if alive.any() else 0.0
+
+
+@torch.no_grad()
+def channel_sums(dense: Sequence[Tensor], other: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """(squared error, energy of `dense`) per channel, (d,) each, over batches (B, T, d).
+
+    In fp32 within a batch, fp64 over batches; `other` may be made one by one.
+    """
+    squared = torch.zeros(dense[0].shape[-1], dtype=torch.float64, device=dense[0].device)
     energy = torch.zeros_like(squared)
-    for wanted, found in zip(dense, pruned, strict=True):
+    for wanted, found in zip(dense, other, strict=True):
         wide = wanted.float().flatten(0, -2)
         squared += (wide - found.float().flatten(0, -2)).square().sum(dim=0)
         energy += wide.square().sum(dim=0)
-    alive = energy > 0
-    return float((squared[alive] / energy[alive]).mean()) if alive.any() else 0.0
+    return squared, energy

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.data.base import Examples
-from sparsemend.masks import SparseLinear, support_sparsity
+from sparsemend.masks import SparseLinear
 from sparsemend.method.base import TrainedRepair, Workbench
 from sparsemend.method.block_errors import Pair, output_errors, prune_and_compare
 from sparsemend.method.lors_function import LorsSettings
@@ -43,6 +43,7 @@ from sparsemend.method.losa_report import (
     block_records,
     block_zeros,
     by_block,
+    off_support,
     report_pruned,
     report_trained,
     totals,
@@ -178,6 +179,8 @@ class Losa(TrainedRepair):
                 rank=rank,
                 dropout=self.dropout,
                 exact_base=self.exact_base,
+                # as released, which is how a block can end above the rate it is asked for
+                nested=self.oversparsity == "ignore",
             )
 
         attach_adapters(model, make)
@@ -232,7 +235,7 @@ class Losa(TrainedRepair):
             "round": progress.round,
             "target": allocation.target,
             "delta": progress.delta,
-            "achieved": support_sparsity(work.model),
+            "achieved": off_support(losa_linears(work.model)).sparsity,
             "mean_rank": mean,
             "seconds": {"allocate": allocated - started, "prune": perf_counter() - allocated},
             "blocks": block_records(work.model, before, rates, ranks, errors),
@@ -294,7 +297,7 @@ class Losa(TrainedRepair):
             for block, error in zip(record["blocks"], output_errors(work.pair), strict=True):
                 block["error_trained"] = error
         fitted |= module.objective.report()
-        record |= {**fitted, "trained_parameters": parameters}
+        record |= {**fitted, **module.objective.report(), "trained_parameters": parameters}
         record["seconds"] |= {"train": trained - started, "measure": perf_counter() - trained}
         report_trained(record, self.rounds)
 

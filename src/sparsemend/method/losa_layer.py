@@ -37,11 +37,13 @@ class LosaLinear(LorsLinear):
         rank: int,
         dropout: float,
         exact_base: bool,
+        nested: bool,
     ) -> None:
         super().__init__(base, start, settings, derived=False)
         self.rank = rank
         self.dropout = dropout
         self.exact_base = exact_base
+        self.nested = nested
 
     @property
     def used(self) -> tuple[Tensor, Tensor]:
@@ -71,8 +73,12 @@ class LosaLinear(LorsLinear):
         """Make `weight` effective on the support by moving the base under the factors.
 
         With exact_base a base weight whose effective value stays is not touched; without, it is
-        merged and unmerged as released, two roundings in a bf16 model.
+        merged and unmerged as released, two roundings in a bf16 model.  With nested a weight comes
+        back to the support only with a value of its own: zeros stay off it, as where the support
+        is read from W != 0.
         """
+        if self.nested:
+            keep = keep & (self.keep | (weight != 0))
         if not self.exact_base:
             super().set_effective_(weight, keep)
             return

@@ -31,6 +31,7 @@ def block_zeros(model: nn.Module) -> list[float]:
 
 
 def off_support(linears: Mapping[str, LosaLinear]) -> LinearCount:
+    """Weights off the support; one that is kept does not count, also if it is exactly 0."""
     keeps = [linear.keep for linear in linears.values()]
     return sum((LinearCount(int((~k).sum()), k.numel()) for k in keeps), LinearCount(0, 0))
 

@@ -22,6 +22,7 @@ from sparsemend.batches import SteppedBatches
 from sparsemend.blocks import Visit
 from sparsemend.learning_rate import learning_rate_schedule
 from sparsemend.masks import sparse_linears, zero_off_
+from sparsemend.method.block_errors import channel_sums, mean_relative
 from sparsemend.method.vectors import original
 from sparsemend.method_checks import training_batches
 from sparsemend.optimizers import make_optimizer
@@ -77,21 +78,14 @@ class BlockError:
 def block_error(visit: Visit, targets: Sequence[Tensor], *, first: int = 0) -> BlockError | None:
     """The error of the visited block as it is now, over its batches from `first` on, if any.
 
-    targets: (B, T, D) per batch of the visit.  Sums per channel are fp32, over batches fp64.
+    targets: (B, T, D) per batch of the visit.
     """
     if first == len(targets):
         return None
-    width = targets[0].shape[-1]
-    error, norm = torch.zeros(2, width, dtype=torch.float64, device=targets[0].device)
-    count = 0
-    for state, target in zip(visit.inputs[first:], targets[first:], strict=True):
-        wanted = target.float()
-        error += (visit.forward(state).float() - wanted).square().sum(dim=(0, 1))
-        norm += wanted.square().sum(dim=(0, 1))
-        count += target.numel()
-    seen = norm > 0
-    relative = (error[seen] / norm[seen]).mean() if seen.any() else torch.tensor(math.nan)
-    return BlockError(float(error.sum() / count), float(relative))
+    wanted = targets[first:]
+    squared, energy = channel_sums(wanted, (visit.forward(x) for x in visit.inputs[first:]))
+    count = sum(target.numel() for target in wanted)
+    return BlockError(float(squared.sum() / count), mean_relative(squared, energy))
 
 
 class BlockFit:

@@ -32,6 +32,8 @@ from sparsemend.method.window import Window
 from sparsemend.pattern import Pattern
 from sparsemend.prune import prune
 from sparsemend.pruner.existing import Existing
+from sparsemend.rounding import rounded
+from sparsemend.sparsity_schedule.base import Allocation
 from sparsemend.training_callbacks import VALIDATION_LOSS
 from sparsemend.training_plan import check_choice
 
@@ -108,11 +110,13 @@ class Spiel(DeltaRepair):
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         report = super().repair(model, bench)
         if self.prune_back == "pruner":
+            assert isinstance(bench.allocation, Allocation)  # else nothing was pruned here
+            pruner, allocation = rounded(bench.rounding, bench.pruner, bench.allocation)
             prune(
                 model,
                 bench.calibration,
-                bench.pruner,
-                bench.allocation,
+                pruner,
+                allocation,
                 bench.pattern,
                 device=bench.device,
                 offload=bench.offload,
