@@ -15,7 +15,8 @@ from sparsemend.local_model import find_model
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAST = 2**24  # measurements, locks and the study: far below 16 MiB
-DECIDING = ("model", "data", "pruner", "sparsity_schedule", "sparsity", "pattern", "seed")
+GROUPS = ("model", "data", "pruner", "sparsity_schedule")
+DECIDING = (*GROUPS, "sparsity", "pattern", "rounding", "statistics", "seed")
 
 
 def check_cache(configs: Sequence[DictConfig]) -> None:

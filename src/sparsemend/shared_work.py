@@ -136,10 +136,7 @@ class SharedWork:
             "model": self.model_key,
             "pruner": with_files(section(self.cfg, "pruner")),
             "sparsity_schedule": with_files(section(self.cfg, "sparsity_schedule")),
-            **{
-                key: self.cfg[key]
-                for key in ("sparsity", "pattern", "pattern_tail", "rounding", "seed")
-            },
+            **{key: self.cfg[key] for key in DECISIVE},
             **parts,
         }
         self.pruned_key = digest(key_parts)
