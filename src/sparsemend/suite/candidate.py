@@ -65,6 +65,8 @@ class Candidate:
 
     def figures(self, tokens: Tensor, *, frozen_saved: int) -> dict[str, Any]:
         """What one step costs besides seconds; frozen_saved: bytes the frozen model saves."""
+        with torch.no_grad():
+            self.loss(tokens)  # a method that measures its kernels does so here
         saved = saved_for_backward(self.model, lambda: self.loss(tokens))
         forward, backward = flops(lambda: self.loss(tokens))
         self.optimizer.step()  # its state exists from here on
