@@ -359,6 +359,29 @@ def test_a_repair_stopped_anywhere_goes_on_to_the_same_bits(
     assert without_seconds(again) == without_seconds(report)
 
 
+class InterruptAtEnd(Callback):
+    """Ends a repair when a fit has taken its last step and written its checkpoint."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise Interrupt
+
+
+@pytest.mark.parametrize("state", ["carried", "fresh"])
+def test_a_repair_stopped_between_a_fit_and_the_rounds_file_goes_on_to_the_same_bits(
+    state: str, tmp_path: Path
+) -> None:
+    method = losa(rounds=2, max_steps=4, optimizer_state=state, mean_rank=3.0)
+    whole, report = attempt(method, bench_for(tmp_path / "whole"))
+    assert report is not None
+    out = tmp_path / "broken"
+    assert attempt(method, bench_for(out, InterruptAtEnd()))[1] is None
+    resumed = replace(bench_for(out), resume_from=out / "checkpoints" / "last.ckpt")
+    model, again = attempt(method, resumed)
+    assert again is not None
+    assert_same_bits(bits(whole), bits(model))
+    assert without_seconds(again) == without_seconds(report)
+
+
 def test_a_round_file_leaves_out_bases_that_follow_from_the_dense_model(tmp_path: Path) -> None:
     def stored(bench: Workbench) -> list[bool]:
         repaired(losa(rounds=1), bench)
