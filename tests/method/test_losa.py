@@ -316,9 +316,17 @@ def test_a_bf16_model_keeps_its_dtypes_through_the_rounds(precision: str, tmp_pa
 
 
 def test_every_round_may_learn_from_the_dense_model(tmp_path: Path) -> None:
+    """From one teacher: the dense model is loaded for it, and for the errors, once each."""
     distill = {**losa().distill, "weight": 0.5, "hidden_weight": 1.0}
-    _, report = repaired(losa(distill=distill), bench_for(tmp_path))
+    loaded = []
+
+    def load_dense() -> PreTrainedModel:
+        loaded.append(random_model("llama"))
+        return loaded[-1]
+
+    _, report = repaired(losa(distill=distill), replace(bench_for(tmp_path), load_dense=load_dense))
     assert [record["teacher"]["dtype"] for record in report["rounds"]] == ["float32"] * 2
+    assert len(loaded) == 2
 
 
 def attempt(method: Losa, bench: Workbench) -> tuple[PreTrainedModel, dict[str, Any] | None]:

@@ -57,6 +57,7 @@ from sparsemend.method.losa_rounds import (
     restore_dense_,
 )
 from sparsemend.method.low_rank import attach_adapters, check_ranks, factors, kaiming_start
+from sparsemend.objective import Objective
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import rounded
 from sparsemend.sparsity_schedule.base import Allocation
@@ -80,11 +81,12 @@ FILE = "rounds.pt"
 
 @dataclass(frozen=True)
 class Work:
-    """The model under repair, the dense one it is compared with, and the bench."""
+    """The model under repair, the dense one it is compared with, the bench, what steps minimise."""
 
     model: PreTrainedModel
     dense: PreTrainedModel
     bench: Workbench
+    objective: Objective
 
     @property
     def pair(self) -> Pair:
@@ -194,7 +196,7 @@ class Losa(TrainedRepair):
         check_slices(self.data_slices, self.rounds, len(bench.train))
         steps = round_steps(self.round_steps, self.max_steps, self.rounds)
         torch.manual_seed(bench.seed)
-        work = Work(model, bench.load_dense().eval(), bench)
+        work = Work(model, bench.load_dense().eval(), bench, self.objective(bench))
         restore_dense_(model, work.dense)
         self.attach(model, bench)
         path = bench.parts / FILE
@@ -320,5 +322,5 @@ class Losa(TrainedRepair):
             bench.validation,
             seed=seed,
             first_step=first_step,
-            objective=self.objective(bench),
+            objective=work.objective,
         )
