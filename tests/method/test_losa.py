@@ -112,6 +112,12 @@ def test_every_round_asks_for_its_target_and_the_pruner_rounds_the_rates(
         assert zeros == (rows * int(columns * rate) if per_row else int(rows * columns * rate) + 1)
 
 
+def test_above_the_last_limit_the_band_of_the_round_before_is_kept(tmp_path: Path) -> None:
+    bench = replace(bench_for(tmp_path), sparsity=0.8)
+    _, report = repaired(losa(rounds=2, targets=[0.4, 0.8], measure_trained=False), bench)
+    assert [record["delta"] for record in report["rounds"]] == [0.01, 0.01]
+
+
 @pytest.mark.parametrize("pruner", [WANDA, SPARSEGPT, Magnitude(group="layer")])
 def test_an_exact_budget_is_met_to_one_weight(pruner: Pruner, tmp_path: Path) -> None:
     bench = replace(bench_for(tmp_path), pruner=pruner, rounding="exact_budget", sparsity=0.477)
@@ -406,6 +412,9 @@ def test_a_round_file_leaves_out_bases_that_follow_from_the_dense_model(tmp_path
         ({"rounds": 0}, r"method\.rounds 0 is below 1"),
         ({"mean_rank": 0.5}, r"mean rank 0\.5 of round 1 is below method\.min_rank=1"),
         ({"rank_cap": 0}, r"method\.rank_cap 0 is below 1"),
+        ({"rank_cap": 17}, r"method\.rank_cap 17 is above method\.max_rank=16"),
+        ({"beta": -1.0}, r"method\.beta -1\.0 is below 0"),
+        ({"fixed_pattern": True, "targets": [0.5] * 5}, r"set method\.targets=null"),
         ({"solver": "simplex"}, "'simplex' is not one of: lp, slsqp"),
         ({"oversparsity": "maybe"}, "is not one of: bound, ignore"),
         ({"similarity_samples": 2}, r"method\.similarity_samples 2 is below 3"),

@@ -135,7 +135,13 @@ class Losa(TrainedRepair):
         super().__post_init__()
         if self.rounds < 1:
             raise ValueError(f"method.rounds {self.rounds} is below 1")
-        check_rule("method", samples=self.similarity_samples, delta=self.delta, solver=self.solver)
+        check_rule(
+            "method",
+            samples=self.similarity_samples,
+            beta=self.beta,
+            delta=self.delta,
+            solver=self.solver,
+        )
         check_choice("oversparsity", self.oversparsity, ("bound", "ignore"))
         check_choice("rank_repair", self.rank_repair, REPAIRS)
         check_choice("optimizer_state", self.optimizer_state, ("fresh", "carried"))
@@ -147,6 +153,16 @@ class Losa(TrainedRepair):
         self.ranks.check(self.rounds)
         if self.rank_cap is not None and self.rank_cap < 1:
             raise ValueError(f"method.rank_cap {self.rank_cap} is below 1; null means no cap")
+        if self.rank_cap is not None and self.rank_cap > self.max_rank:
+            raise ValueError(
+                f"method.rank_cap {self.rank_cap} is above method.max_rank={self.max_rank}, beyond "
+                "which no component is ever in use; lower it, or set null for no cap"
+            )
+        if self.fixed_pattern and self.targets is not None:
+            raise ValueError(
+                "method.fixed_pattern=true has the pattern's sparsity in every round; set "
+                "method.targets=null"
+            )
         if not self.scale > 0:
             raise ValueError(f"method.scale {self.scale} is not above 0")
         if not 0 <= self.dropout < 1:
