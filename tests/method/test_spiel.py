@@ -90,6 +90,23 @@ def test_a_round_by_products_replaces_every_dropped_delta() -> None:
     assert torch.equal(optimizer.accumulators(layer)[1], columns)
 
 
+def test_what_grows_starts_without_the_momentum_of_what_left() -> None:
+    """And what stays keeps its own, also where sorting moves it to another slot."""
+    layer = DeltaLinear(sparse_linear(6, 8), torch.randperm(48)[:10], "scatter")
+    optimizer = Sm3([layer], lr=0.1, momentum=0.9, weight_decay=0.0)
+    layer.values.grad = random(10, seed=2)
+    optimizer.step()
+    average = optimizer.state[layer.values]["average"]
+    before = dict(zip(layer.indices.tolist(), average.tolist(), strict=True))
+    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.4, decay="cosine")
+    ProductRounds(schedule, None, seed_age_offset=0).update(
+        nn.ModuleList([layer]), optimizer, step=2
+    )
+    after = dict(zip(layer.indices.tolist(), average.tolist(), strict=True))
+    assert before.keys() != after.keys()
+    assert after == {position: before.get(position, 0.0) for position in after}
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 @pytest.mark.parametrize("prune_back", PRUNE_BACK)
 @pytest.mark.parametrize("selection", [AG, MA], ids=["AG", "MA"])
