@@ -183,6 +183,16 @@ def test_a_teacher_of_lower_precision_takes_half_and_says_nearly_the_same() -> N
     assert mixed.total.dtype == torch.float32
 
 
+def test_a_teacher_of_lower_precision_keeps_its_rotary_frequencies() -> None:
+    """In bf16 angles would be off by whole turns at positions in the thousands."""
+    half, full = teacher(weight=1.0, teacher_dtype="bfloat16").model, DENSE()
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    frequencies = [name for name, _ in full.named_buffers() if "inv_freq" in name]
+    assert frequencies
+    for name in frequencies:
+        assert torch.equal(half.get_buffer(name), full.get_buffer(name))
+
+
 def test_loading_the_teacher_draws_nothing_from_the_fits_randomness() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)

@@ -152,6 +152,15 @@ def test_rounds_that_cannot_work_are_refused(
         check(model, "method=losa", *overrides)
 
 
+def test_a_schedule_beside_rounds_is_said_to_shape_the_one_shot_model_alone(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(model, "method=losa")
+    assert not caplog.messages
+    check(model, "method=losa", "sparsity_schedule=owl")
+    assert "sets the rate of every block itself" in caplog.text
+
+
 def test_rounds_that_can_work_pass(model: Path) -> None:
     check(model, "method=losa")
     check(model, "method=losa", "pattern=2:4", "sparsity=0.5", "method.fixed_pattern=true")
@@ -601,6 +610,42 @@ def test_deltas_that_could_not_evolve_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check(model, f"method={method}", f"method.{override}", "sparsity=0.5")
+
+
+@pytest.mark.parametrize("match", ["density", "lora_rank"])
+def test_a_budget_without_its_number_is_refused(model: Path, match: str) -> None:
+    with pytest.raises(ValueError, match=rf"method\.budget\.{match}=None is not"):
+        check(model, "method=seft", f"method.budget={{match: {match}, {match}: null}}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("refill=true", r"compares all weights of a group; set method\.refill=false"),
+        ("adapt_scope=global", r"set method\.adapt_scope=layer"),
+        ("sensitivity_gradient=last", r"set method\.sensitivity_gradient=mean"),
+        ("adapt_candidates=base_only", r"set method\.adapt_candidates=all"),
+    ],
+)
+def test_moves_within_groups_that_could_not_hold_them_are_refused(
+    model: Path, override: str, message: str
+) -> None:
+    within = ("method=seft", "method.pattern_growth=within_group", f"method.{override}")
+    with pytest.raises(ValueError, match=message):
+        check(model, *within, "pattern=2:4", "sparsity=0.5")
+    check(model, *within)  # without a pattern there are no groups
+    check(model, *within, "pattern=2:4", "sparsity=0.5", "method.grow_scope=active")
+
+
+def test_moves_within_groups_need_one_pattern(model: Path) -> None:
+    with pytest.raises(ValueError, match="needs one N:M, not mixed:8"):
+        check(model, "method=seft", "method.pattern_growth=within_group", "pattern=mixed:8")
+
+
+def test_the_runs_pruner_cannot_prune_back_what_is_pruned_already(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"set method\.prune_back=magnitude"):
+        check(model, "method=spiel", "pruner=existing")
+    check(model, "method=spiel", "pruner=existing", "method.prune_back=support")
 
 
 def test_deltas_that_can_evolve_pass(model: Path) -> None:

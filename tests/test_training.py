@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from sparsemend.batches import SteppedBatches, labelled, next_token_loss
+from sparsemend.batches import SteppedBatches, labelled, mean_loss, next_token_loss
 from sparsemend.data.base import UNLABELLED
 from sparsemend.mask_callbacks import EnforceMasks, UpdateMasks
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
@@ -336,6 +336,13 @@ def test_unlabelled_tokens_do_not_count(tmp_path: Path) -> None:
     )
     torch.testing.assert_close(next_token_loss(model, tokens, labels), losses)
     assert labelled(labels) == 4 * (tokens.shape[1] - 10)
+
+
+def test_a_model_measured_on_a_device_can_be_written_to_afterwards(tmp_path: Path) -> None:
+    """Inference mode forbids it for whatever is moved within; `cpu:0` is a move from `cpu`."""
+    model, examples = pruned_model(), bench_for(tmp_path).validation
+    mean_loss(model, examples, torch.device("cpu", 0), 2)
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())
 
 
 def test_two_processes_read_what_one_reads() -> None:

@@ -80,18 +80,19 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-@torch.inference_mode()
 def mean_loss(model: nn.Module, examples: Examples, device: torch.device, batch_size: int) -> float:
     """The mean over all labelled tokens of `examples` (NaN where there is none)."""
     home = next(model.parameters()).device
     model.to(device)
     total, count = 0.0, 0
-    for start in range(0, len(examples), batch_size):
-        part = slice(start, start + batch_size)
-        tokens, labels = examples.tokens[part].to(device), examples.labels[part].to(device)
-        if number := labelled(labels):
-            total += float(next_token_loss(model, tokens, labels)) * number
-            count += number
+    # within it a move would leave parameters that nobody may write to afterwards
+    with torch.inference_mode():
+        for start in range(0, len(examples), batch_size):
+            part = slice(start, start + batch_size)
+            tokens, labels = examples.tokens[part].to(device), examples.labels[part].to(device)
+            if number := labelled(labels):
+                total += float(next_token_loss(model, tokens, labels)) * number
+                count += number
     model.to(home)
     return total / count if count else math.nan
 

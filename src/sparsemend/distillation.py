@@ -83,8 +83,11 @@ class Teacher(Objective):
         place = device if asked is None else checked_device(asked)
         with torch.random.fork_rng(devices=[]):  # a model of random weights seeds it
             model = self.load()
-        dtype = self.settings.teacher_dtype
-        nn.Module.to(model, place, getattr(torch, dtype) if dtype else None)
+        nn.Module.to(model, place)
+        if self.settings.teacher_dtype is not None:
+            # as a model is loaded in a dtype: rotary frequencies and other buffers stay fp32
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(getattr(torch, self.settings.teacher_dtype))
         self._model = model.requires_grad_(False).eval()
         log.info(
             "teacher: the dense model in %s on %s, %.1f MiB",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -20,6 +22,16 @@ from sparsemend.method.losa_plan import (
 )
 from sparsemend.method.round_schedule import RoundSchedule
 from sparsemend.pattern import Pattern
+
+log = logging.getLogger(__name__)
+
+# what growth inside the groups of an N:M pattern compares weights by
+WITHIN_GROUP = {
+    "sensitivity_gradient": "mean",
+    "refill": False,
+    "adapt_scope": "layer",
+    "adapt_candidates": "all",
+}
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -64,7 +76,7 @@ def check_distillation(cfg: DictConfig) -> None:
     distill = cfg.method.get("distill")
     if not distill or not (distill.weight or distill.hidden_weight):
         return
-    if cfg.pruner.get("_target_", "").endswith(".Existing"):
+    if _existing(cfg):
         raise ValueError(
             f"method.distill.weight={distill.weight} and hidden_weight={distill.hidden_weight} "
             "ask to learn from the dense model, which an already pruned checkpoint "
@@ -120,6 +132,11 @@ def check_pruning_rounds(cfg: DictConfig, pattern: Pattern) -> None:
     check_slices(method.data_slices, rounds)
     ranks = (method.mean_rank, method.rank_growth, method.min_rank, method.max_rank)
     RankPlan(*ranks, method.rank_repair).check(rounds)
+    if not cfg.sparsity_schedule.get("_target_", "").endswith(".Uniform"):
+        log.warning(
+            "sparsity_schedule shapes only the one-shot model it is compared with: this method "
+            "sets the rate of every block itself, round by round"
+        )
 
 
 def check_adapter_shapes(cfg: DictConfig, linears: Mapping[str, Shape]) -> None:
@@ -145,6 +162,12 @@ def check_adapter_shapes(cfg: DictConfig, linears: Mapping[str, Shape]) -> None:
 def check_rounds(cfg: DictConfig, pattern: Pattern) -> None:
     """Rounds in which sparse deltas, or a dense support, move would come, and move something."""
     method = cfg.method
+    check_within_group(method, pattern)
+    if method.get("prune_back") == "pruner" and _existing(cfg):
+        raise ValueError(
+            "method.prune_back=pruner prunes as the run did, but pruner=existing pruned nothing; "
+            "set method.prune_back=magnitude"
+        )
     if "budget" in method:
         RoundSchedule(
             interval=method.update_interval,
@@ -162,6 +185,28 @@ def check_rounds(cfg: DictConfig, pattern: Pattern) -> None:
         raise ValueError(
             "method.adapt=false prunes nothing for what grows on pruned positions; set "
             "method.grow_scope=active and method.init_scope=active too"
+        )
+
+
+def check_within_group(method: Mapping[str, Any], pattern: Pattern) -> None:
+    """Growth of sparse deltas beyond the support inside groups of M (SEFT), where it is asked for.
+
+    Raises ValueError on settings that could not hold the pattern.
+    """
+    if pattern.unstructured or method.get("pattern_growth") != "within_group":
+        return
+    if method["grow_scope"] != "all":
+        return
+    if pattern.mixed:
+        raise ValueError(
+            f"method.pattern_growth=within_group needs one N:M, not {pattern}; set "
+            "method.pattern_growth=active"
+        )
+    odd = [name for name, value in WITHIN_GROUP.items() if method[name] != value]
+    if odd:
+        raise ValueError(
+            "method.pattern_growth=within_group compares all weights of a group; set "
+            f"method.{odd[0]}={str(WITHIN_GROUP[odd[0]]).lower()}"
         )
 
 
@@ -200,8 +245,7 @@ def check_deltas(cfg: DictConfig, linears: Mapping[str, Shape], parameters: int 
     if "budget" not in method:
         return
     budget = DeltaBudget(**method.budget)
-    existing = cfg.pruner.get("_target_", "").endswith(".Existing")
-    if existing or (parameters is None and budget.match == "density"):
+    if _existing(cfg) or (parameters is None and budget.match == "density"):
         return  # known once the model is loaded
     weights = sum(map(prod, linears.values()))
     kept = int((1 - cfg.sparsity) * weights)
@@ -212,3 +256,8 @@ def check_deltas(cfg: DictConfig, linears: Mapping[str, Shape], parameters: int 
             f"{cfg.sparsity} keeps {kept:,} weights; lower method.budget.{budget.match} to "
             f"{kept / total:.3g} of its value or less"
         )
+
+
+def _existing(cfg: DictConfig) -> bool:
+    """Whether the checkpoint is pruned already."""
+    return bool(cfg.pruner.get("_target_", "").endswith(".Existing"))

@@ -112,6 +112,12 @@ def test_every_round_asks_for_its_target_and_the_pruner_rounds_the_rates(
         assert zeros == (rows * int(columns * rate) if per_row else int(rows * columns * rate) + 1)
 
 
+def test_above_the_last_limit_the_band_of_the_round_before_is_kept(tmp_path: Path) -> None:
+    bench = replace(bench_for(tmp_path), sparsity=0.8)
+    _, report = repaired(losa(rounds=2, targets=[0.4, 0.8], measure_trained=False), bench)
+    assert [record["delta"] for record in report["rounds"]] == [0.01, 0.01]
+
+
 @pytest.mark.parametrize("pruner", [WANDA, SPARSEGPT, Magnitude(group="layer")])
 def test_an_exact_budget_is_met_to_one_weight(pruner: Pruner, tmp_path: Path) -> None:
     bench = replace(bench_for(tmp_path), pruner=pruner, rounding="exact_budget", sparsity=0.477)
@@ -316,9 +322,17 @@ def test_a_bf16_model_keeps_its_dtypes_through_the_rounds(precision: str, tmp_pa
 
 
 def test_every_round_may_learn_from_the_dense_model(tmp_path: Path) -> None:
+    """From one teacher: the dense model is loaded for it, and for the errors, once each."""
     distill = {**losa().distill, "weight": 0.5, "hidden_weight": 1.0}
-    _, report = repaired(losa(distill=distill), bench_for(tmp_path))
+    loaded = []
+
+    def load_dense() -> PreTrainedModel:
+        loaded.append(random_model("llama"))
+        return loaded[-1]
+
+    _, report = repaired(losa(distill=distill), replace(bench_for(tmp_path), load_dense=load_dense))
     assert [record["teacher"]["dtype"] for record in report["rounds"]] == ["float32"] * 2
+    assert len(loaded) == 2
 
 
 def attempt(method: Losa, bench: Workbench) -> tuple[PreTrainedModel, dict[str, Any] | None]:
@@ -359,6 +373,29 @@ def test_a_repair_stopped_anywhere_goes_on_to_the_same_bits(
     assert without_seconds(again) == without_seconds(report)
 
 
+class InterruptAtEnd(Callback):
+    """Ends a repair when a fit has taken its last step and written its checkpoint."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise Interrupt
+
+
+@pytest.mark.parametrize("state", ["carried", "fresh"])
+def test_a_repair_stopped_between_a_fit_and_the_rounds_file_goes_on_to_the_same_bits(
+    state: str, tmp_path: Path
+) -> None:
+    method = losa(rounds=2, max_steps=4, optimizer_state=state, mean_rank=3.0)
+    whole, report = attempt(method, bench_for(tmp_path / "whole"))
+    assert report is not None
+    out = tmp_path / "broken"
+    assert attempt(method, bench_for(out, InterruptAtEnd()))[1] is None
+    resumed = replace(bench_for(out), resume_from=out / "checkpoints" / "last.ckpt")
+    model, again = attempt(method, resumed)
+    assert again is not None
+    assert_same_bits(bits(whole), bits(model))
+    assert without_seconds(again) == without_seconds(report)
+
+
 def test_a_round_file_leaves_out_bases_that_follow_from_the_dense_model(tmp_path: Path) -> None:
     def stored(bench: Workbench) -> list[bool]:
         repaired(losa(rounds=1), bench)
@@ -375,6 +412,9 @@ def test_a_round_file_leaves_out_bases_that_follow_from_the_dense_model(tmp_path
         ({"rounds": 0}, r"method\.rounds 0 is below 1"),
         ({"mean_rank": 0.5}, r"mean rank 0\.5 of round 1 is below method\.min_rank=1"),
         ({"rank_cap": 0}, r"method\.rank_cap 0 is below 1"),
+        ({"rank_cap": 17}, r"method\.rank_cap 17 is above method\.max_rank=16"),
+        ({"beta": -1.0}, r"method\.beta -1\.0 is below 0"),
+        ({"fixed_pattern": True, "targets": [0.5] * 5}, r"set method\.targets=null"),
         ({"solver": "simplex"}, "'simplex' is not one of: lp, slsqp"),
         ({"oversparsity": "maybe"}, "is not one of: bound, ignore"),
         ({"similarity_samples": 2}, r"method\.similarity_samples 2 is below 3"),

@@ -162,6 +162,26 @@ def test_a_block_stops_early_and_is_not_left_worse(tmp_path: Path) -> None:
         assert row["after"]["held_out"]["mse"] <= row["before"]["held_out"]["mse"]
 
 
+def test_a_block_stops_after_so_many_worse_epochs_with_the_values_of_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out losses before and after every epoch: the second epoch is the best, two are worse."""
+    losses, values, restored = iter([5.0, 6.0, 3.0, 3.0, 4.0, 1.0]), iter(range(6)), []
+    monkeypatch.setattr(BlockFit, "held_out_loss", lambda self: next(losses))
+    monkeypatch.setattr(BlockFit, "values", lambda self: next(values))
+    monkeypatch.setattr(BlockFit, "restore", lambda self, best: restored.append(best))
+    model, bench = scene(tmp_path)
+    made = method("held_out=0.25", "patience=2")
+    made.epochs = 5
+    visit = next(walk(model, torch.cat(list(bench.calibration)).split(2)))
+    made.attach(visit.block, 0)
+    made.free_trainable(visit.block)
+    fit = BlockFit(visit, visit.outputs(), made, seed=0).run()
+    assert fit.stopped_early
+    assert fit.steps == 4 * 3  # of eight windows, two a step, two are held out
+    assert restored == [2]
+
+
 def test_without_held_out_windows_every_step_is_taken(tmp_path: Path) -> None:
     model, bench = scene(tmp_path)
     made = method("held_out=0")

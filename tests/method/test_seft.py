@@ -10,11 +10,12 @@ import contracts
 import pytest
 import torch
 from contracts import Interrupt, InterruptBefore, bench_for, bits, method_of, pruned_model
-from families import FAMILIES
+from families import FAMILIES, random_model
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsemend.blocks import prunable_linears
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
 from sparsemend.method.delta_linear import DeltaLinear, delta_linears
 from sparsemend.method.round_schedule import RoundSchedule
@@ -314,6 +315,7 @@ def test_a_delta_costs_no_more_than_twenty_four_bytes(tmp_path: Path) -> None:
         (("method.precision=16-mixed",), r"method.precision '16-mixed' is not one of"),
         (("method.kernel=csr",), r"method.kernel 'csr' is not one of"),
         (("method.betas=[0.9,1.0]",), r"beta 1.0 is not in \[0, 0.99947\]"),
+        (("method.betas=[0.9]",), r"method.betas=\[0.9\] are not two numbers"),
         (("method.seed_age_offset=2",), r"method.seed_age_offset=2 is not 0 or 1"),
     ],
 )
@@ -329,3 +331,15 @@ def test_more_deltas_than_kept_weights_are_refused_by_name(tmp_path: Path) -> No
     message = r"q_proj would get \d+ deltas but keeps 512 weights .*lower method.budget.density"
     with pytest.raises(ValueError, match=message):
         method.repair(pruned_model(), bench_for(tmp_path))
+
+
+def test_more_deltas_than_an_existing_support_keeps_are_refused_with_the_model_alone() -> None:
+    model, method = random_model("llama"), seft()
+    supports = {n: torch.ones_like(m.weight) > 0 for n, m in prunable_linears(model).items()}
+    method.check_model(model, supports)
+    method.check_model(model, None)
+    supports["model.layers.1.mlp.up_proj"][:] = False
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.mlp\.up_proj would get \d+ deltas but keeps 0"
+    ):
+        method.check_model(model, supports)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.masks import SparseLinear, lowest_per_group, lowest_per_row
+from sparsemend.method.delta_rounds import Moved
 from sparsemend.method.round_schedule import RoundSchedule
 from sparsemend.method.seft_linear import DEAD, GROWN, ON_BASE, SeftLinear
-from sparsemend.method.seft_rounds import Adaptation, SeftRounds
+from sparsemend.method.seft_rounds import Adaptation, SeftRounds, adapt
 from sparsemend.method.slot_adamw import SlotAdamW
 from sparsemend.method.window import Window
 from sparsemend.pattern import Pattern
@@ -326,3 +327,101 @@ def test_a_schedule_under_which_nothing_would_evolve_is_refused(
     good = {"interval": 6, "window": 3, "steps": 16, "initial": 0.2, "decay": "linear"}
     with pytest.raises(ValueError, match=message):
         RoundSchedule(**{**good, **change})
+
+
+def hand_layer(weights: list[float], slots: list[int], gradient: list[float]) -> Moved:
+    """One row of weights, zeros pruned, deltas of 0 at `slots`, after a window of one step."""
+    base = torch.tensor([weights])
+    layer = SeftLinear(
+        SparseLinear(nn.Parameter(base, requires_grad=False), None, base != 0),
+        torch.tensor(slots),
+        "scatter",
+        growth="all",
+        untouched_candidates=False,
+        refill=False,
+    )
+    window = Window(len(slots), "mean", watched=0)
+    window.observe(torch.tensor([gradient]), layer)
+    window.end_step()
+    return Moved(layer, window, (layer.states == GROWN).nonzero().view(-1))
+
+
+PER_LAYER = Adaptation(
+    adapt=True,
+    scope="layer",
+    candidates="all",
+    score="sensitivity",
+    refill=False,
+    fold=False,
+    within=None,
+)
+
+
+@pytest.mark.parametrize(("score", "leaves"), [("sensitivity", 1), ("magnitude", 2)])
+def test_what_is_least_sensitive_leaves_not_what_is_smallest(score: str, leaves: int) -> None:
+    """|w g| is 3, 0.4, 0.5, 2.5; the delta of -0.9 at position 3 makes the last 0.25 |g| = 2.5."""
+    one = hand_layer([3.0, 4.0, 0.1, 1.15, 0.0], [3, 4], [-1.0, 0.1, -5.0, 10.0, 7.0])
+    assert isinstance(one.layer, SeftLinear)
+    with torch.no_grad():
+        one.layer.values[0] = -0.9
+    pruned, refilled = adapt([one], replace(PER_LAYER, score=score), {})
+    assert (pruned, refilled) == ([1], [0])
+    expected = {0, 1, 2, 3, 4} - {leaves}
+    assert set(one.layer.keep.view(-1).nonzero().view(-1).tolist()) == expected
+    assert one.layer.weight[0, leaves] == 0
+
+
+def test_a_delta_makes_its_weight_less_sensitive() -> None:
+    """W + d counts: 1 - 0.99 at position 0, so that its delta dies and the optimizer forgets it."""
+    one = hand_layer([1.0, 1.0, 0.0], [0, 2], [1.0, 1.0, 1.0])
+    layer = one.layer
+    assert isinstance(layer, SeftLinear)
+    with torch.no_grad():
+        layer.values[0] = -0.99
+    moment = torch.ones(2)
+    adapt([one], PER_LAYER, {layer.values: {"exp_avg": moment}})
+    assert layer.keep.tolist() == [[False, True, True]]
+    assert layer.states.tolist() == [DEAD, GROWN]
+    assert layer.effective_weight().tolist() == [[0, 1, 0]]
+    assert moment.tolist() == [0, 1]
+
+
+def test_globally_the_least_sensitive_leave_whichever_layer_they_are_in() -> None:
+    gradient = [1.0, 1.0, 1.0]
+    low, high = [0.1, 0.2, 0.0], [5.0, 6.0, 0.0]
+    pair = [hand_layer(weights, [2], gradient) for weights in (low, high)]
+    assert adapt(pair, replace(PER_LAYER, scope="global"), {})[0] == [2, 0]
+    alone = [
+        adapt([hand_layer(weights, [2], gradient)], PER_LAYER, {})[0] for weights in (low, high)
+    ]
+    assert alone == [[1], [1]]
+
+
+def test_with_base_only_no_delta_is_pruned_away() -> None:
+    pruned = 0
+
+    def check(one: Trial, before: list[Any], record: dict[str, Any]) -> None:
+        nonlocal pruned
+        assert not any(record["dead"])
+        pruned += sum(record["pruned"])
+
+    over_random_rounds(check, candidates="base_only", growth="all")
+    assert pruned > ROUNDS
+
+
+def test_excluded_deltas_are_no_candidates() -> None:
+    """Also where their gradient is the largest; a dead slot's position is one again."""
+    base = torch.tensor([[1.0, 2.0, 3.0, 0.0]])
+    layer = SeftLinear(
+        SparseLinear(nn.Parameter(base, requires_grad=False), None, base != 0),
+        torch.tensor([0, 1]),
+        "scatter",
+        growth="all",
+        untouched_candidates=True,
+        refill=False,
+    )
+    layer.prune_(torch.tensor([1]))
+    window = Window(2, None, watched=0)
+    window.observe(torch.tensor([[9.0, 4.0, 1.0, 2.0]]), layer)
+    assert window.candidates is not None
+    assert sorted(window.candidates.tolist()) == [1, 3]

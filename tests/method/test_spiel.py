@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import contracts
 import pytest
@@ -13,6 +14,7 @@ from layers import random, sparse_linear
 from torch import nn
 
 from sparsemend.masks import SparseLinear, check_supports, sparse_linears
+from sparsemend.method import spiel as spiel_module
 from sparsemend.method.delta_linear import DeltaLinear, delta_linears
 from sparsemend.method.round_schedule import RoundSchedule
 from sparsemend.method.sm3 import Sm3, best_products
@@ -88,6 +90,23 @@ def test_a_round_by_products_replaces_every_dropped_delta() -> None:
     assert torch.equal(optimizer.accumulators(layer)[1], columns)
 
 
+def test_what_grows_starts_without_the_momentum_of_what_left() -> None:
+    """And what stays keeps its own, also where sorting moves it to another slot."""
+    layer = DeltaLinear(sparse_linear(6, 8), torch.randperm(48)[:10], "scatter")
+    optimizer = Sm3([layer], lr=0.1, momentum=0.9, weight_decay=0.0)
+    layer.values.grad = random(10, seed=2)
+    optimizer.step()
+    average = optimizer.state[layer.values]["average"]
+    before = dict(zip(layer.indices.tolist(), average.tolist(), strict=True))
+    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.4, decay="cosine")
+    ProductRounds(schedule, None, seed_age_offset=0).update(
+        nn.ModuleList([layer]), optimizer, step=2
+    )
+    after = dict(zip(layer.indices.tolist(), average.tolist(), strict=True))
+    assert before.keys() != after.keys()
+    assert after == {position: before.get(position, 0.0) for position in after}
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 @pytest.mark.parametrize("prune_back", PRUNE_BACK)
 @pytest.mark.parametrize("selection", [AG, MA], ids=["AG", "MA"])
@@ -154,6 +173,29 @@ def test_pruning_back_rounds_as_the_run_did(tmp_path: Path) -> None:
     sizes = {n: m.keep.numel() for n, m in sparse_linears(model)}
     assert all(counts["pruner"][n] < 0.48 * sizes[n] for n in sizes)
     assert sum(counts["exact_budget"].values()) == round(0.48 * sum(sizes.values()))
+
+
+def test_the_runs_pruner_finds_the_model_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit leaves it on the host; here `cpu`, and the device is `cpu:0`."""
+    model, bench = pruned_model(), bench_for(tmp_path)
+    object.__setattr__(bench, "device", torch.device("cpu", 0))
+    to, prune, seen = nn.Module.to, spiel_module.prune, []
+
+    def moved(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if module is model:
+            seen.append(args[0])
+        return to(module, *args, **kwargs)
+
+    def noted(*args: Any, **kwargs: Any) -> None:
+        seen.append("prune")
+        prune(*args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "to", moved)
+    monkeypatch.setattr(spiel_module, "prune", noted)
+    spiel().repair(model, bench)
+    assert seen[seen.index("prune") - 1].index == 0
 
 
 def test_the_runs_pruner_cannot_prune_back_what_it_did_not_prune(tmp_path: Path) -> None:

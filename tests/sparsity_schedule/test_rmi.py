@@ -150,6 +150,7 @@ def test_equal_sequences_have_no_similarity(make_model: Models, tokens: Tensor) 
     ("changes", "words"),
     [
         ({"similarity_samples": 2}, "similarity_samples 2 is below 3"),
+        ({"beta": -1.0}, r"sparsity_schedule\.beta -1\.0 is below 0"),
         ({"delta": 1.5}, r"delta 1\.5 is not in \[0, 1\)"),
         ({"solver": "simplex"}, "'simplex' is not one of: lp, slsqp"),
     ],

@@ -20,30 +20,34 @@ class DeltaBudget:
     """The number of deltas by one of MATCHES; what the others say is not read."""
 
     match: str
-    density: float
+    density: float | None
     deltas: int | None
-    lora_rank: int
+    lora_rank: int | None
 
     def __post_init__(self) -> None:
         if self.match not in MATCHES:
             raise ValueError(f"method.budget.match={self.match!r} is not one of: {MATCHES}")
-        if self.match == "density" and not 0 < self.density <= 1:
+        if self.match == "density" and (self.density is None or not 0 < self.density <= 1):
             raise ValueError(
                 f"method.budget.density={self.density} is not in (0, 1]; it is the number of "
                 "deltas over that of all parameters, for example 0.01"
             )
         if self.match == "deltas" and (self.deltas is None or self.deltas < 1):
             raise ValueError(f"method.budget.deltas={self.deltas} is not an integer of at least 1")
-        if self.match == "lora_rank" and self.lora_rank < 1:
-            raise ValueError(f"method.budget.lora_rank={self.lora_rank} is below 1")
+        if self.match == "lora_rank" and (self.lora_rank is None or self.lora_rank < 1):
+            raise ValueError(
+                f"method.budget.lora_rank={self.lora_rank} is not an integer of at least 1"
+            )
 
     def total(self, shapes: Mapping[str, tuple[int, ...]], parameters: int) -> int:
         """K for linears of these shapes (O, I) in a model of so many parameters."""
         if self.match == "lora_rank":
+            assert self.lora_rank is not None
             return self.lora_rank * sum(sum(shape) for shape in shapes.values())
         if self.match == "deltas":
             assert self.deltas is not None
             return self.deltas
+        assert self.density is not None
         return int(self.density * parameters)
 
     def per_linear(self, shapes: Mapping[str, tuple[int, ...]], parameters: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from sparsemend.blocks import prunable_linears
 from sparsemend.masks import SparseLinear, sparse_linears
 from sparsemend.method.base import TrainedRepair
 from sparsemend.method.delta_budget import DeltaBudget
@@ -55,6 +56,11 @@ class DeltaRepair(TrainedRepair):
         check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
         if self.seed_age_offset not in (0, 1):
             raise ValueError(f"method.seed_age_offset={self.seed_age_offset} is not 0 or 1")
+        if len(self.betas) != 2:
+            raise ValueError(
+                f"method.betas={list(self.betas)} are not two numbers; the code of SpIEL has "
+                "[0.9,0.999]"
+            )
         SlotAdamW([nn.Parameter(torch.zeros(1))], **self._adamw())  # refuses what cannot be
 
     @abstractmethod
@@ -69,13 +75,23 @@ class DeltaRepair(TrainedRepair):
     def make_rounds(self) -> DeltaRounds:
         """The callback that moves deltas."""
 
+    def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
+        linears = prunable_linears(model)
+        # that a file of supports fits the model is checked where it is used
+        if supports is not None and supports.keys() == linears.keys():
+            self.shares(model, {name: int(keep.sum()) for name, keep in supports.items()})
+
     def counts(self, model: PreTrainedModel) -> dict[str, int]:
         """How many deltas every linear gets; raises ValueError where it keeps fewer weights."""
-        linears = dict(sparse_linears(model))
-        shapes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
+        return self.shares(model, {name: int(m.keep.sum()) for name, m in sparse_linears(model)})
+
+    def shares(self, model: PreTrainedModel, kept: Mapping[str, int]) -> dict[str, int]:
+        """The same of linears that keep so many weights."""
+        linears = prunable_linears(model)
+        shapes = {name: tuple(linears[name].weight.shape) for name in kept}
         counts = self.deltas.per_linear(shapes, sum(p.numel() for p in model.parameters()))
         for name, count in counts.items():
-            self.deltas.check(name, count, int(linears[name].keep.sum()))
+            self.deltas.check(name, count, kept[name])
         return counts
 
     def attach_at(self, model: PreTrainedModel, positions: Mapping[str, Tensor]) -> None:

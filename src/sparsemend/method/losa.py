@@ -57,6 +57,7 @@ from sparsemend.method.losa_rounds import (
     restore_dense_,
 )
 from sparsemend.method.low_rank import attach_adapters, check_ranks, factors, kaiming_start
+from sparsemend.objective import Objective
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import rounded
 from sparsemend.sparsity_schedule.base import Allocation
@@ -80,11 +81,12 @@ FILE = "rounds.pt"
 
 @dataclass(frozen=True)
 class Work:
-    """The model under repair, the dense one it is compared with, and the bench."""
+    """The model under repair, the dense one it is compared with, the bench, what steps minimise."""
 
     model: PreTrainedModel
     dense: PreTrainedModel
     bench: Workbench
+    objective: Objective
 
     @property
     def pair(self) -> Pair:
@@ -133,7 +135,13 @@ class Losa(TrainedRepair):
         super().__post_init__()
         if self.rounds < 1:
             raise ValueError(f"method.rounds {self.rounds} is below 1")
-        check_rule("method", samples=self.similarity_samples, delta=self.delta, solver=self.solver)
+        check_rule(
+            "method",
+            samples=self.similarity_samples,
+            beta=self.beta,
+            delta=self.delta,
+            solver=self.solver,
+        )
         check_choice("oversparsity", self.oversparsity, ("bound", "ignore"))
         check_choice("rank_repair", self.rank_repair, REPAIRS)
         check_choice("optimizer_state", self.optimizer_state, ("fresh", "carried"))
@@ -145,6 +153,16 @@ class Losa(TrainedRepair):
         self.ranks.check(self.rounds)
         if self.rank_cap is not None and self.rank_cap < 1:
             raise ValueError(f"method.rank_cap {self.rank_cap} is below 1; null means no cap")
+        if self.rank_cap is not None and self.rank_cap > self.max_rank:
+            raise ValueError(
+                f"method.rank_cap {self.rank_cap} is above method.max_rank={self.max_rank}, beyond "
+                "which no component is ever in use; lower it, or set null for no cap"
+            )
+        if self.fixed_pattern and self.targets is not None:
+            raise ValueError(
+                "method.fixed_pattern=true has the pattern's sparsity in every round; set "
+                "method.targets=null"
+            )
         if not self.scale > 0:
             raise ValueError(f"method.scale {self.scale} is not above 0")
         if not 0 <= self.dropout < 1:
@@ -194,7 +212,7 @@ class Losa(TrainedRepair):
         check_slices(self.data_slices, self.rounds, len(bench.train))
         steps = round_steps(self.round_steps, self.max_steps, self.rounds)
         torch.manual_seed(bench.seed)
-        work = Work(model, bench.load_dense().eval(), bench)
+        work = Work(model, bench.load_dense().eval(), bench, self.objective(bench))
         restore_dense_(model, work.dense)
         self.attach(model, bench)
         path = bench.parts / FILE
@@ -320,5 +338,5 @@ class Losa(TrainedRepair):
             bench.validation,
             seed=seed,
             first_step=first_step,
-            objective=self.objective(bench),
+            objective=work.objective,
         )

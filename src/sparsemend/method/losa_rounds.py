@@ -134,7 +134,8 @@ class CarriedMoments(Callback):
                     for key, value in self.moments[name].items()
                 }
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # not on_train_end: a fit continued from the checkpoint of its last step has none
         (optimizer,) = trainer.optimizers
         names = {id(p): name for name, p in pl_module.named_parameters()}
         self.moments = {

@@ -36,6 +36,7 @@ from sparsemend.method.seft_rounds import (
     adapt,
 )
 from sparsemend.method.window import SENSITIVITY_GRADIENTS, Window
+from sparsemend.method_checks import check_within_group
 from sparsemend.pattern import Pattern
 from sparsemend.prune import check_widths
 from sparsemend.training_plan import check_choice
@@ -98,7 +99,9 @@ class Seft(DeltaRepair):
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         self.pattern = bench.pattern
-        self._check_pattern(model)
+        check_within_group(vars(self), self.pattern)
+        if self.within is not None:
+            check_widths(model, self.within, tail="error")
         counts, everywhere = self.counts(model), self.init_scope == "all"
         everywhere |= self.init_scope == "gradient" and self.growth == "all"
         everywhere &= self.growth == "all" and self.within is None
@@ -113,28 +116,6 @@ class Seft(DeltaRepair):
         else:
             positions = random_positions(places, counts, bench.seed)
         self.attach_at(model, positions)
-
-    def _check_pattern(self, model: PreTrainedModel) -> None:
-        if self.within is None:
-            return
-        check_widths(model, self.within, tail="error")
-        if self.pattern.mixed:
-            raise ValueError(
-                f"method.pattern_growth=within_group needs one N:M, not {self.pattern}; set "
-                "method.pattern_growth=active"
-            )
-        needed = {
-            "sensitivity_gradient": "mean",
-            "refill": False,
-            "adapt_scope": "layer",
-            "adapt_candidates": "all",
-        }
-        odd = [name for name, value in needed.items() if getattr(self, name) != value]
-        if odd:
-            raise ValueError(
-                "method.pattern_growth=within_group compares all weights of a group; set "
-                f"method.{odd[0]}={str(needed[odd[0]]).lower()}"
-            )
 
     def make_layer(self, linear: SparseLinear, positions: Tensor) -> DeltaLinear:
         return SeftLinear(

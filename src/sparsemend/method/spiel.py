@@ -112,6 +112,8 @@ class Spiel(DeltaRepair):
         if self.prune_back == "pruner":
             assert isinstance(bench.allocation, Allocation)  # else nothing was pruned here
             pruner, allocation = rounded(bench.rounding, bench.pruner, bench.allocation)
+            if not bench.offload:
+                nn.Module.to(model, bench.device)  # a fit leaves it on the host
             prune(
                 model,
                 bench.calibration,

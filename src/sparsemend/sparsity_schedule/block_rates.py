@@ -142,7 +142,7 @@ def slsqp_rates(band: Band, costs: Vector) -> list[float]:
     return [float(value) for value in np.clip(found.x, lower, upper)]
 
 
-def check_rule(prefix: str, *, samples: int, delta: float | None, solver: str) -> None:
+def check_rule(prefix: str, *, samples: int, beta: float, delta: float | None, solver: str) -> None:
     """Raise ValueError on settings that no allocation can have; `prefix` names their config group.
 
     Of one sequence the centred Gram matrix is zero, of two all are multiples of one matrix.
@@ -151,6 +151,11 @@ def check_rule(prefix: str, *, samples: int, delta: float | None, solver: str) -
         raise ValueError(
             f"{prefix}.similarity_samples {samples} is below 3, where every block resembles every "
             "other; the released code takes 64"
+        )
+    if not beta >= 0:
+        raise ValueError(
+            f"{prefix}.beta {beta} is below 0, where blocks that resemble the others would count "
+            "as the more important ones; the released code takes 1 or 100"
         )
     if delta is not None and not 0 <= delta < 1:
         raise ValueError(f"{prefix}.delta {delta} is not in [0, 1)")

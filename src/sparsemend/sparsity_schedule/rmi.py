@@ -43,6 +43,7 @@ class Rmi(SparsitySchedule):
         check_rule(
             "sparsity_schedule",
             samples=self.similarity_samples,
+            beta=self.beta,
             delta=self.delta,
             solver=self.solver,
         )
