@@ -13,6 +13,7 @@ from hydra.utils import execution_whitelist
 from omegaconf import DictConfig
 
 from sparsemend import preflight, sweep
+from sparsemend.arena_sweeper import ArenaSweeper
 from sparsemend.command import LOGGING_TARGETS, Command
 from sparsemend.locations import conf_folder
 from sparsemend.sweep_checks import check_sweep
@@ -45,7 +46,7 @@ def _run(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Entry point of the console command."""
-    _register_search()
+    _register_sweepers()
     command = Command("sparsemend", CONFIG_NAME, lambda cfg, search: check_run(cfg), check_sweep)
     command.launch(run_job)
 
@@ -57,8 +58,9 @@ def check_run(cfg: DictConfig) -> None:
     preflight.check(cfg)
 
 
-def _register_search() -> None:
-    """Make the sweeper of a search known to Hydra, which takes no class by its name alone."""
+def _register_sweepers() -> None:
+    """Make our sweepers known to Hydra, which takes no class by its name alone."""
+    Plugins.instance().register(ArenaSweeper)
     if any(argument.startswith("+search=") for argument in sys.argv):
         from sparsemend.search_sweeper import SearchSweeper
 

@@ -54,7 +54,7 @@ def compose_jobs(
             names.check_group(override)
         modes = [o.value() for o in overrides if o.key_or_group == "hydra.mode"]
         sweep = multirun or modes[-1:] == ["MULTIRUN"]
-        jobs = expand(overrides) if sweep else iter([lines])
+        jobs = expand(names.with_params(lines, overrides)) if sweep else iter([lines])
         return [names.compose(job) for job in itertools.islice(jobs, JOBS)], sweep
 
 
@@ -173,6 +173,28 @@ class Names:
             return compose(self.config_name, [*self._without_search(lines), *self.search])
         except (HydraException, OmegaConfBaseException) as error:
             raise OverrideError(self._explain(lines, error)) from error
+
+    def with_params(self, lines: list[str], overrides: list[Override]) -> list[Override]:
+        """The overrides of a sweep after those that an experiment's sweeper brings, as Hydra's own.
+
+        One on the command line replaces the experiment's of the same key, in its place.
+        """
+        single = [line for job in itertools.islice(expand(overrides), 1) for line in job]
+        try:
+            cfg = compose(
+                self.config_name,
+                [*self._without_search(single), *self.search],
+                return_hydra_config=True,
+            )
+        except (HydraException, OmegaConfBaseException) as error:
+            raise OverrideError(self._explain(single, error)) from error
+        params = cfg.hydra.sweeper.get("params") or {}
+        brought = self.parse([f"{key}={value}" for key, value in params.items()])
+        merged = {override.get_key_element(): override for override in brought}
+        merged |= {override.get_key_element(): override for override in overrides}
+        for override in brought:
+            self.check_group(override)
+        return list(merged.values())
 
     def _without_search(self, lines: list[str]) -> list[str]:
         return [line for line in lines if not line.startswith("hydra.searchpath=")]

@@ -10,7 +10,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from sparsemend.blocks import check_prunable
+from sparsemend.cache import Content
 from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.export import export, to_dense_
@@ -60,6 +61,7 @@ from sparsemend.stages import Stages
 from sparsemend.summary import rates_chart, summary_table
 from sparsemend.sweep import objective
 from sparsemend.tracking import Tracker
+from sparsemend.window_losses import repeat_losses, write_losses
 from sparsemend.windows import Wanted, Windows, check_vocabulary, read_windows
 
 log = logging.getLogger(__name__)
@@ -188,6 +190,7 @@ class Run:
         self._record_repair(diagnostics)
         if isinstance(self.parts.method, NoRepair):
             self.result.content["metrics"]["repaired"] = self.result.content["metrics"]["pruned"]
+            repeat_losses(self.out, "pruned", "repaired")
         else:
             self._evaluate("repaired", model, tokenizer, windows)
         with self.stages.measure("export"):
@@ -285,21 +288,26 @@ class Run:
         )
         home = next(model.parameters()).device
 
-        def on_device(evaluation: Evaluation) -> dict[str, float]:
+        def on_device(evaluation: Evaluation) -> Content:
+            asked = replace(given, window_losses={})
             nn.Module.to(model, self.device)
-            found = evaluation(model, given)
+            found = evaluation(model, asked)
             nn.Module.to(model, home)
-            return found
+            return Content(found, asked.window_losses)
 
         metrics: dict[str, float] = {}
+        losses: dict[str, Tensor] = {}
         with self.stages.measure("evaluate"):
             for name, evaluation in self.parts.evaluation.items():
-                metrics |= self.shared.measure(
+                found = self.shared.measure(
                     state, name, evaluation, given, partial(on_device, evaluation)
                 )
+                metrics |= found.values
+                losses |= found.tensors
                 if described := evaluation.describe():
                     self.result.content["protocol"][name] = described
         self.result.content["metrics"][state] = metrics
+        write_losses(self.out, state, losses)
         self.result.content["cache"] = self.shared.origins
         self.result.costs(self.stages)
         # numbers per block or per task are for result.json
@@ -341,7 +349,7 @@ class Run:
         )
 
     def _record_repair(self, diagnostics: dict[str, Any]) -> None:
-        self.result.content["repair"] = diagnostics
+        self.result.content["repair"] = {"foldable": self.parts.method.foldable, **diagnostics}
         self.result.content["curves"] = curves_of(self.out)
         trained = diagnostics.get("trained_parameters", 0)
         self.result.content["cost"].setdefault("repair", {})["trained_parameters"] = trained

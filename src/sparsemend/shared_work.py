@@ -92,12 +92,16 @@ class SharedWork:
         name: str,
         evaluation: Evaluation,
         given: EvaluationInput,
-        compute: Callable[[], dict[str, float]],
-    ) -> dict[str, float]:
-        """The metrics of the dense or pruned model by one evaluation, measured once if it may."""
+        compute: Callable[[], Content],
+    ) -> Content:
+        """What one evaluation found, of the dense or pruned model measured once if it may.
+
+        Its values are metrics, its tensors losses by window.
+        """
         key = {"dense": self.model_key, "pruned": self.pruned_key}.get(state)
         if not key or not type(evaluation).repeatable:
             return compute()
+        validation = given.validation if evaluation.needs_validation else None
         parts = {
             **self.environment,
             "of": key,
@@ -105,18 +109,19 @@ class SharedWork:
             "batch": given.batch_size,
             "test": tokens_digest(given.test),
             "task": examples_digest(given.task),
-            "validation": examples_digest(given.validation),
+            "validation": examples_digest(validation),
         }
 
-        def cached() -> dict[str, float]:
+        def cached() -> Content:
             if self.cache is None:
                 return compute()
-            found = self.cache.once("metrics", parts, lambda: Content(compute()))
+            found = self.cache.once("metrics", parts, compute)
             self.origins.setdefault("metrics", {}).setdefault(state, {})[name] = found.origin()
-            return dict(found.content.values)
+            return found.content
 
         if state == "dense":
-            return dict(self.remembered(f"dense {name}", parts, cached))
+            content: Content = self.remembered(f"dense {name}", parts, cached)
+            return content
         return cached()
 
     def prune(

@@ -43,7 +43,7 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     measures = {"perplexity": METRIC}
     if TASK_METRIC in result["metrics"]["dense"]:
         measures["task"] = TASK_METRIC
-    if MEAN in result["metrics"]["dense"]:
+    if any(MEAN in measured for measured in result["metrics"].values()):
         measures["zero-shot"] = MEAN
     table = Table(
         title=f"{config['model']['name']} on {protocol['corpus']} "

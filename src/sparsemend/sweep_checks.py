@@ -32,7 +32,8 @@ def check_sweep(configs: Sequence[DictConfig], lines: Sequence[str]) -> None:
         check_same_search(folder, lines)
     else:
         check_jobs(configs)
-        if folder is not None:
+        # with a budget of seconds, steps are known when the pilots are
+        if folder is not None and first.get("budget") != "seconds":
             sweep.check_cells(folder, configs)
     check_cache(configs)
 

@@ -96,6 +96,8 @@ class SweepReport(Callback):
 
             task = OmegaConf.masked_copy(config, ["search", "statistics"])
             report(cells, sweep.plain(task), list(config.hydra.overrides.task), folder)
+        if (config.get("arena") or {}).get("steps") is not None:
+            _report_arena(folder)
         if bad and sys.exc_info()[0] is None:
             console.print(
                 f"{len(bad)} of {len(cells)} cells did not finish; the same command with "
@@ -104,6 +106,21 @@ class SweepReport(Callback):
                 highlight=False,
             )
             sys.exit(1)
+
+
+def _report_arena(folder: Path) -> None:
+    """Table and plot of the rows that finished; why there is none, where there is none."""
+    from sparsemend.arena import read_arena
+    from sparsemend.arena_table import show, write
+
+    try:
+        arena = read_arena([folder])
+    except ValueError as error:
+        wide_console().print(str(error), markup=False, soft_wrap=True)
+        return
+    show(arena)
+    for path in write(arena, folder, "seconds"):
+        wide_console().print(f"arena: {path}", soft_wrap=True, highlight=False)
 
 
 def wide_console() -> Console:

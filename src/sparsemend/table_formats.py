@@ -70,35 +70,45 @@ def body(table: PaperTable) -> list[list[str]]:
 
 def markdown(table: PaperTable) -> str:
     """A Markdown table under its title, protocol, marks and sources below it."""
-    heads = headings(table)
     left = 3 if _settings(table) else 2
-    rule = ["---"] * left + ["---:"] * (len(heads) - left)
-    lines = [f"### {table.title}", "", _line(heads), _line(rule)]
-    lines += [_line(cells) for cells in body(table)]
-    return "\n".join([*lines, "", *(f"{note}  " for note in notes(table))]) + "\n"
+    return markdown_table(table.title, headings(table), body(table), left, notes(table))
 
 
 def latex(table: PaperTable) -> str:
     r"""The same as a LaTeX tabular; needs \usepackage{booktabs}."""
-    heads = headings(table)
     left = 3 if _settings(table) else 2
-    rows = [*(_tex(cells) for cells in body(table))]
-    return (
-        "\n".join(
-            [
-                r"% needs \usepackage{booktabs}",
-                rf"\begin{{tabular}}{{{'l' * left}{'r' * (len(heads) - left)}}}",
-                r"\toprule",
-                _tex(heads),
-                r"\midrule",
-                *rows,
-                r"\bottomrule",
-                r"\end{tabular}",
-                *(f"% {note}" for note in notes(table)),
-            ]
-        )
-        + "\n"
-    )
+    return latex_table(headings(table), body(table), left, notes(table))
+
+
+def markdown_table(
+    title: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: int,
+    below: Sequence[str],
+) -> str:
+    """A Markdown table under its title, notes below it; the first `left` columns are text."""
+    rule = ["---"] * left + ["---:"] * (len(heads) - left)
+    lines = [f"### {title}", "", _line(heads), _line(rule), *(_line(cells) for cells in rows)]
+    return "\n".join([*lines, "", *(f"{note}  " for note in below)]) + "\n"
+
+
+def latex_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], left: int, below: Sequence[str]
+) -> str:
+    """The same as a LaTeX tabular, notes as comments."""
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{{'l' * left}{'r' * (len(heads) - left)}}}",
+        r"\toprule",
+        _tex(heads),
+        r"\midrule",
+        *(_tex(cells) for cells in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(f"% {note}" for note in below),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def comma_separated(tables: Sequence[PaperTable]) -> str:

@@ -3,6 +3,7 @@
     list      every published number, the experiment that repeats it, what it needs
     run       one published number through the ordinary `sparsemend`
     collect   result.json files as a table of a paper's shape
+    arena     the runs of experiment=arena as one table and one plot
     report    result folders as one HTML page
 
 Nothing here imports torch.  Exit codes as of `sparsemend`.
@@ -22,6 +23,7 @@ from sparsemend.command import USER_ERRORS, interrupted, say
 from sparsemend.overrides import OverrideError
 
 COMMAND = "sparsemend-tables"
+COSTS = ("seconds", "peak_bytes", "trained", "tokens")
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,6 +99,10 @@ def _parser() -> tuple[Parser, list[str]]:
     collecting.add_argument("--metric", default="perplexity/test")
     collecting.add_argument("--where", action="append", default=[], metavar="KEY=VALUE")
     collecting.add_argument("--out", type=Path, help="folder of the files; the first FOLDER")
+    arena = command("arena", _arena, "runs of experiment=arena as one table and one plot")
+    arena.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    arena.add_argument("--cost", default="seconds", help="of the plot: " + ", ".join(COSTS))
+    arena.add_argument("--out", type=Path, help="folder of the files; the first FOLDER")
     reporting = command("report", _report, "result folders as one HTML page")
     reporting.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     reporting.add_argument("--out", type=Path, help="the page; report.html in the first FOLDER")
@@ -126,6 +132,19 @@ def _collect(asked: argparse.Namespace) -> None:
     from sparsemend.collect import collect
 
     for path in collect(asked.folders, asked.metric, asked.where, asked.out):
+        print(path)
+
+
+def _arena(asked: argparse.Namespace) -> None:
+    from sparsemend.arena import read_arena
+    from sparsemend.arena_table import show, write
+
+    if asked.cost not in COSTS:
+        near = _nearest(asked.cost, COSTS)
+        raise OverrideError(f"unknown cost {asked.cost!r}\n{near}all: {', '.join(COSTS)}")
+    arena = read_arena(asked.folders)
+    show(arena)
+    for path in write(arena, asked.out or asked.folders[0], asked.cost):
         print(path)
 
 

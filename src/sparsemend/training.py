@@ -104,9 +104,11 @@ class RepairModule(LightningModule):
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=False)
             self.load_state_dict(checkpoint["state_dict"], strict=False)
         score = best.best_model_score
+        windows = self.plan.batch_size * self.plan.accumulate * trainer.world_size
         return {
             "steps": trainer.global_step,
-            "windows_per_step": self.plan.batch_size * self.plan.accumulate * trainer.world_size,
+            "windows_per_step": windows,
+            "tokens": trainer.global_step * windows * self.train_examples.tokens.shape[1],
             VALIDATION_LOSS: None if score is None else float(score),
         }
 

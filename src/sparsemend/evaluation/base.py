@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,9 @@ class EvaluationInput:
     out, state: the run's folder, and which of dense, pruned, repaired is measured.
     validation: labelled validation windows, empty where no evaluation `needs_validation`.
     load_dense: the model as it was loaded, once more, on the host.
+    window_losses: filled by an evaluation whose metric is a mean over the test windows: metric
+        name -> loss of each window, (N,) fp32 on the host, so that two models can be compared
+        window by window.
     """
 
     test: Tensor
@@ -34,6 +37,7 @@ class EvaluationInput:
     load_dense: Callable[[], PreTrainedModel]
     out: Path
     state: str
+    window_losses: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Evaluation(ABC):

@@ -46,25 +46,27 @@ class Perplexity(Evaluation):
 
     def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
         batch = self._batch_size(model, given)
-        metrics = {METRIC: self._perplexity(model, given.test, batch, given.device)}
+        losses = self._each_window(model, given.test, batch, given.device)
+        given.window_losses[METRIC] = losses
+        metrics = {METRIC: _perplexity(losses)}
         if given.task is not None:
             metrics[TASK_METRIC] = self._labelled(model, given.task, batch, given.device)
         if self.validation:
             rows = given.validation
             if torch.equal(rows.tokens, rows.labels):
-                found = self._perplexity(model, rows.tokens, batch, given.device)
+                found = _perplexity(self._each_window(model, rows.tokens, batch, given.device))
             else:
                 found = self._labelled(model, rows, batch, given.device)
             metrics[VALIDATION_METRIC] = found
         return metrics
 
-    def _perplexity(
+    def _each_window(
         self, model: PreTrainedModel, rows: Tensor, batch: int, device: torch.device
-    ) -> float:
+    ) -> Tensor:
         losses = []
         for windows in track(rows.split(batch), "perplexity"):
             losses.append(self.window_losses(model, windows.to(device)).cpu())
-        return exponential(torch.cat(losses).double().mean().item())
+        return torch.cat(losses)
 
     def _labelled(
         self, model: PreTrainedModel, rows: Examples, batch: int, device: torch.device
@@ -105,6 +107,10 @@ class Perplexity(Evaluation):
         vocabulary = model.get_output_embeddings().weight.shape[0]
         per_window = given.test.shape[1] * vocabulary * model.dtype.itemsize
         return max(1, min(given.batch_size, self.logits_bytes // per_window))
+
+
+def _perplexity(losses: Tensor) -> float:
+    return exponential(losses.double().mean().item())
 
 
 def exponential(mean_loss: float) -> float:

@@ -30,6 +30,7 @@ from sparsemend.files import write_json
 log = logging.getLogger(__name__)
 
 METRICS = ("acc", "acc_norm")
+STATES = ("dense", "pruned", "repaired")
 GROUP = "zero_shot"
 MEAN = f"{GROUP}/mean"
 
@@ -48,6 +49,7 @@ class ZeroShot(Evaluation):
     include_path: str | None
     keep_samples: bool
     seeds: Sequence[int]
+    states: Sequence[str]
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -58,6 +60,11 @@ class ZeroShot(Evaluation):
             raise ValueError(
                 f"evaluation.zero_shot.limit {self.limit} is below 1; null is no limit"
             )
+        if unknown := sorted(set(self.states) - set(STATES)):
+            raise ValueError(
+                f"evaluation.zero_shot.states holds {', '.join(unknown)}, which is not one of: "
+                f"{', '.join(STATES)}"
+            )
         self._versions: dict[str, Any] = {}
 
     @property
@@ -66,6 +73,8 @@ class ZeroShot(Evaluation):
         return self.suites[self.suite] if self.tasks is None else self.tasks
 
     def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
+        if given.state not in self.states:
+            return {}
         if given.tokenizer is None:
             raise ValueError(
                 "evaluation=zero_shot reads text and the model folder has no tokenizer; put one "

@@ -120,6 +120,7 @@ def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     overhead = seconds["allocate"] + seconds["prune"]
     return {
         "steps": sum(record["steps"] for record in records),
+        "tokens": sum(record["tokens"] for record in records),
         "seconds": seconds,
         "overhead": overhead / seconds["train"] if seconds["train"] else None,
     }

@@ -105,13 +105,16 @@ class Reconstruct(BlockPlan, RepairMethod):
                 row = self.tune(pair, bench.seed)
                 save_block(path, pair.tuned.block, row)
             rows.append(row)
+        steps = sum(row["steps"] for row in rows)
         return {
             "blocks": rows,
             HELD_OUT_ERROR: mean(
                 [row["after"].get("held_out", {}).get("relative") for row in rows]
             ),
-            "steps": sum(row["steps"] for row in rows),
+            "steps": steps,
             "windows_per_step": self.batch_size,
+            # a step passes its windows through one block
+            "tokens": round(steps / len(rows) * self.batch_size * windows.shape[1]),
             "trained_parameters": sum(row["trained_parameters"] for row in rows),
         }
 

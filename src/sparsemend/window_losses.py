@@ -1,0 +1,58 @@
+"""The loss of every test window, beside result.json, so that runs can be compared window by window.
+
+`window_losses/<state>.safetensors` holds one tensor per metric that is a mean over the test
+windows: its name -> (N,) fp32, in the order of the test text.  Read here without torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from sparsemend.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOLDER = "window_losses"
+
+
+def path_of(run: Path, state: str) -> Path:
+    """Where a run folder holds the losses of dense, pruned or repaired."""
+    return run / FOLDER / f"{state}.safetensors"
+
+
+def write_losses(run: Path, state: str, losses: Mapping[str, Tensor]) -> None:
+    """Write what was measured; nothing where no metric is a mean over windows."""
+    if not losses:
+        return
+    with replacing(path_of(run, state)) as partial:
+        save_file({name: tensor.float().numpy() for name, tensor in losses.items()}, partial)
+
+
+def repeat_losses(run: Path, state: str, other: str) -> None:
+    """State `other` is `state` itself, as it is where nothing was repaired."""
+    if path_of(run, state).is_file():
+        with replacing(path_of(run, other)) as partial:
+            shutil.copyfile(path_of(run, state), partial)
+
+
+def read_losses(run: Path, state: str, metric: str) -> np.ndarray | None:
+    """(N,) fp64; None where the run holds none for this state and metric.
+
+    ValueError where the file is broken.
+    """
+    path = path_of(run, state)
+    if not path.is_file():
+        return None
+    try:
+        found = load_file(path).get(metric)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is broken ({error}); run that cell again") from error
+    return None if found is None else found.astype(np.float64)

@@ -1,0 +1,191 @@
+"""The arena: rows from run folders, budgets, who is best, what cannot share a table, the files."""
+
+from __future__ import annotations
+
+import csv
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparsemend.arena import pareto, read_arena
+from sparsemend.arena_plot import spread
+from sparsemend.arena_table import body, notes, write
+from sparsemend.tables import main
+from sparsemend.window_losses import write_losses
+from tests import result_folders
+
+METRIC = "perplexity/test"
+
+
+def cell(
+    root: Path,
+    row: str,
+    seed: int,
+    perplexity: float,
+    *,
+    tokens: int = 1000,
+    trained: int = 500,
+    seconds: float = 10.0,
+    foldable: bool = True,
+    budget: str = "tokens",
+    pilot: bool = False,
+    **changes: Any,
+) -> Path:
+    """A finished cell with 8 test windows, whose losses differ by window but not by seed."""
+    content = result_folders.result(repaired=perplexity, seed=seed, method="masked_lora", **changes)
+    content["config"] |= {
+        "arena": {"row": row, "pilot": pilot, "steps": 5, "seconds": 10.0},
+        "budget": budget,
+        "pattern": "unstructured",
+        "evaluation": {"perplexity": {}, "zero_shot": {"limit": 4}},
+    }
+    content["metrics"]["repaired"]["zero_shot/mean"] = 0.5 + seed / 100
+    content["repair"] = {"tokens": tokens, "foldable": foldable}
+    content["cost"]["repair"] = {
+        "seconds": seconds,
+        "peak_bytes": 2**20,
+        "trained_parameters": trained,
+    }
+    content["sparsity"]["effective"] = 0.6 if foldable else 0.0
+    folder = result_folders.write(root / f"{row}_{seed}{'_pilot' if pilot else ''}", content)
+    windows = torch.linspace(-0.5, 0.5, 8)
+    mean = torch.tensor(perplexity).log()
+    write_losses(folder, "repaired", {METRIC: mean + windows})
+    return folder
+
+
+def arena_of(root: Path, **rows: Any) -> Any:
+    for row, given in rows.items():
+        for seed in (0, 1):
+            cell(root, row, seed, **given)
+    return read_arena([root])
+
+
+def test_rows_are_ordered_by_mean_perplexity_and_compared_with_the_best(tmp_path: Path) -> None:
+    arena = arena_of(tmp_path, lors={"perplexity": 20.0}, masked_lora={"perplexity": 16.0})
+    assert [entry.row for entry in arena.entries] == ["masked_lora", "lors"]
+    assert arena.best.row == "masked_lora"
+    ratio = arena.ratios["lors"]
+    assert (ratio.mean, ratio.differs) == (pytest.approx(1.25, rel=1e-6), True)
+    assert "masked_lora" not in arena.ratios
+
+
+def test_a_row_above_the_budget_or_with_an_open_adapter_is_not_the_best(tmp_path: Path) -> None:
+    arena = arena_of(
+        tmp_path,
+        lors={"perplexity": 20.0},
+        masked_full={"perplexity": 10.0, "tokens": 1100},
+        lora={"perplexity": 12.0, "foldable": False},
+    )
+    assert arena.best.row == "lors"
+    assert arena.amount == 1000  # of the low-rank rows
+    assert [arena.within(entry) for entry in arena.entries] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("budget", "key", "amount"), [("trainable", "trained", 500), ("seconds", "seconds", 10)]
+)
+def test_the_budget_may_be_parameters_or_seconds(
+    tmp_path: Path, budget: str, key: str, amount: float
+) -> None:
+    arena = arena_of(
+        tmp_path,
+        lors={"perplexity": 20.0, "budget": budget},
+        spp={"perplexity": 15.0, "budget": budget, key: amount * 2},
+    )
+    assert arena.amount == amount
+    assert {e.row: arena.share(e) for e in arena.entries} == {"spp": 2.0, "lors": 1.0}
+    assert arena.best.row == "lors"
+
+
+def test_pilots_are_no_rows(tmp_path: Path) -> None:
+    cell(tmp_path, "lors", 0, 20.0, pilot=True)
+    with pytest.raises(ValueError, match="no row of an arena"):
+        read_arena([tmp_path])
+    cell(tmp_path, "spp", 0, 25.0)
+    assert [entry.row for entry in read_arena([tmp_path]).entries] == ["spp"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"protocol": {"seqlen": 128}}, "256 tokens a window.*128 tokens a window"),
+        ({"sparsity": 0.7}, "differ in sparsity:\n  0.6 .*\n  0.7 "),
+        ({"budget": "seconds"}, "differ in budget"),
+        ({"pruner": "magnitude"}, "differ in pruner"),
+    ],
+)
+def test_two_settings_do_not_share_a_table(tmp_path: Path, changes: Any, named: str) -> None:
+    cell(tmp_path, "lors", 0, 20.0)
+    cell(tmp_path, "spp", 0, 20.0, **changes)
+    with pytest.raises(ValueError, match=f"(?s){named}"):
+        read_arena([tmp_path])
+
+
+def test_a_row_without_a_seed_of_the_best_is_compared_on_the_common_ones(tmp_path: Path) -> None:
+    cell(tmp_path, "lors", 0, 16.0)
+    cell(tmp_path, "lors", 1, 16.0)
+    cell(tmp_path, "spp", 1, 20.0)
+    assert read_arena([tmp_path]).ratios["spp"].mean == pytest.approx(1.25, rel=1e-6)
+
+
+def test_the_front_has_who_is_not_beaten_in_both() -> None:
+    points = {"a": (1.0, 9.0), "b": (2.0, 9.0), "c": (2.0, 5.0), "d": (3.0, 6.0), "e": (4.0, 1.0)}
+    assert pareto(points) == ["a", "c", "e"]
+    assert pareto({"x": (1.0, 1.0), "y": (1.0, 1.0)}) == ["x"]
+
+
+def test_labels_keep_their_order_and_part(tmp_path: Path) -> None:
+    heights = {"a": 0.50, "b": 0.505, "c": 0.51, "d": 0.9}
+    found = spread(heights, 0.1)
+    places = [found[name] for name in "abcd"]
+    assert places == sorted(places)
+    gaps = [high - low for low, high in pairwise(places)]
+    assert min(gaps) >= 0.1 - 1e-12
+    assert found["b"] == pytest.approx(0.505)  # the middle of its group
+    assert found["d"] == 0.9
+
+
+def test_the_table_says_what_every_row_took(tmp_path: Path) -> None:
+    arena = arena_of(
+        tmp_path, lors={"perplexity": 16.0}, spp={"perplexity": 20.0, "tokens": 2000, "trained": 7}
+    )
+    dense, best, other = body(arena)
+    assert dense[:2] == ["dense", "15.000 ± 0.000"]
+    assert best[:3] == ["lors", "16.000 ± 0.000", "best"]
+    assert best[4] == "0.505 ± 0.007"
+    assert other[2:4] == ["1.250", "1.250 - 1.250*"]
+    assert other[5:8] == ["2.00 (over)", "7", "2,000"]
+    assert any("first 4 items" in note for note in notes(arena))
+
+
+def test_five_files_are_written(tmp_path: Path) -> None:
+    arena = arena_of(tmp_path, lors={"perplexity": 16.0}, spp={"perplexity": 20.0})
+    paths = write(arena, tmp_path / "out", "seconds")
+    assert [path.name for path in paths] == [
+        f"arena.{s}" for s in ("md", "tex", "csv", "png", "svg")
+    ]
+    assert all(path.stat().st_size > 100 for path in paths)
+    rows = list(csv.DictReader((tmp_path / "out" / "arena.csv").open()))
+    assert [row["row"] for row in rows] == ["dense", "lors", "spp"]
+    assert float(rows[2]["ratio"]) == pytest.approx(1.25, rel=1e-6)
+    text = (tmp_path / "out" / "arena.svg").read_text()
+    assert "Pareto" in text
+
+
+def test_the_command_writes_beside_the_runs(tmp_path: Path, capsys: Any) -> None:
+    arena_of(tmp_path, lors={"perplexity": 16.0}, spp={"perplexity": 20.0})
+    main(["arena", str(tmp_path), "--cost", "peak_bytes"])
+    printed = capsys.readouterr().out
+    assert "best within the budget: lors" in printed
+    assert (tmp_path / "arena.png").exists()
+
+
+def test_an_unknown_cost_names_the_nearest(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["arena", str(tmp_path), "--cost", "secnds"])
+    assert stop.value.code == 2
+    assert "nearest: seconds" in capsys.readouterr().err
