@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 OPTIMIZERS = ("adamw", "sgd", "muon", "adamw_8bit")
-BETAS = (0.9, 0.95)  # usual for language models (GPT-3, Brown et al. 2020, App. B)
 
 
 def make_optimizer(
@@ -23,18 +22,21 @@ def make_optimizer(
     *,
     learning_rate: float,
     weight_decay: float,
+    betas: tuple[float, float],
 ) -> Optimizer:
-    """`adamw`, `sgd` or `muon` over named parameters; decay applies to matrices only."""
+    """One of OPTIMIZERS over named parameters; decay applies to matrices, betas to AdamW."""
     if name == "sgd":
         return SGD(parameters.values(), lr=learning_rate)
     if name == "adamw":
-        return AdamW(_groups(parameters, weight_decay), lr=learning_rate, betas=BETAS)
+        return AdamW(_groups(parameters, weight_decay), lr=learning_rate, betas=betas)
     if name == "muon":
-        return MuonWithAdamW(parameters, learning_rate=learning_rate, weight_decay=weight_decay)
+        return MuonWithAdamW(
+            parameters, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas
+        )
     if name == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(_groups(parameters, weight_decay), lr=learning_rate, betas=BETAS)
+        return AdamW8bit(_groups(parameters, weight_decay), lr=learning_rate, betas=betas)
     raise ValueError(f"method.optimizer {name!r} is not one of: {', '.join(OPTIMIZERS)}")
 
 
@@ -49,7 +51,12 @@ class MuonWithAdamW(Optimizer):
     """Muon on every matrix but embeddings and head, AdamW on the rest, seen as one optimizer."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        betas: tuple[float, float],
     ) -> None:
         hidden = {n: p for n, p in parameters.items() if p.ndim == 2 and not _is_embedding(n)}
         rest = {n: p for n, p in parameters.items() if n not in hidden}
@@ -62,7 +69,7 @@ class MuonWithAdamW(Optimizer):
             )
         ]
         if rest:
-            self.parts.append(AdamW(_groups(rest, weight_decay), lr=learning_rate, betas=BETAS))
+            self.parts.append(AdamW(_groups(rest, weight_decay), lr=learning_rate, betas=betas))
         super().__init__(parameters.values(), {})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 

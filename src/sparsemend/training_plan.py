@@ -43,6 +43,7 @@ class StepPlan:
     learning_rate: float
     min_learning_rate: float
     optimizer: str
+    betas: list[float]
     weight_decay: float
     schedule: str
     warmup_fraction: float
@@ -51,6 +52,7 @@ class StepPlan:
 
     def __post_init__(self) -> None:
         self._check_learning_rates()
+        self._check_betas()
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"method.warmup_fraction {self.warmup_fraction} is not in [0, 1]")
         for name, choices in CHOICES.items():
@@ -68,7 +70,23 @@ class StepPlan:
             {name: p for name, p in model.named_parameters() if p.requires_grad},
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
+            betas=self.both_betas,
         )
+
+    @property
+    def both_betas(self) -> tuple[float, float]:
+        """`betas` as AdamW takes them."""
+        first, second = self.betas
+        return first, second
+
+    def _check_betas(self) -> None:
+        if len(self.betas) != 2:
+            raise ValueError(
+                f"method.betas={list(self.betas)} are not two numbers; AdamW's are [0.9,0.999]"
+            )
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"method.betas={list(self.betas)}: {beta} is not in [0, 1)")
 
     def _check_learning_rates(self) -> None:
         if not self.learning_rate > 0:

@@ -36,7 +36,6 @@ class DeltaRepair(TrainedRepair):
     initial_drop_rate: float
     drop_schedule: str
     seed_age_offset: int
-    betas: list[float]
     epsilon: float
     kernel: str
 
@@ -56,11 +55,6 @@ class DeltaRepair(TrainedRepair):
         check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
         if self.seed_age_offset not in (0, 1):
             raise ValueError(f"method.seed_age_offset={self.seed_age_offset} is not 0 or 1")
-        if len(self.betas) != 2:
-            raise ValueError(
-                f"method.betas={list(self.betas)} are not two numbers; the code of SpIEL has "
-                "[0.9,0.999]"
-            )
         SlotAdamW([nn.Parameter(torch.zeros(1))], **self._adamw())  # refuses what cannot be
 
     @abstractmethod
@@ -125,10 +119,9 @@ class DeltaRepair(TrainedRepair):
         return SlotAdamW([p for p in model.parameters() if p.requires_grad], **self._adamw())
 
     def _adamw(self) -> dict[str, Any]:
-        first, second = self.betas
         return {
             "lr": self.learning_rate,
-            "betas": (first, second),
+            "betas": self.both_betas,
             "eps": self.epsilon,
             "weight_decay": self.weight_decay,
         }

@@ -114,6 +114,7 @@ class BlockFit:
             self.parameters,
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
+            betas=plan.both_betas,
         )
         schedule = learning_rate_schedule(plan, optimizer, steps)
         scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "16-mixed")
