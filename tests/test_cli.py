@@ -354,3 +354,9 @@ def test_the_real_command_refuses_an_unknown_method_with_code_2(tmp_path: Path) 
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown method 'masked_lor'")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_of_a_sweep_is_refused_in_one_line(command, capsys) -> None:
+    code, seen = command("-m", "sparsity=0.5,0.6", "--cfg", "job")
+    assert (code, seen) == (2, [])
+    assert "show one job; leave -m out" in " ".join(capsys.readouterr().err.split())

@@ -75,6 +75,10 @@ class Command:
         args = get_args_parser().parse_intermixed_args()
         if args.help or args.hydra_help or args.shell_completion:
             return
+        if args.multirun and (args.cfg or args.info):
+            raise OverrideError(
+                "--cfg and --info show one job; leave -m out and give each key one value"
+            )
         if args.config_path is not None or args.experimental_rerun is not None:
             return  # another tree of configs: Hydra's own messages, and the check inside the job
         extra = Path(args.config_dir) if args.config_dir else None

@@ -31,6 +31,7 @@ from sparsemend.method_checks import (
     check_similarity,
     check_training,
 )
+from sparsemend.module_checks import check_modules
 from sparsemend.pattern import Pattern
 from sparsemend.resume import check_resumable
 from sparsemend.schedule_checks import check_rounding, check_schedule
@@ -55,6 +56,7 @@ def check(cfg: DictConfig) -> None:
     """Raise ValueError or FileNotFoundError, with value, bound and remedy, on what cannot work."""
     cfg = configured(cfg)
     check_missing(cfg)
+    check_modules(cfg)
     check_numbers(cfg)
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)

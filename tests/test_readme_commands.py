@@ -1,0 +1,301 @@
+"""Every command of the READMEs: composed by a fast test, run as a reader would by slow ones.
+
+`pytest -m commands` runs them, one test a command.  The commands of a block share an empty folder
+that stands for the reader's own, and find there what they name in capitals.  Those that would take
+minutes get the overrides of SHORTER; those that need a GPU, a hub or a cluster are composed as
+written and then run on the embedded model and this machine, see `substituted`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from readme_blocks import Block, Command, blocks, commands
+from safetensors.torch import save_file
+
+import sparsemend
+from sparsemend.listing import command_of
+from sparsemend.locations import conf_folder, resolve_path
+from sparsemend.overrides import compose_jobs, expand
+
+ROOT = Path(__file__).parents[1]
+SOURCE = str(Path(sparsemend.__file__).parents[1])
+PAGES = (
+    "README.md",
+    "docker/README.md",
+    "multirun/README.md",
+    "multirun/reference/README.md",
+    "src/sparsemend/assets/tiny/README.md",
+)
+BLOCKS = [block for page in PAGES for block in blocks(page, (ROOT / page).read_text("utf-8"))]
+EVERY = (command for block in BLOCKS if block.runnable for command in commands(block))
+COMMANDS = list({str(command): command for command in EVERY}.values())  # each once
+CONFIGS = {"sparsemend": "run", "sparsemend-bench": "bench"}  # the Hydra apps
+
+# 40 short windows of random tokens: what a sweep or a search does with its cells stays the same
+FEW_TOKENS = (
+    "data=tokens",
+    *(f"data.{key}={key.upper()}.safetensors" for key in ("calibration", "train", "test")),
+    "data.seqlen=64",
+    "data.calibration_samples=16",
+)
+THREE_STEPS = ("method.max_steps=3",)
+SMALL_SHAPE = ("shape.hidden=128", "shape.intermediate=256", "rounds=1")
+# how a command begins: what is added to it, so that all of them end within twenty minutes
+SHORTER: dict[str, tuple[str, ...]] = {
+    "sparsemend -m experiment=dsnot/table1": FEW_TOKENS,
+    "sparsemend -m experiment=wanda/readme": FEW_TOKENS,
+    "sparsemend -m experiment=atp/headline": FEW_TOKENS,
+    "sparsemend -m experiment=tiny_comparison": (*FEW_TOKENS, *THREE_STEPS),
+    "sparsemend -m method=none,dsnot": FEW_TOKENS,
+    "sparsemend -m method=none pruner=": FEW_TOKENS,
+    "sparsemend -m +search=": (*FEW_TOKENS, "search.count=3"),
+    "sparsemend model=llama2_7b data=c4 hardware=gpu pruner=sparsegpt": THREE_STEPS,
+    "sparsemend hardware=ddp": THREE_STEPS,
+    "sparsemend experiment=pretrain_tiny": THREE_STEPS,
+    "sparsemend data=instructions": THREE_STEPS,
+    "sparsemend-bench": SMALL_SHAPE,
+    "sparsemend-bench suite=": ("suite.samples=4", "suite.seqlen=64"),
+}
+# of a command that needs a GPU, a hub or a cluster
+DROPPED = ("model=", "data=", "hardware=gpu", "hydra.launcher.partition=", "shape=", "device=")
+REPLACED = {
+    "hydra/launcher=slurm_1gpu": "hydra/launcher=submitit_local",
+    "hardware.accelerator=gpu": "hardware.accelerator=cpu",
+    "hardware.devices=4": "hardware.devices=2",
+}
+
+
+def substituted(argv: Sequence[str]) -> list[str]:
+    """The command on the embedded model and a few tokens, without a GPU and without a cluster."""
+    kept = [REPLACED.get(word, word) for word in argv if not word.startswith(DROPPED)]
+    if kept[:2] == ["sparsemend-tables", "run"]:
+        return [*kept, "--scale", "tiny", *FEW_TOKENS]
+    if kept[0] != "sparsemend":
+        return kept
+    scale = ["scale=tiny"] if any(word.startswith("experiment=") for word in kept) else []
+    return [*kept, *scale, *FEW_TOKENS]
+
+
+def added(command: Command) -> list[str]:
+    """What SHORTER adds to a command."""
+    more = (more for start, more in SHORTER.items() if str(command).startswith(start))
+    return list(dict.fromkeys(chain(*more)))
+
+
+def overrides(argv: Sequence[str]) -> list[str]:
+    return [word for word in argv[1:] if "=" in word and not word.startswith("-")]
+
+
+def check_names(argv: Sequence[str], folder: Path) -> None:
+    """Compose a job of a Hydra app's command line; raises OverrideError as the app does."""
+    extra = folder / argv[argv.index("--config-dir") + 1] if "--config-dir" in argv else None
+    compose_jobs(
+        overrides(argv),
+        conf=conf_folder(),
+        config_name=CONFIGS[argv[0]],
+        extra=extra,
+        multirun=False,
+        command=argv[0],
+    )
+
+
+def launched(argv: Sequence[str]) -> Sequence[str] | None:
+    """The command line of the Hydra app that a command is or starts; None where it is none."""
+    if argv[:3] == ("sparsemend-tables", "run", "--cell"):
+        return command_of(argv[3], None, argv[4:])
+    return argv if argv[0] in CONFIGS else None
+
+
+def ends(argv: Sequence[str]) -> list[list[str]]:
+    """A sweep's first and last job as commands of their own; a command that is no sweep, alone."""
+    if "-m" not in argv:
+        return [list(argv)]
+    found = list(expand(OverridesParser.create().parse_overrides(overrides(argv))))
+    return [[argv[0], *job] for job in (found[0], found[-1])]
+
+
+def execute(argv: Sequence[str], folder: Path, environment: Sequence[str] = ()) -> str:
+    """Run a command of this Python's environment in a folder; what it said.  It must exit 0."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    variables |= dict(pair.split("=", 1) for pair in environment)
+    variables["PYTHONPATH"] = f"{variables['PYTHONPATH']}{os.pathsep}{SOURCE}".strip(os.pathsep)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name(argv[0])), *argv[1:]],
+        cwd=folder,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, f"{argv}\n{done.stdout}"
+    return done.stdout
+
+
+def put_files(command: Command, folder: Path) -> None:
+    """The files that the command's page tells its reader to write."""
+    for block in BLOCKS:
+        if block.file and block.page == command.block.page:
+            (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+
+
+def put_tokens(path: Path) -> None:
+    """40 windows of 256 random tokens of the embedded model's vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    save_file({"input_ids": torch.randint(3, 2048, (40, 256), generator=generator)}, path)
+
+
+def put_answers(path: Path) -> None:
+    """140 prompts with answers, one JSON object a line."""
+    rows = ({"instruction": f"double {n}", "input": "", "output": str(2 * n)} for n in range(140))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def put_model(path: Path) -> None:
+    path.symlink_to(resolve_path("embedded:tiny"))
+
+
+def put_run(path: Path) -> None:
+    """An exported run."""
+    execute(["sparsemend", "method=none", "export=true", f"hydra.run.dir={path}"], path.parent)
+
+
+def put_exported(path: Path) -> None:
+    """An exported model."""
+    put_run(path.with_name("exported"))
+    path.symlink_to(path.with_name("exported") / "model")
+
+
+def put_evolution(path: Path) -> None:
+    """A run whose zeros moved."""
+    steps = ("method.max_steps=12", "method.update_interval=4", "method.accumulation_steps=2")
+    execute(["sparsemend", "method=seft", *steps, f"hydra.run.dir={path}"], path.parent)
+
+
+# what commands name in capitals and read
+PLACEHOLDERS: dict[str, Callable[[Path], None]] = {
+    **dict.fromkeys([f"{name}.safetensors" for name in ("CAL", "CALIBRATION")], put_tokens),
+    **dict.fromkeys([f"{name}.safetensors" for name in ("TRAIN", "TEST")], put_tokens),
+    "FILE.jsonl": put_answers,
+    "DIR": put_model,
+    "RUN": put_run,
+    "FOLDER": put_exported,
+    "RUN_FOLDER": put_evolution,
+}
+
+
+def put_placeholders(argv: Sequence[str], folder: Path) -> None:
+    """What a command names in capitals, unless it writes that itself or it is there already."""
+    read = [word for word in argv if not word.startswith("hydra.run.dir=")]
+    for name in re.findall(r"\b[A-Z][A-Z_]+(?:\.[a-z]+)?\b", " ".join(read)):
+        if name in PLACEHOLDERS and not (folder / name).exists():
+            PLACEHOLDERS[name](folder / name)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Block], Path]:
+    """The reader's folder of a block, empty when its first command comes."""
+    made: dict[Block, Path] = {}
+
+    def folder(block: Block) -> Path:
+        if block not in made:
+            made[block] = tmp_path_factory.mktemp("reader")
+        return made[block]
+
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.commands
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_the_command_runs(command: Command, folder_of: Callable[[Block], Path]) -> None:
+    folder = folder_of(command.block)
+    argv: Sequence[str] = command.argv
+    app = launched(argv)
+    if command.block.needs:
+        if app is not None:
+            execute([*ends(app)[0], "--cfg", "job"], folder)
+        argv = substituted(argv)
+    argv = [*argv, *(word for word in added(command) if word not in argv)]
+    put_files(command, folder)
+    put_placeholders(argv, folder)
+    execute(argv, folder, command.environment)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if launched(c.argv)], ids=str)
+def test_the_command_composes(command: Command, tmp_path: Path) -> None:
+    app = launched(command.argv)
+    assert app is not None
+    put_files(command, tmp_path)
+    for job in ends(app):
+        check_names(job, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_fenced_block_says_what_it_is(page: str) -> None:
+    mine = [block for block in BLOCKS if block.page == page]
+    assert [f"{page}:{block.line} ```{block.info}" for block in mine if not block.known] == []
+    lines = (ROOT / page).read_text("utf-8").splitlines()
+    fences = [line for line in lines if line.lstrip().startswith(("```", "~~~"))]
+    fenced = [block for block in mine if lines[block.line - 1].startswith("```")]
+    assert len(fences) == 2 * len(fenced)
+
+
+@pytest.mark.parametrize("start", SHORTER)
+def test_every_shortened_command_exists(start: str) -> None:
+    assert [command for command in COMMANDS if str(command).startswith(start)]
+
+
+def written(text: str, info: str = "bash") -> Iterator[tuple[str, ...]]:
+    return (command.argv for command in commands(Block("page", 1, info, text)))
+
+
+def test_a_block_holds_a_command_a_line_without_its_comments() -> None:
+    text = "# both\nsparsemend a=1  # it's one\n\nsparsemend 'b=[1, 2]' c=3\n"
+    assert list(written(text)) == [("sparsemend", "a=1"), ("sparsemend", "b=[1, 2]", "c=3")]
+
+
+def test_a_backslash_continues_a_command() -> None:
+    assert list(written("sparsemend a=1 \\\n    b=2\n")) == [("sparsemend", "a=1", "b=2")]
+
+
+def test_assignments_before_a_command_are_its_environment() -> None:
+    (command,) = commands(Block("page", 1, "bash", "PYTHONPATH=mine A=b sparsemend c=d"))
+    assert command.environment == ("PYTHONPATH=mine", "A=b")
+    assert command.argv == ("sparsemend", "c=d")
+
+
+@pytest.mark.parametrize("line", ["a && b", "a | b", "a > b", "for x in y; do", "a $B", "B=$C a"])
+def test_a_line_that_needs_a_shell_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match=r"page, block in line 1: .* needs a shell"):
+        list(written(line))
+
+
+def test_a_page_gives_its_blocks_and_its_inline_commands() -> None:
+    page = "Say `sparsemend a=1\nb=2`, `sparsemend`.\n```bash gpu\nsparsemend `x` c\n```\n"
+    fenced, inline = blocks("page", page)
+    assert (fenced.line, fenced.info, fenced.needs) == (3, "bash gpu", {"gpu"})
+    assert (inline.line, inline.info, inline.text) == (1, "bash", "sparsemend a=1 b=2")
+
+
+@pytest.mark.parametrize("info", ["", "bash gqu", "bash install gpu", "python gpu", "sh"])
+def test_an_unknown_info_string_is_not_known(info: str) -> None:
+    assert not Block("page", 1, info, "").known
+
+
+def test_a_file_block_names_its_path_in_its_first_line() -> None:
+    assert Block("page", 1, "yaml file", "# mine/a.yaml\nb: 1\n").file == Path("mine/a.yaml")
+    assert Block("page", 1, "python", "# mine/a.py\n").file is None
