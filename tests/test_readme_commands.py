@@ -57,6 +57,7 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "sparsemend -m experiment=wanda/readme": FEW_TOKENS,
     "sparsemend -m experiment=atp/headline": FEW_TOKENS,
     "sparsemend -m experiment=tiny_comparison": (*FEW_TOKENS, *THREE_STEPS),
+    "sparsemend -m experiment=arena": (*FEW_TOKENS, "seed=0", "arena.steps=5", "arena.items=2"),
     "sparsemend -m method=none,dsnot": FEW_TOKENS,
     "sparsemend -m method=none pruner=": FEW_TOKENS,
     "sparsemend -m +search=": (*FEW_TOKENS, "search.count=3"),
