@@ -50,6 +50,7 @@ FEW_TOKENS = (
     "data.calibration_samples=16",
 )
 THREE_STEPS = ("method.max_steps=3",)
+TWO_ROWS = ("arena=none,lors", "seed=0", "arena.steps=5", "arena.items=2")
 SMALL_SHAPE = ("shape.hidden=128", "shape.intermediate=256", "rounds=1")
 # how a command begins: what is added to it, so that all of them end within twenty minutes
 SHORTER: dict[str, tuple[str, ...]] = {
@@ -57,7 +58,7 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "sparsemend -m experiment=wanda/readme": FEW_TOKENS,
     "sparsemend -m experiment=atp/headline": FEW_TOKENS,
     "sparsemend -m experiment=tiny_comparison": (*FEW_TOKENS, *THREE_STEPS),
-    "sparsemend -m experiment=arena": (*FEW_TOKENS, "seed=0", "arena.steps=5", "arena.items=2"),
+    "sparsemend -m experiment=arena": TWO_ROWS,
     "sparsemend -m method=none,dsnot": FEW_TOKENS,
     "sparsemend -m method=none pruner=": FEW_TOKENS,
     "sparsemend -m +search=": (*FEW_TOKENS, "search.count=3"),
@@ -73,6 +74,7 @@ DROPPED = ("model=", "data=", "hardware=gpu", "hydra.launcher.partition=", "shap
 REPLACED = {
     "hydra/launcher=slurm_1gpu": "hydra/launcher=submitit_local",
     "hardware.accelerator=gpu": "hardware.accelerator=cpu",
+    "evaluation.zero_shot.suite=wanda": "evaluation.zero_shot.suite=docs",  # needs no download
     "hardware.devices=4": "hardware.devices=2",
 }
 
