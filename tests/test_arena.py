@@ -147,6 +147,7 @@ def test_labels_keep_their_order_and_part(tmp_path: Path) -> None:
     assert min(gaps) >= 0.1 - 1e-12
     assert found["b"] == pytest.approx(0.505)  # the middle of its group
     assert found["d"] == 0.9
+    assert min(spread({"a": 0.0, "b": 0.0, "c": 0.01}, 0.1).values()) >= 0
 
 
 def test_the_table_says_what_every_row_took(tmp_path: Path) -> None:

@@ -25,12 +25,14 @@ def draw(
     front: Sequence[str],
     levels: Mapping[str, float],
     labels: tuple[str, str],
+    left_out: Sequence[str],
     path: Path,
     suffix: str,
 ) -> None:
     """Write the picture as .png or .svg, whatever the path is called.
 
     points: (cost, value) by row.  levels: values of models without a cost, drawn as lines.
+    left_out: rows that are only named.
     """
     fig, axes = plt.subplots(figsize=(8.2, 5), layout="constrained")
     for colour, rows in ((FRONT, front), (OTHER, [row for row in points if row not in front])):
@@ -42,6 +44,9 @@ def draw(
     axes.plot(*zip(*(points[row] for row in front), strict=True), "-", color=FRONT, lw=1.2)
     for name, level in levels.items():
         axes.axhline(level, color="#777777", lw=0.9, ls=":" if name == "dense" else "--")
+        place = (0.01, level)
+        across = axes.get_yaxis_transform()
+        axes.text(*place, name, transform=across, va="bottom", fontsize=8.5, color="#555555")
     values = [value for _, value in points.values()] + list(levels.values())
     _scale(axes, "x", [cost for cost, _ in points.values()])
     _scale(axes, "y", values)
@@ -50,9 +55,12 @@ def draw(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", lw=0.6)
     axes.set_axisbelow(True)
-    axes.set_title("red: Pareto front, none is better and cheaper", loc="left", fontsize=10)
+    title = "red: Pareto front, none is better and cheaper"
+    if left_out:
+        title += f"; not drawn, worse than pruned: {', '.join(left_out)}"
+    axes.set_title(title, loc="left", fontsize=10)
     fig.canvas.draw()  # limits are final, so that labels can be placed
-    _label(axes, points, front, levels)
+    _label(axes, points, front)
     stable = {"Date": None} if suffix == ".svg" else None
     fig.savefig(path, format=suffix[1:], dpi=144, metadata=stable)
     plt.close(fig)
@@ -68,20 +76,13 @@ def _scale(axes: Axes, which: str, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _label(
-    axes: Axes,
-    points: Mapping[str, tuple[float, float]],
-    front: Sequence[str],
-    levels: Mapping[str, float],
-) -> None:
+def _label(axes: Axes, points: Mapping[str, tuple[float, float]], front: Sequence[str]) -> None:
     """Names in the right margin by height, joined to their points."""
     to_axes = axes.transData + axes.transAxes.inverted()
-    right = axes.get_xlim()[1]
     places = {row: to_axes.transform(point) for row, point in points.items()}
-    places |= {name: to_axes.transform((right, level)) for name, level in levels.items()}
     heights = spread({name: float(place[1]) for name, place in places.items()}, LINE)
     for name, (x, y) in places.items():
-        colour = FRONT if name in front else "#555555" if name in levels else OTHER
+        colour = FRONT if name in front else OTHER
         axes.annotate(
             name,
             xy=(x, y),
@@ -96,7 +97,7 @@ def _label(
 
 
 def spread(heights: Mapping[str, float], gap: float) -> dict[str, float]:
-    """Heights in the same order at least `gap` apart, each group about where it was."""
+    """Heights, none below 0, in the same order and at least `gap` apart, groups about in place."""
     groups: list[tuple[list[str], float]] = []  # names from below, middle
     for name in sorted(heights, key=lambda n: heights[n]):
         names, middle = [name], heights[name]
@@ -107,7 +108,7 @@ def spread(heights: Mapping[str, float], gap: float) -> dict[str, float]:
             groups.pop()
             names, count = [*below, *names], len(below) + len(names)
             middle = sum(heights[n] for n in names) / count
-        groups.append((names, middle))
+        groups.append((names, max(middle, gap * (len(names) - 1) / 2)))
     return {
         name: middle + gap * (place - (len(names) - 1) / 2)
         for names, middle in groups

@@ -118,22 +118,25 @@ def draw(arena: Arena, path: Path, suffix: str, cost: str) -> None:
     from sparsemend.arena_plot import draw as drawn
 
     unit = UNITS.get(cost, 1)
-    trained = [entry for entry in arena.entries if entry.cost("seconds") and entry.row != "none"]
-    points = {
-        entry.row: (entry.cost(cost) / unit, entry.perplexity)
-        for entry in trained
-        if math.isfinite(entry.perplexity)
-    }
-    deviations = {e.row: (o.deviation or 0.0) for e in trained if (o := e.ours(METRIC)) is not None}
     levels = {"dense": arena.dense.perplexity}
     pruned = [entry.perplexity for entry in arena.entries if entry.row == "none"]
     levels |= dict(zip(["pruned"], pruned, strict=False))
+    worst = levels.get("pruned", math.inf)
+    repaired = [entry for entry in arena.entries if entry.row != "none"]
+    shown = [entry for entry in repaired if entry.perplexity <= worst]
+    points = {entry.row: (entry.cost(cost) / unit, entry.perplexity) for entry in shown}
+    deviations = {e.row: (o.deviation or 0.0) for e in shown if (o := e.ours(METRIC)) is not None}
     drawn(
         points,
-        {row: deviations[row] for row in points},
+        deviations,
         front=pareto(points),
         levels=levels,
         labels=(COST_LABELS[cost], METRIC),
+        left_out=[
+            f"{entry.row} ({_mean(entry.ours(METRIC), 1)})"
+            for entry in repaired
+            if entry not in shown
+        ],
         path=path,
         suffix=suffix,
     )
