@@ -119,7 +119,11 @@ def test_accuracy_is_that_of_summed_log_likelihoods(
         assert measured[f"zero_shot/{task}"] == hits / LIMIT
         assert measured[f"zero_shot/{task}/acc_norm"] == normed / LIMIT
     both = [measured[f"zero_shot/{task}"] for task in ("docs_continuation", "docs_summary")]
-    assert measured["zero_shot/mean"] == sum(both) / 2
+    assert measured["zero_shot/mean"] == measured["zero_shot/mean/acc"] == sum(both) / 2
+    tasks = ("docs_continuation", "docs_summary")
+    assert measured["zero_shot/mean/acc_norm"] == sum(
+        measured[f"zero_shot/{task}/acc_norm"] / 2 for task in tasks
+    )
 
 
 def test_the_harnesss_own_results_are_kept_and_the_protocol_told(
