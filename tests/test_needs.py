@@ -15,7 +15,16 @@ def job(**values: object) -> Job:
 
 @pytest.mark.parametrize(
     ("model", "billions"),
-    [("llama2_7b", 6.738), ("llama2_70b", 68.98), ("llama3_8b", 8.030), ("opt_125m", 0.1252)],
+    [
+        ("llama2_7b", 6.738),
+        ("llama2_70b", 68.98),
+        ("llama3_8b", 8.030),
+        ("opt_125m", 0.1252),
+        ("llama3_70b", 70.55),
+        ("mistral_7b_v0_3", 7.248),
+        ("qwen2_7b", 7.616),
+        ("opt_30b", 29.97),
+    ],
 )
 def test_parameters_are_the_public_counts(model: str, billions: float) -> None:
     # norms and biases are left out: below 0.1 %
@@ -53,6 +62,19 @@ def test_training_needs_more_memory_and_time() -> None:
     assert trained.bytes > plain.bytes
     steps = 6.0 * shapes()["llama2_7b"].parameters * 10 * 8 * 2048
     assert trained.flops - plain.flops == pytest.approx(steps)
+
+
+def test_reconstruction_trains_one_block_at_a_time() -> None:
+    by_block, whole = (
+        needs_of(job(model="llama2_70b", method=m)) for m in ("reconstruct", "masked_lora")
+    )
+    plain = needs_of(job(model="llama2_70b"))
+    assert by_block is not None
+    assert whole is not None
+    assert plain is not None
+    assert plain.bytes <= by_block.bytes < whole.bytes / 2
+    epochs = 10 * 6.0 * shapes()["llama2_70b"].prunable * 128 * 2048
+    assert by_block.flops - plain.flops == pytest.approx(epochs)
 
 
 def test_a_model_of_unknown_size_has_no_estimate() -> None:

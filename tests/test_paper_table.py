@@ -8,7 +8,7 @@ import result_folders as made
 from sparsemend.collect import chosen
 from sparsemend.overrides import OverrideError
 from sparsemend.paper_table import Line, PaperTable, table, tables
-from sparsemend.runs import Run
+from sparsemend.runs import DENSE, Run
 
 METRIC = "perplexity/test"
 WIKITEXT = {"name": "c4", "test_on": "wikitext2"}
@@ -152,13 +152,20 @@ def test_a_published_difference_is_ours_of_the_best_setting() -> None:
     assert (found.ours, found.theirs.number, found.comparable) == (-45.0, -52.10, True)
 
 
-def harness_run(accuracy: float, *, limit: int | None = None) -> Run:
-    content = made.result(
-        model="llama2_7b", name="sp_lora/log", pattern="2:4", sparsity=0.5, data=WIKITEXT
-    )
-    content["config"]["evaluation"] = {"zero_shot": {"limit": limit, "max_length": 2048}}
+def harness_run(
+    accuracy: float,
+    *,
+    limit: int | None = None,
+    metric: str = "zero_shot/boolq/acc",
+    suite: str = "wanda",
+    **of: Any,
+) -> Run:
+    settings = {"model": "llama2_7b", "name": "sp_lora/log", "pattern": "2:4", "sparsity": 0.5}
+    content = made.result(**{**settings, "data": WIKITEXT, **of})
+    options = {"limit": limit, "max_length": 2048, "suite": suite, "tasks": None}
+    content["config"]["evaluation"] = {"zero_shot": options}
     for state in content["metrics"].values():
-        state["zero_shot/boolq/acc"] = accuracy
+        state[metric] = accuracy
     return Run(Path("x"), content)
 
 
@@ -175,6 +182,47 @@ def test_a_limited_task_is_another_protocol() -> None:
     assert not only(few, "none").comparable
     with pytest.raises(ValueError, match=r"all items .*\n.*10 items"):
         table("sp_lora/log", [harness_run(0.7), harness_run(0.7, limit=10)], "zero_shot/boolq/acc")
+
+
+def test_a_mean_is_compared_where_it_is_over_the_papers_tasks() -> None:
+    metric = "zero_shot/mean/acc_norm"
+    for suite, comparable in (("wanda", True), ("atp", False)):
+        found = table("sp_lora/log", [harness_run(0.65, metric=metric, suite=suite)], metric)
+        (line,) = [k for k in found.lines if k.row == DENSE]
+        assert line.theirs is not None
+        assert (line.theirs.value, line.comparable) == ("0.6439", comparable)
+    runs = [harness_run(0.6, metric=metric, suite=suite) for suite in ("wanda", "atp")]
+    with pytest.raises(ValueError, match="mixes two protocols"):
+        table("sp_lora/log", runs, metric)
+
+
+def test_a_percentage_is_compared_as_a_fraction() -> None:
+    run = harness_run(
+        0.55,
+        metric="zero_shot/gsm8k",
+        model="mistral_7b_v0_3",
+        name="sqft/table2",
+        pattern="unstructured",
+        variant="SparsePEFT, FP16 merged",
+    )
+    line = only(table("sqft/table2", [run], "zero_shot/gsm8k"), "masked_lora")
+    assert line.theirs is not None
+    assert (line.theirs.value, line.theirs.shown) == ("50.1", "0.501")
+    assert line.difference == pytest.approx(0.049)
+
+
+def test_a_published_difference_of_accuracies_is_in_points_and_of_the_highest() -> None:
+    metric = "zero_shot/mean/acc"
+    runs = [
+        harness_run(a, metric=metric, suite="atp", method="none", schedule="atp", sparsity=0.7,
+                    pattern="unstructured", schedule_knobs={"common_difference": d},
+                    name="atp/headline")
+        for d, a in ((0, 0.4), (0.01, 0.5), (0.02, 0.45))
+    ]  # fmt: skip
+    found = table("atp/headline", runs, metric).changes
+    assert [(c.theirs.variant, c.comparable) for c in found] == [("atp minus uniform", True)]
+    assert found[0].ours == pytest.approx(10.0)
+    assert found[0].theirs.number == 10.50
 
 
 def test_a_condition_chooses_runs() -> None:

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from sparsemend.metric_names import METRIC
+from sparsemend.metric_names import HARNESS, MEAN, METRIC
 from sparsemend.paired_bootstrap import Ratio, perplexity_ratio
 from sparsemend.paper_table import Ours, ours_of
 from sparsemend.runs import Run, find_runs
 from sparsemend.window_losses import read_losses
 
-ZERO_SHOT = "zero_shot/mean"
+ZERO_SHOT = MEAN
 BUDGETS = ("tokens", "trainable", "seconds")
 LOW_RANK = ("lora", "masked_lora", "lors", "lora_prune")  # whose parameters are the budget's
 TOLERANCE = 0.05  # of the budget; whole groups, deltas and epochs do not come out even
@@ -180,7 +180,7 @@ SETTINGS: dict[str, Callable[[Run], object]] = {
     "rounding": lambda run: run.config.get("rounding"),
     "budget": lambda run: run.config["budget"],
     "protocol": lambda run: run.protocol(METRIC).label,
-    "task items": lambda run: (run.config["evaluation"].get("zero_shot") or {}).get("limit"),
+    "task items": lambda run: (run.config["evaluation"].get(HARNESS) or {}).get("limit"),
 }
 
 

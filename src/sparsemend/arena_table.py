@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sparsemend.arena import ZERO_SHOT, Arena, Entry, pareto
 from sparsemend.files import replacing, write_text
-from sparsemend.metric_names import METRIC
+from sparsemend.metric_names import HARNESS, METRIC
 from sparsemend.paired_bootstrap import LEVEL, RESAMPLES
 from sparsemend.paper_table import Ours
 from sparsemend.table_formats import latex_table, markdown_table
@@ -52,7 +52,7 @@ def notes(arena: Arena) -> list[str]:
     """Setting, budget, and what the columns say."""
     run = arena.entries[0].runs[0]
     config, seeds = run.config, sorted({s for entry in arena.entries for s in entry.seeds})
-    items = (config["evaluation"].get("zero_shot") or {}).get("limit")
+    items = (config["evaluation"].get(HARNESS) or {}).get("limit")
     found = [
         f"{run.model}, {run.member('pruner')}, sparsity {config['sparsity']}, pattern "
         f"{config['pattern']}; {run.protocol(METRIC).label}; seeds {', '.join(map(str, seeds))}",

@@ -3,12 +3,14 @@
 An experiment is conf/experiment/<paper>/<table>.yaml: a diff on run.yaml whose sweeper parameters
 span the rows and models of that table.  It covers a cell when one of its jobs has the cell's model,
 pruner, schedule, method, amount and variant, measures its metric, and does so on windows of the
-published length.  Unrepaired and dense cells come with any job that prunes alike.
+published length.  Unrepaired and dense cells come with any job that prunes alike.  A pruner or
+schedule that a source does not state is what the paper's experiment takes.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,19 +21,23 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from sparsemend.locations import conf_folder
+from sparsemend.measurement import AVERAGE, AVERAGED, PERPLEXITY, measurement_of
 from sparsemend.overrides import expand
 from sparsemend.published import UNKNOWN, Published
 from sparsemend.runs import WIKITEXT
 
 GROUPS = ("model", "data", "pruner", "sparsity_schedule", "method", "evaluation")
 # texts that perplexity/test is measured on where data is this member
-TESTED_ON_WIKITEXT = ("c4", "wikitext2", "alpaca_gpt4", "alpaca", "commonsense", "gsm8k")
+TESTED_ON_WIKITEXT = (
+    *("c4", "wikitext2", "slimpajama", "slimpajama_1b", "fineweb_edu"),
+    *("alpaca_gpt4", "alpaca", "commonsense", "gsm8k"),
+)
 TEXTS = (WIKITEXT, "wikitext")  # a source that says no more is repeated on WikiText-2
-EVALUATION_OF = {"perplexity": "perplexity", "acc": "zero_shot", "acc_norm": "zero_shot"}
 CONTEXT = "model.context_length"
 DIFFERENCE = "sparsity_schedule.common_difference"
 STEPS = "method.max_steps"
 SUITE = "evaluation.zero_shot.suite"
+INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,20 @@ class Job:
         pattern = "unstructured" if cell.pattern == UNKNOWN else cell.pattern
         return (
             cell.sparsity != UNKNOWN
-            and (values["pruner"], self.schedule) == (cell.pruner, cell.schedule)
+            and cell.pruner in (values["pruner"], UNKNOWN)
+            and cell.schedule in (self.schedule, UNKNOWN)
             and abs(float(values["sparsity"]) - float(cell.sparsity)) < 1e-9
             and str(values["pattern"]) == pattern
         )
 
     def measures(self, cell: Published) -> bool:
         """Whether the cell's metric is among what it measures, by the published protocol."""
-        needed = EVALUATION_OF.get(cell.metric)
-        if needed is None or needed not in self.values["evaluation"]:
+        found = measurement_of(cell)
+        if found is None or found.evaluation not in self.values["evaluation"]:
             return False
-        if cell.metric != "perplexity":
+        if cell.dataset == AVERAGE:
+            return bool(self.values[SUITE] == AVERAGED[cell.paper])
+        if found.evaluation != PERPLEXITY:
             return cell.dataset in _suite(self.values[SUITE])
         tested = self.values["data"] in TESTED_ON_WIKITEXT and cell.dataset in TEXTS
         return tested and cell.seqlen in (UNKNOWN, str(self.values[CONTEXT]))
@@ -138,6 +147,8 @@ def _job(name: str, base: Mapping[str, Any], overrides: Sequence[str]) -> Job:
     values = {**base, **{override.key_or_group: override.value() for override in parsed}}
     values.setdefault(CONTEXT, _context_length(str(values["model"])))
     values.setdefault(STEPS, 0)
+    # of a row that a swept key tells apart: "r${method.rank} lr1e-4"
+    values["variant"] = INTERPOLATION.sub(lambda m: str(values[m[1]]), str(values["variant"]))
     return Job(name, tuple(overrides), values)
 
 

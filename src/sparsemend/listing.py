@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from sparsemend.experiments import EVALUATION_OF, Job, job_for
+from sparsemend.experiments import Job, job_for
 from sparsemend.locations import conf_folder
+from sparsemend.measurement import measurement_of
 from sparsemend.needs import GPU_RATE, Needs, needs_of, shapes, this_machine
 from sparsemend.overrides import OverrideError
-from sparsemend.published import UNKNOWN, Published, find_cell, published
+from sparsemend.published import PERCENT, UNKNOWN, Published, find_cell, published
 
 
 @dataclass(frozen=True)
@@ -68,35 +69,53 @@ def line(entry: Entry) -> str:
     told = f"{cell.identity}  {cell.value}{mark}"
     if entry.job is None:
         return f"{told}  no config: {reason(cell)}"
+    told += f"  {entry.job.experiment}{assumed(cell, entry.job)}"
     if entry.needs is None:
-        return f"{told}  {entry.job.experiment}"
+        return told
     runnable = "runnable here" if entry.runnable else "not here"
     return (
-        f"{told}  {entry.job.experiment}  {entry.needs.bytes / 2**30:.1f} GiB, "
+        f"{told}  {entry.needs.bytes / 2**30:.1f} GiB, "
         f"{_time(entry.needs.flops / GPU_RATE)} on an A100, "
         f"{_time(entry.needs.seconds(this_machine()))} here: {runnable}"
     )
+
+
+def assumed(cell: Published, job: Job) -> str:
+    """What the job takes where the source does not say: ` (pruner not stated: wanda here)`."""
+    open_ = {"pruner": cell.pruner, "schedule": cell.schedule}
+    taken = {"pruner": job.values["pruner"], "schedule": job.schedule}
+    told = [f"{name} not stated: {taken[name]} here" for name in open_ if open_[name] == UNKNOWN]
+    return f" ({', '.join(told)})" if told and not cell.dense else ""
 
 
 def reason(cell: Published) -> str:
     """Why no experiment repeats a cell, as far as the cell itself tells."""
     if cell.sides is not None:
         return next((reason(side) for side in cell.sides if job_for(side) is None), "no experiment")
-    if cell.metric not in EVALUATION_OF:
-        return f"{cell.metric} is not a metric of a run"
+    found = measurement_of(cell)
+    if found is None:
+        return unmeasured(cell)
     if cell.model not in shapes():
         return f"no preset of model {cell.model}"
     groups = {"pruner": cell.pruner, "sparsity_schedule": cell.schedule, "method": cell.method}
     for group, member in groups.items():
         if member != UNKNOWN and not (conf_folder() / group / f"{member}.yaml").exists():
             return f"no {group} {member}"
+    if cell.pattern == "structured":
+        return "no structured pruning"
     unstated = [name for name in ("pruner", "sparsity") if getattr(cell, name) == UNKNOWN]
     if unstated:
         return f"{' and '.join(unstated)} not stated"
-    needed = EVALUATION_OF[cell.metric]
-    if not (conf_folder() / "evaluation" / f"{needed}.yaml").exists():
-        return f"no evaluation {needed}"
+    if not (conf_folder() / "evaluation" / f"{found.evaluation}.yaml").exists():
+        return f"no evaluation {found.evaluation}"
     return "no experiment"
+
+
+def unmeasured(cell: Published) -> str:
+    """Why no run measures a metric."""
+    if cell.metric == PERCENT:
+        return f"the tasks of {cell.dataset} are not stated"
+    return f"{cell.metric} is not a metric of a run"
 
 
 def counts(found: Sequence[Entry]) -> Table:

@@ -6,9 +6,12 @@ With P parameters (N of them prunable), L blocks of width D, vocabulary V, windo
     prune    2 (N / L) + 2 * 128 T D + 3 * 4 max(D, I)^2     one block, hidden states, Hessians
     train    2 P + 3 N + 34 T D L       bf16 weights, effective weight and mask, activations
                                         of one window (Korthikanti et al. 2022, arXiv 2205.05198)
+    blocks   prune + 18 (N / L) + 2 * 128 T D    reconstruct: a block's fp32 weights, gradient and
+                                        AdamW moments, the dense block; its targets
     bytes    the largest of what the job does
     seconds  (2 passes * 2 N * 128 T  +  3 measurements * 2 P * 340,000  +  steps * 6 P * tokens
-             of a step  +  SparseGPT's 2 * 128 T I^2 per Hessian) / rate
+             of a step  +  SparseGPT's 2 * 128 T I^2 per Hessian  +  reconstruct's 10 epochs of
+             6 N * 128 T) / rate
 
 The rate is 1.2e14 FLOP/s on a GPU (40 % of an A100's bf16 peak) and 2e10 per CPU core.  Loading and
 downloading are left out.
@@ -33,6 +36,8 @@ TEST_TOKENS = 340_000  # WikiText-2 test under LLaMA's tokenizer: 166 windows of
 GPU_RATE = 1.2e14
 CORE_RATE = 2e10
 UNTRAINED = ("none", "dsnot")
+BY_BLOCK = "reconstruct"
+EPOCHS = 10  # of reconstruct, EBFT's
 PATIENCE_HOURS = 24.0  # longer is not called runnable
 
 
@@ -113,6 +118,8 @@ def _bytes(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
     prune = 2.0 * shape.prunable / shape.blocks + states + hessians
     if values["method"] in UNTRAINED:
         return max(measure, prune)
+    if values["method"] == BY_BLOCK:
+        return max(measure, prune + 18.0 * shape.prunable / shape.blocks + states)
     activations = 34.0 * tokens * shape.hidden * shape.blocks
     return max(measure, prune, weights + 3.0 * shape.prunable + activations)
 
@@ -125,6 +132,8 @@ def _flops(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
         total += 2.0 * calibration * inputs * shape.blocks
     if values["method"] == "dsnot":
         total += 2 * 2.0 * shape.prunable * calibration
+    if values["method"] == BY_BLOCK:
+        total += EPOCHS * 6.0 * shape.prunable * calibration
     steps, windows = int(values["method.max_steps"]), int(values["windows_per_step"])
     if values["method"] not in UNTRAINED:
         total += 6.0 * shape.parameters * steps * windows * tokens

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from sparsemend.measurement import AVERAGE, AVERAGED, measurement_of
+from sparsemend.metric_names import HARNESS
 from sparsemend.published import UNKNOWN, Published, nearest, published
-from sparsemend.runs import DENSE, HARNESS, Protocol, Row, Run
-
-ACCURACIES = ("acc", "acc_norm")
+from sparsemend.runs import DENSE, Protocol, Row, Run
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def table(title: str, runs: Sequence[Run], metric: str) -> PaperTable:
     if not lines:
         raise ValueError(f"{metric} of {title} is not finite in any run; there is nothing to show")
     lines.sort(key=_order)
-    return PaperTable(title, metric, tuple(lines), tuple(changes(title, lines)))
+    return PaperTable(title, metric, tuple(lines), tuple(changes(title, metric, lines)))
 
 
 def check_metric(runs: Sequence[Run], metric: str) -> None:
@@ -188,20 +188,23 @@ def ours_of(found: Sequence[tuple[Run, float]]) -> Ours:
     return Ours(values, len(found), any(run.dirty for run, _ in found))
 
 
-def changes(title: str, lines: Sequence[Line]) -> Iterator[Change]:
+def changes(title: str, metric: str, lines: Sequence[Line]) -> Iterator[Change]:
     """Our differences of rows for each one that this table publishes, per model of ours.
 
     Of rows that only a setting tells apart (ATP's common difference) the best counts, as published.
+    Differences of accuracies are in points of a hundred.
     """
+    accuracy = metric.startswith(HARNESS)
+    best, unit = (max, 100) if accuracy else (min, 1)
     for cell in published():
-        if cell.title != title or cell.sides is None:
+        if cell.title != title or cell.sides is None or metric_of(cell.sides[0]) != metric:
             continue
         rows = [row_of(side) for side in cell.sides]
         for model, protocol in {line.model: line.protocol for line in lines}.items():
             sides = [[k.ours.mean for k in lines if (k.model, k.row) == (model, r)] for r in rows]
             if all(sides):
                 comparable = model == cell.model and agrees(cell, protocol)
-                yield Change(model, min(sides[0]) - min(sides[1]), cell, comparable)
+                yield Change(model, unit * (best(sides[0]) - best(sides[1])), cell, comparable)
 
 
 @dataclass(frozen=True)
@@ -240,9 +243,8 @@ def beside(title: str, metric: str, measured: Mapping[str, Protocol]) -> Beside:
 
 def metric_of(cell: Published) -> str | None:
     """What our runs call a published metric; None for one they do not measure."""
-    if cell.metric == "perplexity":
-        return "perplexity/test"
-    return f"{HARNESS}/{cell.dataset}/{cell.metric}" if cell.metric in ACCURACIES else None
+    found = measurement_of(cell)
+    return found.name if found else None
 
 
 def row_of(cell: Published) -> Row:
@@ -256,10 +258,12 @@ def row_of(cell: Published) -> Row:
 def agrees(cell: Published, protocol: Protocol) -> bool:
     """Whether a published number was measured as ours; what it does not state counts against it.
 
-    An accuracy is compared where all items were asked, whatever the harness' version.
+    An accuracy is compared where all items were asked, whatever the harness' version; a mean
+    where it is over the paper's tasks.
     """
-    if cell.metric in ACCURACIES:
-        return protocol.items == "all" and protocol.statistics == "exact"
+    if protocol.text == HARNESS:
+        same = cell.dataset != AVERAGE or protocol.split == AVERAGED.get(cell.paper)
+        return same and protocol.items == "all" and protocol.statistics == "exact"
     theirs = (cell.dataset, cell.split, cell.seqlen)
     return theirs == (protocol.text, protocol.split, str(protocol.seqlen)) and (
         protocol.statistics == "exact"

@@ -20,7 +20,9 @@ from sparsemend.overrides import OverrideError
 
 UNKNOWN = "-"
 FILE = PACKAGE / "assets" / "published.csv"
-DIFFERENCE_OF = {"perplexity_change": "perplexity"}  # metrics of a difference of two rows
+# metrics of a difference of two rows, and what it is a difference of
+DIFFERENCE_OF = {"perplexity_change": "perplexity", "accuracy_points_change": "acc"}
+PERCENT = "accuracy_percent"
 MINUS = " minus "
 PARTS = 9  # of an identity: paper/table/model/amount/pruner/schedule/method/dataset/metric
 
@@ -82,7 +84,16 @@ class Published:
 
     @property
     def number(self) -> float | None:
-        return None if self.value == UNKNOWN else float(self.value)
+        """The value in the unit of our runs: a percentage as a fraction."""
+        if self.value == UNKNOWN:
+            return None
+        return float(self.value) / 100 if self.metric == PERCENT else float(self.value)
+
+    @property
+    def shown(self) -> str:
+        """The value as published, a percentage as a fraction."""
+        percent = self.metric == PERCENT and self.value != UNKNOWN
+        return f"{self.number:g}" if percent else self.value
 
 
 @cache

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsemend.metric_names import HARNESS, MEAN
+
 RESULT = "result.json"
 WIKITEXT = "wikitext2"
-HARNESS = "zero_shot"  # metrics zero_shot/<task>/<acc or acc_norm>
 # what changes no number of a row, or is already part of its name
 NOT_SETTINGS = frozenset(
     {"cache", "evaluation", "export", "export_dtype", "hardware", "logger", "model", "name"}
@@ -72,7 +73,8 @@ class Protocol:
         rest = "" if self.statistics == "exact" else f", statistics {self.statistics}"
         if self.text == HARNESS:
             items = f"{self.items} items" if self.items != "all" else "all items"
-            return f"{self.metric}, {items} of at most {self.seqlen} tokens, {self.dtype}{rest}"
+            what = self.metric if self.split == HARNESS else f"{self.metric} over {self.split}"
+            return f"{what}, {items} of at most {self.seqlen} tokens, {self.dtype}{rest}"
         return (
             f"{self.metric} on {self.text}/{self.split}, {self.seqlen} tokens a window, "
             f"{self.tokens} tokens in all, {self.dtype}{rest}"
@@ -171,13 +173,17 @@ class Run:
         )
 
     def _harness(self, metric: str) -> Protocol:
-        """A task of the harness brings its own text; what limits it is in the configuration."""
+        """A task of the harness brings its own text; what limits it is in the configuration.
+
+        A mean is over the tasks of a suite, or over those that were named.
+        """
         known, options = self.content["protocol"], self.config["evaluation"][HARNESS]
         limit = options.get("limit")
+        averaged = ", ".join(options.get("tasks") or []) or options.get("suite", HARNESS)
         return Protocol(
             metric=metric,
             text=HARNESS,
-            split="harness",
+            split=averaged if metric.startswith(MEAN) else HARNESS,
             seqlen=int(options.get("max_length") or known["seqlen"]),
             dtype=known["dtype"],
             tokens=0,

@@ -8,8 +8,7 @@ from typing import Any
 from rich.bar import Bar
 from rich.table import Table
 
-from sparsemend.evaluation.zero_shot import MEAN
-from sparsemend.metric_names import METRIC, TASK_METRIC
+from sparsemend.metric_names import MEAN, METRIC, TASK_METRIC
 
 STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
 

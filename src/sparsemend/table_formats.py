@@ -40,7 +40,7 @@ CSV_COLUMNS: dict[str, Callable[[PaperTable, Line], object]] = {
     "seeds": lambda table, line: len(line.ours.values),
     "runs": lambda table, line: line.ours.runs,
     "dirty": lambda table, line: str(line.ours.dirty).lower(),
-    "published": lambda table, line: line.theirs.value if line.theirs else UNKNOWN,
+    "published": lambda table, line: line.theirs.shown if line.theirs else UNKNOWN,
     "published_model": lambda table, line: line.theirs.model if line.theirs else UNKNOWN,
     "published_seqlen": lambda table, line: line.theirs.seqlen if line.theirs else UNKNOWN,
     "difference": lambda table, line: _known(line.difference),
@@ -177,7 +177,7 @@ def _of_model(line: Line | None, paper: bool) -> list[str]:
         return [UNKNOWN, *([UNKNOWN, UNKNOWN] if paper else []), UNKNOWN]
     theirs = UNKNOWN
     if line.theirs is not None:
-        theirs = line.theirs.value + ("" if line.comparable else " (~)")
+        theirs = line.theirs.shown + ("" if line.comparable else " (~)")
     difference = UNKNOWN if line.difference is None else f"{line.difference:+.3f}"
     return [ours(line), *([theirs, difference] if paper else []), str(line.ours.runs)]
 

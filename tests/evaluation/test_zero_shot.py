@@ -1,6 +1,8 @@
 import json
 import logging
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,11 @@ def test_accuracy_is_that_of_summed_log_likelihoods(
         assert measured[f"zero_shot/{task}"] == hits / LIMIT
         assert measured[f"zero_shot/{task}/acc_norm"] == normed / LIMIT
     both = [measured[f"zero_shot/{task}"] for task in ("docs_continuation", "docs_summary")]
-    assert measured["zero_shot/mean"] == sum(both) / 2
+    assert measured["zero_shot/mean"] == measured["zero_shot/mean/acc"] == sum(both) / 2
+    tasks = ("docs_continuation", "docs_summary")
+    assert measured["zero_shot/mean/acc_norm"] == sum(
+        measured[f"zero_shot/{task}/acc_norm"] / 2 for task in tasks
+    )
 
 
 def test_the_harnesss_own_results_are_kept_and_the_protocol_told(
@@ -231,7 +237,7 @@ def test_the_harness_alone_finds_the_same_in_an_exported_folder(
     export(to_dense_(tiny), tokenizer, tmp_path / "model", masks=masks, card="")
     theirs = simple_evaluate(
         "hf",
-        f"pretrained={tmp_path / 'model'},dtype=float32,max_length=256,add_bos_token=False",
+        harness_arguments(tmp_path / "model"),
         tasks=["docs_continuation", "docs_summary"],
         task_manager=TaskManager(include_path=str(SHIPPED), include_defaults=False),
         batch_size=4,
@@ -242,3 +248,38 @@ def test_the_harness_alone_finds_the_same_in_an_exported_folder(
     for task, result in theirs["results"].items():
         for name, value in numbers(result).items():
             assert ours[f"zero_shot/{task}/{name}"] == value
+
+
+@pytest.mark.slow  # all items of both tasks, twice: a minute or two
+def test_the_lm_eval_command_line_prints_the_same_digits_for_an_exported_folder(
+    tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
+) -> None:
+    """Every item, in a process that only knows the folder and the shipped task yamls."""
+    unstructured = Pattern.parse("unstructured")
+    rates = Uniform().allocate(tiny, [], 0.5, unstructured)
+    prune(tiny, [], Magnitude(group="row"), rates, unstructured)
+    tokenizer = source.tokenizer()
+    ours = evaluation()(tiny, given(tmp_path, tokenizer))
+    masks = tmp_path / "masks.safetensors"
+    save_masks({name: linear.keep for name, linear in sparse_linears(tiny)}, masks)
+    export(to_dense_(tiny), tokenizer, tmp_path / "model", masks=masks, card="")
+    arguments = ["--model", "hf", "--tasks", "docs_continuation,docs_summary"]
+    arguments += ["--model_args", harness_arguments(tmp_path / "model")]
+    arguments += ["--include_path", str(SHIPPED), "--batch_size", "4", "--device", "cpu"]
+    arguments += ["--output_path", str(tmp_path / "theirs")]
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "theirs").rglob("results_*.json")
+    theirs = json.loads(path.read_text())
+    for task in ("docs_continuation", "docs_summary"):
+        count = theirs["n-samples"][task]
+        assert count["effective"] == count["original"] > 150
+        for name in ("acc", "acc_norm", "acc_stderr", "acc_norm_stderr"):
+            assert ours[f"zero_shot/{task}/{name}"] == theirs["results"][task][f"{name},none"]
+
+
+def harness_arguments(folder: Path) -> str:
+    """What the command line must be told to measure as our defaults do."""
+    return f"pretrained={folder},dtype=float32,max_length=256,add_bos_token=False"

@@ -8,7 +8,7 @@ trained repair reads; where we choose, the docstring says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -119,27 +119,21 @@ class C4(DataSource):
         return fingerprint_texts(chain(self._shard(), [self._test_text()]))
 
     def _shard(self) -> Sequence[str]:
-        return _rows(self.path, self.train_file, split="train", column="text")
+        return text_column(self.path, self.train_file, split="train", column="text")
 
     def _train_windows(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        """Each document tokenised by itself, the ids end to end, cut into windows.
-
-        So a document has the tokens it has in calibration (its BOS where the tokenizer adds one
-        tells where it begins), and no tokenizer meets a text of 40 MB.  Our choice.
-        """
-        shard = self._shard()
-        if not 0 < self.train_documents <= len(shard):
-            raise ValueError(
-                f"data.train_documents={self.train_documents} is not in [1, {len(shard)}], the "
-                f"documents of {self.train_file}; set data.train_documents={len(shard)} or less"
-            )
-        ids = [encode(tokenizer, text) for text in shard[: self.train_documents]]
-        return windows(torch.cat(ids), self.seqlen, what="train")
+        texts = first_documents(
+            self._shard(),
+            self.train_documents,
+            key="data.train_documents",
+            where=self.train_file,
+        )
+        return document_windows(tokenizer, texts, self.seqlen, what="train")
 
     def _test_text(self) -> str:
         if self.test_on == "wikitext2":
             return wikitext(self.wikitext_path, self.wikitext_config, "test")
-        rows = _rows(self.path, self.validation_file, split="validation", column="text")
+        rows = text_column(self.path, self.validation_file, split="validation", column="text")
         return " ".join(rows[:C4_TEST_ROWS])
 
 
@@ -180,7 +174,7 @@ class PennTreebank(DataSource):
     def _text(self, split: str) -> str:
         """The layout is that of the hub's parquet conversions: config/split/0000.parquet."""
         files = f"{self.config}/{split}/*.parquet"
-        rows = _rows(self.path, files, split=split, column="sentence", revision=self.revision)
+        rows = text_column(self.path, files, split=split, column="sentence", revision=self.revision)
         return " ".join(rows)
 
 
@@ -188,7 +182,7 @@ def wikitext(path: str, config: str, split: str) -> str:
     """The text of one WikiText split: train joined by a space, the others by two newlines."""
     if Path(path).is_dir():
         # A bare folder declares no configs: without a pattern it would be read as one data set.
-        rows = _rows(path, f"{config}/{split}-*.parquet", split=split, column="text")
+        rows = text_column(path, f"{config}/{split}-*.parquet", split=split, column="text")
     else:
         from datasets import load_dataset
 
@@ -196,7 +190,28 @@ def wikitext(path: str, config: str, split: str) -> str:
     return (" " if split == "train" else "\n\n").join(rows)
 
 
-def _rows(
+def document_windows(
+    tokenizer: PreTrainedTokenizerBase | None, texts: Iterable[str], seqlen: int, *, what: str
+) -> Tensor:
+    """Each document tokenised by itself, the ids end to end, cut into windows.
+
+    So a document has the tokens it has in calibration (its BOS where the tokenizer adds one tells
+    where it begins), and no tokenizer meets a text of 40 MB.  Our choice.
+    """
+    return windows(torch.cat([encode(tokenizer, text) for text in texts]), seqlen, what=what)
+
+
+def first_documents(texts: Sequence[str], count: int, *, key: str, where: str) -> Sequence[str]:
+    """The first `count` of the documents of `where`; `key` sets how many."""
+    if not 0 < count <= len(texts):
+        raise ValueError(
+            f"{key}={count} is not in [1, {len(texts)}], the documents of {where}; set "
+            f"{key}={len(texts)} or less"
+        )
+    return texts[:count]
+
+
+def text_column(
     path: str, files: str, *, split: str, column: str, revision: str | None = None
 ) -> Sequence[str]:
     """One text column of some files of a repository, read from disk as it is indexed."""

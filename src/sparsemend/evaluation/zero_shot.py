@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib import metadata
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,18 +27,20 @@ from transformers import PreTrainedModel
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.task_names import find_tasks
 from sparsemend.files import write_json
+from sparsemend.metric_names import HARNESS, MEAN
 
 log = logging.getLogger(__name__)
 
 METRICS = ("acc", "acc_norm")
 STATES = ("dense", "pruned", "repaired")
-GROUP = "zero_shot"
-MEAN = f"{GROUP}/mean"
 
 
 @dataclass(kw_only=True)
 class ZeroShot(Evaluation):
-    """`zero_shot/<task>`, their mean, and every number of each as `zero_shot/<task>/<metric>`."""
+    """`zero_shot/<task>`, their mean, and every number of each as `zero_shot/<task>/<metric>`.
+
+    `zero_shot/mean/<metric>` is the mean in acc and in acc_norm, the latter where a task has it.
+    """
 
     suite: str
     tasks: Mapping[str, int] | None
@@ -83,15 +86,17 @@ class ZeroShot(Evaluation):
         if self.limit is not None:
             log.warning("zero_shot: only the first %d items of every task", self.limit)
         raw = self._harness(model, given)
-        write_json(given.out / GROUP / f"{given.state}.json", _plain(raw))
+        write_json(given.out / HARNESS / f"{given.state}.json", _plain(raw))
         results: dict[str, Any] = {}
         for part in raw:
             results |= part["results"]
             self._versions |= part["versions"]
-        metrics = {f"{GROUP}/{task}": figure(results[task], self.metric) for task in self.chosen}
-        metrics[MEAN] = sum(metrics.values()) / len(metrics)
+        metrics = {f"{HARNESS}/{task}": figure(results[task], self.metric) for task in self.chosen}
+        metrics[MEAN] = fmean(metrics.values())
+        for metric in METRICS:
+            metrics[f"{MEAN}/{metric}"] = fmean(figure(results[t], metric) for t in self.chosen)
         for task in self.chosen:
-            metrics |= {f"{GROUP}/{task}/{k}": v for k, v in numbers(results[task]).items()}
+            metrics |= {f"{HARNESS}/{task}/{k}": v for k, v in numbers(results[task]).items()}
         return metrics
 
     def describe(self) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""A pretraining corpus to train on, beside the text that is pruned on and measured.
+
+SP-LoRA and LoRS prune on C4, measure on WikiText-2 and repair on the first documents of SlimPajama
+or FineWeb-Edu (github.com/hyx1999/Lors).  Their code drops what is left of every 1,000 documents
+after cutting windows; here only the remainder of the whole is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sparsemend.data.base import DataSource, Examples, fingerprint_texts
+from sparsemend.data.hub import document_windows, first_documents, text_column
+
+
+@dataclass(kw_only=True)
+class Corpus(DataSource):
+    """Windows over the first `documents` of `files`; calibration and test are those of `text`.
+
+    validation_files: None takes the documents of `files` that follow those trained on.
+    """
+
+    name: str
+    path: str
+    files: str
+    validation_files: str | None
+    documents: int
+    validation_documents: int
+    seqlen: int
+    calibration_samples: int
+    text: DataSource
+
+    def __post_init__(self) -> None:
+        if self.text.calibration_samples != self.calibration_samples:
+            raise ValueError(
+                f"data.text.calibration_samples={self.text.calibration_samples} differs from "
+                f"data.calibration_samples={self.calibration_samples}, which it follows; set "
+                "data.calibration_samples alone"
+            )
+
+    def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
+        return self.text.calibration(tokenizer, seed=seed)
+
+    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
+        return Examples.of(document_windows(tokenizer, self._train(), self.seqlen, what="train"))
+
+    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
+        texts = self._validation()
+        return Examples.of(document_windows(tokenizer, texts, self.seqlen, what="validation"))
+
+    def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+        return self.text.test(tokenizer)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every document read, of train and validation, and of the text's own."""
+        own = chain(self._train(), self._validation(), [self.text.fingerprint()])
+        return fingerprint_texts(own)
+
+    def _train(self) -> Sequence[str]:
+        return first_documents(
+            self._documents("train", self.files),
+            self.documents,
+            key="data.documents",
+            where=self.files,
+        )
+
+    def _validation(self) -> Sequence[str]:
+        files = self.validation_files
+        texts = self._documents("validation", files) if files else self._after_train()
+        return first_documents(
+            texts,
+            self.validation_documents,
+            key="data.validation_documents",
+            where=files or f"{self.files} after the first {self.documents}",
+        )
+
+    def _after_train(self) -> Sequence[str]:
+        return self._documents("train", self.files)[self.documents :]
+
+    def _documents(self, split: str, files: str) -> Sequence[str]:
+        return text_column(self.path, files, split=split, column="text")

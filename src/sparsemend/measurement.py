@@ -1,0 +1,46 @@
+"""What a run calls a published metric, which evaluation measures it, and in which unit.
+
+    perplexity                          perplexity/test
+    acc, acc_norm of a task             zero_shot/<task>/acc, zero_shot/<task>/acc_norm
+    accuracy_percent of a task          zero_shot/<task>, a fraction
+    acc of zero_shot_average_7          zero_shot/mean/acc
+    acc_norm_if_available of it         zero_shot/mean/acc_norm: acc where a task has no acc_norm
+
+A difference of rows is not one of these; its two sides are (published.sides).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsemend.metric_names import HARNESS, MEAN
+from sparsemend.published import PERCENT, Published
+
+PERPLEXITY = "perplexity"
+AVERAGE = "zero_shot_average_7"
+# whose seven tasks a paper averages: a suite of conf/evaluation/zero_shot.yaml
+AVERAGED = {"atp": "atp", "sp_lora": "wanda"}
+NAMES = ("acc", "acc_norm")
+NAMES_OF_MEANS = {"acc": "acc", "acc_norm_if_available": "acc_norm"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Our name of a metric and the evaluation that measures it."""
+
+    name: str
+    evaluation: str
+
+
+def measurement_of(cell: Published) -> Measurement | None:
+    """None for what no run measures."""
+    if cell.metric == PERPLEXITY:
+        return Measurement("perplexity/test", PERPLEXITY)
+    if cell.dataset == AVERAGE:
+        name = NAMES_OF_MEANS.get(cell.metric)
+        return Measurement(f"{MEAN}/{name}", HARNESS) if name and cell.paper in AVERAGED else None
+    if cell.metric == PERCENT and not cell.dataset.startswith("zero_shot_average"):
+        return Measurement(f"{HARNESS}/{cell.dataset}", HARNESS)
+    if cell.metric in NAMES:
+        return Measurement(f"{HARNESS}/{cell.dataset}/{cell.metric}", HARNESS)
+    return None
