@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 
 def check_modules(cfg: DictConfig) -> None:
     """Raise ValueError on a group whose `_target_` begins with a module that does not exist."""
-    for group, section in cfg.items():
+    for key, section in cfg.items():
+        group = str(key)
         target = section.get("_target_") if isinstance(section, DictConfig) else None
         module = str(target).partition(".")[0]
         if target is not None and find_spec(module) is None:
