@@ -1,6 +1,7 @@
 """One job of every experiment on a random model: `pytest -m experiments` (minutes, not in CI)."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from families import random_model
 from safetensors.torch import save_file
 
 from sparsemend.experiments import STEPS, Experiment, experiments
+from sparsemend.locations import conf_folder
 
 SEQLEN = 32
 # what a random model of two small blocks needs set smaller
@@ -32,7 +34,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def overrides(experiment: Experiment, workspace: Path, out: Path) -> list[str]:
     job = experiment.jobs[-1]
     trained = int(job.values[STEPS]) > 0
-    kept = [line for line in job.overrides if not line.startswith(("model=", "data="))]
+    set_here = ("model=", "data=", "method.rank=")
+    kept = [line for line in job.overrides if not line.startswith(set_here)]
     return [
         f"experiment={experiment.name}",
         f"scale={'tiny_trained' if trained else 'tiny'}",
@@ -53,8 +56,14 @@ def overrides(experiment: Experiment, workspace: Path, out: Path) -> list[str]:
         ),
         *(TRAINED if trained else ()),
         *kept,
+        *(["method.rank=16"] if sets_rank(experiment) else []),  # its narrowest linear has 16
         f"hydra.run.dir={out}",
     ]
+
+
+def sets_rank(experiment: Experiment) -> bool:
+    text = (conf_folder() / "experiment" / f"{experiment.name}.yaml").read_text()
+    return re.search(r"^ +(method\.)?rank:", text, re.MULTILINE) is not None
 
 
 @pytest.mark.experiments
@@ -68,7 +77,7 @@ def test_one_job_of_every_experiment_runs_on_a_random_model(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,  # a busy machine takes many times the usual quarter of a minute
     )
     assert done.returncode == 0, done.stderr + done.stdout
     result = json.loads((tmp_path / "out" / "result.json").read_text())

@@ -119,7 +119,40 @@ def test_a_flat_progression_is_the_uniform_row() -> None:
 def test_another_recipe_of_the_same_method_is_not_covered() -> None:
     name = "sp_lora/log/llama2_7b/2:4/wanda/uniform/masked_lora~{}/wikitext2/perplexity"
     assert job_for(find_cell(name.format("alpaca_gpt4_r16_lr1e_3"))) is not None
-    assert job_for(find_cell(name.format("slimpajama_0.5b_r16_lr1e_3"))) is None
+    slim = job_for(find_cell(name.format("slimpajama_0.5b_r16_lr1e_3")))
+    assert slim is not None
+    assert slim.values["data"] == "slimpajama"
+    unknown = replace(find_cell(name.format("alpaca_gpt4_r16_lr1e_3")), variant="Alpaca r8")
+    assert job_for(unknown) is None
+
+
+def test_a_swept_key_tells_the_rows_of_one_experiment_apart() -> None:
+    name = "sp_lora/log/llama2_7b/2:4/wanda/uniform/masked_lora~slimpajama_0.5b_r{}_lr1e_4/rte/acc"
+    for rank in (16, 128):
+        job = job_for(find_cell(name.format(rank)))
+        assert job is not None
+        assert job.values["method.rank"] == rank
+        assert job.values["variant"] == f"SlimPajama-0.5B r{rank} lr1e-4"
+
+
+def test_what_a_source_leaves_open_is_what_its_papers_experiment_takes() -> None:
+    cell = find_cell("ebft/abstract/llama_7b/0.7/-/-/reconstruct/wikitext2/perplexity")
+    job = job_for(cell)
+    assert job is not None
+    assert (job.values["pruner"], job.schedule) == ("wanda", "uniform")
+    assert job_for(replace(cell, paper="wanda")) is None
+
+
+def test_a_mean_is_covered_by_the_papers_own_seven_tasks() -> None:
+    cell = find_cell(
+        "sp_lora/log/llama2_7b/2:4/wanda/uniform/masked_lora~alpaca_gpt4_r16_lr1e_3/"
+        "zero_shot_average_7/acc_norm_if_available"
+    )
+    job = job_for(cell)
+    assert job is not None
+    assert job.covers(cell)
+    other = replace(job, values={**job.values, "evaluation.zero_shot.suite": "atp"})
+    assert not other.covers(cell)
 
 
 def test_a_task_outside_the_suite_is_not_covered() -> None:

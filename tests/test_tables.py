@@ -92,6 +92,31 @@ def test_a_line_tells_value_mark_and_needs() -> None:
     assert told.startswith(f"{CELL}  10.59 [image]  dsnot/table1  14.9 GiB, 4 min on an A100, ")
 
 
+def test_a_line_tells_what_the_source_leaves_open() -> None:
+    identity = "ebft/abstract/llama_7b/0.7/-/-/reconstruct/wikitext2/perplexity"
+    entry = next(e for e in entries("ebft") if e.cell.identity == identity)
+    expected = "ebft/abstract (pruner not stated: wanda here, schedule not stated: uniform here)  "
+    assert expected in line(entry)
+
+
+@pytest.mark.parametrize(
+    ("identity", "why"),
+    [
+        ("ebft/abstract/llama_7b/structured/-/-/lora/wikitext2/perplexity",
+         "no structured pruning"),
+        ("dsa/zero_shot/llama_7b/0.5/wanda/uniform/none/zero_shot_average/accuracy_percent",
+         "the tasks of zero_shot_average are not stated"),
+        ("sqft/table2/mistral_7b_v0_3/-/-/-/none/gsm8k/accuracy_percent",
+         "pruner and sparsity not stated"),
+        ("atp/table1/llama3_8b/0.7/wanda/atp/none~atp_minus_dsa/zero_shot_average_7/"
+         "accuracy_points_change", "no experiment"),
+    ],
+)  # fmt: skip
+def test_a_line_tells_why_there_is_no_experiment(identity: str, why: str) -> None:
+    entry = next(e for e in entries(identity.partition("/")[0]) if e.cell.identity == identity)
+    assert line(entry).endswith(f"  no config: {why}")
+
+
 def test_collect_without_a_finished_run_is_refused(capsys, tmp_path: Path) -> None:
     made.write(tmp_path / "a", made.result() | {"status": "failed"})
     code, said = refused(capsys, "collect", str(tmp_path))
