@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import result_folders
 import torch
 
 from sparsemend.arena import pareto, read_arena
@@ -15,7 +16,6 @@ from sparsemend.arena_plot import spread
 from sparsemend.arena_table import body, notes, write
 from sparsemend.tables import main
 from sparsemend.window_losses import write_losses
-from tests import result_folders
 
 METRIC = "perplexity/test"
 
