@@ -96,7 +96,9 @@ def test_the_loss_is_the_stated_sum_of_its_parts() -> None:
             for s, d in zip(own.hidden_states[1:], taught.hidden_states[1:], strict=True):
                 s, d = s[row, position].double(), d[row, position].double()
                 distance += float((s - d).square().sum() / d.square().sum()) / 3
-    assert float(loss.parts["train/distillation"]) == pytest.approx(kl / count, rel=1e-5)
+    # logarithms near 5 have 5e-7 of rounding in fp32, which the temperature squared multiplies
+    expected = pytest.approx(kl / count, abs=9 * 5e-7)
+    assert float(loss.parts["train/distillation"]) == expected
     assert float(loss.parts["train/hidden_distance"]) == pytest.approx(distance / count, rel=1e-5)
     cross_entropy = float(next_token_loss(model, tokens, labels))
     expected = 0.7 * cross_entropy + 0.3 * kl / count + 0.7 * distance / count
