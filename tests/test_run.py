@@ -563,5 +563,5 @@ def test_adding_a_method_is_one_file_and_one_yaml(
     done = sparsemend_command(arguments, tmp_path)
     assert done.returncode == 0, done.stderr
     result = result_of(tmp_path / "out")
-    assert result["repair"] == {"scaled": "model.layers.0.self_attn.q_proj"}
+    assert result["repair"] == {"foldable": True, "scaled": "model.layers.0.self_attn.q_proj"}
     assert result["metrics"]["repaired"] != result["metrics"]["pruned"]
