@@ -6,10 +6,11 @@ from families import FAMILIES, random_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from sparsemend.existing_support import adopt
 from sparsemend.export import export, to_dense_
 from sparsemend.masks import load_masks, save_masks, sparse_linears
 from sparsemend.pattern import Pattern
-from sparsemend.prune import adopt, prune
+from sparsemend.prune import prune
 from sparsemend.pruner.wanda import Wanda
 from sparsemend.sparsity_schedule.uniform import Uniform
 

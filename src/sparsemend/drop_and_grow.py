@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsemend.masks import checked_finite, lowest_per_row
+from sparsemend.selection import checked_finite, lowest_per_row
 
 
 def lowest(score: Tensor, count: int) -> Tensor:

@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.existing_support import adopt
 from sparsemend.locations import resolve_path
 from sparsemend.pattern import Pattern
-from sparsemend.prune import adopt, dense_statistics, observe_first, prune, prune_observed
+from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.none import NoPruner

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from sparsemend.existing_support import attach_supports
 from sparsemend.finished_run import FinishedRun
 from sparsemend.masks import load_masks
 from sparsemend.method.base import RepairMethod
 from sparsemend.model import DTYPES
-from sparsemend.prune import attach_supports
 
 
 def load_repaired(

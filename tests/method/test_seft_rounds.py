@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemend.masks import SparseLinear, lowest_per_group, lowest_per_row
+from sparsemend.masks import SparseLinear
 from sparsemend.method.delta_rounds import Moved
 from sparsemend.method.round_schedule import RoundSchedule
 from sparsemend.method.seft_linear import DEAD, GROWN, ON_BASE, SeftLinear
@@ -17,6 +17,7 @@ from sparsemend.method.seft_rounds import Adaptation, SeftRounds, adapt
 from sparsemend.method.slot_adamw import SlotAdamW
 from sparsemend.method.window import Window
 from sparsemend.pattern import Pattern
+from sparsemend.selection import lowest_per_group, lowest_per_row
 
 ROUNDS = 300
 TWO_FOUR = Pattern.parse("2:4")

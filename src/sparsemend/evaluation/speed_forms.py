@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsemend.masks import rank_in_group
+from sparsemend.selection import rank_in_group
 
 DENSE = "dense"
 

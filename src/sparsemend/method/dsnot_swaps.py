@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsemend.masks import lowest_per_group, lowest_per_row
 from sparsemend.pattern import Pattern
+from sparsemend.selection import lowest_per_group, lowest_per_row
 
 COLUMN_BITS = 24  # low bits of a sort key; with 33 bits of value and class it fits an int64
 COLUMN_MASK = (1 << COLUMN_BITS) - 1

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sparsemend.drop_and_grow import Move, at_most_per_group, exchange, forget_, highest, lowest
-from sparsemend.masks import lowest_per_group, unpack
+from sparsemend.masks import unpack
 from sparsemend.method.delta_linear import DeltaLinear
 from sparsemend.method.delta_rounds import DeltaRounds, Moved
 from sparsemend.method.low_rank import wider
 from sparsemend.method.seft_linear import DEAD, GROWN, SeftLinear
 from sparsemend.pattern import Pattern
+from sparsemend.selection import lowest_per_group
 
 ADAPT_SCOPES = ("layer", "global")
 ADAPT_CANDIDATES = ("all", "base_only")

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.batches import mean_loss
 from sparsemend.drop_and_grow import Move, exchange
-from sparsemend.masks import SparseLinear, lowest_per_group, lowest_per_row, sparse_linears
+from sparsemend.masks import SparseLinear, sparse_linears
 from sparsemend.method.base import Workbench
 from sparsemend.method.delta_linear import DeltaLinear, delta_linears
 from sparsemend.method.delta_repair import DeltaRepair
@@ -33,6 +33,7 @@ from sparsemend.pattern import Pattern
 from sparsemend.prune import prune
 from sparsemend.pruner.existing import Existing
 from sparsemend.rounding import rounded
+from sparsemend.selection import lowest_per_group, lowest_per_row
 from sparsemend.sparsity_schedule.base import Allocation
 from sparsemend.training_callbacks import VALIDATION_LOSS
 from sparsemend.training_plan import check_choice

@@ -23,15 +23,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsemend.masks import (
+from sparsemend.pattern import Pattern
+from sparsemend.pruner.base import Pruned, Pruner
+from sparsemend.selection import (
     checked_finite,
     lowest_of_all,
     lowest_over_rows,
     lowest_per_group,
     lowest_per_row,
 )
-from sparsemend.pattern import Pattern
-from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.statistics import Hessian, Statistic, symmetrise_
 
 # what goes, bool (O, I), given scores (O, I) and the share of the final zeros that goes by now

@@ -14,7 +14,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sparsemend.masks import (
+from sparsemend.pattern import Pattern
+from sparsemend.pruner.base import Pruned, Pruner
+from sparsemend.selection import (
     checked_finite,
     lowest_of_all,
     lowest_of_layer,
@@ -22,8 +24,6 @@ from sparsemend.masks import (
     lowest_per_group,
     lowest_per_row,
 )
-from sparsemend.pattern import Pattern
-from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.statistics import Statistic
 
 

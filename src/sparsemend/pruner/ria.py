@@ -17,7 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsemend.masks import (
+from sparsemend.pattern import Pattern
+from sparsemend.pruner.base import Pruned, Pruner
+from sparsemend.selection import (
     checked_finite,
     lowest_of_all,
     lowest_of_layer,
@@ -25,8 +27,6 @@ from sparsemend.masks import (
     lowest_per_group,
     lowest_per_row,
 )
-from sparsemend.pattern import Pattern
-from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.statistics import InputNorm, Statistic
 
 

@@ -17,9 +17,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sparsemend.masks import checked_finite, lowest_of_all, lowest_of_layer, lowest_per_group
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruned, Pruner
+from sparsemend.selection import checked_finite, lowest_of_all, lowest_of_layer, lowest_per_group
 from sparsemend.statistics import Hessian, InverseFactor, Statistic
 
 # what goes of a block of columns, bool (J, O), given its scores (J, O) and its number

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsemend.masks import checked_finite, lowest_over_rows, lowest_per_group, lowest_per_row
 from sparsemend.pattern import Pattern
 from sparsemend.pruner.base import Pruned, Pruner
+from sparsemend.selection import checked_finite, lowest_over_rows, lowest_per_group, lowest_per_row
 from sparsemend.statistics import InputNorm, Statistic
 
 

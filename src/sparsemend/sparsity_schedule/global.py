@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks import prunable_linears, walk
-from sparsemend.masks import checked_finite
 from sparsemend.pattern import Pattern
+from sparsemend.selection import checked_finite
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.sparsity_schedule.options import check_options
 from sparsemend.sparsity_schedule.pooled import lowest_counts

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks import walk
-from sparsemend.masks import checked_finite
 from sparsemend.pattern import Pattern
+from sparsemend.selection import checked_finite
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.sparsity_schedule.budget import to_budget, weighted_mean
 from sparsemend.sparsity_schedule.options import check_options

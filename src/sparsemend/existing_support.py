@@ -1,0 +1,68 @@
+"""The support that an already pruned checkpoint brings: read, checked, given to its linears."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.blocks import prunable_linears
+from sparsemend.masks import LinearCount, SparseLinear, count_zeros
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def attach_supports(model: nn.Module, supports: Mapping[str, Tensor]) -> None:
+    """Give the linears of an exported model their SparseLinears back, in place.
+
+    Raises ValueError where the supports are not those of this model's weights.
+    """
+    linears = prunable_linears(model)
+    _check_same_linears(supports, linears)
+    for name, linear in linears.items():
+        keep = supports[name].to(linear.weight.device)
+        _check_holds(name, linear, keep)
+        model.set_submodule(name, SparseLinear(linear.weight, linear.bias, keep))
+
+
+def _check_same_linears(supports: Mapping[str, Tensor], linears: Mapping[str, nn.Linear]) -> None:
+    if set(supports) != set(linears):
+        odd = sorted(set(supports) ^ set(linears))[0]
+        raise ValueError(f"the masks file and the model differ in their linears, first in {odd}")
+
+
+def _check_holds(name: str, linear: nn.Linear, keep: Tensor) -> None:
+    if keep.shape != linear.weight.shape or linear.weight.masked_fill(keep, 0).any():
+        raise ValueError(
+            f"{name}: the support in the masks file does not hold this weight; it belongs to "
+            "another checkpoint"
+        )
+
+
+@torch.no_grad()
+def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, float]:
+    """Give an already pruned model its SparseLinears; returns the sparsity of each linear.
+
+    Support: the given one where there is one, else where the weight is not zero.  Raises
+    ValueError where a given support does not fit the model or leaves out a non-zero weight.
+    """
+    linears = prunable_linears(model)
+    if supports is not None:
+        _check_same_linears(supports, linears)
+    rates = {}
+    for name, linear in linears.items():
+        keep = linear.weight != 0 if supports is None else supports[name].to(linear.weight.device)
+        _check_holds(name, linear, keep)
+        sparse = SparseLinear(linear.weight, linear.bias, keep)
+        model.set_submodule(name, sparse)
+        count = LinearCount(int((~keep).sum()), keep.numel())
+        rates[name] = count.sparsity
+    total = sum((count_zeros(m) for m in prunable_linears(model).values()), LinearCount(0, 0))
+    if not total.zeros:
+        raise ValueError("pruner=existing found no zero in this model; choose a pruner to prune it")
+    source = "zeros" if supports is None else "masks file"
+    log.info("existing support from its %s: %d zeros, %.6f", source, total.zeros, total.sparsity)
+    return rates
