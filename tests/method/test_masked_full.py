@@ -7,6 +7,7 @@ from typing import Any
 
 import contracts
 import pytest
+import torch
 from contracts import Interrupt, InterruptBefore, bench_for, bits, method_of, pruned_model
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -39,6 +40,14 @@ def test_the_support_moves_and_keeps_its_size(rule: str, tmp_path: Path) -> None
         assert int(linear.keep.sum()) == int(before[name].sum())
         assert int((linear.keep & before[name]).sum()) == rounds[-1]["overlap"][i]
         assert rounds[-1]["overlap"][i] < int(before[name].sum())
+
+
+def test_weights_that_could_not_move_are_refused_with_the_model_alone() -> None:
+    model = pruned_model().to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"set model\.dtype=float32"):
+        method_of("masked_full").check_model(model, None)
+    method_of("masked_full", "method.precision=bf16-true").check_model(model, None)
+    method_of("masked_full").check_model(pruned_model(), None)
 
 
 class Spy(Callback):

@@ -44,14 +44,17 @@ class MaskedFull(TrainedRepair):
         if self.scope not in ("linears", "all"):
             raise ValueError(f"method.scope {self.scope!r} is not one of: linears, all")
 
-    def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
-        """Nothing to attach: the weights are the parameters, and must be able to move."""
+    def check_model(self, model: PreTrainedModel, supports: object) -> None:
+        """The weights, which are the parameters, must be able to move."""
         if model.dtype != torch.float32 and self.precision != "bf16-true":
             raise ValueError(
                 f"method=masked_full trains the weights in place, and at usual learning rates "
                 f"{model.dtype} rounds most updates away; set model.dtype=float32 and, for speed, "
                 "method.precision=bf16-mixed, or ask for it with method.precision=bf16-true"
             )
+
+    def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
+        """Nothing to attach; a support that moves needs to know where it started."""
         if self.mask_update != "none":
             if not bench.pattern.unstructured:
                 raise ValueError(
