@@ -65,6 +65,16 @@ def test_the_hidden_distance_by_hand() -> None:
     assert float(hidden_distance([own, own, taught], [own, taught, taught], counts)) == 2.0
 
 
+def test_a_state_of_exactly_zero_has_no_distance_and_no_gradient() -> None:
+    taught = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]])
+    own = torch.tensor([[[1.0, 2.0], [1.0, 2.0], [9.0, 9.0]]], requires_grad=True)
+    distance = hidden_distance([own, own], [own, taught], torch.tensor([[True, True]]))
+    distance.backward()
+    assert float(distance.detach()) == 2.0  # 4 of the second position, of two
+    assert own.grad is not None
+    assert own.grad[0].tolist() == [[0.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
+
+
 def test_the_gradient_of_the_divergence_keeps_its_size_as_the_temperature_grows() -> None:
     """t^2 KL tends to half the squared distance of centred logits over V (Hinton, Sec. 2.1)."""
     generator = torch.Generator().manual_seed(0)

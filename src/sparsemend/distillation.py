@@ -159,8 +159,8 @@ def hidden_distance(own: Sequence[Tensor], taught: Sequence[Tensor], counts: Ten
     for ours, theirs in zip(own[1:], taught[1:], strict=True):
         wanted = theirs[:, :-1].to(ours.device)[counts].float()
         error = (ours[:, :-1][counts].float() - wanted).square().sum(dim=-1)
-        # a state of exactly zero has no relative distance
-        norm = wanted.square().sum(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        norm = wanted.square().sum(dim=-1)
+        norm = norm.masked_fill(norm == 0, torch.inf)  # such a state has no relative distance
         total = total + (error / norm).mean()
     return total / (len(own) - 1)
 
