@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from sparsemend.blocks import prunable_linears
 from sparsemend.masks import LinearCount, SparseLinear, count_zeros
+from sparsemend.pattern import Pattern
+from sparsemend.selection import most_in_group
+from sparsemend.weight_bits import SIZES, Support, pattern_of
 
 log = logging.getLogger(__name__)
 
@@ -66,3 +69,36 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
     source = "zeros" if supports is None else "masks file"
     log.info("existing support from its %s: %d zeros, %.6f", source, total.zeros, total.sparsity)
     return rates
+
+
+@torch.no_grad()
+def check_existing(
+    model: nn.Module, supports: Mapping[str, Tensor] | None, pattern: Pattern
+) -> None:
+    """Raise ValueError where the support breaks the N:M `pattern` that a run is to hold.
+
+    Warns where no pattern is asked for and the support follows one: methods that move zeros would
+    break it.  supports: bool (O, I) by linear name, None where the zeros are the support.
+    """
+    linears = prunable_linears(model)
+    if supports is not None:
+        _check_same_linears(supports, linears)
+    sizes = SIZES if pattern.unstructured else (pattern.group_size,)
+    seen = []
+    for name, linear in linears.items():
+        keep = linear.weight != 0 if supports is None else supports[name]
+        most = {size: most_in_group(keep, size) for size in sizes}
+        if 0 < pattern.kept < most.get(pattern.group_size, 0):
+            raise ValueError(
+                f"pattern {pattern} does not hold in this pruned checkpoint: {name} keeps "
+                f"{most[pattern.group_size]} of {pattern.group_size} consecutive inputs; set "
+                "pattern=unstructured, or give the dense model and a pruner"
+            )
+        seen.append(Support(tuple(keep.shape), str(keep.dtype), int((~keep).sum()), most))
+    if pattern.unstructured and not (found := pattern_of(seen)).unstructured:
+        log.warning(
+            "the support of this checkpoint is %s, but pattern=unstructured lets methods that "
+            "move zeros break it; set pattern=%s to keep it",
+            found,
+            found,
+        )

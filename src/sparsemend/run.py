@@ -30,6 +30,7 @@ from sparsemend.blocks import check_prunable
 from sparsemend.cache import Content
 from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.existing_support import check_existing
 from sparsemend.export import export, to_dense_
 from sparsemend.finished_run import FinishedRun, check_apart, configured, finished_run
 from sparsemend.hardware import Hardware
@@ -259,7 +260,10 @@ class Run:
         pruner = self.parts.pruner
         if not isinstance(pruner, Existing | NoPruner):
             check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
-        self.parts.method.check_model(model, self.prune.given_supports())
+        supports = self.prune.given_supports()
+        if isinstance(pruner, Existing):
+            check_existing(model, supports, self.pattern)
+        self.parts.method.check_model(model, supports)
         labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
         vocabulary = model.config.get_text_config().vocab_size
         for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):

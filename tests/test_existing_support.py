@@ -1,0 +1,58 @@
+"""The support of an already pruned checkpoint against the pattern that a run is to hold."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from families import random_model
+
+from sparsemend.blocks import prunable_linears
+from sparsemend.existing_support import check_existing
+from sparsemend.pattern import Pattern
+from sparsemend.selection import lowest_per_group, lowest_per_row
+
+TWO_OF_FOUR = Pattern(2, 4)
+
+
+def pruned(pattern: Pattern) -> torch.nn.Module:
+    """A tiny model of plain linears, half of each zero, by group or by row."""
+    model = random_model("llama")
+    with torch.no_grad():
+        for linear in prunable_linears(model).values():
+            score = linear.weight.abs()
+            zeros = (
+                lowest_per_row(score, score.shape[1] // 2)
+                if pattern.unstructured
+                else lowest_per_group(score, pattern)
+            )
+            linear.weight.masked_fill_(zeros, 0)
+    return model
+
+
+def test_a_pattern_that_the_checkpoint_breaks_is_refused_by_name() -> None:
+    model = pruned(TWO_OF_FOUR)
+    check_existing(model, None, TWO_OF_FOUR)
+    name, linear = list(prunable_linears(model).items())[3]
+    with torch.no_grad():
+        linear.weight[1, 4:7] = 1.0
+    with pytest.raises(ValueError, match=rf"{name} keeps [34] of 4 .* pattern=unstructured"):
+        check_existing(model, None, TWO_OF_FOUR)
+
+
+def test_a_masks_file_decides_before_the_zeros_do() -> None:
+    model = pruned(TWO_OF_FOUR)
+    supports = {n: linear.weight != 0 for n, linear in prunable_linears(model).items()}
+    supports[next(iter(supports))][0, :4] = True  # kept weights that are zero
+    check_existing(model, None, TWO_OF_FOUR)
+    with pytest.raises(ValueError, match="keeps 4 of 4"):
+        check_existing(model, supports, TWO_OF_FOUR)
+
+
+def test_a_pattern_nobody_asked_to_hold_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        check_existing(pruned(Pattern()), None, Pattern())
+        assert caplog.text == ""
+        check_existing(pruned(TWO_OF_FOUR), None, Pattern())
+    assert "set pattern=2:4" in caplog.text
