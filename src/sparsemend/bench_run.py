@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sparsemend.bench_report import Report, table
 from sparsemend.model import DTYPES
-from sparsemend.run import quieten
+from sparsemend.quiet import quieten
 from sparsemend.suite.base import Setting, Suite
 
 
