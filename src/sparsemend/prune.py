@@ -16,8 +16,8 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
+from sparsemend.block_calls import Recorded
 from sparsemend.blocks import (
-    Recorded,
     Visit,
     find_blocks,
     linears_of,
