@@ -8,28 +8,20 @@ written and then run on the embedded model and this machine, see `substituted`.
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
 import pytest
-import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from reader_folder import execute, put_placeholders
 from readme_blocks import Block, Command, blocks, commands
-from safetensors.torch import save_file
 
-import sparsemend
 from sparsemend.listing import command_of
-from sparsemend.locations import conf_folder, resolve_path
+from sparsemend.locations import conf_folder
 from sparsemend.overrides import compose_jobs, expand
 
 ROOT = Path(__file__).parents[1]
-SOURCE = str(Path(sparsemend.__file__).parents[1])
 PAGES = (
     "README.md",
     "docker/README.md",
@@ -128,84 +120,12 @@ def ends(argv: Sequence[str]) -> list[list[str]]:
     return [[argv[0], *job] for job in (found[0], found[-1])]
 
 
-def execute(argv: Sequence[str], folder: Path, environment: Sequence[str] = ()) -> str:
-    """Run a command of this Python's environment in a folder; what it said.  It must exit 0."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    variables |= dict(pair.split("=", 1) for pair in environment)
-    variables["PYTHONPATH"] = f"{variables['PYTHONPATH']}{os.pathsep}{SOURCE}".strip(os.pathsep)
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name(argv[0])), *argv[1:]],
-        cwd=folder,
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, f"{argv}\n{done.stdout}"
-    return done.stdout
-
-
 def put_files(command: Command, folder: Path) -> None:
     """The files that the command's page tells its reader to write."""
     for block in BLOCKS:
         if block.file and block.page == command.block.page:
             (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.file).write_text(block.text, encoding="utf-8")
-
-
-def put_tokens(path: Path) -> None:
-    """40 windows of 256 random tokens of the embedded model's vocabulary."""
-    generator = torch.Generator().manual_seed(0)
-    save_file({"input_ids": torch.randint(3, 2048, (40, 256), generator=generator)}, path)
-
-
-def put_answers(path: Path) -> None:
-    """140 prompts with answers, one JSON object a line."""
-    rows = ({"instruction": f"double {n}", "input": "", "output": str(2 * n)} for n in range(140))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def put_model(path: Path) -> None:
-    path.symlink_to(resolve_path("embedded:tiny"))
-
-
-def put_run(path: Path) -> None:
-    """An exported run."""
-    execute(["sparsemend", "method=none", "export=true", f"hydra.run.dir={path}"], path.parent)
-
-
-def put_exported(path: Path) -> None:
-    """An exported model."""
-    put_run(path.with_name("exported"))
-    path.symlink_to(path.with_name("exported") / "model")
-
-
-def put_evolution(path: Path) -> None:
-    """A run whose zeros moved."""
-    steps = ("method.max_steps=12", "method.update_interval=4", "method.accumulation_steps=2")
-    execute(["sparsemend", "method=seft", *steps, f"hydra.run.dir={path}"], path.parent)
-
-
-# what commands name in capitals and read
-PLACEHOLDERS: dict[str, Callable[[Path], None]] = {
-    **dict.fromkeys([f"{name}.safetensors" for name in ("CAL", "CALIBRATION")], put_tokens),
-    **dict.fromkeys([f"{name}.safetensors" for name in ("TRAIN", "TEST")], put_tokens),
-    "FILE.jsonl": put_answers,
-    "DIR": put_model,
-    "RUN": put_run,
-    "FOLDER": put_exported,
-    "RUN_FOLDER": put_evolution,
-}
-
-
-def put_placeholders(argv: Sequence[str], folder: Path) -> None:
-    """What a command names in capitals, unless it writes that itself or it is there already."""
-    read = [word for word in argv if not word.startswith("hydra.run.dir=")]
-    for name in re.findall(r"\b[A-Z][A-Z_]+(?:\.[a-z]+)?\b", " ".join(read)):
-        if name in PLACEHOLDERS and not (folder / name).exists():
-            PLACEHOLDERS[name](folder / name)
 
 
 @pytest.fixture(scope="module")
@@ -260,45 +180,3 @@ def test_every_fenced_block_says_what_it_is(page: str) -> None:
 @pytest.mark.parametrize("start", SHORTER)
 def test_every_shortened_command_exists(start: str) -> None:
     assert [command for command in COMMANDS if str(command).startswith(start)]
-
-
-def written(text: str, info: str = "bash") -> Iterator[tuple[str, ...]]:
-    return (command.argv for command in commands(Block("page", 1, info, text)))
-
-
-def test_a_block_holds_a_command_a_line_without_its_comments() -> None:
-    text = "# both\nsparsemend a=1  # it's one\n\nsparsemend 'b=[1, 2]' c=3\n"
-    assert list(written(text)) == [("sparsemend", "a=1"), ("sparsemend", "b=[1, 2]", "c=3")]
-
-
-def test_a_backslash_continues_a_command() -> None:
-    assert list(written("sparsemend a=1 \\\n    b=2\n")) == [("sparsemend", "a=1", "b=2")]
-
-
-def test_assignments_before_a_command_are_its_environment() -> None:
-    (command,) = commands(Block("page", 1, "bash", "PYTHONPATH=mine A=b sparsemend c=d"))
-    assert command.environment == ("PYTHONPATH=mine", "A=b")
-    assert command.argv == ("sparsemend", "c=d")
-
-
-@pytest.mark.parametrize("line", ["a && b", "a | b", "a > b", "for x in y; do", "a $B", "B=$C a"])
-def test_a_line_that_needs_a_shell_is_refused(line: str) -> None:
-    with pytest.raises(ValueError, match=r"page, block in line 1: .* needs a shell"):
-        list(written(line))
-
-
-def test_a_page_gives_its_blocks_and_its_inline_commands() -> None:
-    page = "Say `sparsemend a=1\nb=2`, `sparsemend`.\n```bash gpu\nsparsemend `x` c\n```\n"
-    fenced, inline = blocks("page", page)
-    assert (fenced.line, fenced.info, fenced.needs) == (3, "bash gpu", {"gpu"})
-    assert (inline.line, inline.info, inline.text) == (1, "bash", "sparsemend a=1 b=2")
-
-
-@pytest.mark.parametrize("info", ["", "bash gqu", "bash install gpu", "python gpu", "sh"])
-def test_an_unknown_info_string_is_not_known(info: str) -> None:
-    assert not Block("page", 1, info, "").known
-
-
-def test_a_file_block_names_its_path_in_its_first_line() -> None:
-    assert Block("page", 1, "yaml file", "# mine/a.yaml\nb: 1\n").file == Path("mine/a.yaml")
-    assert Block("page", 1, "python", "# mine/a.py\n").file is None
