@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# tests that interrupt a command need it to listen, also where a shell started pytest in the
+# background, which ignores the signal and hands that on
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
