@@ -50,7 +50,7 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "sparsemend -m experiment=wanda/readme": FEW_TOKENS,
     "sparsemend -m experiment=atp/headline": FEW_TOKENS,
     "sparsemend -m experiment=tiny_comparison": (*FEW_TOKENS, *THREE_STEPS),
-    "sparsemend -m experiment=arena": TWO_ROWS,
+    "sparsemend -m experiment=arena": (*FEW_TOKENS, *TWO_ROWS),
     "sparsemend -m method=none,dsnot": FEW_TOKENS,
     "sparsemend -m method=none pruner=": FEW_TOKENS,
     "sparsemend -m +search=": (*FEW_TOKENS, "search.count=3"),
