@@ -15,6 +15,7 @@ from sparsemend.masks import (
     count_zeros,
     load_masks,
     pack,
+    packed_by_products,
     save_masks,
     unpack,
     zero_off_,
@@ -31,6 +32,7 @@ def test_unpacking_undoes_packing(columns: int) -> None:
     packed = pack(keep)
     assert packed.shape == (5, -(-columns // 8))
     assert packed.dtype == torch.uint8
+    assert torch.equal(packed_by_products(keep), packed)
     assert torch.equal(unpack(packed, columns), keep)
 
 

@@ -15,7 +15,6 @@ from sparsemend.selection import (
     lowest_over_rows,
     lowest_per_group,
     lowest_per_row,
-    most_in_group,
     rank_in_group,
 )
 
@@ -100,10 +99,3 @@ def test_of_all_tied_scores_the_first_go() -> None:
     score = torch.ones(2, 3)
     assert lowest_over_rows(score, 3).tolist() == [[True, True, False], [True, False, False]]
     assert lowest_of_all(score, 4).tolist() == [[True, True, True], [True, False, False]]
-
-
-@pytest.mark.parametrize(("size", "most"), [(2, 2), (3, 2), (4, 3), (8, 4)])
-def test_the_fullest_group_counts_also_where_it_is_short(size: int, most: int) -> None:
-    keep = torch.tensor([[1, 0, 0, 0, 1], [0, 1, 1, 1, 1]]).bool()
-    keep = torch.cat([keep, torch.tensor([[0], [0]]).bool()], dim=1)
-    assert most_in_group(keep, size) == most

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks import prunable_linears
-from sparsemend.masks import LinearCount, SparseLinear, count_zeros
+from sparsemend.masks import LinearCount, SparseLinear, count_zeros, pack
 from sparsemend.pattern import Pattern
-from sparsemend.selection import most_in_group
-from sparsemend.weight_bits import SIZES, Support, pattern_of
+from sparsemend.weight_bits import SIZES, Support, most_in_group, pattern_of
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
         _check_holds(name, linear, keep)
         sparse = SparseLinear(linear.weight, linear.bias, keep)
         model.set_submodule(name, sparse)
-        count = LinearCount(int((~keep).sum()), keep.numel())
+        count = LinearCount(keep.numel() - int(keep.count_nonzero()), keep.numel())
         rates[name] = count.sparsity
     total = sum((count_zeros(m) for m in prunable_linears(model).values()), LinearCount(0, 0))
     if not total.zeros:
@@ -83,18 +82,19 @@ def check_existing(
     linears = prunable_linears(model)
     if supports is not None:
         _check_same_linears(supports, linears)
-    sizes = SIZES if pattern.unstructured else (pattern.group_size,)
+    sizes = list(SIZES) if pattern.unstructured else [pattern.group_size]
     seen = []
     for name, linear in linears.items():
         keep = linear.weight != 0 if supports is None else supports[name]
-        most = {size: most_in_group(keep, size) for size in sizes}
+        most = most_in_group(pack(keep).cpu().numpy(), keep.shape[1], sizes)
         if 0 < pattern.kept < most.get(pattern.group_size, 0):
             raise ValueError(
                 f"pattern {pattern} does not hold in this pruned checkpoint: {name} keeps "
                 f"{most[pattern.group_size]} of {pattern.group_size} consecutive inputs; set "
                 "pattern=unstructured, or give the dense model and a pruner"
             )
-        seen.append(Support(tuple(keep.shape), str(keep.dtype), int((~keep).sum()), most))
+        zeros = keep.numel() - int(keep.count_nonzero())
+        seen.append(Support(tuple(keep.shape), str(keep.dtype), zeros, most))
     if pattern.unstructured and not (found := pattern_of(seen)).unstructured:
         log.warning(
             "the support of this checkpoint is %s, but pattern=unstructured lets methods that "

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sparsemend.pattern import Pattern
 
@@ -111,15 +110,6 @@ def lowest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
     if whole < score.shape[1]:
         parts.append(lowest_per_row(score[:, whole:], removed))
     return torch.cat(parts, dim=1)
-
-
-def most_in_group(keep: Tensor, size: int) -> int:
-    """The most kept weights in any `size` consecutive inputs.  keep (O, I) bool.
-
-    A short last group counts as one.
-    """
-    missing = -keep.shape[1] % size
-    return int(F.pad(keep, (0, missing)).unflatten(1, (-1, size)).sum(dim=-1).max())
 
 
 def rank_in_group(groups: Tensor) -> Tensor:
