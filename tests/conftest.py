@@ -12,9 +12,6 @@ from pathlib import Path
 from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# tests that interrupt a command need it to listen, also where a shell started pytest in the
-# background, which ignores the signal and hands that on
-signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
@@ -29,6 +26,13 @@ from sparsemend.files import write_json
 from sparsemend.metric_names import METRIC, VALIDATION_METRIC
 from sparsemend.resume import config_hash
 from sparsemend.sweep import plain
+
+# tests that interrupt a command need it to listen, also where a shell started pytest in the
+# background, which ignores the signal and hands that on
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands under test
 
 
 @pytest.fixture
