@@ -55,6 +55,7 @@ class MaskedFull(TrainedRepair):
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         """Nothing to attach; a support that moves needs to know where it started."""
+        self.check_model(model, None)
         if self.mask_update != "none":
             if not bench.pattern.unstructured:
                 raise ValueError(
