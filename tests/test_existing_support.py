@@ -56,3 +56,26 @@ def test_a_pattern_nobody_asked_to_hold_is_pointed_out(caplog: pytest.LogCapture
         assert caplog.text == ""
         check_existing(pruned(TWO_OF_FOUR), None, Pattern())
     assert "set pattern=2:4" in caplog.text
+
+
+def test_a_mixed_pattern_holds_by_the_sparsity_of_each_linear(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, mixed = pruned(Pattern(4, 8)), Pattern(-1, 8)
+    check_existing(model, None, mixed)
+    _, linear = next(iter(prunable_linears(model).items()))
+    with torch.no_grad():
+        linear.weight[0, linear.weight[0].nonzero()[0]] = 0  # as training may leave it
+    with pytest.raises(ValueError, match=r"keeps 3\.99\d* of 8 inputs, no whole number"):
+        check_existing(model, None, mixed)
+    with pytest.raises(ValueError, match=r"keeps \d of 8 consecutive inputs"):
+        check_existing(pruned(Pattern()), None, mixed)
+
+
+def test_linears_without_any_weight_follow_no_pattern(caplog: pytest.LogCaptureFixture) -> None:
+    model = random_model("llama")
+    with torch.no_grad():
+        next(iter(prunable_linears(model).values())).weight.zero_()
+    with caplog.at_level(logging.WARNING):
+        check_existing(model, None, Pattern())
+    assert caplog.text == ""

@@ -92,6 +92,54 @@ def test_a_fresh_run_in_an_old_folder_leaves_nothing_to_continue(tmp_path: Path)
     assert run_folder("auto", WANTED, tmp_path) == (tmp_path, False)
 
 
+def put(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+
+
+OUTPUTS = (
+    "model/masks.safetensors",
+    "model/model.safetensors",
+    "adapter/adapter_config.json",
+    "training/metrics.csv",
+    "training-2/metrics.csv",
+    "window_losses/dense.safetensors",
+    "zero_shot/dense.json",
+    "masks.safetensors",
+    "wandb_run_id",
+)
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_a_fresh_ones(tmp_path: Path) -> None:
+    unfinished(tmp_path, WANTED)
+    kept = [tmp_path / name for name in ("result.json", "run.log", ".hydra/config.yaml", "own/a")]
+    for path in (*kept[1:], *(tmp_path / name for name in OUTPUTS)):
+        put(path)
+    forget_work(tmp_path)
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
+
+
+def test_a_folder_without_a_run_and_a_users_own_model_are_left_alone(tmp_path: Path) -> None:
+    for name in OUTPUTS:
+        put(tmp_path / name)
+    forget_work(tmp_path)
+    assert all((tmp_path / name).exists() for name in OUTPUTS)
+    put(tmp_path / "result.json")
+    (tmp_path / "model" / "masks.safetensors").unlink()
+    forget_work(tmp_path)
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_a_named_folder_whose_run_may_be_alive_is_not_started_afresh(tmp_path: Path) -> None:
+    unfinished(tmp_path, WANTED)
+    content = json.loads((tmp_path / "result.json").read_text())
+    content["process"] = {"host": "another", "pid": 7}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"running on another, process 7.*resume={tmp_path}"):
+        run_folder("auto", WANTED, tmp_path)
+    assert run_folder(str(tmp_path), WANTED, tmp_path / "fresh") == (tmp_path, True)
+
+
 def test_what_the_killed_attempt_cost_is_kept(tmp_path: Path) -> None:
     unfinished(tmp_path, WANTED)
     again = Result(tmp_path / "result.json", OmegaConf.create(WANTED), resumed=True)

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import torch
 from families import random_model
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from wandb_file import read_offline
@@ -21,6 +23,8 @@ from wandb_file import read_offline
 import sparsemend
 from sparsemend.masks import load_masks, save_masks
 from sparsemend.method.losa_rounds import RoundMark
+from sparsemend.results import Result
+from sparsemend.run import Run
 from sparsemend.run_summary import block_rows, metric_rows, summary_of
 
 SCHEMA = json.loads((Path(sparsemend.__file__).parent / "result.schema.json").read_text())
@@ -243,6 +247,26 @@ def test_an_offline_wandb_run_equals_the_result(workspace: Path, tmp_path: Path)
     assert run.table("results")[1] == metric_rows(result)[1]
     assert run.exit_code == 0
     assert "wandb:" not in done.stdout + done.stderr
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
+    class Resumed(Run):
+        def __init__(self, data_hash: str) -> None:
+            self.out = tmp_path
+            config = OmegaConf.create({"name": "a"})
+            self.result = Result(tmp_path / "result.json", config, resumed=True)
+            protocol = {"data_hash": data_hash, "tokens": 4}
+            self.load = SimpleNamespace(protocol=lambda test: protocol)  # type: ignore[assignment]
+
+    for data_hash in ("one", "one", "two"):
+        run = Resumed(data_hash)
+        if data_hash == "two":
+            with pytest.raises(ValueError, match="data of this configuration have changed"):
+                run._record_protocol(torch.zeros(1, 4))
+        else:
+            run._record_protocol(torch.zeros(1, 4))
+            run.result.write()
+            assert run.result.content["protocol"]["tokens"] == 4
 
 
 def start(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, random_model
+from omegaconf import OmegaConf
 
 from sparsemend.blocks import prunable_linears
+from sparsemend.cache import Content, digest
 from sparsemend.masks import SparseLinear, sparse_linears
 from sparsemend.pattern import Pattern
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
+from sparsemend.prune_stage import PruneStage
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.sparsegpt import SparseGPT
 from sparsemend.pruner.wanda import Wanda
-from sparsemend.shared_work import model_digest, pruned_content, restore_, with_files
+from sparsemend.shared_work import SharedWork, model_digest, pruned_content, restore_, with_files
 from sparsemend.sparsity_schedule.base import Allocation
+from sparsemend.sparsity_schedule.uniform import Uniform
 
 PATTERN = Pattern.parse("unstructured")
 WANDA = Wanda(variant=False)
@@ -105,3 +114,66 @@ def test_dense_statistics_agree_with_the_protocol_in_the_first_block_alone(
     same = {n: torch.equal(keeps[n], m.keep) for n, m in sparse_linears(models[0])}
     assert all(equal for name, equal in same.items() if ".0." in name)
     assert not all(same.values())
+
+
+class Spy:
+    """A cache that computes and notes what its keys are made of."""
+
+    def __init__(self) -> None:
+        self.parts: list[Mapping[str, Any]] = []
+
+    def once(self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Content]) -> Any:
+        self.parts.append(parts)
+        return SimpleNamespace(content=compute(), origin=dict)
+
+
+OWN = """
+class Own:
+    repeatable = True
+    needs_validation = False
+"""
+
+
+def test_a_measurement_is_keyed_by_the_code_of_its_evaluation(tmp_path: Path) -> None:
+    spy, shared = Spy(), SharedWork.__new__(SharedWork)
+    shared.cfg = OmegaConf.create({"evaluation": {"own": {"words": str(tmp_path / "words")}}})
+    shared.cache, shared.memory, shared.environment = spy, False, {}  # type: ignore[assignment]
+    shared.origins, shared.model_key, shared.pruned_key = {}, "model", None
+    given: Any = SimpleNamespace(test=torch.zeros(1, 2), task=None, batch_size=1)
+    for code, words in ((OWN, "a"), (OWN, "a"), (f"{OWN}# edited", "a"), (OWN, "b")):
+        (tmp_path / "own.py").write_text(code)
+        (tmp_path / "words").write_text(words)
+        spec = spec_from_file_location("own", tmp_path / "own.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        sys.modules["own"] = module
+        spec.loader.exec_module(module)
+        shared.measure("dense", "own", module.Own(), given, lambda: Content({}, {}))
+    keys = [digest(parts) for parts in spy.parts]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+def test_what_is_remembered_of_pruning_is_of_the_same_machine_setting() -> None:
+    asked: list[Mapping[str, Any]] = []
+
+    def remembered(kind: str, parts: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        asked.append(parts)
+
+    for threads in (1, 2):
+        shared: Any = SimpleNamespace(
+            remembered=remembered, environment={"threads": threads}, model_key="model"
+        )
+        cfg = OmegaConf.create({"pruner": {"variant": False}, "statistics": "exact"})
+        stage = PruneStage(
+            cfg=cfg,
+            pruner=WANDA,
+            schedule=Uniform(),
+            pattern=PATTERN,
+            shared=shared,
+            device=torch.device("cpu"),
+            offload=False,
+        )
+        stage._remembered("first block", observe_first, random_model("llama"), [])
+    assert digest(asked[0]) != digest(asked[1])

@@ -73,6 +73,13 @@ def test_fullest_groups_are_those_of_a_loop(columns: int, tmp_path: Path) -> Non
     assert read(weight, tmp_path, sizes=sizes).most == expected
 
 
+@pytest.mark.parametrize("size", [255, 256, 300, 512])
+def test_groups_of_more_than_a_byte_counts_are_full_where_nothing_is_zero(
+    size: int, tmp_path: Path
+) -> None:
+    assert read(torch.ones(2, 600), tmp_path, sizes=(size,)).most == {size: size}
+
+
 def test_weights_off_and_zeros_on_the_mask_are_counted(tmp_path: Path) -> None:
     weight = torch.tensor([[1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 4.0, 0.0, 5.0, 0.0]])
     keep = torch.tensor([[1, 1, 1, 0, 0, 0, 1, 0, 0, 1]]).bool()

@@ -74,7 +74,7 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
 def check_existing(
     model: nn.Module, supports: Mapping[str, Tensor] | None, pattern: Pattern
 ) -> None:
-    """Raise ValueError where the support breaks the N:M `pattern` that a run is to hold.
+    """Raise ValueError where the support breaks the `pattern` that a run is to hold.
 
     Warns where no pattern is asked for and the support follows one: methods that move zeros would
     break it.  supports: bool (O, I) by linear name, None where the zeros are the support.
@@ -87,18 +87,36 @@ def check_existing(
     for name, linear in linears.items():
         keep = linear.weight != 0 if supports is None else supports[name]
         most = most_in_group(pack(keep).cpu().numpy(), keep.shape[1], sizes)
-        if 0 < pattern.kept < most.get(pattern.group_size, 0):
+        zeros = keep.numel() - int(keep.count_nonzero())
+        support = Support(tuple(keep.shape), str(linear.weight.dtype), zeros, most)
+        if not pattern.unstructured and (broken := _broken(support, pattern)):
             raise ValueError(
-                f"pattern {pattern} does not hold in this pruned checkpoint: {name} keeps "
-                f"{most[pattern.group_size]} of {pattern.group_size} consecutive inputs; set "
+                f"pattern {pattern} does not hold in this pruned checkpoint: {name} {broken}; set "
                 "pattern=unstructured, or give the dense model and a pruner"
             )
-        zeros = keep.numel() - int(keep.count_nonzero())
-        seen.append(Support(tuple(keep.shape), str(keep.dtype), zeros, most))
-    if pattern.unstructured and not (found := pattern_of(seen)).unstructured:
+        seen.append(support)
+    found = _followed(seen) if pattern.unstructured else Pattern()
+    if not found.unstructured:
         log.warning(
             "the support of this checkpoint is %s, but pattern=unstructured lets methods that "
             "move zeros break it; set pattern=%s to keep it",
             found,
             found,
         )
+
+
+def _broken(support: Support, pattern: Pattern) -> str:
+    """How this support breaks an N:M or mixed pattern; empty where it holds."""
+    try:
+        kept = pattern.at(support.sparsity).kept
+    except ValueError as error:
+        return f"has {error}"
+    most = support.most[pattern.group_size]
+    return f"keeps {most} of {pattern.group_size} consecutive inputs" if most > kept else ""
+
+
+def _followed(supports: list[Support]) -> Pattern:
+    """The pattern that all of them hold, linears without any weight left apart."""
+    kept = [support for support in supports if support.zeros < support.weights]
+    found = pattern_of(kept) if kept else Pattern()
+    return found if found.unstructured or not any(_broken(s, found) for s in kept) else Pattern()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,16 +73,14 @@ class LoadStage:
             "statistics": self.cfg.statistics,
         }
 
-    def model(self, windows: Windows, supports: Mapping[str, Tensor] | None) -> PreTrainedModel:
-        """The model, checked and in place.  supports: of an already pruned checkpoint."""
+    def model(
+        self, windows: Windows, supports: Callable[[], Mapping[str, Tensor] | None]
+    ) -> PreTrainedModel:
+        """The model, checked and in place.  supports: reads those of a pruned checkpoint."""
         model = self.shared.model(lambda: self.parts.model.load(seed=self.cfg.seed))
         check_prunable(model)
-        pruner = self.parts.pruner
-        if isinstance(pruner, Existing):
-            check_existing(model, supports, self.pattern)
-        elif not isinstance(pruner, NoPruner):
-            check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
-        self.parts.method.check_model(model, supports)
+        if self.cfg.from_run is None:  # a finished run is neither pruned nor repaired
+            self._check_work(model, supports())
         labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
         vocabulary = model.config.get_text_config().vocab_size
         for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):
@@ -90,3 +88,12 @@ class LoadStage:
         if not self.parts.hardware.offload:
             nn.Module.to(model, self.device)
         return model
+
+    def _check_work(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
+        """Pruner and method can do what is asked with this model."""
+        pruner = self.parts.pruner
+        if isinstance(pruner, Existing):
+            check_existing(model, supports, self.pattern)
+        elif not isinstance(pruner, NoPruner):
+            check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
+        self.parts.method.check_model(model, supports)

@@ -73,6 +73,7 @@ class PruneStage:
     ) -> Any:
         """What does not depend on the allocation, observed once for this process's jobs."""
         parts = {
+            **self.shared.environment,
             "model": self.shared.model_key,
             "pruner": section(self.cfg, "pruner"),
             **self._decides(batches),

@@ -23,7 +23,7 @@ from torch import nn
 from sparsemend.blocks import block_index, find_blocks, prunable_linears
 from sparsemend.files import write_json
 from sparsemend.masks import LinearCount, SparseLinear, SparsityReport, count_zeros, zeros_of
-from sparsemend.resume import config_hash, earlier_attempts
+from sparsemend.resume import config_hash, earlier_attempts, earlier_protocol
 from sparsemend.stages import Stages
 
 SCHEMA = "sparsemend-result-1"
@@ -43,7 +43,7 @@ class Result:
             "config_hash": config_hash(config),
             "process": {"host": platform.node(), "pid": os.getpid()},
             "provenance": provenance(),
-            "protocol": {},
+            "protocol": earlier_protocol(path.parent) if resumed else {},
             "sparsity": {},
             "metrics": {},
             "cost": {},

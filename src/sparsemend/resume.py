@@ -23,6 +23,19 @@ log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 PARTS = "repair"  # folder in a run folder
+# of a run folder, beside result.json and model/
+LEFT = (
+    PARTS,
+    "checkpoints",
+    "training",
+    "training-*",
+    "window_losses",
+    "zero_shot",
+    "speed",
+    "adapter",
+    "masks.safetensors",
+    "wandb_run_id",
+)
 UNFINISHED = ("running", "failed", "interrupted")
 # what changes no number
 NOT_HASHED = ("name", "variant", "resume", "logger", "cache", "search", "export", "export_dtype")
@@ -63,6 +76,7 @@ def run_folder(asked: str | None, config: Mapping[str, Any], fresh: Path) -> tup
     if folder is None:
         if (fresh / RESULT).exists():
             check_same_config(fresh, config)
+            check_ended(fresh)
         log.info("resume=auto: no unfinished run of this config, starting afresh")
         return fresh, False
     log.info("resuming in %s", folder)
@@ -76,9 +90,18 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def forget_work(folder: Path) -> None:
-    """Remove what a later attempt would continue from: a fresh run may use an old folder."""
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    """Remove what an earlier run left in a folder that a fresh one is about to use.
+
+    Not only what a later attempt would continue from: an export, an adapter or curves that this
+    run does not write again would be taken for its own.
+    """
+    if not (folder / RESULT).exists():
+        return
+    for pattern in LEFT:
+        for path in folder.glob(pattern):
+            path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
+    if (folder / "model" / "masks.safetensors").exists():  # an export, and not a user's own model
+        shutil.rmtree(folder / "model")
 
 
 def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, bool]:
@@ -119,6 +142,18 @@ def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def check_ended(folder: Path) -> None:
+    """Raise ValueError where the run in `folder` may still be alive."""
+    content = _read(folder / RESULT)
+    if alive(content):
+        process = content["process"]
+        raise ValueError(
+            f"{folder} holds a run noted as running on {process['host']}, process "
+            f"{process['pid']}, which cannot be seen to have ended; wait for it, give "
+            f"resume={folder} to go on with it if it is dead, or another folder"
+        )
+
+
 def find_unfinished(folder: Path, digest: str) -> Path | None:
     """The newest run folder under `folder` with this config hash that did not finish.
 
@@ -134,6 +169,14 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
         if same and not alive(content):
             found.append(path)
     return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
+
+
+def earlier_protocol(folder: Path) -> dict[str, Any]:
+    """What the attempt before this one measured on; empty where it did not get so far."""
+    try:
+        return dict(_read(folder / RESULT)["protocol"])
+    except (OSError, json.JSONDecodeError):
+        return {}
 
 
 def earlier_attempts(folder: Path) -> list[dict[str, Any]]:

@@ -170,8 +170,18 @@ class Run:
     def _load(self) -> tuple[PreTrainedTokenizerBase | None, Windows, PreTrainedModel]:
         with self.stages.measure("load"):
             tokenizer, windows = self.load.windows()
-            self.result.content["protocol"] = self.load.protocol(windows.test)
-            return tokenizer, windows, self.load.model(windows, self.prune.given_supports())
+            self._record_protocol(windows.test)
+            return tokenizer, windows, self.load.model(windows, self.prune.given_supports)
+
+    def _record_protocol(self, test: Tensor) -> None:
+        protocol, content = self.load.protocol(test), self.result.content
+        earlier = content["protocol"].get("data_hash", protocol["data_hash"])  # of a resumed run
+        if earlier != protocol["data_hash"]:
+            raise ValueError(
+                f"the data of this configuration have changed since {self.out} was interrupted; "
+                "bring back what it read, or drop resume to start afresh"
+            )
+        content["protocol"] = protocol
 
     def _again(self, finished: FinishedRun) -> None:
         """Measure and export a finished run, with neither pruning nor repair."""

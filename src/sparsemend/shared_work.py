@@ -105,7 +105,8 @@ class SharedWork:
         parts = {
             **self.environment,
             "of": key,
-            "evaluation": section(self.cfg, "evaluation")[name],
+            "evaluation": with_files(section(self.cfg, "evaluation")[name]),
+            "code": module_digest(evaluation),
             "batch": given.batch_size,
             "test": tokens_digest(given.test),
             "task": examples_digest(given.task),

@@ -109,10 +109,11 @@ def most_in_group(packed: Bits, columns: int, sizes: list[int]) -> dict[int, int
     found = {size: int(MOST[size][seen].max()) for size in sizes if size in MOST}
     for size in (size for size in sizes if size not in MOST):
         if size % 8 == 0:
-            found[size] = _fullest(MOST[8][packed], size // 8)
+            counts = MOST[8][packed]
+            found[size] = _fullest(counts if size < 256 else counts.astype(np.uint16), size // 8)
         else:
             bits = np.unpackbits(packed, axis=1, count=columns, bitorder="little")
-            found[size] = _fullest(bits, size)
+            found[size] = _fullest(bits if size < 256 else bits.astype(np.uint16), size)
     return found
 
 

@@ -21,7 +21,7 @@ from sparsemend.statistics import Statistic
 
 @dataclass(kw_only=True)
 class Existing(Pruner):
-    """Reads the support off a checkpoint; sparsity and pattern are the checkpoint's own."""
+    """Reads the support off a checkpoint, whose sparsity it keeps; a `pattern` must hold in it."""
 
     needs_calibration: ClassVar[bool] = False
 
