@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ import torch
 
 from sparsemend.arena import pareto, read_arena
 from sparsemend.arena_plot import spread
-from sparsemend.arena_table import body, notes, write
+from sparsemend.arena_table import arena_line, body, notes, write
 from sparsemend.tables import main
 from sparsemend.window_losses import write_losses
 
 METRIC = "perplexity/test"
+GIVEN = {"steps": 5, "batch_size": 2, "accumulate": 1}
 
 
 def cell(
@@ -37,13 +40,13 @@ def cell(
     """A finished cell with 8 test windows, whose losses differ by window but not by seed."""
     content = result_folders.result(repaired=perplexity, seed=seed, method="masked_lora", **changes)
     content["config"] |= {
-        "arena": {"row": row, "pilot": pilot, "steps": 5, "seconds": 10.0},
+        "arena": {"row": row, "pilot": pilot, **GIVEN, "seconds": 10.0},
         "budget": budget,
         "pattern": "unstructured",
         "evaluation": {"perplexity": {}, "zero_shot": {"limit": 4}},
     }
     content["metrics"]["repaired"]["zero_shot/mean"] = 0.5 + seed / 100
-    content["repair"] = {"tokens": tokens, "foldable": foldable}
+    content["repair"] = {"tokens": tokens, "foldable": foldable, "steps": 5, "windows_per_step": 2}
     content["cost"]["repair"] = {
         "seconds": seconds,
         "peak_bytes": 2**20,
@@ -81,7 +84,7 @@ def test_a_row_above_the_budget_or_with_an_open_adapter_is_not_the_best(tmp_path
         lora={"perplexity": 12.0, "foldable": False},
     )
     assert arena.best.row == "lors"
-    assert arena.amount == 1000  # of the low-rank rows
+    assert arena.amount == 1000  # steps * batch_size * accumulate windows of 100 tokens
     assert [arena.within(entry) for entry in arena.entries] == [False, True, True]
 
 
@@ -113,9 +116,10 @@ def test_pilots_are_no_rows(tmp_path: Path) -> None:
     ("changes", "named"),
     [
         ({"protocol": {"seqlen": 128}}, "256 tokens a window.*128 tokens a window"),
-        ({"sparsity": 0.7}, "differ in sparsity:\n  0.6 .*\n  0.7 "),
+        ({"sparsity": 0.7}, "differ in sparsity: 0.6 there, 0.7 here\n  there: .*lors_0"),
         ({"budget": "seconds"}, "differ in budget"),
         ({"pruner": "magnitude"}, "differ in pruner"),
+        ({"protocol": {"data_hash": "other"}}, "differ in data_hash"),
     ],
 )
 def test_two_settings_do_not_share_a_table(tmp_path: Path, changes: Any, named: str) -> None:
@@ -123,6 +127,96 @@ def test_two_settings_do_not_share_a_table(tmp_path: Path, changes: Any, named: 
     cell(tmp_path, "spp", 0, 20.0, **changes)
     with pytest.raises(ValueError, match=f"(?s){named}"):
         read_arena([tmp_path])
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((folder / "result.json").read_text())
+    change(content)
+    (folder / "result.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("key", ["steps", "batch_size", "accumulate"])
+def test_arenas_of_another_length_do_not_share_a_table(tmp_path: Path, key: str) -> None:
+    cell(tmp_path, "lors", 0, 20.0)
+    other = cell(tmp_path, "spp", 0, 20.0)
+    changed(other, lambda content: content["config"]["arena"].update({key: 9}))
+    with pytest.raises(ValueError, match=rf"differ in arena\.{key}: . there, 9 here"):
+        read_arena([tmp_path])
+
+
+def test_one_row_and_seed_with_two_recipes_is_refused(tmp_path: Path) -> None:
+    cell(tmp_path / "a", "lors", 0, 20.0)
+    again = cell(tmp_path / "b", "lors", 0, 10.0)
+    assert read_arena([tmp_path]).best.perplexity == 10.0  # the same once more: the later one
+    changed(again, lambda content: content["config"]["method"].update(rank=99))
+    with pytest.raises(ValueError, match=r"lors with seed 0 is there twice, .*method\.rank"):
+        read_arena([tmp_path])
+
+
+def test_a_row_without_every_seed_cannot_be_the_best(tmp_path: Path) -> None:
+    cell(tmp_path, "spp", 0, 10.0)
+    for seed in (0, 1):
+        cell(tmp_path, "lors", seed, 20.0)
+    arena = read_arena([tmp_path])
+    assert [entry.row for entry in arena.entries] == ["spp", "lors"]
+    assert arena.best.row == "lors"
+    assert "spp: seed 0 alone, which cannot be the best" in notes(arena)
+
+
+def test_where_no_row_may_be_the_best_that_is_said(tmp_path: Path) -> None:
+    arena = arena_of(
+        tmp_path,
+        lors={"perplexity": 16.0, "tokens": 1100},
+        spp={"perplexity": 20.0, "tokens": 1200},
+    )
+    changed(tmp_path / "lors_0", lambda content: content["repair"].update(steps=11))
+    arena = read_arena([tmp_path])  # its windows have 50 tokens
+    assert arena.amount == 500
+    assert arena_line(arena) == "no row may be the best; lowest perplexity: lors"
+    assert body(arena)[1][2] == "lowest"
+
+
+def test_a_row_that_diverged_is_last_and_not_compared(tmp_path: Path) -> None:
+    for row, perplexity in (("spp", float("nan")), ("lors", 20.0)):
+        cell(tmp_path, row, 0, perplexity)
+    arena = read_arena([tmp_path])
+    assert [entry.row for entry in arena.entries] == ["lors", "spp"]
+    assert arena_line(arena) == "best within the budget: lors; not compared with it: spp"
+    assert body(arena)[2][1:4] == ["nan", "-", "-"]
+    assert len(write(arena, tmp_path, "seconds")) == 5
+
+
+def test_a_row_alone_that_is_no_repair_is_drawn_without_a_front(tmp_path: Path) -> None:
+    cell(tmp_path, "none", 0, 20.0, tokens=0)
+    write(read_arena([tmp_path]), tmp_path, "seconds")
+    assert "<!-- - -->" not in (tmp_path / "arena.svg").read_text()  # no tick of that name
+
+
+def test_a_continued_run_took_all_its_attempts(tmp_path: Path) -> None:
+    folder = cell(tmp_path, "lors", 0, 20.0, seconds=0.4)
+    done = {"prune": {"seconds": 1.0}, "repair": {"seconds": 500.0, "peak_bytes": 2**22}}
+    changed(folder, lambda content: content.update(earlier_attempts=[done]))
+    (entry,) = read_arena([tmp_path]).entries
+    assert entry.cost("seconds") == 500.4
+    assert entry.cost("peak_bytes") == 2**22
+    assert not entry.partly_timed
+    killed = {"prune": {"seconds": 1.0}}
+    changed(folder, lambda content: content.update(earlier_attempts=[killed]))
+    arena = read_arena([tmp_path])
+    assert body(arena)[1][8] == "≥ 0.4"
+    assert any("its seconds are not known" in note for note in notes(arena))
+
+
+def test_parameters_without_a_low_rank_row_are_no_budget(tmp_path: Path) -> None:
+    cell(tmp_path, "spp", 0, 20.0, budget="trainable")
+    with pytest.raises(ValueError, match="none of them is here"):
+        read_arena([tmp_path])
+
+
+def test_a_checkpoint_that_was_pruned_already_is_not_called_dense(tmp_path: Path) -> None:
+    cell(tmp_path, "lors", 0, 20.0, pruner="existing")
+    arena = read_arena([tmp_path])
+    assert (body(arena)[0][0], body(arena)[0][10]) == ("as loaded", "-")
 
 
 def test_a_row_without_a_seed_of_the_best_is_compared_on_the_common_ones(tmp_path: Path) -> None:

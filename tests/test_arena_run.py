@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from real_sweeps import finish, kill_once, results, start, tokens_run
 
-from sparsemend.arena_sweeper import Fit
+from sparsemend.arena_sweeper import Fit, fit_of, pilot_seconds
+from sparsemend.files import write_json
 from sparsemend.window_losses import read_losses
 
 SHORT = ("experiment=arena", "evaluation=[perplexity]", "arena.steps=5")
@@ -48,15 +49,18 @@ def test_rows_prune_once_and_end_in_a_table(common: list[str], tmp_path: Path) -
 def test_a_budget_of_seconds_sets_the_steps(common: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     asked = [*common, *SHORT, "arena=none,lors", "seed=0", "budget=seconds", "arena.rank=2"]
-    asked += ["arena.seconds=2", "arena.pilots=[2,12]", f"hydra.sweep.dir={folder}"]
+    asked += ["arena.seconds=3", "arena.validate_every=10", "arena.pilots=[20,120]"]
+    asked += [f"hydra.sweep.dir={folder}"]
     finish(asked, tmp_path)
     found = results(folder)
     assert len(found) == 4  # two rows, two pilots
     pilots = {p["repair"]["steps"]: p["cost"]["repair"]["seconds"] for p in found[2:]}
-    assert sorted(pilots) == [2, 12]
+    assert sorted(pilots) == [20, 120]
     steps = found[1]["config"]["method"]["max_steps"]
-    assert steps == Fit("method.max_steps", 2.0, pilots).length
+    assert steps == Fit("method.max_steps", 3.0, pilots).length
     assert found[1]["repair"]["steps"] == steps
+    # a clock is no proof; without their validations rows took a third more than this
+    assert 0.5 < float(arena_csv(folder)["lors"]["share_of_budget"]) < 1.5
     assert sorted(arena_csv(folder)) == ["dense", "lors", "none"]  # no pilot
     before = found[1]["seconds"]
     said = finish(asked, tmp_path)  # again: pilots and rows are known
@@ -72,6 +76,24 @@ def test_a_killed_arena_goes_on(common: list[str], tmp_path: Path) -> None:
     assert said.count("finished earlier, not run again") == len(done)
     assert [result["status"] for result in results(folder)] == ["finished"] * 3
     assert set(arena_csv(folder)) == {"dense", "none", "dsnot", "lors"}
+
+
+def test_pilots_that_say_nothing_of_a_step_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arena = {"row": "lors", "length": "method.max_steps", "seconds": 30.0}
+    assert fit_of(arena, {}) is None
+    assert fit_of(arena, {30: 2.0}) is None
+    assert caplog.text.count("two are needed") == 2
+    flat = fit_of(arena, {30: 2.0, 90: 1.9})
+    assert flat is not None
+    assert flat.length == 30
+    assert "give longer arena.pilots" in caplog.text
+    content = {"status": "finished", "cost": {"repair": {"seconds": 2.0}}}
+    write_json(tmp_path / "result.json", content)
+    assert pilot_seconds(tmp_path) == 2.0
+    write_json(tmp_path / "result.json", {**content, "earlier_attempts": [{}]})
+    assert pilot_seconds(tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,24 @@ repair; a row's share of it says whether it kept to it, and only rows that did c
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsemend.metric_names import HARNESS, MEAN, METRIC
+from sparsemend.arena_settings import LOW_RANK, check_one_setting
+from sparsemend.metric_names import MEAN, METRIC
 from sparsemend.paired_bootstrap import Ratio, perplexity_ratio
 from sparsemend.paper_table import Ours, ours_of
+from sparsemend.resume import differences
 from sparsemend.runs import Run, find_runs
 from sparsemend.window_losses import read_losses
 
 ZERO_SHOT = MEAN
-BUDGETS = ("tokens", "trainable", "seconds")
-LOW_RANK = ("lora", "masked_lora", "lors", "lora_prune")  # whose parameters are the budget's
 TOLERANCE = 0.05  # of the budget; whole groups, deltas and epochs do not come out even
 DENSE = "dense"
 
@@ -48,12 +49,21 @@ class Entry:
 
     @property
     def perplexity(self) -> float:
+        """Mean over seeds; infinite where a run has none or one that is not finite."""
         ours = self.ours(METRIC)
-        return float("inf") if ours is None else ours.mean
+        return ours.mean if ours is not None and math.isfinite(ours.mean) else math.inf
 
     def cost(self, name: str) -> float:
-        """Mean over seeds of seconds, peak_bytes, trained, tokens, of the repair alone."""
+        """Mean over seeds of seconds, peak_bytes, trained, tokens, of the repair alone.
+
+        A run that was continued has the seconds of all its attempts.
+        """
         return statistics.fmean(_cost(run, name) for run in self.runs)
+
+    @property
+    def partly_timed(self) -> bool:
+        """Whether an attempt was killed within the repair, whose seconds nobody noted."""
+        return any("repair" not in cost for run in self.runs for cost in earlier(run))
 
     @property
     def sparsity(self) -> float:
@@ -78,6 +88,7 @@ class Arena:
 
     budget: str
     amount: float  # of the budget; tokens, parameters or seconds
+    seeds: tuple[int, ...]
     dense: Entry
     entries: tuple[Entry, ...]
     best: Entry
@@ -92,6 +103,11 @@ class Arena:
         """Whether a row used no more than the budget."""
         return self.share(entry) <= 1 + TOLERANCE
 
+    def eligible(self, entry: Entry) -> bool:
+        """Whether a row may be the best: within the budget, foldable, finite, with every seed."""
+        whole = entry.seeds == self.seeds and math.isfinite(entry.perplexity)
+        return whole and entry.foldable and self.within(entry)
+
 
 def read_arena(folders: Sequence[Path]) -> Arena:
     """The arena under these folders; ValueError where runs do not belong into one table."""
@@ -101,22 +117,37 @@ def read_arena(folders: Sequence[Path]) -> Arena:
             f"no row of an arena under {', '.join(map(str, folders))}; run "
             "sparsemend -m experiment=arena, or give its folder"
         )
-    _check_one_setting(runs)
-    rows: dict[str, dict[int, Run]] = {}
-    for run in runs:  # of two runs of a row and seed the later folder counts
-        rows.setdefault(run.config["arena"]["row"], {})[run.seed] = run
+    check_one_setting(runs)
+    rows = _rows(runs)
     entries = tuple(
         sorted(
             (Entry(row, "repaired", tuple(of[s] for s in sorted(of))) for row, of in rows.items()),
             key=lambda entry: entry.perplexity,
         )
     )
+    seeds = tuple(sorted({seed for entry in entries for seed in entry.seeds}))
     budget = str(runs[0].config["budget"])
-    amount = _amount(budget, runs[0].config, entries)
-    arena = Arena(budget, amount, _dense(entries), entries, entries[0], {})
-    allowed = [entry for entry in entries if arena.within(entry) and entry.foldable]
-    best = (allowed or list(entries))[0]
-    return Arena(budget, amount, arena.dense, entries, best, _ratios(entries, best))
+    amount = _amount(budget, runs[0], entries)
+    arena = Arena(budget, amount, seeds, _dense(entries), entries, entries[0], {})
+    best = next((entry for entry in entries if arena.eligible(entry)), entries[0])
+    return replace(arena, best=best, ratios=_ratios(entries, best))
+
+
+def _rows(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
+    """Runs by row and seed; of two runs of one configuration the later folder counts."""
+    rows: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        row = run.config["arena"]["row"]
+        known = rows.setdefault(row, {}).get(run.seed)
+        if known is not None:
+            found = differences(known.config, run.config)
+            if found:
+                raise ValueError(
+                    f"row {row} with seed {run.seed} is there twice, and differs in {found[0]}\n"
+                    f"  there: {known.folder}\n  here: {run.folder}\ngive the folders of one arena"
+                )
+        rows[row][run.seed] = run
+    return rows
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -148,7 +179,9 @@ def _ratios(entries: Sequence[Entry], best: Entry) -> dict[str, Ratio]:
     for entry in entries:
         seeds = [seed for seed in best.seeds if seed in entry.seeds]
         theirs, ours = (e.losses(seeds) if seeds else None for e in (entry, best))
-        if entry is not best and theirs is not None and ours is not None:
+        if entry is best or theirs is None or ours is None:
+            continue
+        if np.isfinite(theirs).all() and np.isfinite(ours).all():
             found[entry.row] = perplexity_ratio(theirs, ours)
     return found
 
@@ -157,41 +190,41 @@ def _cost(run: Run, name: str) -> float:
     repair, cost = run.content["repair"], run.content["cost"].get("repair", {})
     if name == "tokens":
         return float(repair.get("tokens", 0))
-    return float(cost.get("trained_parameters" if name == "trained" else name, 0))
+    if name == "trained":
+        return float(cost.get("trained_parameters", 0))
+    attempts = [float(c.get("repair", {}).get(name, 0)) for c in earlier(run)]
+    attempts.append(float(cost.get(name, 0)))
+    return sum(attempts) if name == "seconds" else max(attempts)
 
 
-def _amount(budget: str, config: Mapping[str, Any], entries: Sequence[Entry]) -> float:
-    """What every row is given: asked for by the config, or what low-rank rows train."""
-    arena = config["arena"]
+def earlier(run: Run) -> list[Mapping[str, Any]]:
+    """The costs of a run's attempts before its last that came as far as to repair."""
+    return [cost for cost in run.content.get("earlier_attempts", []) if "prune" in cost]
+
+
+def _amount(budget: str, run: Run, entries: Sequence[Entry]) -> float:
+    """What every row is given: by the config, or, of parameters, what low-rank rows train."""
+    arena = run.config["arena"]
     if budget == "seconds":
         return float(arena["seconds"])
-    name = "tokens" if budget == "tokens" else "trained"
     low_rank = [entry for entry in entries if entry.row in LOW_RANK]
-    trained = [entry for entry in low_rank or entries if entry.cost(name)]
-    return statistics.median(entry.cost(name) for entry in trained) if trained else 1.0
+    if budget == "tokens":
+        windows = arena["steps"] * arena["batch_size"] * arena["accumulate"]
+        devices = (run.config.get("hardware") or {}).get("devices", 1)
+        return float(windows * devices * _window(low_rank, run))
+    if not low_rank:
+        raise ValueError(
+            "budget=trainable is what low-rank rows train, and none of them is here; give the "
+            f"folder of a run with arena={LOW_RANK[-1]} or the like"
+        )
+    return statistics.median(entry.cost("trained") for entry in low_rank)
 
 
-SETTINGS: dict[str, Callable[[Run], object]] = {
-    "model": lambda run: run.model,
-    "pruner": lambda run: run.member("pruner"),
-    "sparsity_schedule": lambda run: run.member("sparsity_schedule"),
-    "sparsity": lambda run: run.config["sparsity"],
-    "pattern": lambda run: run.config["pattern"],
-    "rounding": lambda run: run.config.get("rounding"),
-    "budget": lambda run: run.config["budget"],
-    "protocol": lambda run: run.protocol(METRIC).label,
-    "task items": lambda run: (run.config["evaluation"].get(HARNESS) or {}).get("limit"),
-}
-
-
-def _check_one_setting(runs: Sequence[Run]) -> None:
-    """All runs agree in what must be equal; ValueError names two that do not."""
-    first = runs[0]
-    for run in runs[1:]:
-        for name, setting in SETTINGS.items():
-            if setting(run) != setting(first):
-                raise ValueError(
-                    f"two arenas cannot share a table, they differ in {name}:\n"
-                    f"  {setting(first)} ({first.folder})\n  {setting(run)} ({run.folder})\n"
-                    "give the folders of one of them"
-                )
+def _window(low_rank: Sequence[Entry], run: Run) -> float:
+    """Tokens of a training window: as a low-rank row counted them, else those of a test window."""
+    for entry in low_rank:
+        repair = entry.runs[0].content["repair"]
+        windows = repair.get("steps", 0) * repair.get("windows_per_step", 0)
+        if windows:
+            return float(repair["tokens"] / windows)
+    return float(run.content["protocol"]["seqlen"])

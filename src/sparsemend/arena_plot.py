@@ -41,7 +41,8 @@ def draw(
             x, y = zip(*known, strict=True)
             apart = [deviations[row] for row in rows]
             axes.errorbar(x, y, yerr=apart, fmt="o", ms=5, color=colour, capsize=2, lw=1)
-    axes.plot(*zip(*(points[row] for row in front), strict=True), "-", color=FRONT, lw=1.2)
+    if front:
+        axes.plot(*zip(*(points[row] for row in front), strict=True), "-", color=FRONT, lw=1.2)
     for name, level in levels.items():
         axes.axhline(level, color="#777777", lw=0.9, ls=":" if name == "dense" else "--")
         place = (0.01, level)
@@ -55,7 +56,7 @@ def draw(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", lw=0.6)
     axes.set_axisbelow(True)
-    title = "red: Pareto front, none is better and cheaper"
+    title = "red: Pareto front, no row that keeps to the budget is better and cheaper"
     if left_out:
         title += f"; not drawn, worse than pruned: {', '.join(left_out)}"
     axes.set_title(title, loc="left", fontsize=10)

@@ -1,7 +1,8 @@
 """The sweep of `experiment=arena`: every row with every seed.
 
 With budget=seconds it first runs two short pilots of every row, on the first seed: a fit of n steps
-takes a + b n seconds, so the row gets n = (seconds - a) / b steps.  Learning-rate schedules, rounds
+takes a + b n seconds, so the row gets n = (seconds - a) / b steps.  Pilots are whole multiples of
+the steps between two validations, so that b holds their share.  Learning-rate schedules, rounds
 and ramps then end where the budget does, which stopping by the clock would cut off.  Pilots have
 the numbers after the rows' own, so that the same command in the same folder continues.
 """
@@ -54,14 +55,15 @@ class ArenaSweeper(BasicSweeper):
         log.info("%d pilots say how long the rows may be", len(pilots))
         self._launch([job for _, _, job in pilots], len(jobs))
         folder = Path(self.config.hydra.sweep.dir)  # type: ignore[union-attr]
-        seconds: dict[tuple[str, ...], dict[int, float]] = {}
+        seconds: dict[tuple[str, ...], dict[int, float]] = {row: {} for row, _, _ in pilots}
         for number, (row, length, _) in enumerate(pilots, start=len(jobs)):
-            content = read_result(folder / str(number))
-            if content is not None and content["status"] == "finished":
-                seconds.setdefault(row, {})[length] = content["cost"]["repair"]["seconds"]
+            found = pilot_seconds(folder / str(number))
+            if found is not None:
+                seconds[row][length] = found
         return {
-            row: Fit(str(settings[row]["length"]), settings[row]["seconds"], found)
+            row: fit
             for row, found in seconds.items()
+            if (fit := fit_of(settings[row], found)) is not None
         }
 
     def _within(self, job: list[str], fits: Mapping[tuple[str, ...], Fit]) -> list[str]:
@@ -112,6 +114,37 @@ class Fit:
         if self.slope <= 0:
             return self.shortest
         return max(self.shortest, int((self.budget - self.start) / self.slope))
+
+
+def pilot_seconds(folder: Path) -> float | None:
+    """Seconds that a pilot repaired; None where it did not finish, or not in one piece."""
+    content = read_result(folder)
+    if content is None or content["status"] != "finished":
+        return None
+    if content.get("earlier_attempts"):
+        log.error("the pilot in %s was interrupted; remove the folder to time it again", folder)
+        return None
+    return float(content["cost"]["repair"]["seconds"])
+
+
+def fit_of(arena: Mapping[str, Any], seconds: Mapping[int, float]) -> Fit | None:
+    """A row's line through its pilots; None, with an error, where they say nothing of a step."""
+    fit = Fit(str(arena["length"]), arena["seconds"], seconds) if len(seconds) > 1 else None
+    if fit is None:
+        log.error(
+            "row %s: %d of its pilots gave a time, two are needed; it keeps its own %s, whatever "
+            "that takes",
+            arena["row"],
+            len(seconds),
+            arena["length"],
+        )
+    elif fit.slope <= 0:
+        log.error(
+            "row %s: its longer pilot took no longer, so the row is as short as the shorter one; "
+            "give longer arena.pilots",
+            arena["row"],
+        )
+    return fit
 
 
 def row_of(job: Sequence[str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from sparsemend.paper_table import Ours
 from sparsemend.table_formats import latex_table, markdown_table
 
 STEM = "arena"
+FEW_SEEDS = 5  # below, resampled seeds do not show the tails
 HEADINGS = (
     "row",
     "perplexity",
@@ -50,23 +51,46 @@ def body(arena: Arena) -> list[list[str]]:
 
 def notes(arena: Arena) -> list[str]:
     """Setting, budget, and what the columns say."""
-    run = arena.entries[0].runs[0]
-    config, seeds = run.config, sorted({s for entry in arena.entries for s in entry.seeds})
+    runs = [run for entry in arena.entries for run in entry.runs]
+    run, config = runs[0], runs[0].config
     items = (config["evaluation"].get(HARNESS) or {}).get("limit")
+    target = run.content["sparsity"].get("target", config["sparsity"])
     found = [
-        f"{run.model}, {run.member('pruner')}, sparsity {config['sparsity']}, pattern "
-        f"{config['pattern']}; {run.protocol(METRIC).label}; seeds {', '.join(map(str, seeds))}",
+        f"{run.model}, {run.member('pruner')}, sparsity {target:g}, pattern "
+        f"{config['pattern']}; {run.protocol(METRIC).label}; {_seeds(arena.seeds)}",
         f"budget: {arena.amount:,.0f} {BUDGET_LABELS[arena.budget]}; a row above it is shown with "
-        "its share and cannot be the best",
+        "its share and cannot be the best, nor one with an open adapter",
         "mean ± sample deviation over seeds; costs are means of the repair stage alone",
         f"x best: ratio of perplexities to {arena.best.row}, {LEVEL:.0%} interval of {RESAMPLES:,} "
-        "paired resamples of seeds and test windows; * where it does not hold 1",
+        f"paired resamples of {_resampled(len(arena.seeds))}; * where it does not hold 1",
     ]
+    found += [
+        f"{entry.row}: {_seeds(entry.seeds)} alone, which cannot be the best"
+        for entry in arena.entries
+        if entry.seeds != arena.seeds
+    ]
+    if run.content.get("peak_scope") != "cuda":
+        found.append("peak: resident memory of the whole process, what earlier rows left included")
+    if any(entry.partly_timed for entry in arena.entries):
+        found.append("≥: an attempt was killed within the repair, its seconds are not known")
     if items is not None:
         found.append(f"zero-shot: mean accuracy, the first {items} items of each task only")
-    if any(run.dirty for entry in arena.entries for run in entry.runs):
+    if any(run.dirty for run in runs):
         found.append("some runs are of uncommitted sources")
+    if len({run.content.get("provenance", {}).get("commit") for run in runs}) > 1:
+        found.append("the runs are of several commits")
     return found
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _resampled(seeds: int) -> str:
+    if seeds == 1:
+        return "test windows, for one seed"
+    few = f" ({seeds} seeds are few: the interval is narrow)" if seeds < FEW_SEEDS else ""
+    return f"seeds and test windows{few}"
 
 
 def terminal(arena: Arena) -> Table:
@@ -89,10 +113,16 @@ def show(arena: Arena) -> None:
 
 
 def arena_line(arena: Arena) -> str:
-    """Who is best, and whom that does not set apart."""
+    """Who is best, whom that does not set apart, and who could not be compared."""
     close = [row for row, ratio in arena.ratios.items() if not ratio.differs]
-    others = f"; not told apart from it: {', '.join(close)}" if close else ""
-    return f"best within the budget: {arena.best.row}{others}"
+    alone = [e.row for e in arena.entries if e is not arena.best and e.row not in arena.ratios]
+    said = (
+        f"best within the budget: {arena.best.row}"
+        if arena.eligible(arena.best)
+        else f"no row may be the best; lowest perplexity: {arena.best.row}"
+    )
+    said += f"; not told apart from it: {', '.join(close)}" if close else ""
+    return said + (f"; not compared with it: {', '.join(alone)}" if alone else "")
 
 
 def write(arena: Arena, folder: Path, cost: str) -> list[Path]:
@@ -118,18 +148,18 @@ def draw(arena: Arena, path: Path, suffix: str, cost: str) -> None:
     from sparsemend.arena_plot import draw as drawn
 
     unit = UNITS.get(cost, 1)
-    levels = {"dense": arena.dense.perplexity}
-    pruned = [entry.perplexity for entry in arena.entries if entry.row == "none"]
-    levels |= dict(zip(["pruned"], pruned, strict=False))
+    named = {e.row: e.perplexity for e in arena.entries}
+    levels = {_dense_name(arena): arena.dense.perplexity, "pruned": named.get("none", math.inf)}
+    levels = {name: level for name, level in levels.items() if math.isfinite(level)}
     worst = levels.get("pruned", math.inf)
     repaired = [entry for entry in arena.entries if entry.row != "none"]
-    shown = [entry for entry in repaired if entry.perplexity <= worst]
+    shown = [e for e in repaired if math.isfinite(e.perplexity) and e.perplexity <= worst]
     points = {entry.row: (entry.cost(cost) / unit, entry.perplexity) for entry in shown}
     deviations = {e.row: (o.deviation or 0.0) for e in shown if (o := e.ours(METRIC)) is not None}
     drawn(
         points,
         deviations,
-        front=pareto(points),
+        front=pareto({e.row: points[e.row] for e in shown if arena.eligible(e)}),
         levels=levels,
         labels=(COST_LABELS[cost], METRIC),
         left_out=[
@@ -144,8 +174,19 @@ def draw(arena: Arena, path: Path, suffix: str, cost: str) -> None:
 
 def _dense(arena: Arena) -> list[str]:
     dense = arena.dense
-    cells = ["dense", _mean(dense.ours(METRIC), 3), "-", "-", _mean(dense.ours(ZERO_SHOT), 3)]
-    return [*cells, *["-"] * 5, "0.0000", "-"]
+    cells = [
+        _dense_name(arena),
+        _mean(dense.ours(METRIC), 3),
+        "-",
+        "-",
+        _mean(dense.ours(ZERO_SHOT), 3),
+    ]
+    return [*cells, *["-"] * 5, "0.0000" if cells[0] == "dense" else "-", "-"]
+
+
+def _dense_name(arena: Arena) -> str:
+    """A checkpoint that was pruned already is no dense model."""
+    return "as loaded" if arena.dense.runs[0].member("pruner") == "existing" else "dense"
 
 
 def _row(arena: Arena, entry: Entry) -> list[str]:
@@ -154,7 +195,7 @@ def _row(arena: Arena, entry: Entry) -> list[str]:
     return [
         entry.row,
         _mean(entry.ours(METRIC), 3),
-        "best" if entry is arena.best else "-" if ratio is None else f"{ratio.mean:.3f}",
+        _against_best(arena, entry),
         "-"
         if ratio is None
         else f"{ratio.low:.3f} - {ratio.high:.3f}{'*' if ratio.differs else ''}",
@@ -162,11 +203,18 @@ def _row(arena: Arena, entry: Entry) -> list[str]:
         f"{arena.share(entry):.2f}{over}",
         f"{entry.cost('trained'):,.0f}",
         f"{entry.cost('tokens'):,.0f}",
-        f"{entry.cost('seconds'):.1f}",
+        f"{'≥ ' if entry.partly_timed else ''}{entry.cost('seconds'):.1f}",
         f"{entry.cost('peak_bytes') / 2**20:,.0f}",
         f"{entry.sparsity:.4f}",
         "yes" if entry.foldable else "no",
     ]
+
+
+def _against_best(arena: Arena, entry: Entry) -> str:
+    if entry is arena.best:
+        return "best" if arena.eligible(entry) else "lowest"
+    ratio = arena.ratios.get(entry.row)
+    return "-" if ratio is None else f"{ratio.mean:.3f}"
 
 
 def _mean(ours: Ours | None, digits: int) -> str:

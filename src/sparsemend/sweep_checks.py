@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from sparsemend import preflight, sweep
+from sparsemend.arena_checks import as_measured, check_arena
 from sparsemend.cache_checks import check_cache
 from sparsemend.search_space import space_of
 
@@ -31,10 +32,11 @@ def check_sweep(configs: Sequence[DictConfig], lines: Sequence[str]) -> None:
         check_search(first, lines)
         check_same_search(folder, lines)
     else:
+        check_arena(configs)
         check_jobs(configs)
-        # with a budget of seconds, steps are known when the pilots are
-        if folder is not None and first.get("budget") != "seconds":
-            sweep.check_cells(folder, configs)
+        if folder is not None:
+            cells = (as_measured(folder / str(n), cfg) for n, cfg in enumerate(configs))
+            sweep.check_cells(folder, list(cells))
     check_cache(configs)
 
 

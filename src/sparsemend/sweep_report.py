@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from sparsemend import sweep
 from sparsemend.files import write_text
 from sparsemend.metric_names import METRIC
 from sparsemend.resume import alive
+
+log = logging.getLogger(__name__)
 
 SUMMARY = "summary.csv"
 STATES = ("dense", "pruned", "repaired")
@@ -115,11 +118,15 @@ def _report_arena(folder: Path) -> None:
 
     try:
         arena = read_arena([folder])
+        show(arena)
+        paths = write(arena, folder, "seconds")
     except ValueError as error:
         wide_console().print(str(error), markup=False, soft_wrap=True)
         return
-    show(arena)
-    for path in write(arena, folder, "seconds"):
+    except Exception:  # the sweep's exit status is still to come
+        log.exception("no table of the arena; sparsemend-tables arena %s tries again", folder)
+        return
+    for path in paths:
         wide_console().print(f"arena: {path}", soft_wrap=True, highlight=False)
 
 
