@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib
 
@@ -15,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 matplotlib.rcParams["svg.hashsalt"] = "sparsemend"  # equal tables give equal files
 FRONT, OTHER = "#c4512d", "#2a6fbb"
 WIDE = 5.0  # ratio of largest to smallest value from which an axis is logarithmic
+TITLE = 95  # characters that fit above the axes
 LINE = 0.042  # height of a label in the margin, as a fraction of the axes
 
 
@@ -58,7 +60,8 @@ def draw(
     axes.set_axisbelow(True)
     title = "red: Pareto front, no row that keeps to the budget is better and cheaper"
     if left_out:
-        title += f"; not drawn, worse than pruned: {', '.join(left_out)}"
+        said = f"not drawn, not better than pruned: {', '.join(left_out)}"
+        title = "\n".join([title, *wrap(said, TITLE)])
     axes.set_title(title, loc="left", fontsize=10)
     fig.canvas.draw()  # limits are final, so that labels can be placed
     _label(axes, points, front)
