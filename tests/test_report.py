@@ -126,6 +126,13 @@ def test_the_pruned_state_of_repaired_runs_is_a_line_of_its_own(tmp_path: Path) 
     assert with_unrepaired(found) == found
 
 
+def test_what_only_sets_other_keys_does_not_tell_runs_apart() -> None:
+    plain, of_arena = made.result(seed=0), made.result(seed=1)
+    of_arena["config"] |= {"arena": {"row": "lors", "steps": 60}, "budget": "tokens"}
+    (group,) = groups([Run(Path("a"), plain), Run(Path("b"), of_arena)])
+    assert (len(group.runs), dict(group.settings)) == (2, {})
+
+
 def test_the_growth_of_the_error_stands_beside_its_line(tmp_path: Path) -> None:
     assert "0.5  wanda + lors: x2.000" in page(tmp_path)
 

@@ -16,10 +16,10 @@ from sparsemend.metric_names import HARNESS, MEAN
 
 RESULT = "result.json"
 WIKITEXT = "wikitext2"
-# what changes no number of a row, or is already part of its name
+# what changes no number of a row, is already part of its name, or only sets other keys (arena)
 NOT_SETTINGS = frozenset(
-    {"cache", "evaluation", "export", "export_dtype", "hardware", "logger", "model", "name"}
-    | {"pattern", "resume", "search", "seed", "sparsity", "variant"}
+    {"arena", "budget", "cache", "evaluation", "export", "export_dtype", "hardware", "logger"}
+    | {"model", "name", "pattern", "resume", "search", "seed", "sparsity", "variant"}
 )
 
 
