@@ -80,6 +80,9 @@ def test_shards_say_what_one_file_says(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     sharded = read_checkpoint(folder, None, None)
+    one = read_checkpoint(folder / "model-0.safetensors", None, None)  # with all masks beside it
+    assert 0 < len(one.supports) < len(whole.supports)
+    assert one.masks is not None
     assert sharded.supports == whole.supports
     assert list(sharded.supports) == list(whole.supports)
 

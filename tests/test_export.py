@@ -6,8 +6,9 @@ from families import FAMILIES, random_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from sparsemend.blocks import prunable_linears
 from sparsemend.existing_support import adopt
-from sparsemend.export import export, to_dense_
+from sparsemend.export import cast_, export, to_dense_
 from sparsemend.masks import load_masks, save_masks, sparse_linears
 from sparsemend.pattern import Pattern
 from sparsemend.prune import prune
@@ -71,3 +72,14 @@ def test_a_support_of_another_checkpoint_is_refused() -> None:
     supports[name][0, 0] = False
     with pytest.raises(ValueError, match=f"{name}: the support in the masks file"):
         adopt(model, supports)
+
+
+def test_weights_too_large_for_the_exports_dtype_are_named() -> None:
+    model = random_model("llama")
+    cast_(model, torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    name, linear = next(iter(prunable_linears(model).items()))
+    with torch.no_grad():
+        linear.weight[0, 0] = 1e5
+    with pytest.raises(ValueError, match=rf"float16 cannot hold {name}\.weight, .* 99840"):
+        cast_(model, torch.float16)

@@ -49,7 +49,7 @@ def stored_run(folder: Path, *lines: str, status: str = "finished", exported: bo
         "status": status,
         "config": config,
         "config_hash": "cd" * 32,
-        "provenance": {"commit": "0123"},
+        "provenance": {"commit": "0123", "device": "cpu", "threads": 1},
         "protocol": PROTOCOL,
         "metrics": {"dense": {"a/b": 1.0}, "pruned": {"a/b": 3.0}, "repaired": {"a/b": 2.0}},
         "sparsity": {"per_linear": {"x": {"asked": 0.6, "achieved": 0.59}}},
@@ -122,8 +122,34 @@ def test_dense_and_repaired_are_compared_in_the_dtype_of_the_export(
 def test_the_run_that_is_read_is_not_written_over(tmp_path: Path, overrides: list[str]) -> None:
     cfg = configured(composed(overrides, f"from_run={stored_run(tmp_path / 'run')}"))
     check_apart(cfg, tmp_path / "other")
-    with pytest.raises(ValueError, match=r"is also hydra\.run\.dir"):
+    with pytest.raises(ValueError, match=r"from_run=.* is, or lies in, hydra\.run\.dir"):
         check_apart(cfg, tmp_path / "other" / ".." / "run")
+
+
+def test_a_model_is_not_removed_before_it_is_read(tmp_path: Path, overrides: list[str]) -> None:
+    run = stored_run(tmp_path / "run")
+    asked = ("model=local", f"model.path={run / 'model'}", "pruner=existing")
+    cfg = composed(overrides, *asked)
+    check_apart(cfg, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"model\.path=.* lies in, hydra\.run\.dir"):
+        check_apart(cfg, run)
+
+
+def test_a_key_alone_changes_what_the_run_had(tmp_path: Path, overrides: list[str]) -> None:
+    run = stored_run(tmp_path / "run", "data=c4", "evaluation=[perplexity,speed]", "hardware=ddp")
+    asked = ("data.seqlen=64", "evaluation.perplexity.validation=true", "hardware.threads=1")
+    cfg = configured(composed(overrides, f"from_run={run}", *asked))
+    assert (cfg.data.name, cfg.data.seqlen) == ("c4", 64)
+    assert list(cfg.evaluation) == ["perplexity", "speed"]
+    assert cfg.evaluation.perplexity.validation
+    assert (cfg.hardware.devices, cfg.hardware.threads) == (2, 1)
+    chosen = configured(composed(overrides, f"from_run={run}", "data=wikitext2", *asked))
+    assert (chosen.data.name, chosen.data.seqlen) == ("wikitext2", 64)
+
+
+def test_a_card_repeats_a_run_and_not_its_resumption(tmp_path: Path) -> None:
+    run = stored_run(tmp_path / "run", "method=dsnot", "resume=auto")
+    assert finished_run(str(run)).command == "sparsemend method=dsnot"
 
 
 def test_resume_is_refused(tmp_path: Path, overrides: list[str]) -> None:
@@ -151,6 +177,8 @@ def test_a_run_that_kept_no_weights_says_how_to_repeat_it(tmp_path: Path) -> Non
 
 def carried(run: Path, **protocol: Any) -> dict[str, Any]:
     content: dict[str, Any] = {
+        "config": {"evaluation": {"c": {}}},
+        "provenance": {"device": "cpu", "threads": 1},
         "protocol": PROTOCOL | protocol,
         "metrics": {"dense": {"c/d": 7.0}, "repaired": {"a/b": 2.5}},
         "cost": {"evaluate": {"seconds": 9.0}},
@@ -169,6 +197,48 @@ def test_metrics_of_the_same_protocol_stand_beside_new_ones(tmp_path: Path) -> N
     assert content["cost"] == {"prune": {"seconds": 1.0}, "evaluate": {"seconds": 9.0}}
     assert content["repair"] == {"steps": 3}
     assert content["from_run"]["commit"] == "0123"
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "pruned"),
+    [({"suite": "a"}, "cpu", 3.0), ({"suite": "b"}, "cpu", None), (None, "cuda", 3.0)],
+)
+def test_metrics_of_an_evaluation_asked_otherwise_are_left(
+    tmp_path: Path, settings: dict[str, str] | None, device: str, pruned: float | None
+) -> None:
+    run = stored_run(tmp_path / "run")
+    stored = json.loads((run / "result.json").read_text())
+    stored["config"]["evaluation"] = {"a": {"suite": "a"}}
+    stored["protocol"]["a"] = {"items": 5}
+    (run / "result.json").write_text(json.dumps(stored))
+    content: dict[str, Any] = {
+        "config": {"evaluation": {} if settings is None else {"a": settings}},
+        "provenance": {"device": device, "threads": 1},
+        "protocol": dict(PROTOCOL),
+        "metrics": {},
+        "cost": {},
+    }
+    finished_run(str(run)).carry_over(content)
+    assert content["metrics"]["pruned"].get("a/b") == pruned
+    assert content["protocol"].get("a") == ({"items": 5} if pruned else None)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_speeds_are_carried_over_from_the_same_machine_alone(tmp_path: Path, device: str) -> None:
+    run = stored_run(tmp_path / "run")
+    stored = json.loads((run / "result.json").read_text())
+    stored["config"]["evaluation"] = {"speed": {}}
+    stored["metrics"]["pruned"] = {"speed/csr/decode": 9.0}
+    (run / "result.json").write_text(json.dumps(stored))
+    content: dict[str, Any] = {
+        "config": {"evaluation": {"speed": {}}},
+        "provenance": {"device": device, "threads": 1},
+        "protocol": dict(PROTOCOL),
+        "metrics": {},
+        "cost": {},
+    }
+    finished_run(str(run)).carry_over(content)
+    assert bool(content["metrics"]["pruned"]) == (device == "cpu")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,21 @@ def test_reconstruction_trains_one_block_at_a_time() -> None:
     assert by_block.flops - plain.flops == pytest.approx(epochs)
 
 
+def test_training_windows_and_calibration_are_the_datas_own() -> None:
+    short = {"method": "masked_lora", "method.max_steps": 10, "windows_per_step": 8}
+    one, other = (
+        needs_of(job(model="llama2_7b", **short, **{"data.seqlen": n})) for n in (512, None)
+    )
+    assert one is not None
+    assert other is not None
+    saved = 6.0 * shapes()["llama2_7b"].parameters * 10 * 8 * (2048 - 512)
+    assert other.flops - one.flops == pytest.approx(saved)
+    found = {e.name: e.jobs[0].values for e in experiments()}
+    assert found["sp_lora/lora"]["data.seqlen"] == 512
+    assert found["ebft/abstract"]["data.calibration_samples"] == 256
+    assert found["dsnot/table1"]["data.seqlen"] is None
+
+
 def test_a_model_of_unknown_size_has_no_estimate() -> None:
     assert needs_of(job(model="mine")) is None
 

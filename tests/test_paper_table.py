@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import result_folders as made
 
-from sparsemend.collect import chosen
+from sparsemend.collect import chosen, collect
+from sparsemend.measurement import suites
 from sparsemend.overrides import OverrideError
 from sparsemend.paper_table import Line, PaperTable, table, tables
 from sparsemend.runs import DENSE, Run
@@ -158,11 +159,13 @@ def harness_run(
     limit: int | None = None,
     metric: str = "zero_shot/boolq/acc",
     suite: str = "wanda",
+    asked: dict[str, Any] | None = None,
     **of: Any,
 ) -> Run:
     settings = {"model": "llama2_7b", "name": "sp_lora/log", "pattern": "2:4", "sparsity": 0.5}
     content = made.result(**{**settings, "data": WIKITEXT, **of})
     options = {"limit": limit, "max_length": 2048, "suite": suite, "tasks": None}
+    options |= {"suites": suites(), "metric": "acc", "add_bos_token": False, **(asked or {})}
     content["config"]["evaluation"] = {"zero_shot": options}
     for state in content["metrics"].values():
         state[metric] = accuracy
@@ -184,6 +187,48 @@ def test_a_limited_task_is_another_protocol() -> None:
         table("sp_lora/log", [harness_run(0.7), harness_run(0.7, limit=10)], "zero_shot/boolq/acc")
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"tasks": {"boolq": 3}}, {"add_bos_token": True}, {"max_length": 128}],
+)
+def test_another_way_of_asking_is_another_protocol(asked: dict[str, Any]) -> None:
+    metric = "zero_shot/boolq/acc"
+    plain, other = harness_run(0.7), harness_run(0.5, asked=asked)
+    if "tasks" in asked:
+        assert not only(table("sp_lora/log", [other], metric), "none").comparable
+    with pytest.raises(ValueError, match="mixes two protocols"):
+        table("sp_lora/log", [plain, other], metric)
+
+
+def test_the_score_is_part_of_a_protocol_whose_name_does_not_tell_it() -> None:
+    metric = "zero_shot/mean"
+    runs = [harness_run(0.5, metric=metric, asked={"metric": m}) for m in ("acc", "acc_norm")]
+    with pytest.raises(ValueError, match=r"(?s)acc, 0 shots, all items.*acc_norm, 0 shots"):
+        table("sp_lora/log", runs, metric)
+
+
+def test_two_checkpoints_of_one_name_are_two_rows() -> None:
+    runs = [run(str(i), seed=i, repaired=v) for i, v in enumerate((10.0, 100.0))]
+    for one, path in zip(runs, ("a", "b"), strict=True):
+        one.content["config"]["model"]["path"] = path
+    found = [line for line in table("default", runs, METRIC).lines if line.row.method != "none"]
+    assert sorted(line.ours.mean for line in found) == [10.0, 100.0]
+    dense = [line for line in table("default", runs, METRIC).lines if line.row == DENSE]
+    assert len(dense) == 2
+
+
+def test_a_step_on_more_devices_is_another_setting() -> None:
+    runs = [run(str(i), repaired=v) for i, v in enumerate((10.0, 20.0))]
+    runs[1].content["config"]["hardware"] = {"devices": 4}
+    found = [line for line in table("default", runs, METRIC).lines if line.row.method != "none"]
+    assert sorted(line.ours.mean for line in found) == [10.0, 20.0]
+
+
+def test_a_checkpoint_that_was_pruned_already_is_no_dense_model() -> None:
+    found = table("default", [run(pruner="existing")], METRIC)
+    assert DENSE not in {line.row for line in found.lines}
+
+
 def test_a_mean_is_compared_where_it_is_over_the_papers_tasks() -> None:
     metric = "zero_shot/mean/acc_norm"
     for suite, comparable in (("wanda", True), ("atp", False)):
@@ -200,6 +245,7 @@ def test_a_percentage_is_compared_as_a_fraction() -> None:
     run = harness_run(
         0.55,
         metric="zero_shot/gsm8k",
+        suite="sqft",
         model="mistral_7b_v0_3",
         name="sqft/table2",
         pattern="unstructured",
@@ -232,3 +278,12 @@ def test_a_condition_chooses_runs() -> None:
         chosen(runs, ["seqlen=64"], METRIC)
     with pytest.raises(OverrideError, match="nearest: seqlen"):
         chosen(runs, ["seqln=64"], METRIC)
+
+
+def test_a_condition_on_a_protocol_passes_over_runs_without_the_metric(tmp_path: Path) -> None:
+    metric = "zero_shot/boolq/acc"
+    asked = harness_run(0.7)
+    for index, content in enumerate((asked.content, made.result(model="llama2_7b"))):
+        made.write(tmp_path / str(index), content)
+    paths = collect([tmp_path], metric=metric, where=["items=all"], out=None)
+    assert paths

@@ -1,5 +1,6 @@
 """The report page of made-up runs, read as text and, where there is one, in a headless browser."""
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -17,10 +18,13 @@ from sparsemend.report_groups import (
     curve,
     groups,
     names,
+    peak_bytes,
     styles,
     supports,
+    total_seconds,
     with_unrepaired,
 )
+from sparsemend.report_sections import common_difference, perplexity_by_sparsity
 from sparsemend.runs import Run, find_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -131,6 +135,52 @@ def test_what_only_sets_other_keys_does_not_tell_runs_apart() -> None:
     of_arena["config"] |= {"arena": {"row": "lors", "steps": 60}, "budget": "tokens"}
     (group,) = groups([Run(Path("a"), plain), Run(Path("b"), of_arena)])
     assert (len(group.runs), dict(group.settings)) == (2, {})
+
+
+def test_runs_that_repeat_a_seed_are_one_seed() -> None:
+    values = ((0, 10.0), (0, 10.0), (0, 10.0), (1, 20.0))
+    runs = [Run(Path(str(i)), made.result(seed=s, repaired=v)) for i, (s, v) in enumerate(values)]
+    (group,) = groups(runs)
+    assert group.metric("perplexity/test") == 15.0
+    assert group.metric_deviation("perplexity/test") == pytest.approx(50**0.5)
+
+
+def test_a_continued_run_took_all_its_attempts() -> None:
+    content = made.result()
+    content["earlier_attempts"] = [{"repair": {"seconds": 5000.0, "peak_bytes": 2**30}}]
+    one = Run(Path("x"), content)
+    assert total_seconds(one) == 5006.0
+    assert peak_bytes(one) == 2**30
+
+
+def test_common_differences_of_two_settings_are_two_lines(tmp_path: Path) -> None:
+    for i, (at, rate) in enumerate(itertools.product((0.01, 0.02), (0.001, 0.1))):
+        of = {"schedule": "atp", "schedule_knobs": {"common_difference": at}}
+        content = made.result(
+            knobs={"learning_rate": rate}, repaired=20.0 + 480 * (rate > 0.01), **of
+        )
+        made.write(tmp_path / str(i), content)
+    text = common_difference(groups(find_runs([tmp_path])))
+    assert "learning_rate=0.001" in text
+    assert "learning_rate=0.1" in text
+
+
+def test_settings_of_several_sparsities_are_no_bars(tmp_path: Path) -> None:
+    for sparsity, method in ((0.5, "lors"), (0.7, "spp")):
+        content = made.result(sparsity=sparsity, method=method)
+        made.write(tmp_path / method, content)
+    assert "Perplexity against sparsity" in perplexity_by_sparsity(groups(find_runs([tmp_path])))
+
+
+def test_an_open_adapter_is_no_best_of_a_sparsity(tmp_path: Path) -> None:
+    for method, perplexity in (("lora", 10.0), ("lors", 20.0)):
+        content = made.result(method=method, repaired=perplexity)
+        content["repair"]["foldable"] = method != "lora"
+        content["sparsity"]["effective"] = 0.6 if method == "lors" else 0.0
+        made.write(tmp_path / method, content)
+    text = report([tmp_path], tmp_path / "report.html").read_text()
+    assert '<td>wanda + lors</td><td class="best">20.00</td>' in text
+    assert "0.0000" in text
 
 
 def test_the_growth_of_the_error_stands_beside_its_line(tmp_path: Path) -> None:

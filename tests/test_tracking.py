@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -199,6 +200,26 @@ def test_a_tracker_is_closed_however_a_run_ends(error: BaseException, tmp_path: 
     with pytest.raises(type(error)):
         Failing().carry_out()
     assert told == ["interrupted" if isinstance(error, KeyboardInterrupt) else "failed"]
+
+
+def test_a_tracker_that_fails_at_the_end_leaves_a_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(CsvTracker):
+        def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+            raise OSError("no space")
+
+    class Measured(Run):
+        def __init__(self) -> None:
+            self.parts = SimpleNamespace(logger=Broken())  # type: ignore[assignment]
+            self.loggers = []
+            self.result = Result(tmp_path / "result.json", OmegaConf.create({"name": "a"}))
+            self.stages = Stages(torch.device("cpu"))
+
+    monkeypatch.setattr("sparsemend.run.summary_table", lambda content: "table")
+    Measured()._finish()
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "finished"
+    assert "no space" in caplog.text
 
 
 def test_a_second_part_of_a_run_keeps_the_first_ones_curve(tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def read_checkpoint(path: Path, masks: Path | None, asked: Pattern | None) -> Ch
     beside = (path if path.is_dir() else path.parent) / MASKS
     masks = masks or (beside if beside.is_file() else None)
     supports = read_masks(masks) if masks else {}
+    if path.is_file():  # one shard of several, perhaps
+        supports = {name: of for name, of in supports.items() if name in linears}
     if masks:
         _check_masks(masks, {name: shape for name, (shape, _) in supports.items()}, linears)
     sizes = tuple(sorted({*SIZES, asked.group_size})) if asked else SIZES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsemend.files import replacing, write_text
 from sparsemend.overrides import OverrideError
-from sparsemend.paper_table import PaperTable, check_metric, tables
+from sparsemend.paper_table import PaperTable, check_metric, tables, with_metric
 from sparsemend.runs import Protocol, Run, find_runs
 from sparsemend.table_formats import comma_separated, latex, markdown
 
@@ -24,6 +24,7 @@ def collect(
     """
     runs = find_runs(folders)
     check_metric(runs, metric)
+    runs = with_metric(runs, metric)  # what others measured has no protocol of it
     found = tables(chosen(runs, where, metric), metric)
     target = out or folders[0]
     for table in found:

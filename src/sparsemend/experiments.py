@@ -36,6 +36,9 @@ TEXTS = (WIKITEXT, "wikitext")  # a source that says no more is repeated on Wiki
 CONTEXT = "model.context_length"
 DIFFERENCE = "sparsity_schedule.common_difference"
 STEPS = "method.max_steps"
+SEQLEN = "data.seqlen"  # of training windows; None where it is the context
+SAMPLES = "data.calibration_samples"
+PAPERS_SAMPLES = 128  # where a data set leaves them to the text inside it
 SUITE = "evaluation.zero_shot.suite"
 INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
@@ -147,6 +150,8 @@ def _job(name: str, base: Mapping[str, Any], overrides: Sequence[str]) -> Job:
     values = {**base, **{override.key_or_group: override.value() for override in parsed}}
     values.setdefault(CONTEXT, _context_length(str(values["model"])))
     values.setdefault(STEPS, 0)
+    for key, value in _windows(str(values["data"])).items():
+        values.setdefault(key, value)
     # of a row that a swept key tells apart: "r${method.rank} lr1e-4"
     values["variant"] = INTERPOLATION.sub(lambda m: str(values[m[1]]), str(values["variant"]))
     return Job(name, tuple(overrides), values)
@@ -164,6 +169,9 @@ def _values(content: Mapping[str, Any]) -> dict[str, Any]:
             found[dotted] = content[group][key]
     if suite := content.get("evaluation", {}).get("zero_shot", {}).get("suite"):
         found[SUITE] = suite
+    for key in (SEQLEN, SAMPLES):
+        if (inner := key.partition(".")[2]) in content.get("data", {}):
+            found[key] = content["data"][inner]
     method = content.get("method", {})
     found["windows_per_step"] = method.get("batch_size", 1) * method.get("accumulate", 1)
     return found
@@ -183,6 +191,18 @@ def _context_length(model: str) -> int:
     folder = conf_folder() / "model"
     local = _content(folder / "local.yaml")["context_length"]
     return int(_content(folder / f"{model}.yaml").get("context_length", local))
+
+
+@cache
+def _windows(data: str) -> dict[str, int | None]:
+    """Length of training windows, None for the model's context, and how many calibrate."""
+    content = _content(conf_folder() / "data" / f"{data}.yaml")
+    seqlen = content.get("seqlen")
+    samples = content.get("calibration_samples")
+    return {
+        SEQLEN: seqlen if isinstance(seqlen, int) else None,
+        SAMPLES: samples if isinstance(samples, int) else PAPERS_SAMPLES,
+    }
 
 
 @cache

@@ -54,3 +54,16 @@ def export(
     (partial / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+@torch.no_grad()
+def cast_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Turn every weight into another dtype; ValueError names one that is too large for it."""
+    for name, parameter in model.named_parameters():
+        rounded = parameter.to(dtype)
+        if not rounded.isfinite().all() and parameter.isfinite().all():
+            raise ValueError(
+                f"export_dtype={str(dtype).removeprefix('torch.')} cannot hold {name}, whose "
+                f"largest weight is {float(parameter.abs().max()):g}; export in another dtype"
+            )
+    nn.Module.to(model, dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 FREE = ("evaluation", "data", "hardware", "logger", "cache", "export", "export_dtype", "name")
 ALWAYS = ("from_run", "resume", "name", "export", "export_dtype", "cache", "logger")
 # what two protocols share where their metrics may stand in one result
+SPEED = "speed"
+READ = ("from_run", "model.path", "pruner.masks", "sparsity_schedule.path")
 COMPARED = ("corpus", "split", "tokens", "windows", "seqlen", "dtype", "data_hash")
 
 
@@ -53,7 +55,8 @@ class FinishedRun:
         path = self.folder / ".hydra" / "overrides.yaml"
         if not path.is_file():
             return None
-        return shlex.join(["sparsemend", *OmegaConf.to_container(OmegaConf.load(path))])  # type: ignore[misc]
+        lines: list[str] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+        return command_line(lines)
 
     def asked(self) -> dict[str, float]:
         """Sparsity that was asked of every linear."""
@@ -73,11 +76,39 @@ class FinishedRun:
         }
         content["repair"] = self.content["repair"]
         content["cost"] = {**self.content["cost"], **content["cost"]}
-        before, now = self.content["protocol"], content["protocol"]
-        same = all(before.get(key) == now.get(key) for key in COMPARED)
         for state in ("dense", "pruned", "repaired"):
-            known = self.content["metrics"].get(state, {}) if same else {}
+            known = self._comparable(self.content["metrics"].get(state, {}), content)
             content["metrics"][state] = {**known, **content["metrics"].get(state, {})}
+
+    def _comparable(self, known: Mapping[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+        """Those metrics that may stand in a row with what `content` measured.
+
+        Where an evaluation was carried out again it has the same settings, and of speed the same
+        machine; where it was not, its protocol comes with the metrics.
+        """
+        before, now = self.content["protocol"], content["protocol"]
+        if any(before.get(key) != now.get(key) for key in COMPARED):
+            return {}
+        asked, again = (c["config"].get("evaluation") or {} for c in (self.content, content))
+        machine = [
+            [c["provenance"].get(key) for key in ("device", "threads")]
+            for c in (self.content, content)
+        ]
+        found = {}
+        for metric, value in known.items():
+            name = metric.partition("/")[0]
+            same = asked.get(name) == again.get(name)
+            if name in again and (not same or (name == SPEED and machine[0] != machine[1])):
+                continue
+            found[metric] = value
+            if name in before:
+                now.setdefault(name, before[name])
+        return found
+
+
+def command_line(overrides: Sequence[str]) -> str:
+    """What is typed to make a run anew; that it once continued another is no part of it."""
+    return shlex.join(["sparsemend", *(o for o in overrides if not o.startswith("resume="))])
 
 
 def finished_run(asked: str) -> FinishedRun:
@@ -117,26 +148,46 @@ def configured(cfg: DictConfig) -> DictConfig:
     run = finished_run(cfg.from_run)
     given = _given()
     _check_free(given)
-    chosen = {*ALWAYS, *(_root(line) for line in given)}
+    chosen = {*ALWAYS, *(_root(line) for line in given if _chooses(line))}
     # unresolved: data.seqlen follows the context length of the run's model, not of the default one
     merged: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     stored = run.content["config"]
     merged |= {key: value for key, value in stored.items() if key in merged and key not in chosen}
     merged["model"]["dtype"] = run.dtype  # dense and repaired are compared in that of the export
-    return OmegaConf.create(merged)
+    found = OmegaConf.create(merged)
+    for key in (_key(line) for line in given):
+        if "." in key and key.partition(".")[0] not in chosen:  # a knob of what the run had
+            OmegaConf.update(found, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
+    return found
 
 
 def check_apart(cfg: DictConfig, out: Path) -> None:
-    """Raise ValueError where a run would be written over the one that it reads."""
-    if cfg.from_run is not None and out.resolve() == Path(cfg.from_run).expanduser().resolve():
-        raise ValueError(
-            f"from_run={cfg.from_run} is also hydra.run.dir; give the new result another folder"
-        )
+    """Raise ValueError where a run would be written over what it reads."""
+    for key in READ:
+        value = OmegaConf.select(cfg, key)
+        if not isinstance(value, str):
+            continue
+        path = Path(value).expanduser().resolve()
+        if path.exists() and path.is_relative_to(out.resolve()):
+            raise ValueError(
+                f"{key}={value} is, or lies in, hydra.run.dir, which this run writes; give the new "
+                "result another folder"
+            )
 
 
 def _given() -> list[str]:
     """The overrides of this job; none before Hydra has started it."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _key(line: str) -> str:
+    """`data.seqlen` of `data.seqlen=1024`."""
+    return line.lstrip("+~").partition("=")[0]
+
+
+def _chooses(line: str) -> bool:
+    """Whether an override chooses a member of a group, or takes a part of it away."""
+    return "@" in _key(line) or "." not in _key(line) or line.startswith("~")
 
 
 def _root(line: str) -> str:

@@ -12,7 +12,11 @@ A difference of rows is not one of these; its two sides are (published.sides).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
+import yaml
+
+from sparsemend.locations import conf_folder
 from sparsemend.metric_names import HARNESS, MEAN
 from sparsemend.published import PERCENT, Published
 
@@ -22,6 +26,24 @@ AVERAGE = "zero_shot_average_7"
 AVERAGED = {"atp": "atp", "sp_lora": "wanda"}
 NAMES = ("acc", "acc_norm")
 NAMES_OF_MEANS = {"acc": "acc", "acc_norm_if_available": "acc_norm"}
+
+
+@cache
+def suites() -> dict[str, dict[str, int]]:
+    """Solved examples per task of every suite of conf/evaluation/zero_shot.yaml."""
+    path = conf_folder() / "evaluation" / "zero_shot.yaml"
+    content: dict[str, dict[str, int]] = yaml.safe_load(path.read_text(encoding="utf-8"))["suites"]
+    return content
+
+
+def shots_told(cell: Published) -> str | None:
+    """Solved examples before each item of a published accuracy; None where no suite tells."""
+    averaged = suites().get(AVERAGED.get(cell.paper, ""), {})
+    if cell.dataset == AVERAGE:
+        return ", ".join(map(str, set(averaged.values()))) or None
+    own = [tasks for name, tasks in suites().items() if name.split("_")[0] == cell.paper]
+    own.append(averaged)
+    return next((str(tasks[cell.dataset]) for tasks in own if cell.dataset in tasks), None)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,21 @@
 """What a published cell needs: memory and time by a rule on the model's size, not measured.
 
-With P parameters (N of them prunable), L blocks of width D, vocabulary V, windows of T tokens:
+With P parameters (N of them prunable), L blocks of width D, vocabulary V, C calibration windows of
+T tokens, training windows of S:
 
     measure  2 P + 2e9 (one forward's logits) + 4096 V 4
-    prune    2 (N / L) + 2 * 128 T D + 3 * 4 max(D, I)^2     one block, hidden states, Hessians
-    train    2 P + 3 N + 34 T D L       bf16 weights, effective weight and mask, activations
+    prune    2 (N / L) + 2 C T D + 3 * 4 max(D, I)^2     one block, hidden states, Hessians
+    train    2 P + 3 N + 34 S D L       bf16 weights, effective weight and mask, activations
                                         of one window (Korthikanti et al. 2022, arXiv 2205.05198)
-    blocks   prune + 18 (N / L) + 2 * 128 T D    reconstruct: a block's fp32 weights, gradient and
+    blocks   prune + 18 (N / L) + 2 C T D    reconstruct: a block's fp32 weights, gradient and
                                         AdamW moments, the dense block; its targets
     bytes    the largest of what the job does
-    seconds  (2 passes * 2 N * 128 T  +  3 measurements * 2 P * 340,000  +  steps * 6 P * tokens
-             of a step  +  SparseGPT's 2 * 128 T I^2 per Hessian  +  reconstruct's 10 epochs of
-             6 N * 128 T) / rate
+    seconds  (2 passes * 2 N C T  +  3 measurements * 2 P * 340,000  +  steps * 6 P * tokens
+             of a step  +  SparseGPT's 2 C T I^2 per Hessian  +  reconstruct's 10 epochs of
+             6 N C T) / rate
 
-The rate is 1.2e14 FLOP/s on a GPU (40 % of an A100's bf16 peak) and 2e10 per CPU core.  Loading and
-downloading are left out.
+The rate is 1.2e14 FLOP/s on a GPU (40 % of an A100's bf16 peak) and 2e10 per CPU core.  Loading,
+downloading and zero-shot tasks are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from sparsemend.experiments import Job
 from sparsemend.locations import PACKAGE
 
 MODELS = PACKAGE / "assets" / "models.csv"
-SAMPLES = 128  # calibration windows of every paper here
 TEST_TOKENS = 340_000  # WikiText-2 test under LLaMA's tokenizer: 166 windows of 2048
 GPU_RATE = 1.2e14
 CORE_RATE = 2e10
@@ -114,18 +114,18 @@ def _bytes(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
     weights = 2.0 * shape.parameters
     measure = weights + 2e9 + 4096 * shape.vocabulary * 4
     hessians = 12.0 * max(shape.hidden, shape.intermediate) ** 2
-    states = 2.0 * SAMPLES * tokens * shape.hidden
+    states = 2.0 * int(values["data.calibration_samples"]) * tokens * shape.hidden
     prune = 2.0 * shape.prunable / shape.blocks + states + hessians
     if values["method"] in UNTRAINED:
         return max(measure, prune)
     if values["method"] == BY_BLOCK:
         return max(measure, prune + 18.0 * shape.prunable / shape.blocks + states)
-    activations = 34.0 * tokens * shape.hidden * shape.blocks
+    activations = 34.0 * int(values["data.seqlen"] or tokens) * shape.hidden * shape.blocks
     return max(measure, prune, weights + 3.0 * shape.prunable + activations)
 
 
 def _flops(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
-    calibration = SAMPLES * tokens
+    calibration = int(values["data.calibration_samples"]) * tokens
     total = 2 * 2.0 * shape.prunable * calibration + 3 * 2.0 * shape.parameters * TEST_TOKENS
     if values["pruner"] == "sparsegpt":
         inputs = 3 * shape.hidden**2 + shape.intermediate**2
@@ -136,7 +136,7 @@ def _flops(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
         total += EPOCHS * 6.0 * shape.prunable * calibration
     steps, windows = int(values["method.max_steps"]), int(values["windows_per_step"])
     if values["method"] not in UNTRAINED:
-        total += 6.0 * shape.parameters * steps * windows * tokens
+        total += 6.0 * shape.parameters * steps * windows * int(values["data.seqlen"] or tokens)
     return total
 
 

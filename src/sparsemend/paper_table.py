@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sparsemend.measurement import AVERAGE, AVERAGED, measurement_of
+from sparsemend.measurement import AVERAGE, AVERAGED, measurement_of, shots_told
 from sparsemend.metric_names import HARNESS
 from sparsemend.published import UNKNOWN, Published, nearest, published
 from sparsemend.runs import DENSE, Protocol, Row, Run
@@ -93,7 +93,7 @@ class PaperTable:
 def tables(runs: Sequence[Run], metric: str) -> list[PaperTable]:
     """One table per `name` of the runs; raises ValueError where two protocols would mix."""
     check_metric(runs, metric)
-    runs = [run for run in runs if any(metric in s for s in run.content["metrics"].values())]
+    runs = with_metric(runs, metric)
     names = dict.fromkeys(run.name for run in runs)
     return [table(name, [run for run in runs if run.name == name], metric) for name in names]
 
@@ -125,6 +125,11 @@ def check_metric(runs: Sequence[Run], metric: str) -> None:
             f"no run measured {metric!r}\n{nearest(metric, known)}measured: "
             f"{', '.join(known) or 'nothing'}; choose one with --metric"
         )
+
+
+def with_metric(runs: Sequence[Run], metric: str) -> list[Run]:
+    """Those runs that measured it in some state."""
+    return [run for run in runs if any(metric in s for s in run.content["metrics"].values())]
 
 
 def protocols(runs: Sequence[Run], metric: str) -> dict[str, Protocol]:
@@ -258,11 +263,12 @@ def row_of(cell: Published) -> Row:
 def agrees(cell: Published, protocol: Protocol) -> bool:
     """Whether a published number was measured as ours; what it does not state counts against it.
 
-    An accuracy is compared where all items were asked, whatever the harness' version; a mean
-    where it is over the paper's tasks.
+    An accuracy is compared where all items were asked after as many solved examples, whatever the
+    harness' version; a mean where it is over the paper's tasks.
     """
     if protocol.text == HARNESS:
         same = cell.dataset != AVERAGE or protocol.split == AVERAGED.get(cell.paper)
+        same = same and shots_told(cell) in (None, protocol.shots)
         return same and protocol.items == "all" and protocol.statistics == "exact"
     theirs = (cell.dataset, cell.split, cell.seqlen)
     return theirs == (protocol.text, protocol.split, str(protocol.seqlen)) and (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from sparsemend.paper_table import differing
+from sparsemend.paper_table import Ours, differing, ours_of
 from sparsemend.runs import Row, Run
 
 STAGES = ("load", "evaluate", "prune", "repair", "export")
@@ -51,13 +50,17 @@ class Group:
 
     def mean(self, read: Callable[[Run], float | None]) -> float | None:
         """Mean over seeds of what `read` finds; None where it finds nothing."""
-        found = [value for run in self.runs if (value := read(run)) is not None]
-        return statistics.fmean(found) if found else None
+        ours = self._ours(read)
+        return None if ours is None else ours.mean
 
     def deviation(self, read: Callable[[Run], float | None]) -> float:
         """Sample deviation over seeds, 0 for a single one."""
-        found = [value for run in self.runs if (value := read(run)) is not None]
-        return statistics.stdev(found) if len(found) > 1 else 0.0
+        ours = self._ours(read)
+        return 0.0 if ours is None else ours.deviation or 0.0
+
+    def _ours(self, read: Callable[[Run], float | None]) -> Ours | None:
+        found = [(run, value) for run in self.runs if (value := read(run)) is not None]
+        return ours_of(found) if found else None
 
     def metric(self, name: str) -> float | None:
         """Mean of a metric of the final state."""
@@ -145,13 +148,23 @@ def block_errors(run: Run, state: str) -> list[float]:
 
 
 def total_seconds(run: Run) -> float:
-    """Seconds of all measured stages."""
-    return sum(float(cost["seconds"]) for cost in run.content["cost"].values())
+    """Seconds of all measured stages, of all attempts."""
+    return sum(stage_seconds(run, stage) for stage in STAGES)
+
+
+def stage_seconds(run: Run, stage: str) -> float:
+    """Seconds of one stage, of the attempts that a resumed run had before too."""
+    return sum(float(cost.get(stage, {}).get("seconds", 0.0)) for cost in _attempts(run))
+
+
+def _attempts(run: Run) -> list[Mapping[str, Any]]:
+    return [*run.content.get("earlier_attempts", []), run.content["cost"]]
 
 
 def peak_bytes(run: Run) -> float | None:
     """The highest peak of any stage."""
-    return max((float(c["peak_bytes"]) for c in run.content["cost"].values()), default=None)
+    stages = [cost for attempt in _attempts(run) for cost in attempt.values()]
+    return max((float(cost.get("peak_bytes", 0)) for cost in stages), default=None)
 
 
 def difference_of(run: Run) -> float | None:

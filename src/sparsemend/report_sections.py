@@ -17,6 +17,7 @@ from sparsemend.report_groups import (
     difference_of,
     names,
     peak_bytes,
+    stage_seconds,
     styles,
     supports,
     with_unrepaired,
@@ -48,9 +49,10 @@ def perplexity_by_sparsity(found: Sequence[Group]) -> str:
         points = [*before.points, (group.row.sparsity, mean)]
         deviations = [*before.deviations, deviation]
         lines[group.model, name] = Series(name, points, deviations, colour)
-    if all(len(line.points) == 1 for line in lines.values()):
+    if len({sparsity for line in lines.values() for sparsity, _ in line.points}) == 1:
         rows = [(line.name, [line.points[0][1]]) for line in lines.values()]
         told = "Test perplexity of every setting, lower is better; mean over seeds."
+        told += _left_out(rows)
         return _figure("Perplexity", told, bar_chart(sorted(rows, key=lambda r: r[1])[:MOST]))
     told = "Test perplexity, mean over seeds with deviation."
     title = "Perplexity against sparsity"
@@ -79,8 +81,7 @@ def common_difference(found: Sequence[Group]) -> str:
         for run in group.runs:
             at, value = difference_of(run), run.value(group.state, METRIC)
             if at is not None and value is not None:
-                method = "" if group.row.method == "none" else f" + {group.row.method}"
-                name = _with_model(f"{group.row.amount}  {group.row.pruner}{method}", group, found)
+                name = _with_model(_but_difference(group), group, found)
                 lines.setdefault(name, {}).setdefault(at, []).append((run, value))
     series: list[Series] = []
     for name, points in lines.items():
@@ -121,6 +122,7 @@ def mask_overlap(found: Sequence[Group]) -> str:
     ]
     places = [place for place, _, _ in kept]
     most = max(dict.fromkeys(places), key=places.count, default=None)
+    places = [place for place in places if place == most]
     kept = [entry for entry in kept if entry[0] == most][:MOST]
     if most is None or len(kept) < 2:
         return ""
@@ -129,8 +131,9 @@ def mask_overlap(found: Sequence[Group]) -> str:
     for i, j in itertools.combinations(range(len(kept)), 2):
         values[i][j] = values[j][i] = kept[i][2].overlap(kept[j][2])
     told = (
-        f"At {most[1]}: weights kept by both, as a share of those kept by either; first seed of "
-        "each.  Two random supports of sparsity s would share (1 - s) / (1 + s)."
+        f"{most[0]} at {most[1]}: weights kept by both, as a share of those kept by either; first "
+        "seed of each.  Two random supports of sparsity s would share (1 - s) / (1 + s)."
+        f"{_left_out(places)}"
     )
     keys = "".join(f"<li>{escape(name)}</li>" for name in labels)
     chart = heat_map(labels, values)
@@ -166,7 +169,16 @@ def costs(found: Sequence[Group]) -> str:
 
 
 def _seconds(group: Group, stage: str) -> float:
-    return group.mean(lambda run: run.content["cost"].get(stage, {}).get("seconds", 0.0)) or 0.0
+    return group.mean(lambda run: stage_seconds(run, stage)) or 0.0
+
+
+def _but_difference(group: Group) -> str:
+    """A setting's name without ATP's common difference."""
+    row, method = group.row, "" if group.row.method == "none" else f" + {group.row.method}"
+    variant = "" if row.variant == "-" else f" ({row.variant})"
+    told = {k: v for k, v in group.settings.items() if k != DIFFERENCE}
+    knobs = "".join(f", {key.rpartition('.')[2]}={value}" for key, value in told.items())
+    return f"{row.amount}  {row.pruner}{method}{variant}{knobs}"
 
 
 def _with_model(name: str, group: Group, found: Sequence[Group]) -> str:

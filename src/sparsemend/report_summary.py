@@ -7,6 +7,7 @@ from html import escape
 
 from sparsemend.metric_names import METRIC
 from sparsemend.report_groups import Group, names, total_seconds, with_unrepaired
+from sparsemend.runs import Run
 from sparsemend.svg import short
 
 HEADS = ("setting", "repaired", "pruned", "dense", "sparsity", "trained", "seconds", "seeds")
@@ -35,7 +36,7 @@ def _best(found: Sequence[Group]) -> dict[str, str]:
     known = [
         (value, group)
         for group in with_unrepaired(found)
-        if (value := group.metric(METRIC)) is not None
+        if (value := group.metric(METRIC)) is not None and _foldable(group)
     ]
     if not known:
         return {}
@@ -43,11 +44,22 @@ def _best(found: Sequence[Group]) -> dict[str, str]:
     return {f"lowest: {group.series} at {group.row.amount}": f"{value:.2f}"}
 
 
+def _multiplied(run: Run) -> float:
+    """The sparsity of what forward multiplies by: about 0 beside an open adapter."""
+    sparsity = run.content["sparsity"]
+    return float(sparsity.get("effective", sparsity["achieved"]))
+
+
+def _foldable(group: Group) -> bool:
+    """Whether it ends in one sparse matrix per linear; others are no best of their sparsity."""
+    return all(run.content.get("repair", {}).get("foldable", True) for run in group.runs)
+
+
 def _table(found: Sequence[Group]) -> str:
     """The lowest perplexity of each amount is marked."""
     best: dict[tuple[str, str], float] = {}
     for group in found:
-        if (value := group.metric(METRIC)) is not None:
+        if (value := group.metric(METRIC)) is not None and _foldable(group):
             place = (group.model, group.row.amount)
             best[place] = min(value, best.get(place, value))
     rows = "".join(
@@ -61,7 +73,7 @@ def _table(found: Sequence[Group]) -> str:
 
 def _row(group: Group, name: str, best: float | None) -> str:
     repaired = group.row.method != "none"
-    achieved = group.mean(lambda run: run.content["sparsity"]["achieved"])
+    achieved = group.mean(_multiplied)
     trained = group.runs[0].content["cost"].get("repair", {}).get("trained_parameters", 0)
     cells = [
         _perplexity(group, "repaired") if repaired else "-",

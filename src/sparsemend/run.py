@@ -5,7 +5,7 @@ The only place that instantiates configured objects.
 
 from __future__ import annotations
 
-import shlex
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,12 @@ from hydra.types import RunMode
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.evaluation_stage import EvaluationStage
-from sparsemend.export import export, to_dense_
-from sparsemend.finished_run import FinishedRun, check_apart, configured, finished_run
+from sparsemend.export import cast_, export, to_dense_
+from sparsemend.finished_run import FinishedRun, check_apart, command_line, configured, finished_run
 from sparsemend.load_stage import LoadStage
 from sparsemend.masks import check_supports, save_masks, sparse_linears
 from sparsemend.method.base import Workbench
@@ -53,6 +53,8 @@ from sparsemend.summary import rates_chart, summary_table
 from sparsemend.sweep import objective
 from sparsemend.window_losses import repeat_losses
 from sparsemend.windows import Windows
+
+log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> float:
@@ -242,7 +244,11 @@ class Run:
         tokenizer: PreTrainedTokenizerBase | None,
         allocation: Mapping[str, float],
     ) -> None:
-        masks = self.out / "masks.safetensors"
+        masks, exported = self.out / "masks.safetensors", self.out / "model"
+        base = str(exported if self.cfg.export else self.cfg.model.get("path"))
+        self.parts.method.save_adapter(model, self.out / "adapter", base=base)
+        if self.cfg.export and self.cfg.export_dtype is not None:
+            cast_(model, DTYPES[self.cfg.export_dtype])  # first: its zeros are counted
         save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
         report, existing = sparsity_report(model), isinstance(self.parts.pruner, Existing)
         self.result.content["sparsity"] |= sparsity_section(
@@ -252,12 +258,7 @@ class Run:
             pattern=str(self.pattern),
             effective=effective_sparsity(model),
         )
-        exported = self.out / "model"
-        base = str(exported if self.cfg.export else self.cfg.model.get("path"))
-        self.parts.method.save_adapter(model, self.out / "adapter", base=base)
         if self.cfg.export:
-            if self.cfg.export_dtype is not None:
-                nn.Module.to(model, DTYPES[self.cfg.export_dtype])
             card = model_card(self.result.content, _command(self.cfg.from_run))
             export(to_dense_(model), tokenizer, exported, masks=masks, card=card)
 
@@ -265,7 +266,10 @@ class Run:
         content = self.result.content
         content["status"] = "finished"
         self.result.costs(self.stages)
-        self.parts.logger.finish(self.loggers, content)
+        try:
+            self.parts.logger.finish(self.loggers, content)
+        except Exception:  # result.json is the truth, and it is written
+            log.exception("the tracker could not be brought to its end")
         console = _console()
         console.print(summary_table(content))
         console.print(f"result: {self.result.path}", soft_wrap=True)
@@ -284,4 +288,4 @@ def _command(from_run: str | None) -> str:
     """The command line that made the model: this job's own, in a sweep too, or a finished run's."""
     if from_run is not None and (command := finished_run(from_run).command) is not None:
         return command
-    return shlex.join(["sparsemend", *HydraConfig.get().overrides.task])
+    return command_line(HydraConfig.get().overrides.task)

@@ -21,6 +21,7 @@ NOT_SETTINGS = frozenset(
     {"arena", "budget", "cache", "evaluation", "export", "export_dtype", "hardware", "logger"}
     | {"model", "name", "pattern", "resume", "search", "seed", "sparsity", "variant"}
 )
+CHECKPOINT = ("path", "revision", "attention")  # one name may stand for several, as `local` does
 
 
 @dataclass(frozen=True, order=True)
@@ -67,6 +68,9 @@ class Protocol:
     tokens: int
     statistics: str
     items: str = "all"  # of a zero-shot task
+    shots: str = ""  # solved examples before each item; one number, or by task
+    score: str = ""  # acc or acc_norm, where the name does not say
+    bos: bool = False  # whether every item begins with the tokenizer's first token
 
     @property
     def label(self) -> str:
@@ -74,7 +78,11 @@ class Protocol:
         if self.text == HARNESS:
             items = f"{self.items} items" if self.items != "all" else "all items"
             what = self.metric if self.split == HARNESS else f"{self.metric} over {self.split}"
-            return f"{what}, {items} of at most {self.seqlen} tokens, {self.dtype}{rest}"
+            asked = f"{self.score}, " * bool(self.score) + f"{self.shots} shots, " * bool(
+                self.shots
+            )
+            asked += "BOS, " * self.bos
+            return f"{what}, {asked}{items} of at most {self.seqlen} tokens, {self.dtype}{rest}"
         return (
             f"{self.metric} on {self.text}/{self.split}, {self.seqlen} tokens a window, "
             f"{self.tokens} tokens in all, {self.dtype}{rest}"
@@ -136,8 +144,12 @@ class Run:
         return Row(row.sparsity, row.pattern, row.pruner, row.schedule, "none", "-")
 
     def states(self) -> Iterator[tuple[Row, str]]:
-        """(row, state) of everything this run measured, each state once."""
-        yield DENSE, "dense"
+        """(row, state) of everything this run measured, each state once.
+
+        What is loaded with pruner=existing is no dense model, and no row's.
+        """
+        if self.member("pruner") != "existing":
+            yield DENSE, "dense"
         if self.member("pruner") != "none":
             yield self.pruned_row, "pruned"
         if self.member("method") != "none":
@@ -145,12 +157,17 @@ class Run:
 
     def settings(self, state: str) -> dict[str, Any]:
         """The knobs, as dotted keys, that may tell runs of one row and state apart."""
+        model = self.config["model"]
+        loaded = {f"model.{key}": model[key] for key in CHECKPOINT if key in model}
         if state == "dense":
-            return {}
+            return loaded
         dropped = NOT_SETTINGS | ({"method"} if state == "pruned" else set())
         if self.member("sparsity_schedule") == "uniform":
             dropped |= {"sparsity_schedule"}
-        return dict(leaves({k: v for k, v in self.config.items() if k not in dropped}))
+        found = dict(leaves({k: v for k, v in self.config.items() if k not in dropped}))
+        if state == "repaired":  # a step reads the windows of every device
+            found["hardware.devices"] = (self.config.get("hardware") or {}).get("devices", 1)
+        return {**loaded, **found}
 
     def value(self, state: str, metric: str) -> float | None:
         """A metric of one state; None where it is missing or was not finite."""
@@ -189,7 +206,22 @@ class Run:
             tokens=0,
             statistics=known.get("statistics", "exact"),
             items="all" if limit is None else str(limit),
+            shots=shots_of(options, metric),
+            score="" if metric.endswith(("/acc", "/acc_norm")) else str(options.get("metric", "")),
+            bos=bool(options.get("add_bos_token")),
         )
+
+
+def shots_of(options: Mapping[str, Any], metric: str) -> str:
+    """Solved examples before each item of the task, or tasks, behind a metric; empty if unknown.
+
+    options: the zero_shot section of a config, resolved.
+    """
+    tasks = options.get("tasks") or (options.get("suites") or {}).get(options.get("suite")) or {}
+    task = metric.split("/")[1]
+    asked = [tasks[task]] if task in tasks else list(tasks.values())
+    same = len(set(asked)) == 1
+    return str(asked[0]) if same else ", ".join(f"{t} {n}" for t, n in tasks.items())
 
 
 def measured_text(data: Mapping[str, Any]) -> str:

@@ -164,3 +164,24 @@ def test_the_fingerprint_follows_the_text_and_not_the_file(tmp_path: Path) -> No
     other = written(tmp_path / "c.txt", "sane")
     assert source(a, a).fingerprint() == source(b, b).fingerprint()
     assert source(a, a).fingerprint() != source(a, other).fingerprint()
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    assert load_texts("train", tmp_path / "a.txt", column="text") == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xe9 " * 100, "cannot be read .* is it UTF-8"),
+        ("b.jsonl", b"", "is empty"),
+        ("c.txt", b"", "is empty"),
+    ],
+)
+def test_a_file_that_holds_no_text_is_refused_by_name(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?s)data\.test=.*{name} {message}"):
+        load_texts("test", tmp_path / name, column="text")

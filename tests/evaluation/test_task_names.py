@@ -6,7 +6,13 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind, TaskIndex
 
 from sparsemend import preflight
-from sparsemend.evaluation.task_names import SHIPPED, find_tasks, harness_tasks, names_under
+from sparsemend.evaluation.task_names import (
+    SHIPPED,
+    find_tasks,
+    folders_of,
+    harness_tasks,
+    names_under,
+)
 from sparsemend.locations import conf_folder
 
 
@@ -35,6 +41,19 @@ def test_every_task_of_every_suite_exists() -> None:
         section = compose("run", ["evaluation=[zero_shot]"]).evaluation.zero_shot
     for suite in section.suites:
         check(f"evaluation.zero_shot.suite={suite}")
+
+
+def test_a_group_of_tasks_that_lie_elsewhere_finds_them(tmp_path: Path) -> None:
+    group = (
+        "group: mine\ntask:\n  - docs_continuation\n  - task: docs_summary\n    num_fewshot: 1\n"
+    )
+    (tmp_path / "mine.yaml").write_text(group)
+    assert folders_of(["mine"], str(tmp_path)) == {tmp_path, SHIPPED}
+    manager = TaskManager(
+        include_path=[str(f) for f in folders_of(["mine"], str(tmp_path))], include_defaults=False
+    )
+    assert manager.load(["mine"])
+    assert folders_of(["docs_summary"], None) == {SHIPPED}
 
 
 def test_a_folder_found_for_a_group_holds_its_tasks() -> None:

@@ -146,6 +146,23 @@ def test_the_harnesss_own_results_are_kept_and_the_protocol_told(
     assert (told["limit"], told["max_length"], told["add_bos_token"]) == (2, 256, False)
 
 
+def test_likelihoods_of_a_bf16_model_are_summed_in_fp32(
+    tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
+) -> None:
+    """In bf16, scores between -64 and -128 would be multiples of a half."""
+    made = evaluation("limit=2", "tasks={docs_summary: 0}", "keep_samples=true")
+    made(tiny.to(torch.bfloat16), given(tmp_path, source.tokenizer()))
+    raw = json.loads((tmp_path / "zero_shot" / "dense.json").read_text())
+    scores = [
+        float(answer[0][0] if isinstance(answer[0], list) else answer[0])
+        for sample in raw[0]["samples"]["docs_summary"]
+        for answer in sample["resps"]
+    ]
+    assert len(scores) == 8
+    rounded = torch.tensor(scores).bfloat16().float()
+    assert not torch.equal(rounded, torch.tensor(scores))
+
+
 def test_everything_is_left_as_it_was(
     tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ class LocalText(DataSource):
 def load_texts(key: str, path: Path, *, column: str) -> list[str]:
     """The documents of one file: a .txt whole, else one per row, from `column`."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
     if not path.is_file():
         raise FileNotFoundError(f"data.{key}={path} does not exist; give a file")
@@ -114,7 +115,13 @@ def load_texts(key: str, path: Path, *, column: str) -> list[str]:
         )
     # By lines or paragraphs, `datasets` drops the blank lines between them; a name is a pattern.
     settings = {"sample_by": "document"} if builder == "text" else {}
-    rows = load_dataset(builder, data_files=glob.escape(str(path)), split="train", **settings)
+    if not path.stat().st_size:
+        raise ValueError(f"data.{key}={path} is empty; give a file with text")
+    try:
+        rows = load_dataset(builder, data_files=glob.escape(str(path)), split="train", **settings)
+    except DatasetGenerationError as error:
+        why = error.__cause__ or error
+        raise ValueError(f"data.{key}={path} cannot be read ({why}); is it UTF-8?") from error
     wanted = "text" if builder == "text" else column
     kind = getattr(rows.features.get(wanted), "dtype", None)
     if kind not in ("string", "large_string"):
@@ -127,6 +134,7 @@ def load_texts(key: str, path: Path, *, column: str) -> list[str]:
     empty = next((row for row, text in enumerate(texts) if text is None), None)
     if empty is not None:
         raise ValueError(f"data.{key}={path} has no text in row {empty}; drop the row")
+    texts[:1] = [text.removeprefix("\ufeff") for text in texts[:1]]  # a byte order mark
     return texts
 
 

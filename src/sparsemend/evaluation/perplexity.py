@@ -45,36 +45,32 @@ class Perplexity(Evaluation):
         return self.validation
 
     def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
-        batch = self._batch_size(model, given)
-        losses = self._each_window(model, given.test, batch, given.device)
+        losses = self._each_window(model, given.test, given)
         given.window_losses[METRIC] = losses
         metrics = {METRIC: _perplexity(losses)}
         if given.task is not None:
-            metrics[TASK_METRIC] = self._labelled(model, given.task, batch, given.device)
+            metrics[TASK_METRIC] = self._labelled(model, given.task, given)
         if self.validation:
             rows = given.validation
             if torch.equal(rows.tokens, rows.labels):
-                found = _perplexity(self._each_window(model, rows.tokens, batch, given.device))
+                found = _perplexity(self._each_window(model, rows.tokens, given))
             else:
-                found = self._labelled(model, rows, batch, given.device)
+                found = self._labelled(model, rows, given)
             metrics[VALIDATION_METRIC] = found
         return metrics
 
-    def _each_window(
-        self, model: PreTrainedModel, rows: Tensor, batch: int, device: torch.device
-    ) -> Tensor:
+    def _each_window(self, model: PreTrainedModel, rows: Tensor, given: EvaluationInput) -> Tensor:
         losses = []
-        for windows in track(rows.split(batch), "perplexity"):
-            losses.append(self.window_losses(model, windows.to(device)).cpu())
+        for windows in track(rows.split(self._batch_size(model, rows, given)), "perplexity"):
+            losses.append(self.window_losses(model, windows.to(given.device)).cpu())
         return torch.cat(losses)
 
-    def _labelled(
-        self, model: PreTrainedModel, rows: Examples, batch: int, device: torch.device
-    ) -> float:
+    def _labelled(self, model: PreTrainedModel, rows: Examples, given: EvaluationInput) -> float:
         total, count = 0.0, 0
+        batch = self._batch_size(model, rows.tokens, given)
         pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))
         for tokens, labels in track(pairs, "task"):
-            losses = self._losses(model, tokens.to(device), labels.to(device))
+            losses = self._losses(model, tokens.to(given.device), labels.to(given.device))
             total += float(losses.double().sum())
             count += int((labels[:, 1:] != UNLABELLED).sum())
         return exponential(total / count)
@@ -102,10 +98,10 @@ class Perplexity(Evaluation):
         logits = logits.float() if self.logits_fp32 else logits
         return F.cross_entropy(logits, targets, reduction="none", ignore_index=UNLABELLED).float()
 
-    def _batch_size(self, model: PreTrainedModel, given: EvaluationInput) -> int:
+    def _batch_size(self, model: PreTrainedModel, rows: Tensor, given: EvaluationInput) -> int:
         """Windows per forward: as configured, less where the logits would exceed logits_bytes."""
         vocabulary = model.get_output_embeddings().weight.shape[0]
-        per_window = given.test.shape[1] * vocabulary * model.dtype.itemsize
+        per_window = rows.shape[1] * vocabulary * model.dtype.itemsize
         return max(1, min(given.batch_size, self.logits_bytes // per_window))
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
+import yaml
+
 NAME = re.compile(
     r"""^["']?(?:task|group)["']?:[ \t]*["']?([\w.+/-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE
 )
@@ -43,6 +45,35 @@ def find_tasks(wanted: Iterable[str], include_path: str | None) -> dict[str, Pat
                 "evaluation.zero_shot.include_path=FOLDER"
             )
     return folders
+
+
+def folders_of(wanted: Iterable[str], include_path: str | None) -> set[Path]:
+    """The folders that hold the wanted tasks, and those of what a group elsewhere is made of."""
+    folders, left, seen = set[Path](), list(wanted), set[str]()
+    while left:
+        seen |= set(left)
+        folders |= set(find_tasks(left, include_path).values())
+        files = _files(include_path)
+        inside = {member for name in left for member in members(files[name])}
+        left = sorted(name for name in inside - seen if name in files)  # others are tags
+    return folders
+
+
+def _files(include_path: str | None) -> dict[str, Path]:
+    """Every name there is and its yaml, the user's first."""
+    found: dict[str, Path] = {}
+    for root in reversed(_roots(include_path)):
+        found |= names_under(root)
+    return found
+
+
+def members(path: Path) -> list[str]:
+    """The names that a group's yaml lists; none of a task's."""
+    content = yaml.load(path.read_text(encoding="utf-8", errors="replace"), yaml.BaseLoader)
+    listed = content.get("task") if isinstance(content, dict) else None
+    entries = listed if isinstance(listed, list) else []
+    names = (entry.get("task") if isinstance(entry, dict) else entry for entry in entries)
+    return [name for name in names if isinstance(name, str)]
 
 
 @cache

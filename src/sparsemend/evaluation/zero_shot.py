@@ -25,7 +25,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
-from sparsemend.evaluation.task_names import find_tasks
+from sparsemend.evaluation.task_names import folders_of
 from sparsemend.files import write_json
 from sparsemend.metric_names import HARNESS, MEAN
 
@@ -109,6 +109,7 @@ class ZeroShot(Evaluation):
             "limit": self.limit,
             "add_bos_token": self.add_bos_token,
             "max_length": self.max_length,
+            "softmax_dtype": "float32",
         }
 
     def _harness(self, model: PreTrainedModel, given: EvaluationInput) -> list[dict[str, Any]]:
@@ -118,7 +119,7 @@ class ZeroShot(Evaluation):
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
 
-            folders = set(find_tasks(self.chosen, self.include_path).values())
+            folders = folders_of(self.chosen, self.include_path)
             manager = TaskManager(include_path=sorted(folders), include_defaults=False)
             adapter = HFLM(
                 pretrained=model,
@@ -126,6 +127,8 @@ class ZeroShot(Evaluation):
                 batch_size=given.batch_size,
                 max_length=self.max_length,
                 add_bos_token=self.add_bos_token,
+                # of a bf16 model too: sums of bf16 log-probabilities have steps of 0.5 at -100
+                softmax_dtype=torch.float32,
             )
             seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
             return [
