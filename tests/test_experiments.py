@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 
 from sparsemend import preflight
 from sparsemend.experiments import CONTEXT, Job, experiments, job_for
+from sparsemend.listing import command_of
 from sparsemend.locations import conf_folder
+from sparsemend.needs import needs_of
 from sparsemend.overrides import compose_jobs
 from sparsemend.published import find_cell, published
 
@@ -114,6 +116,31 @@ def test_unrepaired_and_dense_cells_come_with_a_repaired_job() -> None:
         job = job_for(find_cell(f"dsnot/table1/llama2_7b/{row}/wikitext2/perplexity"))
         assert job is not None
         assert job.values["method"] == "dsnot"
+
+
+def plain_cells() -> list[str]:
+    """One unrepaired cell of every experiment that trains."""
+    found: dict[str, str] = {}
+    for cell in published():
+        job = job_for(cell)
+        if job is not None and any(line.startswith("~method.") for line in job.overrides):
+            found.setdefault(job.experiment, cell.identity)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("identity", plain_cells())
+def test_an_unrepaired_cell_is_measured_without_training(identity: str) -> None:
+    line = command_of(identity, None, [])
+    cfg = compose("run", line[1:])
+    assert dict(cfg.method) == {"_target_": "sparsemend.method.none.NoRepair"}
+    assert cfg.variant is None
+    job = job_for(find_cell(identity))
+    assert job is not None
+    needed = needs_of(job)
+    assert needed is not None
+    assert needed.flops < 1.2e14 * 3600 * 4  # hours, not weeks
+    tiny = compose("run", command_of(identity, "tiny", [])[1:])
+    preflight.check(tiny)
 
 
 def test_a_flat_progression_is_the_uniform_row() -> None:

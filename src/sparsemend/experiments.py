@@ -131,8 +131,20 @@ def job_for(cell: Published) -> Job | None:
     own = [e for e in experiments() if e.paper == cell.paper]
     for experiment in sorted(own, key=lambda e: e.name != cell.title):
         if job := experiment.job_for(cell):
-            return job
+            plain = cell.method == "none" or cell.dense
+            return without_training(job) if plain and int(job.values[STEPS]) else job
     return None
+
+
+def without_training(job: Job) -> Job:
+    """The job that prunes and measures as this one, and then repairs nothing."""
+    content = _content(conf_folder() / "experiment" / f"{job.experiment}.yaml")
+    swept = ("method=", "method.", "variant=")
+    kept = [line for line in job.overrides if not line.startswith(swept)]
+    # what the experiment sets of its method has no place in none
+    dropped = [f"~method.{key}" for key in content.get("method", {})]
+    values = {**job.values, "method": "none", STEPS: 0, "variant": UNKNOWN}
+    return Job(job.experiment, (*kept, "method=none", *dropped, "variant=null"), values)
 
 
 def _read(path: Path, folder: Path) -> Experiment:
