@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -63,16 +62,17 @@ class Entry:
     @property
     def partly_timed(self) -> bool:
         """Whether an attempt was killed within the repair, whose seconds nobody noted."""
-        return any("repair" not in cost for run in self.runs for cost in earlier(run))
+        earlier = (cost for run in self.runs for cost in run.attempts[:-1])
+        return any("prune" in cost and "repair" not in cost for cost in earlier)
 
     @property
     def sparsity(self) -> float:
         """The lowest sparsity of what is multiplied by, over seeds."""
-        return min(float(run.content["sparsity"]["effective"]) for run in self.runs)
+        return min(run.sparsity for run in self.runs)
 
     @property
     def foldable(self) -> bool:
-        return all(run.content["repair"].get("foldable", True) for run in self.runs)
+        return all(run.foldable for run in self.runs)
 
     def losses(self, seeds: Sequence[int]) -> np.ndarray | None:
         """(S, W) losses of the test windows by seed; None where a run kept none."""
@@ -187,19 +187,11 @@ def _ratios(entries: Sequence[Entry], best: Entry) -> dict[str, Ratio]:
 
 
 def _cost(run: Run, name: str) -> float:
-    repair, cost = run.content["repair"], run.content["cost"].get("repair", {})
     if name == "tokens":
-        return float(repair.get("tokens", 0))
+        return float(run.content["repair"].get("tokens", 0))
     if name == "trained":
-        return float(cost.get("trained_parameters", 0))
-    attempts = [float(c.get("repair", {}).get(name, 0)) for c in earlier(run)]
-    attempts.append(float(cost.get(name, 0)))
-    return sum(attempts) if name == "seconds" else max(attempts)
-
-
-def earlier(run: Run) -> list[Mapping[str, Any]]:
-    """The costs of a run's attempts before its last that came as far as to repair."""
-    return [cost for cost in run.content.get("earlier_attempts", []) if "prune" in cost]
+        return float(run.content["cost"].get("repair", {}).get("trained_parameters", 0))
+    return run.seconds("repair") if name == "seconds" else run.peak_bytes("repair")
 
 
 def _amount(budget: str, run: Run, entries: Sequence[Entry]) -> float:
@@ -210,8 +202,7 @@ def _amount(budget: str, run: Run, entries: Sequence[Entry]) -> float:
     low_rank = [entry for entry in entries if entry.row in LOW_RANK]
     if budget == "tokens":
         windows = arena["steps"] * arena["batch_size"] * arena["accumulate"]
-        devices = (run.config.get("hardware") or {}).get("devices", 1)
-        return float(windows * devices * _window(low_rank, run))
+        return float(windows * run.devices * _window(low_rank, run))
     if not low_rank:
         raise ValueError(
             "budget=trainable is what low-rank rows train, and none of them is here; give the "

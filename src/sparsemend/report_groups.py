@@ -37,16 +37,18 @@ class Group:
     @property
     def series(self) -> str:
         """Its name without the sparsity: what a line over sparsities is called."""
-        told = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in self.settings.items())
-        variant = "" if self.row.variant == "-" else f" ({self.row.variant})"
-        return f"{self.row.label}{variant}" + (f", {told}" if told else "")
+        return f"{self.row.label}{self.variant}{knobs(self.settings)}"
+
+    @property
+    def variant(self) -> str:
+        """` (VARIANT)`, empty where its row has none."""
+        return "" if self.row.variant == "-" else f" ({self.row.variant})"
 
     @property
     def allocation(self) -> str:
         """What decides the sparsity of its blocks."""
-        told = {k.rpartition(".")[2]: v for k, v in self.settings.items() if "schedule" in k}
-        knobs = "".join(f", {key}={value}" for key, value in told.items())
-        return f"{self.row.schedule}{knobs} ({self.row.pruner})"
+        told = {key: value for key, value in self.settings.items() if "schedule" in key}
+        return f"{self.row.schedule}{knobs(told)} ({self.row.pruner})"
 
     def mean(self, read: Callable[[Run], float | None]) -> float | None:
         """Mean over seeds of what `read` finds; None where it finds nothing."""
@@ -69,6 +71,11 @@ class Group:
     def metric_deviation(self, name: str) -> float:
         """Deviation of a metric of the final state, 0 for a single seed."""
         return self.deviation(lambda run: run.value(self.state, name))
+
+
+def knobs(settings: Mapping[str, Any]) -> str:
+    """`, rank=8, alpha=16` of settings by dotted key."""
+    return "".join(f", {key.rpartition('.')[2]}={value}" for key, value in settings.items())
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
@@ -148,23 +155,13 @@ def block_errors(run: Run, state: str) -> list[float]:
 
 
 def total_seconds(run: Run) -> float:
-    """Seconds of all measured stages, of all attempts."""
-    return sum(stage_seconds(run, stage) for stage in STAGES)
+    """Seconds of all measured stages."""
+    return sum(run.seconds(stage) for stage in STAGES)
 
 
-def stage_seconds(run: Run, stage: str) -> float:
-    """Seconds of one stage, of the attempts that a resumed run had before too."""
-    return sum(float(cost.get(stage, {}).get("seconds", 0.0)) for cost in _attempts(run))
-
-
-def _attempts(run: Run) -> list[Mapping[str, Any]]:
-    return [*run.content.get("earlier_attempts", []), run.content["cost"]]
-
-
-def peak_bytes(run: Run) -> float | None:
+def peak_bytes(run: Run) -> float:
     """The highest peak of any stage."""
-    stages = [cost for attempt in _attempts(run) for cost in attempt.values()]
-    return max((float(cost.get("peak_bytes", 0)) for cost in stages), default=None)
+    return max(run.peak_bytes(stage) for stage in STAGES)
 
 
 def difference_of(run: Run) -> float | None:

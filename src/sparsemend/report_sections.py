@@ -15,9 +15,9 @@ from sparsemend.report_groups import (
     block_values,
     curve,
     difference_of,
+    knobs,
     names,
     peak_bytes,
-    stage_seconds,
     styles,
     supports,
     with_unrepaired,
@@ -169,16 +169,15 @@ def costs(found: Sequence[Group]) -> str:
 
 
 def _seconds(group: Group, stage: str) -> float:
-    return group.mean(lambda run: stage_seconds(run, stage)) or 0.0
+    return group.mean(lambda run: run.seconds(stage)) or 0.0
 
 
 def _but_difference(group: Group) -> str:
     """A setting's name without ATP's common difference."""
-    row, method = group.row, "" if group.row.method == "none" else f" + {group.row.method}"
-    variant = "" if row.variant == "-" else f" ({row.variant})"
-    told = {k: v for k, v in group.settings.items() if k != DIFFERENCE}
-    knobs = "".join(f", {key.rpartition('.')[2]}={value}" for key, value in told.items())
-    return f"{row.amount}  {row.pruner}{method}{variant}{knobs}"
+    row = group.row
+    method = "" if row.method == "none" else f" + {row.method}"
+    told = {key: value for key, value in group.settings.items() if key != DIFFERENCE}
+    return f"{row.amount}  {row.pruner}{method}{group.variant}{knobs(told)}"
 
 
 def _with_model(name: str, group: Group, found: Sequence[Group]) -> str:

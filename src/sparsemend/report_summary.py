@@ -7,7 +7,6 @@ from html import escape
 
 from sparsemend.metric_names import METRIC
 from sparsemend.report_groups import Group, names, total_seconds, with_unrepaired
-from sparsemend.runs import Run
 from sparsemend.svg import short
 
 HEADS = ("setting", "repaired", "pruned", "dense", "sparsity", "trained", "seconds", "seeds")
@@ -44,15 +43,9 @@ def _best(found: Sequence[Group]) -> dict[str, str]:
     return {f"lowest: {group.series} at {group.row.amount}": f"{value:.2f}"}
 
 
-def _multiplied(run: Run) -> float:
-    """The sparsity of what forward multiplies by: about 0 beside an open adapter."""
-    sparsity = run.content["sparsity"]
-    return float(sparsity.get("effective", sparsity["achieved"]))
-
-
 def _foldable(group: Group) -> bool:
-    """Whether it ends in one sparse matrix per linear; others are no best of their sparsity."""
-    return all(run.content.get("repair", {}).get("foldable", True) for run in group.runs)
+    """Whether it may be the best of its sparsity: an open adapter has none."""
+    return all(run.foldable for run in group.runs)
 
 
 def _table(found: Sequence[Group]) -> str:
@@ -73,7 +66,7 @@ def _table(found: Sequence[Group]) -> str:
 
 def _row(group: Group, name: str, best: float | None) -> str:
     repaired = group.row.method != "none"
-    achieved = group.mean(_multiplied)
+    achieved = group.mean(lambda run: run.sparsity)
     trained = group.runs[0].content["cost"].get("repair", {}).get("trained_parameters", 0)
     cells = [
         _perplexity(group, "repaired") if repaired else "-",

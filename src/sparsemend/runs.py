@@ -118,6 +118,35 @@ class Run:
         """Whether the sources were not exactly a commit, or no commit is known."""
         return self.content["provenance"]["dirty"] is not False
 
+    @property
+    def devices(self) -> int:
+        """How many train together; a step reads the windows of all."""
+        return int((self.config.get("hardware") or {}).get("devices", 1))
+
+    @property
+    def foldable(self) -> bool:
+        """Whether it ends in one sparse matrix per linear."""
+        return bool(self.content.get("repair", {}).get("foldable", True))
+
+    @property
+    def sparsity(self) -> float:
+        """Of what forward multiplies by: about 0 beside an open adapter."""
+        sparsity = self.content["sparsity"]
+        return float(sparsity.get("effective", sparsity["achieved"]))
+
+    @property
+    def attempts(self) -> list[Mapping[str, Any]]:
+        """The costs by stage of every attempt, the last one last: a resumed run had several."""
+        return [*self.content.get("earlier_attempts", []), self.content["cost"]]
+
+    def seconds(self, stage: str) -> float:
+        """What all attempts together took."""
+        return sum(float(cost.get(stage, {}).get("seconds", 0.0)) for cost in self.attempts)
+
+    def peak_bytes(self, stage: str) -> float:
+        """The highest peak of all attempts."""
+        return max(float(cost.get(stage, {}).get("peak_bytes", 0)) for cost in self.attempts)
+
     def member(self, group: str) -> str:
         """The member of a group: the file that holds its class; atp without slope is uniform."""
         section = self.config[group]
@@ -166,7 +195,7 @@ class Run:
             dropped |= {"sparsity_schedule"}
         found = dict(leaves({k: v for k, v in self.config.items() if k not in dropped}))
         if state == "repaired":  # a step reads the windows of every device
-            found["hardware.devices"] = (self.config.get("hardware") or {}).get("devices", 1)
+            found["hardware.devices"] = self.devices
         return {**loaded, **found}
 
     def value(self, state: str, metric: str) -> float | None:
