@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 # groups and keys that a command line with from_run may set; all else is the run's own
 FREE = ("evaluation", "data", "hardware", "logger", "cache", "export", "export_dtype", "name")
 ALWAYS = ("from_run", "resume", "name", "export", "export_dtype", "cache", "logger")
-# what two protocols share where their metrics may stand in one result
 SPEED = "speed"
-READ = ("from_run", "model.path", "pruner.masks", "sparsity_schedule.path")
+READ = ("from_run", "model.path", "pruner.masks", "sparsity_schedule.path")  # keys of what is read
+# what two protocols share where their metrics may stand in one result
 COMPARED = ("corpus", "split", "tokens", "windows", "seqlen", "dtype", "data_hash")
 
 
@@ -76,34 +76,32 @@ class FinishedRun:
         }
         content["repair"] = self.content["repair"]
         content["cost"] = {**self.content["cost"], **content["cost"]}
+        before, now = self.content["protocol"], content["protocol"]
+        carried = self._comparable(content)
         for state in ("dense", "pruned", "repaired"):
-            known = self._comparable(self.content["metrics"].get(state, {}), content)
+            known = self.content["metrics"].get(state, {})
+            known = {m: value for m, value in known.items() if m.partition("/")[0] in carried}
             content["metrics"][state] = {**known, **content["metrics"].get(state, {})}
+        content["protocol"] = {**{n: before[n] for n in sorted(carried) if n in before}, **now}
 
-    def _comparable(self, known: Mapping[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-        """Those metrics that may stand in a row with what `content` measured.
+    def _comparable(self, content: Mapping[str, Any]) -> set[str]:
+        """The evaluations whose metrics may stand in a row with what `content` measured.
 
-        Where an evaluation was carried out again it has the same settings, and of speed the same
-        machine; where it was not, its protocol comes with the metrics.
+        Where one was carried out again it has the same settings, and of speed the same machine.
         """
         before, now = self.content["protocol"], content["protocol"]
         if any(before.get(key) != now.get(key) for key in COMPARED):
-            return {}
+            return set()
         asked, again = (c["config"].get("evaluation") or {} for c in (self.content, content))
-        machine = [
-            [c["provenance"].get(key) for key in ("device", "threads")]
-            for c in (self.content, content)
-        ]
-        found = {}
-        for metric, value in known.items():
-            name = metric.partition("/")[0]
-            same = asked.get(name) == again.get(name)
-            if name in again and (not same or (name == SPEED and machine[0] != machine[1])):
-                continue
-            found[metric] = value
-            if name in before:
-                now.setdefault(name, before[name])
-        return found
+        one, other = (c["provenance"] for c in (self.content, content))
+        same_machine = all(one.get(key) == other.get(key) for key in ("device", "threads"))
+        measured = {m.partition("/")[0] for s in self.content["metrics"].values() for m in s}
+        return {
+            name
+            for name in measured
+            if name not in again
+            or (asked.get(name) == again[name] and (name != SPEED or same_machine))
+        }
 
 
 def command_line(overrides: Sequence[str]) -> str:
@@ -192,7 +190,7 @@ def _chooses(line: str) -> bool:
 
 def _root(line: str) -> str:
     """`evaluation` of `+evaluation.speed.rounds=3`, `data` of `data@data.text=text`."""
-    return line.lstrip("+~").partition("=")[0].partition("@")[0].partition(".")[0]
+    return _key(line).partition("@")[0].partition(".")[0]
 
 
 def _check_free(given: list[str]) -> None:
