@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from sparsemend.locations import conf_folder
-from sparsemend.measurement import AVERAGE, AVERAGED, PERPLEXITY, measurement_of
+from sparsemend.measurement import AVERAGE, AVERAGED, PERPLEXITY, measurement_of, suites
 from sparsemend.overrides import expand
 from sparsemend.published import UNKNOWN, Published
 from sparsemend.runs import WIKITEXT
@@ -78,7 +78,7 @@ class Job:
         if cell.dataset == AVERAGE:
             return bool(self.values[SUITE] == AVERAGED[cell.paper])
         if found.evaluation != PERPLEXITY:
-            return cell.dataset in _suite(self.values[SUITE])
+            return cell.dataset in suites()[self.values[SUITE]]
         tested = self.values["data"] in TESTED_ON_WIKITEXT and cell.dataset in TEXTS
         return tested and cell.seqlen in (UNKNOWN, str(self.values[CONTEXT]))
 
@@ -215,13 +215,6 @@ def _windows(data: str) -> dict[str, int | None]:
         SEQLEN: seqlen if isinstance(seqlen, int) else None,
         SAMPLES: samples if isinstance(samples, int) else PAPERS_SAMPLES,
     }
-
-
-@cache
-def _suite(name: str) -> frozenset[str]:
-    """The tasks of a suite of conf/evaluation/zero_shot.yaml."""
-    content = _content(conf_folder() / "evaluation" / "zero_shot.yaml")
-    return frozenset(content["suites"][name])
 
 
 def _content(path: Path) -> dict[str, Any]:
