@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.arena_settings import BUDGETS, LOW_RANK, settings_of
 from sparsemend.method_checks import training_batches
-from sparsemend.resume import differences
-from sparsemend.sweep import plain, read_result
+from sparsemend.resume import differences, read_result
+from sparsemend.sweep import plain
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +23,9 @@ def check_arena(configs: Sequence[DictConfig]) -> None:
     for cfg in rows:
         if cfg.budget not in BUDGETS:
             raise ValueError(f"budget={cfg.budget} is not one of: {', '.join(BUDGETS)}")
+    shared = settings_of(plain(rows[0])) if rows else {}
     for cfg in rows[1:]:
-        found = differences(settings_of(plain(rows[0])), settings_of(plain(cfg)))
-        if found:
+        if found := differences(shared, settings_of(plain(cfg))):
             raise ValueError(
                 f"the rows of an arena share their settings, these differ in {found[0]}; give "
                 "one value, and an arena for each"
@@ -81,8 +81,7 @@ def as_measured(folder: Path, cfg: DictConfig) -> DictConfig:
     content = read_result(folder)
     if content is None or cfg.get("budget") != "seconds" or cfg.arena.length is None:
         return cfg
-    group, key = cfg.arena.length.split(".", 1)
-    stored = content["config"].get(group, {}).get(key)
+    stored = OmegaConf.select(OmegaConf.create(content["config"]), cfg.arena.length)
     measured = copy.deepcopy(cfg)
     OmegaConf.update(measured, cfg.arena.length, stored, merge=False)
     return measured

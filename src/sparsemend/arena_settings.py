@@ -36,9 +36,9 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_one_setting(runs: list[Run]) -> None:
     """All runs agree in what must be equal; ValueError names two that do not."""
-    first = runs[0]
+    first, shared = runs[0], _measured(runs[0])
     for run in runs[1:]:
-        if found := differences(_measured(first), _measured(run)):
+        if found := differences(shared, _measured(run)):
             raise ValueError(
                 f"two arenas cannot share a table, they differ in {'; '.join(found[:4])}\n"
                 f"  there: {first.folder}\n  here: {run.folder}\ngive the folders of one of them"

@@ -18,7 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from sparsemend.sweep import read_result
+from sparsemend.resume import read_result
 
 log = logging.getLogger(__name__)
 

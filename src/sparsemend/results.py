@@ -23,7 +23,7 @@ from torch import nn
 from sparsemend.blocks import block_index, find_blocks, prunable_linears
 from sparsemend.files import write_json
 from sparsemend.masks import LinearCount, SparseLinear, SparsityReport, count_zeros, zeros_of
-from sparsemend.resume import config_hash, earlier_attempts, earlier_protocol
+from sparsemend.resume import config_hash, read_result
 from sparsemend.stages import Stages
 
 SCHEMA = "sparsemend-result-1"
@@ -35,6 +35,8 @@ class Result:
 
     def __init__(self, path: Path, cfg: DictConfig, *, resumed: bool = False) -> None:
         config = resolved(cfg)
+        before = (read_result(path.parent) if resumed else None) or {}  # of the last attempt
+        attempts = [*before.get("earlier_attempts", []), before["cost"]] if before else []
         self.path = path
         self.content: dict[str, Any] = {
             "schema": SCHEMA,
@@ -43,11 +45,11 @@ class Result:
             "config_hash": config_hash(config),
             "process": {"host": platform.node(), "pid": os.getpid()},
             "provenance": provenance(),
-            "protocol": earlier_protocol(path.parent) if resumed else {},
+            "protocol": dict(before.get("protocol", {})),
             "sparsity": {},
             "metrics": {},
             "cost": {},
-            "earlier_attempts": earlier_attempts(path.parent) if resumed else [],
+            "earlier_attempts": attempts,
             "repair": {},
             "error": None,
         }

@@ -106,9 +106,8 @@ def forget_work(folder: Path) -> None:
 
 def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, bool]:
     """(folder, whether there is work to continue) of a sweep's cell, which keeps its folder."""
-    try:
-        content = _read(folder / RESULT)
-    except (OSError, json.JSONDecodeError):
+    content = read_result(folder)
+    if content is None:
         return folder, False
     same = content["config_hash"] == config_hash(config) and content["status"] in UNFINISHED
     if same and _has_work(folder):
@@ -161,9 +160,8 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
     """
     found = []
     for path in folder.rglob(RESULT):
-        try:
-            content = _read(path)
-        except (OSError, json.JSONDecodeError):
+        content = read_result(path.parent)
+        if content is None:
             continue
         same = content.get("config_hash") == digest and content.get("status") in UNFINISHED
         if same and not alive(content):
@@ -171,21 +169,12 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
     return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
 
 
-def earlier_protocol(folder: Path) -> dict[str, Any]:
-    """What the attempt before this one measured on; empty where it did not get so far."""
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """result.json of a run folder, None where there is none to be read."""
     try:
-        return dict(_read(folder / RESULT)["protocol"])
-    except (OSError, json.JSONDecodeError):
-        return {}
-
-
-def earlier_attempts(folder: Path) -> list[dict[str, Any]]:
-    """What the attempts before this one cost, oldest first: their `cost` sections."""
-    try:
-        content = _read(folder / RESULT)
-    except (OSError, json.JSONDecodeError):
-        return []
-    return [*content.get("earlier_attempts", []), content["cost"]]
+        return _read(folder / RESULT)
+    except (OSError, ValueError):
+        return None
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig
 from optuna.trial import Trial, TrialState
 
+from sparsemend.resume import read_result
 from sparsemend.search_samplers import make_sampler, suggest
 from sparsemend.search_space import Space, space_of
-from sparsemend.sweep import objective, plain, read_result
+from sparsemend.sweep import objective, plain
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.files import write_json
 from sparsemend.metric_names import METRIC, VALIDATION_METRIC
-from sparsemend.resume import RESULT, alive, config_hash, differences, process_here
+from sparsemend.resume import (
+    RESULT,
+    alive,
+    config_hash,
+    differences,
+    process_here,
+    read_result,
+)
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +84,6 @@ def objective(content: Mapping[str, Any], config: Mapping[str, Any]) -> float:
     """The objective in a finished result; NaN where it is not finite."""
     value = content["metrics"]["repaired"].get(objective_name(config))
     return math.nan if value is None else float(value)
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """result.json of a run folder, None where there is none to be read."""
-    try:
-        content: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rich.table import Table
 from sparsemend import sweep
 from sparsemend.files import write_text
 from sparsemend.metric_names import METRIC
-from sparsemend.resume import alive
+from sparsemend.resume import alive, read_result
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def read_cells(folder: Path) -> list[Cell]:
         given = dict(line.split("=", 1) for line in lines if "=" in line)
         overrides = {key: value for key, value in given.items() if key != "resume"}
         home = path.parents[1]
-        cells.append(Cell(home.name, overrides, sweep.read_result(home) or {}))
+        cells.append(Cell(home.name, overrides, read_result(home) or {}))
     done = [cell.overrides for cell in cells if cell.status == "finished"]
     kept = [cell for cell in cells if cell.status == "finished" or cell.overrides not in done]
     return sorted(kept, key=lambda c: (int(c.name) if c.name.isdigit() else -1, c.name))
