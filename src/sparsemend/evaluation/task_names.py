@@ -27,44 +27,48 @@ def find_tasks(wanted: Iterable[str], include_path: str | None) -> dict[str, Pat
     The user's folder (None: there is none) goes before the shipped tasks, those before the
     harness's.  Raises ValueError with the nearest names where a task is in none of them.
     """
-    folders: dict[str, Path] = {}
-    known: set[str] = set()
-    for root in _roots(include_path):
-        missing = [name for name in wanted if name not in folders]
-        if not missing:
-            break
-        files = names_under(root)
-        known |= files.keys()
-        folders |= {name: _own_folder(files[name], root) for name in missing if name in files}
+    files, known = _located(wanted, include_path)
     for name in wanted:
-        if name not in folders:
+        if name not in files:
             near = difflib.get_close_matches(name, known, n=3)
             hint = f"did you mean {', '.join(near)}? " if near else ""
             raise ValueError(
                 f"no lm-eval task or group is named {name!r}; {hint}Tasks of your own go into "
                 "evaluation.zero_shot.include_path=FOLDER"
             )
-    return folders
+    return {name: _own_folder(*place) for name, place in files.items()}
 
 
 def folders_of(wanted: Iterable[str], include_path: str | None) -> set[Path]:
     """The folders that hold the wanted tasks, and those of what a group elsewhere is made of."""
-    folders, left, seen = set[Path](), list(wanted), set[str]()
+    folders = set(find_tasks(wanted, include_path).values())
+    seen: set[str] = set()
+    left = set(wanted)
     while left:
-        seen |= set(left)
-        folders |= set(find_tasks(left, include_path).values())
-        files = _files(include_path)
-        inside = {member for name in left for member in members(files[name])}
-        left = sorted(name for name in inside - seen if name in files)  # others are tags
+        seen |= left
+        files, _ = _located(left, include_path)  # what is missing of a group's members are tags
+        folders |= {_own_folder(*place) for place in files.values()}
+        left = {member for path, _ in files.values() for member in members(path)} - seen
     return folders
 
 
-def _files(include_path: str | None) -> dict[str, Path]:
-    """Every name there is and its yaml, the user's first."""
-    found: dict[str, Path] = {}
-    for root in reversed(_roots(include_path)):
-        found |= names_under(root)
-    return found
+def _located(
+    wanted: Iterable[str], include_path: str | None
+) -> tuple[dict[str, tuple[Path, Path]], set[str]]:
+    """The yaml of each name and the root it lies under, and every name of the roots looked at.
+
+    A root is read only where those before it leave something out: the harness's has thousands.
+    """
+    files: dict[str, tuple[Path, Path]] = {}
+    known: set[str] = set()
+    for root in _roots(include_path):
+        missing = [name for name in wanted if name not in files]
+        if not missing:
+            break
+        named = names_under(root)
+        known |= named.keys()
+        files |= {name: (named[name], root) for name in missing if name in named}
+    return files, known
 
 
 def members(path: Path) -> list[str]:
