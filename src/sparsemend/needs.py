@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sparsemend.experiments import Job
+from sparsemend.experiments import CONTEXT, SAMPLES, SEQLEN, Job
 from sparsemend.locations import PACKAGE
 
 MODELS = PACKAGE / "assets" / "models.csv"
@@ -106,7 +106,7 @@ def needs_of(job: Job) -> Needs | None:
     shape = shapes().get(str(job.values["model"]))
     if shape is None:
         return None
-    tokens = int(job.values["model.context_length"])
+    tokens = int(job.values[CONTEXT])
     return Needs(bytes=_bytes(job.values, shape, tokens), flops=_flops(job.values, shape, tokens))
 
 
@@ -114,18 +114,18 @@ def _bytes(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
     weights = 2.0 * shape.parameters
     measure = weights + 2e9 + 4096 * shape.vocabulary * 4
     hessians = 12.0 * max(shape.hidden, shape.intermediate) ** 2
-    states = 2.0 * int(values["data.calibration_samples"]) * tokens * shape.hidden
+    states = 2.0 * int(values[SAMPLES]) * tokens * shape.hidden
     prune = 2.0 * shape.prunable / shape.blocks + states + hessians
     if values["method"] in UNTRAINED:
         return max(measure, prune)
     if values["method"] == BY_BLOCK:
         return max(measure, prune + 18.0 * shape.prunable / shape.blocks + states)
-    activations = 34.0 * int(values["data.seqlen"] or tokens) * shape.hidden * shape.blocks
+    activations = 34.0 * int(values[SEQLEN] or tokens) * shape.hidden * shape.blocks
     return max(measure, prune, weights + 3.0 * shape.prunable + activations)
 
 
 def _flops(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
-    calibration = int(values["data.calibration_samples"]) * tokens
+    calibration = int(values[SAMPLES]) * tokens
     total = 2 * 2.0 * shape.prunable * calibration + 3 * 2.0 * shape.parameters * TEST_TOKENS
     if values["pruner"] == "sparsegpt":
         inputs = 3 * shape.hidden**2 + shape.intermediate**2
@@ -136,7 +136,7 @@ def _flops(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
         total += EPOCHS * 6.0 * shape.prunable * calibration
     steps, windows = int(values["method.max_steps"]), int(values["windows_per_step"])
     if values["method"] not in UNTRAINED:
-        total += 6.0 * shape.parameters * steps * windows * int(values["data.seqlen"] or tokens)
+        total += 6.0 * shape.parameters * steps * windows * int(values[SEQLEN] or tokens)
     return total
 
 
