@@ -175,10 +175,19 @@ def test_a_run_that_kept_no_weights_says_how_to_repeat_it(tmp_path: Path) -> Non
         finished_run(str(run))
 
 
+def measured(evaluation: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
+    """A result of the same protocol with nothing measured yet."""
+    return {
+        "config": {"evaluation": evaluation},
+        "provenance": {"device": device, "threads": 1},
+        "protocol": dict(PROTOCOL),
+        "metrics": {},
+        "cost": {},
+    }
+
+
 def carried(run: Path, **protocol: Any) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "config": {"evaluation": {"c": {}}},
-        "provenance": {"device": "cpu", "threads": 1},
+    content = measured({"c": {}}) | {
         "protocol": PROTOCOL | protocol,
         "metrics": {"dense": {"c/d": 7.0}, "repaired": {"a/b": 2.5}},
         "cost": {"evaluate": {"seconds": 9.0}},
@@ -211,13 +220,7 @@ def test_metrics_of_an_evaluation_asked_otherwise_are_left(
     stored["config"]["evaluation"] = {"a": {"suite": "a"}}
     stored["protocol"]["a"] = {"items": 5}
     (run / "result.json").write_text(json.dumps(stored))
-    content: dict[str, Any] = {
-        "config": {"evaluation": {} if settings is None else {"a": settings}},
-        "provenance": {"device": device, "threads": 1},
-        "protocol": dict(PROTOCOL),
-        "metrics": {},
-        "cost": {},
-    }
+    content = measured({} if settings is None else {"a": settings}, device)
     finished_run(str(run)).carry_over(content)
     assert content["metrics"]["pruned"].get("a/b") == pruned
     assert content["protocol"].get("a") == ({"items": 5} if pruned else None)
@@ -230,13 +233,7 @@ def test_speeds_are_carried_over_from_the_same_machine_alone(tmp_path: Path, dev
     stored["config"]["evaluation"] = {"speed": {}}
     stored["metrics"]["pruned"] = {"speed/csr/decode": 9.0}
     (run / "result.json").write_text(json.dumps(stored))
-    content: dict[str, Any] = {
-        "config": {"evaluation": {"speed": {}}},
-        "provenance": {"device": device, "threads": 1},
-        "protocol": dict(PROTOCOL),
-        "metrics": {},
-        "cost": {},
-    }
+    content = measured({"speed": {}}, device)
     finished_run(str(run)).carry_over(content)
     assert bool(content["metrics"]["pruned"]) == (device == "cpu")
 

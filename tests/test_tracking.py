@@ -180,25 +180,29 @@ def test_tensorboard_holds_curves_and_summary(tmp_path: Path) -> None:
     assert (tmp_path / "training" / "metrics.csv").exists()
 
 
+class Bare(Run):
+    """A run of nothing but a tracker and a result."""
+
+    def __init__(self, tracker: CsvTracker, folder: Path) -> None:
+        self.parts = SimpleNamespace(logger=tracker)  # type: ignore[assignment]
+        self.loggers = []
+        self.result = Result(folder / "result.json", OmegaConf.create({"name": "a"}))
+        self.stages = Stages(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
 def test_a_tracker_is_closed_however_a_run_ends(error: BaseException, tmp_path: Path) -> None:
     class Spy(CsvTracker):
         def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
             told.append(result["status"])
 
-    class Failing(Run):
-        def __init__(self) -> None:
-            self.parts = SimpleNamespace(logger=Spy())  # type: ignore[assignment]
-            self.loggers = []
-            self.result = Result(tmp_path / "result.json", OmegaConf.create({"name": "a"}))
-            self.stages = Stages(torch.device("cpu"))
-
+    class Failing(Bare):
         def _carry_out(self) -> None:
             raise error
 
     told: list[str] = []
     with pytest.raises(type(error)):
-        Failing().carry_out()
+        Failing(Spy(), tmp_path).carry_out()
     assert told == ["interrupted" if isinstance(error, KeyboardInterrupt) else "failed"]
 
 
@@ -209,15 +213,8 @@ def test_a_tracker_that_fails_at_the_end_leaves_a_finished_run(
         def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
             raise OSError("no space")
 
-    class Measured(Run):
-        def __init__(self) -> None:
-            self.parts = SimpleNamespace(logger=Broken())  # type: ignore[assignment]
-            self.loggers = []
-            self.result = Result(tmp_path / "result.json", OmegaConf.create({"name": "a"}))
-            self.stages = Stages(torch.device("cpu"))
-
     monkeypatch.setattr("sparsemend.run.summary_table", lambda content: "table")
-    Measured()._finish()
+    Bare(Broken(), tmp_path)._finish()
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "finished"
     assert "no space" in caplog.text
 
