@@ -1,4 +1,4 @@
-"""Offline settings, `families` and `oracles` on the import path, and shared fixtures."""
+"""Offline settings and shared fixtures."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from pathlib import Path
 from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
-from families import random_model
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from support.families import random_model
 from transformers import PreTrainedModel
 
-from sparsemend import cli
+from sparsemend.cli import main as cli
+from sparsemend.config.values import config_hash, plain
 from sparsemend.files import write_json
-from sparsemend.metric_names import METRIC, VALIDATION_METRIC
-from sparsemend.resume import config_hash
-from sparsemend.sweep import plain
+from sparsemend.names import METRIC, VALIDATION_METRIC
 
 # tests that interrupt a command need it to listen, also where a shell started pytest in the
 # background, which ignores the signal and hands that on
@@ -62,7 +60,7 @@ def command(
         *arguments: str, run: Callable[[DictConfig], float] = lambda cfg: 1.0
     ) -> tuple[int, list[DictConfig]]:
         seen: list[DictConfig] = []
-        module = ModuleType("sparsemend.run")
+        module = ModuleType("sparsemend.run.run")
 
         def recorded(cfg: DictConfig) -> float:
             seen.append(cfg)
@@ -71,7 +69,7 @@ def command(
             return value
 
         module.run = recorded  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "sparsemend.run", module)
+        monkeypatch.setitem(sys.modules, "sparsemend.run.run", module)
         monkeypatch.setattr(sys, "argv", ["sparsemend", *arguments])
         try:
             cli.main()

@@ -1,16 +1,16 @@
 import inspect
 from pathlib import Path
 
-import contracts
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import DictConfig
+from support import contracts
 
-from sparsemend.locations import conf_folder
-from sparsemend.masks import check_supports
-from sparsemend.method.base import TrainedRepair
+from sparsemend.config.locations import conf_folder
+from sparsemend.method.trained import TrainedRepair
+from sparsemend.sparse.linear import check_supports
 
 MIRRORED = ("pruner", "sparsity_schedule", "method", "evaluation", "suite")
 BENCHED = ("suite", "shape")  # groups of bench.yaml, the others are run.yaml's

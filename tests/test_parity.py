@@ -11,25 +11,26 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-import contracts
 import pytest
 import torch
-from families import FAMILIES, random_model
 from oracles import dsnot_oracle, pruner_oracle, statistics_oracle
+from support import contracts
+from support.families import FAMILIES, random_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsemend.blocks import find_blocks, linears_of, walk
-from sparsemend.masks import sparse_linears
-from sparsemend.method.dsnot import DSnoT
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.find import find_blocks, linears_of
+from sparsemend.blocks.statistics import Moments
+from sparsemend.blocks.walk import walk
+from sparsemend.method.dsnot.dsnot import DSnoT
 from sparsemend.prune import prune
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.magnitude import Magnitude
 from sparsemend.pruner.sparsegpt import SparseGPT
 from sparsemend.pruner.wanda import Wanda
+from sparsemend.sparse.linear import sparse_linears
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.uniform import Uniform
-from sparsemend.statistics import Moments
 
 SPARSITY = 0.6
 Rule = Callable[[Tensor, list[Tensor], str], tuple[Tensor, Tensor]]

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.blocks import prunable_linears, walk
-from sparsemend.masks import sparse_linears
-from sparsemend.method.low_rank import kaiming_start
-from sparsemend.method.masked_lora import MaskedLoraLinear
-from sparsemend.pattern import Pattern
-from sparsemend.prune import exact_zeros, prune, prune_block
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import walk
+from sparsemend.method.adapter.low_rank import kaiming_start
+from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
+from sparsemend.prune import prune, prune_block
 from sparsemend.pruner.magnitude import Magnitude
+from sparsemend.rounding import exact_zeros
+from sparsemend.sparse.linear import sparse_linears
+from sparsemend.sparse.pattern import Pattern
 
 UNSTRUCTURED = Pattern.parse("unstructured")
 ROWS = Magnitude(group="row")

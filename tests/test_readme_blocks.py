@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from readme_blocks import Block, blocks, commands
+from support.readme_blocks import Block, blocks, commands
 
 
 def written(text: str, info: str = "bash") -> Iterator[tuple[str, ...]]:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from reader_folder import execute, put_placeholders
-from readme_blocks import Block, Command, blocks, commands
+from support.reader_folder import execute, put_placeholders
+from support.readme_blocks import Block, Command, blocks, commands
 
-from sparsemend.listing import command_of
-from sparsemend.locations import conf_folder
-from sparsemend.overrides import compose_jobs, expand
+from sparsemend.config.compose import compose_jobs, expand
+from sparsemend.config.locations import conf_folder
+from sparsemend.table.listing import command_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = (

@@ -9,18 +9,16 @@ from typing import Literal
 
 import pytest
 import torch
-from families import random_model
 from hydra import compose, initialize_config_dir
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig
-from schedules import schedule_of
+from support.families import random_model
+from support.schedules import schedule_of
 from torch import Tensor, nn
 
-from sparsemend import preflight
-from sparsemend.blocks import prunable_linears
-from sparsemend.locations import conf_folder
-from sparsemend.masks import SparseLinear
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.config.locations import conf_folder
+from sparsemend.preflight import check as preflight
 from sparsemend.prune import prune
 from sparsemend.pruner.admm import ADMM
 from sparsemend.pruner.base import Pruner
@@ -30,6 +28,8 @@ from sparsemend.pruner.ria import RIA
 from sparsemend.pruner.sparsegpt import SparseGPT
 from sparsemend.pruner.wanda import Wanda
 from sparsemend.rounding import rounded
+from sparsemend.sparse.linear import SparseLinear
+from sparsemend.sparse.pattern import Pattern
 
 FREE = Pattern()
 
@@ -209,7 +209,7 @@ def test_an_exact_budget_that_something_undoes_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="threshold gives no exact count"):
         preflight.check(cfg)
     cfg.pruner.variant = False
-    cfg.method = {"_target_": "sparsemend.method.dsnot.DSnoT", "start": "pruner"}
+    cfg.method = {"_target_": "sparsemend.method.dsnot.dsnot.DSnoT", "start": "pruner"}
     with pytest.raises(ValueError, match=r"use method\.start=given"):
         preflight.check(cfg)
     cfg.rounding = "up"

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
-from sparsemend.distributed import LeadingTrainer, Team
-from sparsemend.training import TrainerFactory
+from sparsemend.training.module import TrainerFactory
+from sparsemend.training.ranks import LeadingTrainer, Team
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -16,19 +15,14 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from sparsemend.block_calls import Recorded
-from sparsemend.blocks import (
-    Visit,
-    find_blocks,
-    linears_of,
-    prunable_linears,
-    record,
-    walk,
-)
-from sparsemend.masks import LinearCount, SparseLinear, count_zeros
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.calls import Recorded
+from sparsemend.blocks.find import find_blocks, linears_of, prunable_linears
+from sparsemend.blocks.statistics import Statistic
+from sparsemend.blocks.walk import Visit, record, walk
 from sparsemend.pruner.base import Pruner
-from sparsemend.statistics import Statistic
+from sparsemend.sparse.count import LinearCount, count_zeros
+from sparsemend.sparse.linear import SparseLinear
+from sparsemend.sparse.pattern import Pattern
 
 log = logging.getLogger(__name__)
 
@@ -195,20 +189,6 @@ def _named_blocks(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
 def _report(what: str, linears: Iterable[nn.Linear], started: float) -> None:
     count = sum((count_zeros(linear) for linear in linears), LinearCount(0, 0))
     log.info("%s  sparsity %.6f  %.1f s", what, count.sparsity, perf_counter() - started)
-
-
-def exact_zeros(rates: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Zeros per linear that add up to the budget, round(sum of rate * size), exact to one weight.
-
-    Whole parts first, then one each by the largest remainder; ties go to the earlier linear.
-    """
-    ideal = {name: rate * sizes[name] for name, rate in rates.items()}
-    # a product within rounding error of a whole number is that number
-    zeros = {name: math.floor(value + 1e-6) for name, value in ideal.items()}
-    missing = round(math.fsum(ideal.values())) - sum(zeros.values())
-    for name in sorted(ideal, key=lambda name: zeros[name] - ideal[name])[:missing]:
-        zeros[name] += 1
-    return zeros
 
 
 def check_widths(model: nn.Module, pattern: Pattern, *, tail: str) -> None:

@@ -8,15 +8,17 @@ many within its own groups; single rows (or SparseGPT's column blocks) take one 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
-from sparsemend.prune import exact_zeros
+from sparsemend.blocks.statistics import Statistic
+from sparsemend.names import ROUNDINGS
 from sparsemend.pruner.base import Pruned, Pruner
-from sparsemend.schedule_checks import ROUNDINGS
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
-from sparsemend.statistics import Statistic
 
 
 class ExactBudget(Pruner):
@@ -53,3 +55,17 @@ def rounded(rounding: str, pruner: Pruner, allocation: Allocation) -> tuple[Prun
     tolerance = allocation.tolerance + half_a_weight
     exact = Allocation(rates, sizes, allocation.target, tolerance, allocation.scores)
     return ExactBudget(pruner), exact
+
+
+def exact_zeros(rates: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Zeros per linear that add up to the budget, round(sum of rate * size), exact to one weight.
+
+    Whole parts first, then one each by the largest remainder; ties go to the earlier linear.
+    """
+    ideal = {name: rate * sizes[name] for name, rate in rates.items()}
+    # a product within rounding error of a whole number is that number
+    zeros = {name: math.floor(value + 1e-6) for name, value in ideal.items()}
+    missing = round(math.fsum(ideal.values())) - sum(zeros.values())
+    for name in sorted(ideal, key=lambda name: zeros[name] - ideal[name])[:missing]:
+        zeros[name] += 1
+    return zeros

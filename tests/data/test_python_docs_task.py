@@ -10,11 +10,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from transformers import AutoTokenizer
 
+from sparsemend.config.locations import conf_folder, resolve_path
 from sparsemend.data import python_docs_task
 from sparsemend.data.prompts import Prompted
 from sparsemend.data.python_docs import Document
 from sparsemend.data.python_docs_task import PythonDocsTask, summary, task_examples
-from sparsemend.locations import conf_folder, resolve_path
 
 
 def name_in(split: str, number: int) -> str:

@@ -2,15 +2,16 @@ import math
 
 import pytest
 import torch
-from evaluation_inputs import evaluation_input
-from families import FAMILIES, random_model
+from support.evaluation_inputs import evaluation_input
+from support.families import FAMILIES, random_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.blocks import find_blocks, prunable_linears, walk
+from sparsemend.blocks.find import find_blocks, prunable_linears
+from sparsemend.blocks.walk import walk
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.block_error import BlockError, growth, relative_error
-from sparsemend.masks import SparseLinear
+from sparsemend.sparse.linear import SparseLinear
 
 
 def given(tokens: Tensor, family: str, *, batch: int = 3) -> EvaluationInput:

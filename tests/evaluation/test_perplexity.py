@@ -2,15 +2,15 @@ import math
 
 import pytest
 import torch
-from evaluation_inputs import evaluation_input
-from families import FAMILIES, random_model
 from oracles import perplexity_oracle
+from support.evaluation_inputs import evaluation_input
+from support.families import FAMILIES, random_model
 from torch import Tensor
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.perplexity import Perplexity, exponential
-from sparsemend.metric_names import METRIC, VALIDATION_METRIC
+from sparsemend.names import METRIC, VALIDATION_METRIC
 
 
 def perplexity(*, chunk: int = 16, limit: int = 10**9, validation: bool = False) -> Perplexity:

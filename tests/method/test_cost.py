@@ -11,17 +11,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from layers import flops, random, saved_bytes, sparse_linear
+from support.layers import flops, random, saved_bytes, sparse_linear
 from torch import Tensor, nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from sparsemend.masks import SparseLinear
-from sparsemend.method.lora import LoraLinear
-from sparsemend.method.lors import LorsLinear
-from sparsemend.method.lors_function import LorsSettings
-from sparsemend.method.masked_lora import MaskedLoraLinear, TwoGemmLinear
+from sparsemend.method.adapter.lora import LoraLinear
+from sparsemend.method.adapter.lors import LorsLinear
+from sparsemend.method.adapter.lors_function import LorsSettings
+from sparsemend.method.adapter.masked_lora import MaskedLoraLinear, TwoGemmLinear
 from sparsemend.method.perp import ScaleLoraLinear
 from sparsemend.method.spp import SppLinear
+from sparsemend.sparse.linear import SparseLinear
 
 OUTPUTS, INPUTS, RANK, TOKENS, GROUPS = 32, 24, 3, 15, 4
 N, R = OUTPUTS * INPUTS, RANK * (OUTPUTS + INPUTS)

@@ -8,19 +8,21 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from contracts import SPARSITY, bench_for, logits, method_of, pruned_model
-from families import random_model
-from layers import EXACT, random, sparse_linear
 from safetensors.torch import load_file
+from support.contracts import SPARSITY, bench_for, logits, method_of, pruned_model
+from support.families import random_model
+from support.layers import EXACT, random, sparse_linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from sparsemend.blocks import prunable_linears
-from sparsemend.export import to_dense_
-from sparsemend.masks import SparseLinear, sparse_linears, support_sparsity
-from sparsemend.method.lora import Lora, LoraLinear
-from sparsemend.method.peft_layout import save_peft, target_modules
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.method.adapter.lora import LoraLinear
+from sparsemend.method.adapter.peft_layout import save_peft, target_modules
+from sparsemend.method.lora import Lora
+from sparsemend.run.export import to_dense_
+from sparsemend.sparse.count import support_sparsity
+from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
 OUTPUTS, INPUTS, RANK, SCALE = 12, 20, 3, 1.7
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts import bench_for, method_of, pruned_model
+from support.contracts import bench_for, method_of, pruned_model
 from torch import nn
 
-from sparsemend.masks import SparseLinear, sparse_linears
-from sparsemend.method.lora import LoraLinear
+from sparsemend.method.adapter.lora import LoraLinear
 from sparsemend.method.lora_prune import LoraPrune
+from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
 KEEP = torch.tensor([[True, False, True], [False, True, True]])
 

@@ -2,14 +2,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts import bench_for, logits, method_of, pruned_model
-from layers import EXACT, assert_within, random, sparse_linear
+from support.contracts import bench_for, logits, method_of, pruned_model
+from support.layers import EXACT, assert_within, random, sparse_linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsemend.masks import SparseLinear, sparse_linears
-from sparsemend.method.base import folded
-from sparsemend.method.masked_lora import MaskedLora, MaskedLoraLinear, TwoGemmLinear
+from sparsemend.method.adapter.fold import folded
+from sparsemend.method.adapter.masked_lora import MaskedLoraLinear, TwoGemmLinear
+from sparsemend.method.masked_lora import MaskedLora
+from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
 KEEP = torch.tensor([[True, False, True], [False, True, True]])
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts import bench_for, logits, method_of, pruned_model
-from layers import EXACT, UNIT, random, sparse_linear
+from support.contracts import bench_for, logits, method_of, pruned_model
+from support.layers import EXACT, UNIT, random, sparse_linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.optim import AdamW
 
-from sparsemend.masks import SparseLinear, sparse_linears
-from sparsemend.method.base import folded
+from sparsemend.method.adapter.fold import folded
 from sparsemend.method.perp import Perp, ScaleLoraLinear
+from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
 OUTPUTS, INPUTS, RANK = 12, 20, 3
 

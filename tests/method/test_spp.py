@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts import bench_for, method_of, pruned_model
-from layers import EXACT, Watch, assert_within, random, sparse_linear
+from support.contracts import bench_for, method_of, pruned_model
+from support.layers import EXACT, Watch, assert_within, random, sparse_linear
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from sparsemend.masks import SparseLinear
-from sparsemend.method.base import folded
-from sparsemend.method.spp import FORMS, Spp, SppLinear
-from sparsemend.method.spp_function import GroupedProduct
+from sparsemend.method.adapter.fold import folded
+from sparsemend.method.spp import FORMS, GroupedProduct, Spp, SppLinear
+from sparsemend.sparse.linear import SparseLinear
 
 OUTPUTS, INPUTS, GROUPS, SCALE = 12, 20, 3, 2.0
 OTHERS = ["checkpointed", "group_loop"]

@@ -9,9 +9,9 @@ import torch
 from oracles.admm_oracle import admm as oracle
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import Hessian, symmetrise_
 from sparsemend.pruner.admm import ADMM, Gram
-from sparsemend.statistics import Hessian, symmetrise_
+from sparsemend.sparse.pattern import Pattern
 
 UNSTRUCTURED = Pattern()
 DEFAULTS: dict[str, Any] = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsemend.masks import save_masks
-from sparsemend.pattern import Pattern
 from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.none import NoPruner
+from sparsemend.sparse.mask_file import save_masks
+from sparsemend.sparse.pattern import Pattern
 
 KEEP = {"a": torch.tensor([[True, False, True]])}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from oracles import pruner_oracle
 
-from sparsemend.pattern import Pattern
 from sparsemend.pruner.magnitude import Magnitude
+from sparsemend.sparse.pattern import Pattern
 
 UNSTRUCTURED = Pattern()
 

@@ -7,9 +7,9 @@ import torch
 from oracles import pruner_oracle
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import Hessian, InputNorm
 from sparsemend.pruner.ria import RIA, relative_importance
-from sparsemend.statistics import Hessian, InputNorm
+from sparsemend.sparse.pattern import Pattern
 
 UNSTRUCTURED = Pattern()
 

@@ -7,9 +7,9 @@ import torch
 from oracles import pruner_oracle
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import Hessian, symmetrise_
 from sparsemend.pruner.sparsegpt import SparseGPT
-from sparsemend.statistics import Hessian, symmetrise_
+from sparsemend.sparse.pattern import Pattern
 
 UNSTRUCTURED = Pattern()
 PATTERNS = [UNSTRUCTURED, Pattern(2, 4), Pattern(3, 8)]

@@ -7,9 +7,9 @@ import torch
 from oracles import pruner_oracle
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import InputNorm
 from sparsemend.pruner.wanda import Wanda, lowest_by_share
-from sparsemend.statistics import InputNorm
+from sparsemend.sparse.pattern import Pattern
 
 UNSTRUCTURED = Pattern()
 

@@ -2,14 +2,14 @@ import math
 
 import pytest
 import torch
-from families import random_model
 from oracles import schedule_oracle
-from schedules import schedule_of
+from support.families import random_model
+from support.schedules import schedule_of
 
-from sparsemend.blocks import find_blocks
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.find import find_blocks
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.alphapruning import eigenvalues, rescaled
-from sparsemend.sparsity_schedule.power_law import alpha_mid, alpha_peak
+from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
 
 
 def heavy_tailed(rows: int, columns: int, seed: int, scale: float = 1.0) -> torch.Tensor:

@@ -1,10 +1,15 @@
 import pytest
-from families import random_model
 from oracles import atp_oracle
+from support.families import random_model
 
-from sparsemend.pattern import Pattern
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.atp import Atp
-from sparsemend.sparsity_schedule.progression import bound, check_difference, mixed_kept, rates
+from sparsemend.sparsity_schedule.rates.progression import (
+    bound,
+    check_difference,
+    mixed_kept,
+    rates,
+)
 
 UNSTRUCTURED = Pattern.parse("unstructured")
 

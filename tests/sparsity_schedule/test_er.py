@@ -1,13 +1,13 @@
 """ER and ER-plus."""
 
 import pytest
-from families import random_model
 from oracles import schedule_oracle
-from schedules import schedule_of
+from support.families import random_model
+from support.schedules import schedule_of
 
-from sparsemend.blocks import prunable_linears
-from sparsemend.pattern import Pattern
-from sparsemend.sparsity_schedule.erdos_renyi import rates
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.rates.erdos_renyi import rates
 
 FREE = Pattern()
 LLAMA_BLOCK = {"q": (4096, 4096), "k": (1024, 4096), "up": (14336, 4096), "down": (4096, 14336)}

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import random_model
-from schedules import schedule_of
+from support.families import random_model
+from support.schedules import schedule_of
 from torch import Tensor
 
-from sparsemend.blocks import prunable_linears
-from sparsemend.locations import conf_folder
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.config.locations import conf_folder
+from sparsemend.sparse.pattern import Pattern
 
 EVERY = sorted(path.stem for path in (conf_folder() / "sparsity_schedule").glob("*.yaml"))
 

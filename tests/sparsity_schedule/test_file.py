@@ -2,12 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
-from families import random_model
-from schedules import schedule_of
+from support.families import random_model
+from support.schedules import schedule_of
 
-from sparsemend.pattern import Pattern
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
-from sparsemend.sparsity_schedule.rates_file import by_linear, read_rates
+from sparsemend.sparsity_schedule.rates.rates_file import by_linear, read_rates
 
 FREE = Pattern()
 NAMES = ["model.layers.0.fc1", "model.layers.0.fc2", "model.layers.1.fc1", "model.layers.1.fc2"]

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from families import random_model
 from oracles import schedule_oracle
-from schedules import schedule_of
+from support.families import random_model
+from support.schedules import schedule_of
 from torch import Tensor
 
-from sparsemend.blocks import find_blocks
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.find import find_blocks
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.owl import outlier_percent
 
 FREE = Pattern()

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.blocks import find_blocks, prunable_linears, walk
-from sparsemend.masks import SparseLinear
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.find import find_blocks, prunable_linears
+from sparsemend.blocks.walk import walk
 from sparsemend.prune import prune
 from sparsemend.pruner.magnitude import Magnitude
 from sparsemend.pruner.sparsegpt import SparseGPT
 from sparsemend.pruner.wanda import Wanda
-from sparsemend.sparsity_schedule import similarity
+from sparsemend.sparse.linear import SparseLinear
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.rates import similarity
+from sparsemend.sparsity_schedule.rates.similarity import block_similarity, gram
 from sparsemend.sparsity_schedule.rmi import Rmi
-from sparsemend.sparsity_schedule.similarity import block_similarity, gram
 
 UNSTRUCTURED = Pattern.parse("unstructured")
 Models = Callable[..., PreTrainedModel]

@@ -1,8 +1,8 @@
 import pytest
-from families import FAMILIES, random_model
+from support.families import FAMILIES, random_model
 
-from sparsemend.blocks import prunable_linears
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
 from sparsemend.sparsity_schedule.uniform import Uniform
 

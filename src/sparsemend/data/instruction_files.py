@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from sparsemend.config.locations import is_local, tilde_hint
 from sparsemend.data.prompts import Prompted, RowFormat
-from sparsemend.local_model import is_local, tilde_hint
 
 JSON = (".json", ".jsonl")
 SUFFIXES = (*JSON, ".parquet")

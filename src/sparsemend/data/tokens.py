@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparsemend.data.base import DataSource, Examples, held_out_rows
-from sparsemend.token_headers import check_tokens
+from sparsemend.data.token_file import check_tokens
 
 
 class Tokens(DataSource):

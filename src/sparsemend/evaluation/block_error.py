@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.blocks import Visit, walk
+from sparsemend.blocks.walk import Visit, walk
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
-from sparsemend.masks import sparse_linears
+from sparsemend.sparse.linear import sparse_linears
 
 GROUP = "block_error"
 

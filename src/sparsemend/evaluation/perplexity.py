@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
-from sparsemend.metric_names import METRIC, TASK_METRIC, VALIDATION_METRIC
-from sparsemend.progress import track
+from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
+from sparsemend.terminal import track
 
 
 @dataclass(kw_only=True)

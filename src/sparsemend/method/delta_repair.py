@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from sparsemend.blocks import prunable_linears
-from sparsemend.masks import SparseLinear, sparse_linears
-from sparsemend.method.base import TrainedRepair
-from sparsemend.method.delta_budget import DeltaBudget
-from sparsemend.method.delta_linear import KERNEL_CHOICES, DeltaLinear, delta_linears
-from sparsemend.method.delta_rounds import DeltaRounds
-from sparsemend.method.low_rank import attach_adapters
-from sparsemend.method.round_schedule import RoundSchedule
-from sparsemend.method.slot_adamw import SlotAdamW
-from sparsemend.method.window import Window
-from sparsemend.training_plan import check_choice
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.method.adapter.delta.budget import DeltaBudget
+from sparsemend.method.adapter.delta.linear import KERNEL_CHOICES, DeltaLinear, delta_linears
+from sparsemend.method.adapter.delta.rounds import DeltaRounds
+from sparsemend.method.adapter.delta.schedule import RoundSchedule
+from sparsemend.method.adapter.delta.slot_adamw import SlotAdamW
+from sparsemend.method.adapter.delta.window import Window
+from sparsemend.method.adapter.low_rank import attach_adapters
+from sparsemend.method.trained import TrainedRepair
+from sparsemend.sparse.linear import SparseLinear, sparse_linears
+from sparsemend.training.plan import check_choice
 
 
 @dataclass(kw_only=True)

@@ -14,56 +14,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import PreTrainedModel
 
-from sparsemend.masks import SparseLinear, support_sparsity
-from sparsemend.method.base import TrainedRepair, Workbench, adapters
-from sparsemend.method.low_rank import (
+from sparsemend.method.adapter.fold import adapters
+from sparsemend.method.adapter.lora import LoraLinear, attach_lora
+from sparsemend.method.adapter.low_rank import (
     SCALE_RULES,
-    LowRankLinear,
-    attach_adapters,
     check_adapter,
     check_ranks,
     factors,
-    kaiming_start,
     scale_of,
 )
-from sparsemend.method.peft_layout import load_peft, save_peft
-from sparsemend.training_plan import check_choice
-
-
-class LoraLinear(LowRankLinear):
-    """x W^T + scale * (drop(x) A^T) B^T; the base alone lies on the support."""
-
-    holds_support = False
-
-    def __init__(self, base: SparseLinear, start: Tensor, scale: float, dropout: float) -> None:
-        super().__init__(base, start, scale)
-        self.dropout = nn.Dropout(dropout)
-
-    def effective_weight(self) -> Tensor:
-        return (self.wide_weight() + self.update()).to(self.weight.dtype)
-
-    def forward(self, input: Tensor) -> Tensor:
-        inner = F.linear(self.dropout(input), self.lora_a.to(input.dtype)) * self.scale
-        return super(SparseLinear, self).forward(input) + F.linear(
-            inner, self.lora_b.to(inner.dtype)
-        )
-
-
-def attach_lora(
-    model: PreTrainedModel, *, rank: int, scale: float, dropout: float, seed: int
-) -> None:
-    """Give every SparseLinear a LoraLinear with Kaiming-uniform A drawn in module order."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def make(name: str, linear: SparseLinear) -> LoraLinear:
-        start = kaiming_start(rank, linear.in_features, generator)
-        return LoraLinear(linear, start, scale, dropout)
-
-    attach_adapters(model, make)
+from sparsemend.method.adapter.peft_layout import load_peft, save_peft
+from sparsemend.method.base import Workbench
+from sparsemend.method.trained import TrainedRepair
+from sparsemend.sparse.count import support_sparsity
+from sparsemend.sparse.linear import SparseLinear
+from sparsemend.training.plan import check_choice
 
 
 @dataclass(kw_only=True)

@@ -16,10 +16,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sparsemend.masks import SparseLinear
-from sparsemend.method.base import TrainedRepair, Workbench, adapters, count_lost
-from sparsemend.method.lora import attach_lora
-from sparsemend.method.low_rank import check_adapter, check_ranks, factors
+from sparsemend.method.adapter.fold import adapters, count_lost
+from sparsemend.method.adapter.lora import attach_lora
+from sparsemend.method.adapter.low_rank import check_adapter, check_ranks, factors
+from sparsemend.method.base import Workbench
+from sparsemend.method.trained import TrainedRepair
+from sparsemend.sparse.linear import SparseLinear
 
 
 @dataclass(kw_only=True)

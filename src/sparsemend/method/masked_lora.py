@@ -19,15 +19,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import PreTrainedModel
 
-from sparsemend.masks import SparseLinear
-from sparsemend.method.base import TrainedRepair, Workbench
-from sparsemend.method.low_rank import (
+from sparsemend.method.adapter.low_rank import (
     SCALE_RULES,
-    LowRankLinear,
     attach_adapters,
     check_adapter,
     check_ranks,
@@ -35,29 +31,11 @@ from sparsemend.method.low_rank import (
     kaiming_start,
     scale_of,
 )
-from sparsemend.training_plan import check_choice
-
-
-class MaskedLoraLinear(LowRankLinear):
-    """W_eff = keep * (W + scale * B A), merged before the product."""
-
-    def masked_update(self) -> Tensor:
-        return self.update() * self.keep
-
-    def effective_weight(self) -> Tensor:
-        return (self.wide_weight() + self.masked_update()).to(self.weight.dtype)
-
-
-class TwoGemmLinear(MaskedLoraLinear):
-    """The same function as a base product and an update product, with dropout on the latter."""
-
-    def __init__(self, base: SparseLinear, start: Tensor, scale: float, dropout: float) -> None:
-        super().__init__(base, start, scale)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, input: Tensor) -> Tensor:
-        update = self.masked_update().to(input.dtype)
-        return F.linear(input, self.weight, self.bias) + F.linear(self.dropout(input), update)
+from sparsemend.method.adapter.masked_lora import MaskedLoraLinear, TwoGemmLinear
+from sparsemend.method.base import Workbench
+from sparsemend.method.trained import TrainedRepair
+from sparsemend.sparse.linear import SparseLinear
+from sparsemend.training.plan import check_choice
 
 
 @dataclass(kw_only=True)

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsemend.masks import SparseLinear
-from sparsemend.method.base import TrainedRepair, Workbench, adapters, fold_adapters
-from sparsemend.method.low_rank import attach_adapters, check_adapter, check_ranks, wider
-from sparsemend.method.vectors import narrow, original, vectors, widen
-from sparsemend.training_plan import check_choice
+from sparsemend.method.adapter.fold import adapters, fold_adapters
+from sparsemend.method.adapter.low_rank import attach_adapters, check_adapter, check_ranks, wider
+from sparsemend.method.adapter.vectors import narrow, original, vectors, widen
+from sparsemend.method.base import Workbench
+from sparsemend.method.trained import TrainedRepair
+from sparsemend.sparse.linear import SparseLinear
+from sparsemend.training.plan import check_choice
 
 NOISE = 1e-2  # relative to 1/sqrt(r)
 

@@ -19,19 +19,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from sparsemend.blocks import prunable_linears
-from sparsemend.masks import SparseLinear
-from sparsemend.method.base import TrainedRepair, Workbench, adapters
-from sparsemend.method.low_rank import attach_adapters, kaiming_start, wider
-from sparsemend.method.spp_function import GroupedProduct
-from sparsemend.training_plan import check_choice
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.method.adapter.fold import adapters
+from sparsemend.method.adapter.low_rank import attach_adapters, kaiming_start, wider
+from sparsemend.method.base import Workbench
+from sparsemend.method.trained import TrainedRepair
+from sparsemend.sparse.linear import SparseLinear
+from sparsemend.training.plan import check_choice
 
 FORMS = ("group_loop", "plain", "checkpointed")
 
@@ -118,3 +121,38 @@ class Spp(TrainedRepair):
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         found = [m for _, m in adapters(model) if isinstance(m, SppLinear)]
         return [p for adapter in found for p in (adapter.spp_a, adapter.spp_b)]
+
+
+class GroupedProduct(torch.autograd.Function):
+    """apply(p (..., I), W (O, I), a (groups, I), b (O,), s) -> (..., O)."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        rows = p.flatten(0, -2)
+        v = rows.new_empty(rows.shape[0], weight.shape[0])
+        for part, factor in _groups(weight, a.to(p.dtype)):
+            v[:, part] = (rows * factor) @ weight[part].to(p.dtype).T
+        ctx.save_for_backward(p, weight, a, b, v)
+        ctx.scale = scale
+        return (v * (scale * b).to(p.dtype)).view(*p.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        p, weight, a, b, v = ctx.saved_tensors
+        rows, d = p.flatten(0, -2), gradient.flatten(0, -2)
+        weighted = d * b.to(d.dtype)
+        dp = torch.zeros_like(rows)
+        da = torch.empty_like(a)
+        for group, (part, factor) in enumerate(_groups(weight, a.to(p.dtype))):
+            h = weighted[:, part] @ weight[part].to(d.dtype)
+            da[group] = ctx.scale * (rows * h).sum(dim=0, dtype=a.dtype)
+            dp.addcmul_(h, factor)
+        db = ctx.scale * (v * d).sum(dim=0, dtype=b.dtype)
+        return dp.mul_(ctx.scale).view(p.shape), None, da, db, None
+
+
+def _groups(weight: Tensor, a: Tensor) -> list[tuple[slice, Tensor]]:
+    """(output rows, their row of a) of every group."""
+    size = weight.shape[0] // a.shape[0]
+    return [(slice(g * size, (g + 1) * size), row) for g, row in enumerate(a)]

@@ -23,16 +23,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import Hessian, Statistic, symmetrise_
 from sparsemend.pruner.base import Pruned, Pruner
-from sparsemend.selection import (
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.selection import (
     checked_finite,
     lowest_of_all,
     lowest_over_rows,
     lowest_per_group,
     lowest_per_row,
 )
-from sparsemend.statistics import Hessian, Statistic, symmetrise_
 
 # what goes, bool (O, I), given scores (O, I) and the share of the final zeros that goes by now
 Choice = Callable[[Tensor, float], Tensor]

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
-from sparsemend.statistics import Statistic
+from sparsemend.blocks.statistics import Statistic
+from sparsemend.sparse.pattern import Pattern
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsemend.masks import load_masks
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import Statistic
 from sparsemend.pruner.base import Pruned, Pruner
-from sparsemend.statistics import Statistic
+from sparsemend.sparse.mask_file import load_masks
+from sparsemend.sparse.pattern import Pattern
 
 
 @dataclass(kw_only=True)

@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import Statistic
 from sparsemend.pruner.base import Pruned, Pruner
-from sparsemend.selection import (
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.selection import (
     checked_finite,
     lowest_of_all,
     lowest_of_layer,
@@ -24,7 +25,6 @@ from sparsemend.selection import (
     lowest_per_group,
     lowest_per_row,
 )
-from sparsemend.statistics import Statistic
 
 
 @dataclass(kw_only=True)

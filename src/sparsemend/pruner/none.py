@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import Statistic
 from sparsemend.pruner.base import Pruned, Pruner
-from sparsemend.statistics import Statistic
+from sparsemend.sparse.pattern import Pattern
 
 
 @dataclass(kw_only=True)

@@ -17,9 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import InputNorm, Statistic
 from sparsemend.pruner.base import Pruned, Pruner
-from sparsemend.selection import (
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.selection import (
     checked_finite,
     lowest_of_all,
     lowest_of_layer,
@@ -27,7 +28,6 @@ from sparsemend.selection import (
     lowest_per_group,
     lowest_per_row,
 )
-from sparsemend.statistics import InputNorm, Statistic
 
 
 @dataclass(kw_only=True)

@@ -17,10 +17,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import Hessian, InverseFactor, Statistic
 from sparsemend.pruner.base import Pruned, Pruner
-from sparsemend.selection import checked_finite, lowest_of_all, lowest_of_layer, lowest_per_group
-from sparsemend.statistics import Hessian, InverseFactor, Statistic
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.selection import (
+    checked_finite,
+    lowest_of_all,
+    lowest_of_layer,
+    lowest_per_group,
+)
 
 # what goes of a block of columns, bool (J, O), given its scores (J, O) and its number
 Choice = Callable[[Tensor, int], Tensor]

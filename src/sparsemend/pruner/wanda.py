@@ -14,10 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsemend.pattern import Pattern
+from sparsemend.blocks.statistics import InputNorm, Statistic
 from sparsemend.pruner.base import Pruned, Pruner
-from sparsemend.selection import checked_finite, lowest_over_rows, lowest_per_group, lowest_per_row
-from sparsemend.statistics import InputNorm, Statistic
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.selection import (
+    checked_finite,
+    lowest_over_rows,
+    lowest_per_group,
+    lowest_per_row,
+)
 
 
 @dataclass(kw_only=True)

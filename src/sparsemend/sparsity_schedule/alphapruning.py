@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks import prunable_linears
-from sparsemend.sparsity_schedule.budget import unit_interval, weighted_mean
-from sparsemend.sparsity_schedule.power_law import alpha_mid, alpha_peak
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.sparsity_schedule.rates.budget import unit_interval, weighted_mean
+from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
+from sparsemend.sparsity_schedule.rates.units import Units
 from sparsemend.sparsity_schedule.scored import ScoredSchedule
-from sparsemend.sparsity_schedule.units import Units
 
 log = logging.getLogger(__name__)
 

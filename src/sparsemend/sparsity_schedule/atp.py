@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.pattern import Pattern
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
-from sparsemend.sparsity_schedule.progression import check_difference, rates
-from sparsemend.sparsity_schedule.units import Units, check_pattern
+from sparsemend.sparsity_schedule.rates.progression import check_difference, rates
+from sparsemend.sparsity_schedule.rates.units import Units, check_pattern
 
 
 @dataclass(kw_only=True)

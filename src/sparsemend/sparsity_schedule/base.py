@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sparsemend.pattern import Pattern
+from sparsemend.sparse.pattern import Pattern
 
 
 @dataclass(frozen=True)

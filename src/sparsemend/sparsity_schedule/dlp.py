@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.selection import kth_lowest
-from sparsemend.sparsity_schedule.budget import centred, unit_interval
+from sparsemend.sparse.selection import kth_lowest
+from sparsemend.sparsity_schedule.rates.budget import centred, unit_interval
 from sparsemend.sparsity_schedule.scored import ScoredSchedule, reduce_scores
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks import block_index, find_blocks, prunable_linears
-from sparsemend.pattern import Pattern
-from sparsemend.sparsity_schedule import erdos_renyi
+from sparsemend.blocks.find import block_index, find_blocks, prunable_linears
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
-from sparsemend.sparsity_schedule.options import check_options
-from sparsemend.sparsity_schedule.units import Units, check_pattern
+from sparsemend.sparsity_schedule.rates import erdos_renyi
+from sparsemend.sparsity_schedule.rates.options import check_options
+from sparsemend.sparsity_schedule.rates.units import Units, check_pattern
 
 
 @dataclass(kw_only=True)

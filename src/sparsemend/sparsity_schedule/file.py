@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sparsemend.pattern import Pattern
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
-from sparsemend.sparsity_schedule.options import check_options
-from sparsemend.sparsity_schedule.rates_file import by_linear, check_rates, read_rates
-from sparsemend.sparsity_schedule.units import Units, check_pattern
+from sparsemend.sparsity_schedule.rates.options import check_options
+from sparsemend.sparsity_schedule.rates.rates_file import by_linear, check_rates, read_rates
+from sparsemend.sparsity_schedule.rates.units import Units, check_pattern
 
 
 @dataclass(kw_only=True)

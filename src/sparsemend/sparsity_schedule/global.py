@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks import prunable_linears, walk
-from sparsemend.pattern import Pattern
-from sparsemend.selection import checked_finite
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.statistics import InputNorm
+from sparsemend.blocks.walk import walk
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.selection import checked_finite
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
-from sparsemend.sparsity_schedule.options import check_options
-from sparsemend.sparsity_schedule.pooled import lowest_counts
-from sparsemend.sparsity_schedule.units import Granularity, Units, check_pattern
-from sparsemend.statistics import InputNorm
+from sparsemend.sparsity_schedule.rates.options import check_options
+from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
+from sparsemend.sparsity_schedule.rates.units import Granularity, Units, check_pattern
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.sparsity_schedule.budget import centred, unit_interval
+from sparsemend.sparsity_schedule.rates.budget import centred, unit_interval
 from sparsemend.sparsity_schedule.scored import ScoredSchedule, reduce_scores
 
 

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks import block_index, find_blocks, linears_of, prunable_linears
-from sparsemend.pattern import Pattern
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule, mixed_tolerance
-from sparsemend.sparsity_schedule.block_rates import (
+from sparsemend.sparsity_schedule.rates.block_rates import (
     Band,
     check_rule,
     delta_of,
     importance,
     solve,
 )
-from sparsemend.sparsity_schedule.progression import mixed_kept
-from sparsemend.sparsity_schedule.similarity import block_similarity
+from sparsemend.sparsity_schedule.rates.by_block import block_allocation, block_weights
+from sparsemend.sparsity_schedule.rates.progression import mixed_kept
+from sparsemend.sparsity_schedule.rates.similarity import block_similarity
 
 log = logging.getLogger(__name__)
 
@@ -80,19 +80,3 @@ class Rmi(SparsitySchedule):
         kept = mixed_kept(rates, pattern.group_size, sparsity)
         rates = [1 - n / pattern.group_size for n in kept]
         return block_allocation(model, rates, sparsity, mixed_tolerance(pattern, len(rates)))
-
-
-def block_weights(model: nn.Module) -> list[int]:
-    """Prunable weights of every decoder block."""
-    blocks = find_blocks(model)[1]
-    return [sum(linear.weight.numel() for linear in linears_of(b).values()) for b in blocks]
-
-
-def block_allocation(
-    model: nn.Module, rates: Sequence[float], target: float, tolerance: float = 1e-9
-) -> Allocation:
-    """The allocation that gives every linear the rate of its block."""
-    prefix, _ = find_blocks(model)
-    sizes = {name: linear.weight.numel() for name, linear in prunable_linears(model).items()}
-    by_name = {name: rates[block_index(name, prefix)] for name in sizes}
-    return Allocation(by_name, sizes, target, tolerance)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks import walk
-from sparsemend.pattern import Pattern
-from sparsemend.selection import checked_finite
+from sparsemend.blocks.statistics import InputNorm
+from sparsemend.blocks.walk import walk
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.selection import checked_finite
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
-from sparsemend.sparsity_schedule.budget import to_budget, weighted_mean
-from sparsemend.sparsity_schedule.options import check_options
-from sparsemend.sparsity_schedule.units import Granularity, Units, check_pattern
-from sparsemend.statistics import InputNorm
+from sparsemend.sparsity_schedule.rates.budget import to_budget, weighted_mean
+from sparsemend.sparsity_schedule.rates.options import check_options
+from sparsemend.sparsity_schedule.rates.units import Granularity, Units, check_pattern
 
 log = logging.getLogger(__name__)
 

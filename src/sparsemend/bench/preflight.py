@@ -1,0 +1,133 @@
+"""Refuse a bench that cannot work before torch is imported, a model built or a folder made."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from sparsemend.bench.choices import composed
+from sparsemend.preflight.check import DTYPES, check_missing
+
+COUNTS = ("hidden", "intermediate", "blocks", "heads", "key_value_heads", "vocabulary")
+
+
+def check(cfg: DictConfig, search: list[str]) -> None:
+    """Raise ValueError or OverrideError, with value, bound and remedy, on what cannot work."""
+    check_missing(cfg)
+    _check_count("rounds", cfg.rounds, least=1)
+    if cfg.threads is not None:
+        _check_count("threads", cfg.threads, least=1)
+    if not isinstance(cfg.sparsity, int | float) or not 0 <= cfg.sparsity < 1:
+        raise ValueError(
+            f"sparsity {cfg.sparsity} is not in [0, 1); it is the fraction of zeros, for example "
+            "0.6"
+        )
+    if cfg.dtype not in DTYPES:
+        raise ValueError(f"dtype={cfg.dtype} is not one of {', '.join(DTYPES)}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(cfg.device)):
+        raise ValueError(f"device={cfg.device} is not cpu, cuda or cuda:N; set device=cpu")
+    check_shape(cfg.shape)
+    check_suite(cfg.suite, search)
+
+
+def check_shape(shape: DictConfig) -> None:
+    """Every count is positive and the heads divide the width and each other."""
+    for key in COUNTS:
+        _check_count(f"shape.{key}", shape[key], least=1)
+    if shape.hidden % (2 * shape.heads):
+        raise ValueError(
+            f"shape.hidden={shape.hidden} is not shape.heads={shape.heads} times an even head width"
+            f"; set shape.hidden={2 * shape.heads * max(1, shape.hidden // (2 * shape.heads))}"
+        )
+    if shape.heads % shape.key_value_heads:
+        raise ValueError(
+            f"shape.heads={shape.heads} is not a multiple of shape.key_value_heads="
+            f"{shape.key_value_heads}; set shape.key_value_heads={shape.heads}"
+        )
+
+
+def check_suite(suite: DictConfig, search: list[str]) -> None:
+    """Labels are known, what they stand for exists, and token counts can be windows."""
+    for key in ("samples", "seqlen"):
+        if key in suite:
+            _check_count(f"suite.{key}", suite[key], least=2 if key == "seqlen" else 1)
+    if "densities" in suite:
+        check_densities(suite)
+    if "tokens" in suite:
+        check_tokens(suite.tokens)
+    flags = suite.get("activation_checkpointing", [True])
+    if not flags or any(not isinstance(flag, bool) for flag in flags):
+        raise ValueError(
+            f"suite.activation_checkpointing={flags} is not a list of true and false; set "
+            "suite.activation_checkpointing=[false]"
+        )
+    for key in ("methods", "jobs"):
+        if key in suite:
+            check_labels(key, suite, search)
+
+
+def check_labels(key: str, suite: DictConfig, search: list[str]) -> None:
+    """`only`, `at_step` and `baseline` name labels of `key`; each label used can be composed."""
+    known = suite[key]
+    if not known:
+        raise ValueError(f"suite.{key} is empty; add one, for example +suite.{key}.LABEL=...")
+    if suite.only is not None and (not isinstance(suite.only, ListConfig) or not suite.only):
+        raise ValueError(
+            f"suite.only={suite.only} is not a list of labels; for example "
+            f"suite.only=[{next(iter(known))}], or null for all"
+        )
+    _check_label("suite.at_step", suite.get("at_step", {}), known)
+    used = list(known if suite.only is None else suite.only)
+    _check_label("suite.only", used, known)
+    if "baseline" in suite:
+        _check_label("suite.baseline", [suite.baseline], known)
+        used = [suite.baseline, *used]
+    for label in used:
+        composed(f"suite.{key}.{label}", known[label], search)
+
+
+def check_densities(suite: DictConfig) -> None:
+    """Densities are a list of fractions in (0, 1]; the rank is a count."""
+    _check_count("suite.rank", suite.rank, least=1)
+    densities = suite.densities
+    valid = isinstance(densities, ListConfig) and densities
+    if not valid or any(not isinstance(d, int | float) or not 0 < d <= 1 for d in densities):
+        raise ValueError(
+            f"suite.densities={densities} is not a list of fractions in (0, 1]; for example "
+            "suite.densities=[0.5,0.2]"
+        )
+
+
+def check_tokens(pairs: Any) -> None:
+    """A list of (batch, length); one token predicts no other, so length is at least 2."""
+    if not isinstance(pairs, ListConfig) or not pairs or not all(map(_is_micro_batch, pairs)):
+        raise ValueError(
+            f"suite.tokens={pairs} is not a list of [batch, length] with batch at least 1 and "
+            "length at least 2; for example suite.tokens=[[2,512]]"
+        )
+
+
+def _is_micro_batch(pair: Any) -> bool:
+    if not isinstance(pair, ListConfig) or len(pair) != 2:
+        return False
+    batch, length = pair
+    return isinstance(batch, int) and isinstance(length, int) and batch >= 1 and length >= 2
+
+
+def _check_label(key: str, labels: Iterable[str], known: DictConfig) -> None:
+    for label in labels:
+        if label not in known:
+            close = difflib.get_close_matches(str(label), [str(name) for name in known])
+            nearest = f"; nearest: {', '.join(close)}" if close else ""
+            raise ValueError(
+                f"{key} names {label!r}, which is none of: {', '.join(map(str, known))}{nearest}"
+            )
+
+
+def _check_count(key: str, value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{key}={value} is not an integer of at least {least}; set {key}={least}")

@@ -1,0 +1,168 @@
+"""The contract of every suite: in one setting, sections of rows, each timed round by round.
+
+Everything of a suite alternates in one process: in each round every row runs once, and a row is
+compared with the baseline of the same round, so a machine whose speed drifts still gives
+comparable numbers.
+"""
+
+from __future__ import annotations
+
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsemend.bench.shape import Shape
+from sparsemend.data.base import Examples
+from sparsemend.method.base import Workbench
+from sparsemend.prune import prune
+from sparsemend.pruner.base import Pruner
+from sparsemend.pruner.magnitude import Magnitude
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.uniform import Uniform
+
+UNSTRUCTURED = Pattern.parse("unstructured")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a suite measures on, and how often."""
+
+    shape: Shape
+    sparsity: float
+    dtype: torch.dtype
+    device: torch.device
+    rounds: int
+    seed: int
+    out: Path
+    search: list[str]  # overrides that put the user's own config folders on the search path
+
+    def model(self, positions: int) -> PreTrainedModel:
+        """The dense random model, the same at every call."""
+        return self.shape.model(
+            positions=positions, dtype=self.dtype, device=self.device, seed=self.seed
+        )
+
+    def pruned_model(self, positions: int) -> PreTrainedModel:
+        """The random model with the smallest weights of every row at zero."""
+        model = self.model(positions)
+        prune(model, [], Magnitude(group="row"), self.allocation(model), UNSTRUCTURED)
+        return model
+
+    def allocation(self, model: PreTrainedModel) -> Mapping[str, float]:
+        return Uniform().allocate(model, [], self.sparsity, UNSTRUCTURED)
+
+    def tokens(self, rows: int, length: int) -> Tensor:
+        """Random token windows (rows, length) on the CPU."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return torch.randint(0, self.shape.vocabulary, (rows, length), generator=generator)
+
+    def bench(self, model: PreTrainedModel, windows: Tensor, pruner: Pruner) -> Workbench:
+        """What a method may use besides `model`: random windows, no Trainer."""
+        return Workbench(
+            calibration=windows.split(1),
+            train=Examples.of(windows),
+            validation=Examples.of(windows[:0]),
+            pruner=pruner,
+            allocation=self.allocation(model),
+            sparsity=self.sparsity,
+            pattern=UNSTRUCTURED,
+            load_dense=lambda: self.model(windows.shape[1]),
+            make_trainer=_no_trainer,
+            device=self.device,
+            offload=False,
+            out=self.out,
+            seed=self.seed,
+        )
+
+
+def _no_trainer(*, callbacks: list[Callback], **settings: object) -> Trainer:
+    raise RuntimeError("a bench attaches and steps a method itself; it has no Trainer")
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One thing measured: raw seconds, one per round, and figures that do not vary by round."""
+
+    label: str
+    seconds: list[float] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    refused: str | None = None  # why there are no (more) measurements
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: how the figures of a row are shown."""
+
+    heading: str
+    shown: Callable[[Mapping[str, Any]], str]
+
+
+@dataclass(kw_only=True)
+class Section:
+    """The rows of one setting; ratios are against the baseline row of the same round."""
+
+    title: str
+    baseline: str
+    columns: Sequence[Column]
+    rows: list[Row]
+
+    def ratios(self, row: Row) -> list[float]:
+        """Seconds over the baseline's, round by round; [] where the baseline was refused."""
+        base = next(other for other in self.rows if other.label == self.baseline)
+        return [own / floor for own, floor in zip(row.seconds, base.seconds, strict=False)]
+
+    def content(self) -> dict[str, Any]:
+        """Everything measured, as JSON has it."""
+        return {
+            "title": self.title,
+            "baseline": self.baseline,
+            "rows": [self._row_content(row) for row in self.rows],
+        }
+
+    def _row_content(self, row: Row) -> dict[str, Any]:
+        ratios = self.ratios(row)
+        return {
+            "label": row.label,
+            "seconds": row.seconds,
+            "median_seconds": statistics.median(row.seconds) if row.seconds else None,
+            "ratios": ratios,
+            "median_ratio": statistics.median(ratios) if ratios else None,
+            "ratio_range": [min(ratios), max(ratios)] if ratios else None,
+            **row.figures,
+            "refused": row.refused,
+        }
+
+
+class Suite(ABC):
+    """Measures one kind of work."""
+
+    @abstractmethod
+    def sections(self, setting: Setting) -> Iterator[Section]:
+        """Each section when it is complete."""
+
+
+def schedule(labels: Sequence[str], rounds: int) -> list[tuple[int, str]]:
+    """(round, label) in the order of measuring; every other round runs backwards.
+
+    A steady drift within a round then favours no place in the order.
+    """
+    return [
+        (index, label)
+        for index in range(rounds)
+        for label in (labels if index % 2 == 0 else labels[::-1])
+    ]
+
+
+def peak_memory(figures: Mapping[str, Any]) -> str:
+    return f"{figures['peak_bytes'] / 2**20:,.0f}"
+
+
+PEAK_MEMORY = Column("peak MiB", peak_memory)

@@ -1,0 +1,106 @@
+"""What pruning and training-free repair cost, as multiples of the floor.
+
+The floor of a sequential pruner is two passes of the blocks over the calibration tokens: one to
+observe, one to propagate.  Every job starts from a fresh model; making it is not counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsemend.bench.choices import built
+from sparsemend.bench.suite.base import (
+    PEAK_MEMORY,
+    UNSTRUCTURED,
+    Row,
+    Section,
+    Setting,
+    Suite,
+    schedule,
+)
+from sparsemend.blocks.walk import walk
+from sparsemend.files import write_text
+from sparsemend.instruments import timed
+from sparsemend.method.base import RepairMethod
+from sparsemend.method.trained import TrainedRepair
+from sparsemend.prune import prune
+from sparsemend.pruner.base import Pruner
+from sparsemend.terminal import track
+
+log = logging.getLogger(__name__)
+
+FLOOR = "two passes"
+
+
+@dataclass(kw_only=True)
+class Pruning(Suite):
+    """Times the pruners and training-free methods of `jobs`; a method mends a magnitude start."""
+
+    jobs: Mapping[str, Mapping[str, Any]]
+    only: list[str] | None
+    samples: int
+    seqlen: int
+    profile: bool
+
+    def sections(self, setting: Setting) -> Iterator[Section]:
+        labels = self.only or list(self.jobs)
+        jobs = {
+            label: built(f"suite.jobs.{label}", self.jobs[label], setting.search)
+            for label in labels
+        }
+        for label, job in jobs.items():
+            if isinstance(job, TrainedRepair):
+                raise ValueError(f"suite.jobs.{label} trains; measure it with suite=methods")
+        rows = {label: Row(label=label) for label in (FLOOR, *labels)}
+        self._prepared(setting, None)()  # warm up
+        for _, label in track(schedule(list(rows), setting.rounds), "pruning"):
+            seconds, peak = timed(self._prepared(setting, jobs.get(label)), setting.device)
+            rows[label].seconds.append(seconds)
+            rows[label].figures["peak_bytes"] = max(rows[label].figures.get("peak_bytes", 0), peak)
+            log.info("%-12s  %.2f s", label, seconds)
+        title = f"{self.samples} x {self.seqlen} tokens"
+        yield Section(title=title, baseline=FLOOR, columns=(PEAK_MEMORY,), rows=list(rows.values()))
+        if self.profile:
+            for label, job in jobs.items():
+                path = setting.out / f"profile_{label}.txt"
+                write_text(path, profiled(self._prepared(setting, job), setting.device))
+                log.info("profile of %s: %s", label, path)
+
+    def _prepared(self, setting: Setting, job: object) -> Callable[[], object]:
+        """`job` (None: the floor) on a fresh model, ready to run."""
+        windows = setting.tokens(self.samples, self.seqlen)
+        if isinstance(job, RepairMethod):
+            repaired = setting.pruned_model(self.seqlen)
+            wanda = built("suite", {"pruner": "wanda"}, setting.search)  # what the method starts at
+            return lambda: job.repair(repaired, setting.bench(repaired, windows, wanda))
+        model = setting.model(self.seqlen)
+        if job is None:
+            return lambda: two_passes(model, windows)
+        assert isinstance(job, Pruner)
+        batches, allocation = windows.split(1), setting.allocation(model)
+        return lambda: prune(model, batches, job, allocation, UNSTRUCTURED)
+
+
+@torch.no_grad()
+def two_passes(model: PreTrainedModel, windows: Tensor) -> None:
+    """The floor: every block twice over every sequence."""
+    for visit in walk(model, windows.split(1)):
+        visit.outputs()
+    visit.outputs()  # the walk leaves out the last block's second pass; the floor has it
+
+
+def profiled(work: Callable[[], object], device: torch.device) -> str:
+    """Where the time of `work` goes, by operator, from torch's profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        work()
+    return str(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15)) + "\n"

@@ -1,0 +1,80 @@
+"""Hooks on the linears of one block that feed statistics of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sparsemend.blocks.calls import StopForward
+from sparsemend.blocks.statistics import Statistic, StatisticFactory
+
+
+class InputObserver:
+    """Feeds one statistic per distinct input tensor; ends a forward after its last linear."""
+
+    def __init__(self, linears: dict[str, nn.Linear], factory: StatisticFactory) -> None:
+        self._linears = linears
+        self._factory = factory
+        self._own: dict[str, Statistic] = {}
+        self._leader: dict[str, str] = {}
+        self._inputs: list[tuple[Tensor, str]] = []
+        self._calls: list[str] = []
+        self._expected: list[str] | None = None
+        self._batch = torch.Size()
+
+    def start_batch(self, state: Tensor) -> None:
+        """Before each forward of the block.  state: its input (B, T, D)."""
+        self._batch = state.shape[:2]
+        if self._expected is None and self._calls:
+            self._expected = self._calls
+        self._calls, self._inputs = [], []
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Hooks are on inside; a forward may end in StopForward, when all linears were called."""
+        handles: list[RemovableHandle] = []
+        try:
+            for name, linear in self._linears.items():
+                handles.append(linear.register_forward_pre_hook(self._hook(name)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def statistics(self) -> dict[str, Statistic]:
+        """Per linear; one that was never called (an expert no token chose) has a fresh one."""
+        for name, linear in self._linears.items():
+            if name not in self._leader:
+                self._own[name] = self._factory(linear.in_features, linear.weight.device)
+                self._leader[name] = name
+        return {name: self._own[self._leader[name]] for name in self._linears}
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            self._see(name, arguments[0])
+            self._calls.append(name)
+            once_each = len(self._calls) == len(self._linears) == len(set(self._calls))
+            if once_each and self._calls == self._expected:
+                raise StopForward  # the last linear's product and what follows are not needed
+
+        return hook
+
+    def _see(self, name: str, inputs: Tensor) -> None:
+        leader = next((n for tensor, n in self._inputs if tensor is inputs), None)
+        if leader is None:
+            self._inputs.append((inputs, name))
+            leader = name
+        if self._leader.setdefault(name, leader) != leader:
+            raise RuntimeError(f"{name} shares its input with another linear only in some batches")
+        if leader == name:
+            if name not in self._own:
+                linear = self._linears[name]
+                self._own[name] = self._factory(linear.in_features, linear.weight.device)
+            # OPT flattens (B, T, I) to (B T, I) before its MLP; statistics are per sequence
+            flat = inputs.ndim == 2 and len(inputs) == self._batch.numel()
+            self._own[name].update(inputs.unflatten(0, self._batch) if flat else inputs)

@@ -1,0 +1,192 @@
+"""The README.md of an exported model: what it is, how good, under which protocol, how to repeat it.
+
+Everything comes from the run's result.json; the licence from the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from sparsemend.checkpoint.licence import BaseModel, base_model
+
+STATES = ("dense", "pruned", "repaired")
+CARD = """---
+{front_matter}---
+# {title}
+
+A pruned and repaired causal language model written by sparsemend.  Weights are stored dense;
+the zeros are exact and `masks.safetensors` holds the supports (one bit per weight).
+{adapter}
+| | |
+|---|---|
+| base model | `{base}` |
+| licence of the base model | {licence} |
+| pruner | `{pruner}` |
+| sparsity schedule | `{schedule}` |
+| repair method | `{method}` |
+| pattern | {pattern} |
+| sparsity of prunable weights | {achieved:.6f} (asked {target}) |
+| sparsity of all parameters | {of_all:.6f} |
+| prunable weights that are not zero | {nonzero:,} of {prunable:,} |
+
+Prunable weights are those of `nn.Linear` modules inside decoder blocks.
+
+## Metrics
+
+{metrics}
+
+A difference is repaired minus dense; lower is better for perplexity, higher for accuracy and speed.
+
+## Protocol
+
+| | |
+|---|---|
+{protocol}
+
+## Cost
+
+| stage | seconds | peak MiB |
+|---|---:|---:|
+{cost}
+
+Trained parameters: {trained:,}.
+
+## Reproduce
+
+```
+{command}
+```
+
+{provenance}
+"""
+ADAPTER = """
+**These weights are the sparse base alone.**  The repair is an adapter that would fill the zeros if
+it were merged; it lies in `adapter/` of the run, in PEFT's layout, and the metrics of `repaired`
+are those of base and adapter together.
+"""
+PROTOCOL = {  # key of result.json's protocol -> how the card calls it
+    "corpus": "corpus",
+    "split": "split",
+    "windows": "windows",
+    "seqlen": "tokens per window",
+    "tokens": "tokens",
+    "dtype": "dtype",
+    "calibration_samples": "calibration windows",
+    "statistics": "statistics",
+    "data_hash": "SHA-256 of the data",
+}
+
+
+def model_card(result: Mapping[str, Any], command: str) -> str:
+    """The card, from the content of a result.json and the command that repeats the run."""
+    config, sparsity = result["config"], result["sparsity"]
+    base = base_model(config["model"])
+    return CARD.format(
+        front_matter=yaml.safe_dump(_front_matter(base), sort_keys=False),
+        title=f"{config['model']['name']}, {sparsity['achieved']:.0%} sparse",
+        adapter=ADAPTER if sparsity["effective"] < sparsity["achieved"] else "",
+        base=base.name,
+        licence=base.licence,
+        pruner=_member(config["pruner"]),
+        schedule=_member(config["sparsity_schedule"]),
+        method=_member(config["method"]),
+        pattern=sparsity["pattern"],
+        achieved=sparsity["achieved"],
+        target=sparsity["target"],
+        of_all=sparsity["achieved_of_all_parameters"],
+        nonzero=sparsity["prunable_weights"] - sparsity["zeros"],
+        prunable=sparsity["prunable_weights"],
+        metrics=metrics_table(result["metrics"]),
+        protocol="\n".join(_protocol_rows(result)),
+        cost="\n".join(_cost_rows(result["cost"])),
+        trained=result["cost"].get("repair", {}).get("trained_parameters", 0),
+        command=command,
+        provenance=_provenance(result["provenance"]),
+    )
+
+
+def _front_matter(base: BaseModel) -> dict[str, Any]:
+    return {
+        **base.front_matter,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": base.name,
+        "tags": ["sparse", "pruned", "sparsemend"],
+    }
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
+    """A row per metric, a column per state that was measured, and repaired minus dense."""
+    states = [state for state in STATES if state in metrics]
+    names = list(dict.fromkeys(name for state in states for name in metrics[state]))
+    rows = [
+        "| metric | " + " | ".join(states) + " | difference |",
+        "|---|" + "---:|" * (len(states) + 1),
+    ]
+    for name in names:
+        values = [_number(metrics[state], name) for state in states]
+        rows.append(f"| {name} | {' | '.join(values)} | {_difference(metrics, name)} |")
+    return "\n".join(rows)
+
+
+def _number(values: Mapping[str, float | None], name: str) -> str:
+    if name not in values:
+        return "-"
+    value = values[name]
+    if value is None:
+        return "not finite"
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:,.0f}"
+
+
+def _difference(metrics: Mapping[str, Mapping[str, float | None]], name: str) -> str:
+    dense, repaired = (metrics.get(state, {}).get(name) for state in ("dense", "repaired"))
+    if dense is None or repaired is None:
+        return "-"
+    return f"{repaired - dense:+.4f}"
+
+
+def _protocol_rows(result: Mapping[str, Any]) -> list[str]:
+    protocol, provenance = result["protocol"], result["provenance"]
+    rows = [
+        f"| {label} | {_plain(protocol[key])} |"
+        for key, label in PROTOCOL.items()
+        if key in protocol
+    ]
+    rows += [
+        f"| {name} | {', '.join(f'{key} {value}' for key, value in section.items())} |"
+        for name, section in protocol.items()
+        if isinstance(section, Mapping)
+    ]
+    rows += [
+        f"| evaluation | `{_member(section)}` |"
+        for section in result["config"]["evaluation"].values()
+    ]
+    rows.append(f"| seed | {result['config']['seed']} |")
+    rows.append(f"| device | {provenance['device']}, {provenance['threads']} threads |")
+    return rows
+
+
+def _cost_rows(cost: Mapping[str, Any]) -> list[str]:
+    return [
+        f"| {stage} | {spent['seconds']:,.1f} | {spent['peak_bytes'] / 2**20:,.0f} |"
+        for stage, spent in cost.items()
+    ]
+
+
+def _provenance(provenance: Mapping[str, Any]) -> str:
+    commit = provenance["commit"] or "unknown"
+    changed = ", with uncommitted changes" if provenance["dirty"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["packages"].items())
+    return f"Made at commit {commit}{changed} with {versions}, Python {provenance['python']}."
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _member(section: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{k}={v}" for k, v in section.items() if k != "_target_")
+    return f"{section['_target_'].rsplit('.', 1)[-1]}({settings})"

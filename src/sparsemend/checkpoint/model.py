@@ -1,0 +1,104 @@
+"""What this machine knows of the model before loading it: config.json and safetensors headers.
+
+Each family has its own names for the few numbers that checks need.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sparsemend.checkpoint.headers import Shape, block_tensors, read_shapes
+from sparsemend.config.locations import is_local, resolve_path, tilde_hint
+
+NESTED = ("text_config", "llm_config", "language_config")  # multimodal configs hold the LM inside
+BLOCKS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A config.json as read."""
+
+    values: dict[str, Any]
+
+    @property
+    def blocks(self) -> int | None:
+        """Number of decoder blocks L, or None where the config does not state it."""
+        found = self._first(BLOCKS)
+        return found[1] if found else None
+
+    @property
+    def positions(self) -> tuple[str, int] | None:
+        """(key, longest context) as stated, or None."""
+        return self._first(POSITIONS)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of embeddings, or None where the config does not state it."""
+        found = self._first(("vocab_size",))
+        return found[1] if found else None
+
+    def _first(self, names: tuple[str, ...]) -> tuple[str, int] | None:
+        inner = [self.values[key] for key in NESTED if isinstance(self.values.get(key), dict)]
+        for level in (*inner, self.values):
+            for name in names:
+                if isinstance(level.get(name), int):
+                    return name, level[name]
+        return None
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config.json of a model folder; raises FileNotFoundError, or ValueError on broken JSON."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"model folder {folder} has no config.json; give model.path a folder written by "
+            "save_pretrained"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return ModelConfig(values)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of the model: its configuration, and the shapes inside its blocks."""
+
+    path: str
+    config: ModelConfig | None  # None: on the hub, known only after a download
+    blocks: dict[str, Shape] | None  # None: no safetensors headers at hand
+    parameters: int | None = None  # of the whole checkpoint, where its headers are
+
+
+def find_model(model: DictConfig) -> Model:
+    """The model of a `model` group; raises FileNotFoundError on an incomplete or missing folder."""
+    if "architecture" in model:
+        settings = OmegaConf.to_container(model.architecture, resolve=True)
+        assert isinstance(settings, dict)
+        known = {str(key): value for key, value in settings.items()}
+        config = ModelConfig({"vocab_size": model.get("vocabulary"), **known})
+        return Model(str(model.name), config, None)
+    path = str(model.get("path", ""))
+    folder = Path(resolve_path(path))
+    if not folder.is_dir():
+        if is_local(path):
+            raise FileNotFoundError(
+                f"model folder {folder} does not exist; give model.path a folder with config.json "
+                "and weights, or a hub id such as org/name" + tilde_hint(path)
+            )
+        return Model(path, None, None)
+    config = read_config(folder)
+    shapes = read_shapes(folder)
+    if not shapes:
+        return Model(path, config, None)
+    return Model(path, config, block_tensors(shapes), sum(map(prod, shapes.values())))

@@ -1,0 +1,158 @@
+"""Reading the supports of a whole checkpoint: any folder of safetensors, one file or shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from os import cpu_count
+from pathlib import Path
+from time import perf_counter
+
+from sparsemend.checkpoint.bits import SIZES, Bits, Support, pattern_of, read_masks, support_of
+from sparsemend.checkpoint.headers import (
+    BLOCK_TENSOR,
+    TensorHeader,
+    block_tensors,
+    has_experts,
+    linear_shapes,
+    read_header,
+    weight_files,
+)
+from sparsemend.sparse.pattern import Pattern
+
+MASKS = "masks.safetensors"
+THREADS = 8  # beyond, the disk is the limit
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a checkpoint holds: the support of every prunable linear, by name."""
+
+    path: Path
+    masks: Path | None
+    supports: Mapping[str, Support]
+    all_weights: int
+    seconds: float
+
+    @property
+    def zeros(self) -> int:
+        return sum(support.zeros for support in self.supports.values())
+
+    @property
+    def weights(self) -> int:
+        return sum(support.weights for support in self.supports.values())
+
+    @property
+    def pattern(self) -> Pattern:
+        return pattern_of(list(self.supports.values()))
+
+    def blocks(self) -> dict[str, list[Support]]:
+        """Supports by decoder block, in the order of their numbers."""
+        found: dict[str, list[Support]] = {}
+        for name, support in self.supports.items():
+            found.setdefault(_block(name), []).append(support)
+        return dict(sorted(found.items(), key=lambda item: _number(item[0])))
+
+    def failures(self, asked: Pattern | None) -> list[str]:
+        """One line per tensor with a weight off its mask, or against the pattern asked for."""
+        lines = []
+        for name, support in self.supports.items():
+            if support.escaped:
+                lines.append(f"{name}.weight: {support.escaped} weights off the mask are not zero")
+            if asked and support.most[asked.group_size] > asked.kept:
+                lines.append(
+                    f"{name}.weight: {support.most[asked.group_size]} of {asked.group_size} "
+                    f"consecutive inputs are not zero, more than pattern {asked} allows"
+                )
+        return lines
+
+
+def read_checkpoint(path: Path, masks: Path | None, asked: Pattern | None) -> Checked:
+    """Read every prunable weight once.
+
+    Raises FileNotFoundError or ValueError, with a remedy, where there is nothing to read or the
+    masks are not those of these weights.
+    """
+    started = perf_counter()
+    files = _files(path)
+    headers = {name: (f, header) for f in files for name, header in read_header(f).items()}
+    linears = _linears(path, {name: header for name, (_, header) in headers.items()})
+    beside = (path if path.is_dir() else path.parent) / MASKS
+    masks = masks or (beside if beside.is_file() else None)
+    supports = read_masks(masks) if masks else {}
+    if path.is_file():  # one shard of several, perhaps
+        supports = {name: of for name, of in supports.items() if name in linears}
+    if masks:
+        _check_masks(masks, {name: shape for name, (shape, _) in supports.items()}, linears)
+    sizes = tuple(sorted({*SIZES, asked.group_size})) if asked else SIZES
+
+    def read(name: str) -> Support:
+        mask: Bits | None = supports[name][1] if masks else None
+        return support_of(*headers[f"{name}.weight"], mask, sizes)
+
+    with ThreadPoolExecutor(min(THREADS, cpu_count() or 1)) as threads:  # numpy runs freely
+        found = dict(zip(linears, threads.map(read, linears), strict=True))
+    total = sum(prod(header.shape) for _, header in headers.values())
+    return Checked(path, masks, found, total, perf_counter() - started)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist; give a folder with safetensors, or a file")
+    exported = path / "model"
+    if (path / "result.json").is_file():
+        remedy = (
+            f"give {exported}"
+            if exported.is_dir()
+            else "it was not exported: repeat it with export=true and give its model/"
+        )
+        raise FileNotFoundError(f"{path} is a run folder, not a checkpoint; {remedy}")
+    files = weight_files(path)
+    if not files:
+        raise FileNotFoundError(
+            f"{path} has pickled weights only; save the model again with save_pretrained, which "
+            "writes safetensors"
+        )
+    return files
+
+
+def _linears(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the linears inside decoder blocks, in the order of the blocks."""
+    blocks = block_tensors({name: header.shape for name, header in headers.items()})
+    if has_experts(blocks):
+        raise ValueError(f"{path} is a mixture of experts, which this package does not prune")
+    linears = linear_shapes(blocks)
+    if not linears:
+        raise ValueError(
+            f"{path} has no linear inside decoder blocks (`prefix.NUMBER.name.weight` of two "
+            "dimensions); give the folder or file with a causal LM's weights"
+        )
+    return dict(sorted(linears.items(), key=lambda item: (_number(_block(item[0])), item[0])))
+
+
+def _check_masks(
+    masks: Path, given: Mapping[str, tuple[int, ...]], linears: Mapping[str, tuple[int, ...]]
+) -> None:
+    odd = sorted(
+        name for name in given.keys() | linears.keys() if given.get(name) != linears.get(name)
+    )
+    if odd:
+        of_mask = given.get(odd[0], "no mask")
+        raise ValueError(
+            f"{masks} is not of these weights: {odd[0]} has {of_mask} there and "
+            f"{linears.get(odd[0], 'no weight')} in the checkpoint ({len(odd)} linears differ); "
+            "name the right file with --masks"
+        )
+
+
+def _block(linear: str) -> str:
+    match = BLOCK_TENSOR.fullmatch(linear)
+    return linear.removesuffix(match["rest"]).rstrip(".") if match else linear
+
+
+def _number(block: str) -> int:
+    return int(block.rpartition(".")[2])

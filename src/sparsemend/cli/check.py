@@ -1,0 +1,132 @@
+"""The command `sparsemend-check`: what is zero in a checkpoint, and do its masks hold.
+
+Reads any folder of safetensors (one file or shards), written by sparsemend or not, in seconds and
+without loading the model.  Exit codes: 0 all holds, 1 a weight off the mask is not zero or the
+pattern asked for does not hold (the tensor is named), or the folder was refused, 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sparsemend.checkpoint.bits import Support, pattern_of
+from sparsemend.checkpoint.supports import MASKS, Checked, read_checkpoint
+from sparsemend.sparse.pattern import Pattern
+
+
+def as_json(checked: Checked, failures: list[str]) -> dict[str, Any]:
+    """Everything that was found, under fixed keys."""
+    return {
+        "path": str(checked.path),
+        "masks": str(checked.masks) if checked.masks else None,
+        "holds": not failures,
+        "failures": failures,
+        "pattern": str(checked.pattern),
+        "zeros": checked.zeros,
+        "prunable_weights": checked.weights,
+        "sparsity": checked.zeros / checked.weights,
+        "sparsity_of_all_weights": checked.zeros / checked.all_weights,
+        "per_linear": {
+            name: {
+                "shape": list(support.shape),
+                "dtype": support.dtype,
+                "zeros": support.zeros,
+                "sparsity": support.sparsity,
+                "pattern": str(pattern_of([support])),
+                "non_zeros_off_mask": support.escaped,
+                "zeros_on_mask": support.unused,
+            }
+            for name, support in checked.supports.items()
+        },
+        "seconds": round(checked.seconds, 3),
+    }
+
+
+def table(checked: Checked, *, linears: bool) -> Table:
+    """A row per decoder block, or per linear; the masks' columns only where there is a mask."""
+    rows = {name: [s] for name, s in checked.supports.items()} if linears else checked.blocks()
+    found = Table(title=str(checked.path), caption=f"masks: {checked.masks or 'none'}")
+    found.add_column("linear" if linears else "block")
+    for column in ("weights", "sparsity", "pattern"):
+        found.add_column(column, justify="right")
+    if checked.masks:
+        found.add_column("off mask, not 0", justify="right")
+        found.add_column("on mask, 0", justify="right")
+    for name, supports in rows.items():
+        found.add_row(name, *_cells(supports, checked.masks is not None))
+    found.add_section()
+    found.add_row("total", *_cells(list(checked.supports.values()), checked.masks is not None))
+    return found
+
+
+def _cells(supports: list[Support], masked: bool) -> list[str]:
+    weights = sum(support.weights for support in supports)
+    zeros = sum(support.zeros for support in supports)
+    pattern = str(pattern_of(supports)) if zeros else "dense"
+    cells = [f"{weights:,}", f"{zeros / weights:.6f}", pattern]
+    if masked:
+        cells.append(f"{sum(support.escaped or 0 for support in supports):,}")
+        cells.append(f"{sum(support.unused or 0 for support in supports):,}")
+    return cells
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console command."""
+    parser = argparse.ArgumentParser(
+        "sparsemend-check",
+        description="Count the zeros of a checkpoint, find its N:M pattern, and compare it with "
+        "masks.safetensors.",
+    )
+    parser.add_argument("path", type=Path, help="folder with safetensors, or one such file")
+    parser.add_argument("--masks", type=Path, help=f"masks file; without: {MASKS} beside the model")
+    parser.add_argument("--pattern", type=Pattern.parse, help="N:M that must hold in every linear")
+    parser.add_argument("--linears", action="store_true", help="a row per linear, not per block")
+    parser.add_argument("--json", action="store_true", help="print JSON, always per linear")
+    given = parser.parse_args(arguments)
+    asked = given.pattern
+    if asked and (asked.unstructured or asked.mixed):
+        parser.error(f"--pattern {asked} forbids nothing; give N:M, for example 2:4")
+    try:
+        checked = read_checkpoint(given.path, given.masks, asked)
+    except (ValueError, OSError) as error:
+        _say(str(error))
+        sys.exit(1)
+    failures = checked.failures(asked)
+    if given.json:
+        print(json.dumps(as_json(checked, failures), indent=2))
+    else:
+        _print(checked, linears=given.linears)
+    for line in failures:
+        _say(line)
+    if failures:
+        sys.exit(1)
+
+
+def _say(message: str) -> None:
+    # as the other commands say it; theirs would import hydra first, longer than the check takes
+    Console(stderr=True, soft_wrap=True).print(
+        f"error: {message}", style="bold red", highlight=False, markup=False
+    )
+
+
+def _print(checked: Checked, *, linears: bool) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table(checked, linears=linears))
+    console.print(
+        f"{checked.zeros / checked.all_weights:.6f} of all {checked.all_weights:,} weights are "
+        f"pruned zeros; read in {checked.seconds:.2f} s",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What the commands share: names and values are checked first, errors end as one line.
+
+A command line is checked before Hydra makes a run folder and before torch is imported, so that a
+typo costs a second and leaves nothing behind.  Exit codes: 0 done, 1 a refused value or a failed
+run, 2 an unknown name, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from sparsemend.config.compose import compose_jobs, search_lines
+from sparsemend.config.locations import conf_folder
+from sparsemend.errors import USER_ERRORS, OverrideError
+from sparsemend.terminal import say
+
+LOGGING_TARGETS = ["rich.logging.RichHandler"]  # what conf/hydra/*_logging may construct
+
+# Before Hydra sets logging up, warnings wait for the run itself, which checks again and logs them.
+logging.getLogger("sparsemend").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class Command:
+    """One console command: a Hydra app on conf/<config_name>.yaml.
+
+    check(cfg, search) raises ValueError or OSError on a value that cannot work; `search` are the
+    override lines that put the user's own config folders on the search path.  check_sweep(configs,
+    lines) does so for a sweep's jobs and its command line.
+    """
+
+    name: str
+    config_name: str
+    check: Callable[[DictConfig, list[str]], None]
+    check_sweep: Callable[[list[DictConfig], list[str]], None] | None = None
+
+    def launch(self, job: Callable[[], object]) -> None:
+        """Check the command line, then run the Hydra app `job`."""
+        # names the run folder; workers of a parallel launcher inherit it and agree on the sweep's
+        os.environ["SPARSEMEND_RUN_ID"] = str(os.getpid())
+        previous_hook, sys.excepthook = sys.excepthook, report
+        try:
+            self.check_command_line()
+            job()
+        except OverrideError as error:
+            say(str(error))
+            sys.exit(2)
+        except KeyboardInterrupt:
+            interrupted()
+        except SystemExit as stop:
+            # Lightning turns an interrupt during training into exit code 1
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                interrupted()
+            raise
+        finally:
+            sys.excepthook = previous_hook
+
+    def check_command_line(self) -> None:
+        """Raise OverrideError on an unknown name; exit 1 on a value that cannot work.
+
+        The jobs of a sweep check their values again when they start: a sweep may touch the edge of
+        a range.
+        """
+        args = get_args_parser().parse_intermixed_args()
+        if args.help or args.hydra_help or args.shell_completion:
+            return
+        if args.multirun and (args.cfg or args.info):
+            raise OverrideError(
+                "--cfg and --info show one job; leave -m out and give each key one value"
+            )
+        if args.config_path is not None or args.experimental_rerun is not None:
+            return  # another tree of configs: Hydra's own messages, and the check inside the job
+        extra = Path(args.config_dir) if args.config_dir else None
+        configs, sweep = compose_jobs(
+            args.overrides,
+            conf=conf_folder(),
+            config_name=args.config_name or self.config_name,
+            extra=extra,
+            multirun=args.multirun,
+            command=self.name,
+        )
+        if args.cfg or args.info or (sweep and self.check_sweep is None):
+            return
+        try:
+            if sweep and self.check_sweep is not None:
+                self.check_sweep(configs, args.overrides)
+                return
+            self.check(configs[0], search_lines(args.overrides, extra))
+        except (*USER_ERRORS, OmegaConfBaseException) as error:
+            say(str(error))
+            sys.exit(1)
+
+
+def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Exception hook: one line for a user's error, the traceback for anything else."""
+    if not issubclass(kind, USER_ERRORS):
+        sys.__excepthook__(kind, error, trace)
+        return
+    say(str(error))
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            Console(stderr=True, soft_wrap=True).print(
+                f"the traceback is in {handler.baseFilename}", highlight=False, markup=False
+            )
+
+
+def interrupted() -> None:
+    """Exit as shells expect of a command stopped by Ctrl-C."""
+    say("interrupted")
+    sys.exit(130)

@@ -1,0 +1,72 @@
+"""The command `sparsemend`: a Hydra app on conf/run.yaml."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import RunMode
+from hydra.utils import execution_whitelist
+from omegaconf import DictConfig
+
+from sparsemend.cli.command import LOGGING_TARGETS, Command
+from sparsemend.config.locations import conf_folder
+from sparsemend.preflight import check as preflight
+from sparsemend.sweep import cells as sweep
+from sparsemend.sweep.arena.sweeper import ArenaSweeper
+from sparsemend.sweep.checks import check_sweep
+
+CONFIG_NAME = "run"
+TARGETS = [*LOGGING_TARGETS, "sparsemend.sweep.report.SweepReport"]
+
+
+@hydra.main(
+    config_path=str(conf_folder()),
+    config_name=CONFIG_NAME,
+    execution_whitelist=TARGETS,
+)
+def run_job(cfg: DictConfig) -> float:
+    """One job: check, then import what is heavy and run; a sweep outlives its failing cells."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        return sweep.run_cell(cfg, folder, preflight.check, _run)
+    preflight.check(cfg)
+    return _run(cfg)
+
+
+def _run(cfg: DictConfig) -> float:
+    from sparsemend.run.run import run
+
+    # the list above is for what Hydra constructs; a method may come from any module of the user's
+    with execution_whitelist(None, reset=True):
+        return run(cfg)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    _register_sweepers()
+    command = Command("sparsemend", CONFIG_NAME, lambda cfg, search: check_run(cfg), check_sweep)
+    command.launch(run_job)
+
+
+def check_run(cfg: DictConfig) -> None:
+    """A single run can work; raises ValueError or OSError."""
+    if cfg.get("search") is not None:
+        raise ValueError("a search is a sweep; add -m: sparsemend -m +search=...")
+    preflight.check(cfg)
+
+
+def _register_sweepers() -> None:
+    """Make our sweepers known to Hydra, which takes no class by its name alone."""
+    Plugins.instance().register(ArenaSweeper)
+    if any(argument.startswith("+search=") for argument in sys.argv):
+        from sparsemend.sweep.search.sweeper import SearchSweeper
+
+        Plugins.instance().register(SearchSweeper)
+
+
+if __name__ == "__main__":
+    main()

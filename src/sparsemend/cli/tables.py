@@ -1,0 +1,159 @@
+"""The command `sparsemend-tables`: published numbers beside ours, and a page of our results.
+
+    list      every published number, the experiment that repeats it, what it needs
+    run       one published number through the ordinary `sparsemend`
+    collect   result.json files as a table of a paper's shape
+    arena     the runs of experiment=arena as one table and one plot
+    report    result folders as one HTML page
+
+Nothing here imports torch.  Exit codes as of `sparsemend`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sparsemend.cli.command import interrupted
+from sparsemend.errors import USER_ERRORS, OverrideError
+from sparsemend.terminal import say
+
+COMMAND = "sparsemend-tables"
+COSTS = ("seconds", "peak_bytes", "trained", "tokens")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, nearest names, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        near = _nearest(message.split()[-1], self.options())
+        raise OverrideError(f"{message}\n{near}`{self.prog} --help` lists what it takes")
+
+    def options(self) -> list[str]:
+        """Every option, those of its commands too."""
+        found: list[str] = []
+        for action in self._actions:
+            found += action.option_strings
+            if isinstance(action.choices, dict):  # the commands
+                found += [o for command in action.choices.values() for o in command.options()]
+        return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console command."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parser, commands = _parser()
+        _check_name(given, commands)
+        asked = parser.parse_args(given)
+        asked.do(asked)
+    except OverrideError as error:
+        say(str(error))
+        sys.exit(2)
+    except USER_ERRORS as error:
+        say(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        interrupted()
+
+
+def _check_name(given: Sequence[str], commands: Sequence[str]) -> None:
+    """Raise OverrideError with the nearest names where the first word is no command."""
+    if not given or given[0].startswith("-") or given[0] in commands:
+        return
+    raise OverrideError(
+        f"unknown command {given[0]!r}\n{_nearest(given[0], commands)}all: {', '.join(commands)}"
+    )
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=2)
+    return f"nearest: {', '.join(close)}\n" if close else ""
+
+
+def _parser() -> tuple[Parser, list[str]]:
+    parser = Parser(prog=COMMAND, description="Published numbers beside ours.", allow_abbrev=False)
+    added = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands: list[str] = []
+
+    def command(name: str, do: Callable[[argparse.Namespace], None], says: str) -> Parser:
+        commands.append(name)
+        made: Parser = added.add_parser(name, help=says, description=says, allow_abbrev=False)
+        made.set_defaults(do=do)
+        return made
+
+    listing = command("list", _list, "every published number and what repeating it needs")
+    listing.add_argument("--paper", help="only this paper, for example dsnot")
+    listing.add_argument("--summary", action="store_true", help="only the counts per paper")
+    running = command("run", _run, "repeat one published number with sparsemend")
+    running.add_argument("--cell", required=True, help="an identity as `list` prints it")
+    running.add_argument("--scale", help="a member of conf/scale, for example tiny")
+    running.add_argument("--dry", action="store_true", help="only print the command")
+    running.add_argument("overrides", nargs="*", help="further overrides, as of sparsemend")
+    collecting = command("collect", _collect, "result.json files as tables of a paper's shape")
+    collecting.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    collecting.add_argument("--metric", default="perplexity/test")
+    collecting.add_argument("--where", action="append", default=[], metavar="KEY=VALUE")
+    collecting.add_argument("--out", type=Path, help="folder of the files; the first FOLDER")
+    arena = command("arena", _arena, "runs of experiment=arena as one table and one plot")
+    arena.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    arena.add_argument("--cost", default="seconds", help="of the plot: " + ", ".join(COSTS))
+    arena.add_argument("--out", type=Path, help="folder of the files; the first FOLDER")
+    reporting = command("report", _report, "result folders as one HTML page")
+    reporting.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    reporting.add_argument("--out", type=Path, help="the page; report.html in the first FOLDER")
+    return parser, commands
+
+
+def _list(asked: argparse.Namespace) -> None:
+    from sparsemend.table.listing import print_listing
+
+    print_listing(asked.paper, summary=asked.summary)
+
+
+def _run(asked: argparse.Namespace) -> None:
+    from sparsemend.table.listing import command_of
+
+    line = command_of(asked.cell, asked.scale, asked.overrides)
+    print(shlex.join(line), flush=True)
+    if asked.dry:
+        return
+    from sparsemend.cli import main as cli
+
+    sys.argv = line
+    cli.main()
+
+
+def _collect(asked: argparse.Namespace) -> None:
+    from sparsemend.table.collect import collect
+
+    for path in collect(asked.folders, asked.metric, asked.where, asked.out):
+        print(path)
+
+
+def _arena(asked: argparse.Namespace) -> None:
+    from sparsemend.sweep.arena.rows import read_arena
+    from sparsemend.sweep.arena.table import show, write
+
+    if asked.cost not in COSTS:
+        near = _nearest(asked.cost, COSTS)
+        raise OverrideError(f"unknown cost {asked.cost!r}\n{near}all: {', '.join(COSTS)}")
+    arena = read_arena(asked.folders)
+    show(arena)
+    for path in write(arena, asked.out or asked.folders[0], asked.cost):
+        print(path)
+
+
+def _report(asked: argparse.Namespace) -> None:
+    from sparsemend.table.page.page import report
+
+    print(report(asked.folders, asked.out or asked.folders[0] / "report.html"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A composed config as plain data: its leaves, its hash, the differences of two."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# what changes no number
+NOT_HASHED = ("name", "variant", "resume", "logger", "cache", "search", "export", "export_dtype")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the resolved config, less what does not change the numbers."""
+    return hashlib.sha256(
+        json.dumps(_kept(config), sort_keys=True, default=str).encode()
+    ).hexdigest()
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """`key: STORED there, WANTED here` for every leaf in which two configs differ."""
+    one, other = dict(leaves(_kept(stored))), dict(leaves(_kept(wanted)))
+    return [
+        f"{key}: {one.get(key, 'nothing')} there, {other.get(key, 'nothing')} here"
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key, _NOTHING) != other.get(key, _NOTHING)
+    ]
+
+
+_NOTHING = object()
+
+
+def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in NOT_HASHED}
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of a config."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, keys in any order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A job's config as plain values, interpolations resolved."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return config

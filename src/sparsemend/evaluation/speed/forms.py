@@ -1,0 +1,122 @@
+"""The forms in which torch itself can store and multiply a sparse weight.
+
+dense: what an export holds.  csr: one index per non-zero.  bsr: whole blocks, so that only blocks
+that are entirely zero are saved.  semi_structured: 2:4 on the sparse tensor cores of an NVIDIA GPU
+(torch.sparse.to_sparse_semi_structured).  A form says why it cannot serve a weight: ValueError.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsemend.sparse.selection import rank_in_group
+
+DENSE = "dense"
+
+
+class Product(nn.Module):
+    """x W^T + b for a weight in some form; `stored` are the tensors which that form keeps."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, stored: list[Tensor]) -> None:
+        super().__init__()
+        # no parameters: a sparse tensor in the module tree breaks generic code that walks it
+        self.form = (weight, bias)
+        self.stored = stored if bias is None else [*stored, bias]
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.form
+        return F.linear(input, weight, bias)
+
+
+class MatrixProduct(Product):
+    """The same as W x^T, which CSR and BSR on a CPU have and F.linear has not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.form
+        rows = input.reshape(-1, input.shape[-1])
+        output = (weight @ rows.T).T.reshape(*input.shape[:-1], -1)
+        return output if bias is None else output + bias
+
+
+def dense(linear: nn.Linear) -> Product:
+    return Product(linear.weight, linear.bias, [linear.weight])
+
+
+def csr(linear: nn.Linear) -> Product:
+    with _beta_state_expected():
+        weight = linear.weight.detach().to_sparse_csr()
+    narrow = _narrow(weight)
+    return MatrixProduct(narrow, linear.bias, _parts(narrow))
+
+
+def bsr(linear: nn.Linear, block: int) -> Product:
+    for length in linear.weight.shape:
+        if length % block:
+            raise ValueError(f"a side of {length} is not a multiple of the block, {block}")
+    with _beta_state_expected():
+        weight = linear.weight.detach().to_sparse_bsr((block, block))
+    narrow = _narrow(weight)
+    return MatrixProduct(narrow, linear.bias, _parts(narrow))
+
+
+def semi_structured(linear: nn.Linear) -> Product:
+    weight = linear.weight.detach()
+    if weight.device.type != "cuda":
+        raise ValueError("2:4 products exist on CUDA devices only")
+    if weight.dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"2:4 products need float16 or bfloat16, not {weight.dtype}")
+    if weight.shape[1] % 4 or not _is_two_four(weight):
+        raise ValueError("the weights are not 2:4; prune with pattern=2:4")
+    stored = torch.sparse.to_sparse_semi_structured(weight.contiguous())
+    tensors = [t for t in (stored.packed, stored.meta) if t is not None]
+    return Product(stored, linear.bias, tensors)
+
+
+def form_builders(block: int) -> dict[str, Callable[[nn.Linear], Product]]:
+    """Form name -> what builds it from a linear."""
+    return {
+        DENSE: dense,
+        "csr": csr,
+        "bsr": lambda linear: bsr(linear, block),
+        "semi_structured": semi_structured,
+    }
+
+
+FORMS = tuple(form_builders(1))
+
+
+def _is_two_four(weight: Tensor) -> bool:
+    groups = weight.reshape(-1, 4)
+    dropped = rank_in_group(groups.abs().float()) < 2
+    return not groups.masked_fill(~dropped, 0).any()
+
+
+def _narrow(weight: Tensor) -> Tensor:
+    """With int32 indices, half the memory and what MKL and cuSPARSE read."""
+    rows, columns = weight.crow_indices().int(), weight.col_indices().int()
+    with _beta_state_expected():
+        return torch.sparse_compressed_tensor(
+            rows,
+            columns,
+            weight.values(),
+            weight.shape,
+            layout=weight.layout,
+            check_invariants=False,  # the same entries, checked when they were made
+        )
+
+
+def _parts(weight: Tensor) -> list[Tensor]:
+    return [weight.crow_indices(), weight.col_indices(), weight.values()]
+
+
+@contextmanager
+def _beta_state_expected() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*beta state")
+        yield

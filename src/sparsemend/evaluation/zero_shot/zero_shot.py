@@ -1,0 +1,202 @@
+"""Multiple-choice and other tasks of the lm-evaluation-harness, on the model as it is in memory.
+
+The stock harness scores the live model, adapters that stay open included; nothing of it is
+rewritten here.  The figure of a task is its accuracy by summed log-likelihood (`acc`), which the
+pruning papers report for every task, or by log-likelihood per byte where a task has it
+(`acc_norm`).  What the harness returned is kept whole beside ours, in zero_shot/<state>.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+from importlib import metadata
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.evaluation.zero_shot.task_names import folders_of
+from sparsemend.files import write_json
+from sparsemend.names import HARNESS, MEAN
+
+log = logging.getLogger(__name__)
+
+METRICS = ("acc", "acc_norm")
+STATES = ("dense", "pruned", "repaired")
+
+
+@dataclass(kw_only=True)
+class ZeroShot(Evaluation):
+    """`zero_shot/<task>`, their mean, and every number of each as `zero_shot/<task>/<metric>`.
+
+    `zero_shot/mean/<metric>` is the mean in acc and in acc_norm, the latter where a task has it.
+    """
+
+    suite: str
+    tasks: Mapping[str, int] | None
+    suites: Mapping[str, Mapping[str, int]]
+    metric: str
+    limit: int | None
+    add_bos_token: bool
+    max_length: int
+    include_path: str | None
+    keep_samples: bool
+    seeds: Sequence[int]
+    states: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(
+                f"evaluation.zero_shot.metric {self.metric!r} is not one of: {', '.join(METRICS)}"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(
+                f"evaluation.zero_shot.limit {self.limit} is below 1; null is no limit"
+            )
+        if unknown := sorted(set(self.states) - set(STATES)):
+            raise ValueError(
+                f"evaluation.zero_shot.states holds {', '.join(unknown)}, which is not one of: "
+                f"{', '.join(STATES)}"
+            )
+        self._versions: dict[str, Any] = {}
+
+    @property
+    def chosen(self) -> Mapping[str, int]:
+        """Tasks and how many solved examples precede an item."""
+        return self.suites[self.suite] if self.tasks is None else self.tasks
+
+    def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
+        if given.state not in self.states:
+            return {}
+        if given.tokenizer is None:
+            raise ValueError(
+                "evaluation=zero_shot reads text and the model folder has no tokenizer; put one "
+                "there, or leave zero_shot out"
+            )
+        if self.limit is not None:
+            log.warning("zero_shot: only the first %d items of every task", self.limit)
+        raw = self._harness(model, given)
+        write_json(given.out / HARNESS / f"{given.state}.json", _plain(raw))
+        results: dict[str, Any] = {}
+        for part in raw:
+            results |= part["results"]
+            self._versions |= part["versions"]
+        metrics = {f"{HARNESS}/{task}": figure(results[task], self.metric) for task in self.chosen}
+        metrics[MEAN] = fmean(metrics.values())
+        for metric in METRICS:
+            metrics[f"{MEAN}/{metric}"] = fmean(figure(results[t], metric) for t in self.chosen)
+        for task in self.chosen:
+            metrics |= {f"{HARNESS}/{task}/{k}": v for k, v in numbers(results[task]).items()}
+        return metrics
+
+    def describe(self) -> dict[str, Any]:
+        """What makes these numbers comparable with others; versions are known once measured."""
+        return {
+            "harness": f"lm-eval {metadata.version('lm-eval')}",
+            "tasks": dict(self.chosen),
+            "task_versions": self._versions,
+            "metric": self.metric,
+            "limit": self.limit,
+            "add_bos_token": self.add_bos_token,
+            "max_length": self.max_length,
+            "softmax_dtype": "float32",
+        }
+
+    def _harness(self, model: PreTrainedModel, given: EvaluationInput) -> list[dict[str, Any]]:
+        """What the harness returns, once per number of solved examples."""
+        with harness_quiet(), randomness_restored():
+            from lm_eval import simple_evaluate
+            from lm_eval.models.huggingface import HFLM
+            from lm_eval.tasks import TaskManager
+
+            folders = folders_of(self.chosen, self.include_path)
+            manager = TaskManager(include_path=sorted(folders), include_defaults=False)
+            adapter = HFLM(
+                pretrained=model,
+                tokenizer=copy.deepcopy(given.tokenizer),  # it sets a padding token
+                batch_size=given.batch_size,
+                max_length=self.max_length,
+                add_bos_token=self.add_bos_token,
+                # of a bf16 model too: sums of bf16 log-probabilities have steps of 0.5 at -100
+                softmax_dtype=torch.float32,
+            )
+            seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+            return [
+                simple_evaluate(
+                    adapter,
+                    tasks=[task for task, count in self.chosen.items() if count == shots],
+                    num_fewshot=shots,
+                    limit=self.limit,
+                    log_samples=self.keep_samples,
+                    task_manager=manager,
+                    **dict(zip(seeds, self.seeds, strict=True)),
+                )
+                for shots in sorted(set(self.chosen.values()))
+            ]
+
+
+def figure(result: Mapping[str, Any], metric: str) -> float:
+    """The one number of a task: `metric`, acc where it has none, or a strict exact match."""
+    for key in (f"{metric},none", "acc,none", "exact_match,strict-match", "exact_match,none"):
+        if key in result:
+            return float(result[key])
+    raise ValueError(
+        f"task {result.get('alias')} reports {', '.join(numbers(result))}: neither accuracy nor "
+        "exact match; choose other tasks"
+    )
+
+
+def numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """Every number of a task; the filter of answers is part of a name where there is one."""
+    named = ((key.split(","), value) for key, value in result.items() if "," in key)
+    return {
+        key if kind == "none" else f"{key}@{kind}": float(value)
+        for (key, kind), value in named
+        if isinstance(value, int | float)
+    }
+
+
+@contextmanager
+def harness_quiet() -> Iterator[None]:
+    """Its errors only; its bars where somebody watches."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def randomness_restored() -> Iterator[None]:
+    """The harness seeds every generator there is; afterwards they are where they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types; what else the harness returns (functions, dtypes) as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

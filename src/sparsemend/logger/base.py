@@ -1,0 +1,54 @@
+"""Experiment trackers: curves through Lightning's loggers, the result's summary at the end.
+
+Every tracker writes training/metrics.csv, so that the curves are on disk whatever mirrors them.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+log = logging.getLogger(__name__)
+
+
+def log_mask_update(trainer: Trainer, moved: Mapping[str, float]) -> None:
+    """Record one mask update, `masks/<name>` for every entry, beside that step's training loss.
+
+    moved: what it did, for example {"dropped": 512, "grown": 512, "rate": 0.1}.  To be called
+    from a callback after the optimizer step that the update follows (UpdateMasks.update).  Unlike
+    `LightningModule.log` it repeats nothing at the steps in between.
+    """
+    step = trainer.global_step - 1  # Lightning counts the loss of the first step as step 0
+    for logger in trainer.loggers:  # none on ranks above 0
+        logger.log_metrics({f"masks/{name}": float(n) for name, n in moved.items()}, step=step)
+    shown = "  ".join(f"{name} {value:g}" for name, value in moved.items())
+    log.info("mask update after step %d  %s", trainer.global_step, shown)
+
+
+class Tracker(ABC):
+    """Opens the Lightning loggers of a run, one after the other told what it measured."""
+
+    @abstractmethod
+    def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
+        """The loggers of the run in `out`, told the resolved config."""
+
+    @abstractmethod
+    def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        """Record what `result.json` holds, which stays the truth, and close."""
+
+    @abstractmethod
+    def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        """Record and close after a failure or an interrupt, whatever was reached."""
+
+
+def csv_logger(out: Path) -> CSVLogger:
+    """training/metrics.csv in the run folder, which every tracker writes."""
+    # CSVLogger empties a folder it finds, and a resumed run keeps the earlier part's curve
+    parts = len(list(out.glob("training*")))
+    return CSVLogger(out, name="", version=f"training-{parts + 1}" if parts else "training")

@@ -1,0 +1,100 @@
+"""How far every block's output is from the dense model's, both walked side by side.
+
+    e_i = (1/d) sum_k [sum over sequences and tokens of (D_k - y_k)^2] / |D_k|^2
+
+D is the dense output of block i, y that of the pruned model on its own path, so errors accumulate
+with depth (LoSA, Huang et al. 2025, arXiv 2502.14816).  The dense outputs are streamed, where the
+released code stores those of every block; fp32 where it takes bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.blocks.walk import Visit, walk
+from sparsemend.prune import prune_block
+from sparsemend.pruner.base import Pruner
+from sparsemend.sparse.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model, the dense one it is compared with, and the token batches (B, T) both are walked on.
+
+    The dense one may live on the host while the model is on `device`.
+    """
+
+    model: nn.Module
+    dense: nn.Module
+    batches: Sequence[Tensor]
+    device: torch.device
+    offload: bool
+
+    def walk(self) -> Iterator[tuple[Visit, Visit]]:
+        """(dense, model) visits of every block."""
+        away = next(self.dense.parameters()).device != self.device
+        return zip(
+            walk(self.dense, self.batches, device=self.device, offload=away),
+            walk(self.model, self.batches, device=self.device, offload=self.offload),
+            strict=True,
+        )
+
+
+def output_errors(pair: Pair) -> list[float]:
+    """e_i of every block."""
+    return list(_errors(pair.walk()))
+
+
+def prune_and_compare(
+    pair: Pair, pruner: Pruner, allocation: Mapping[str, float], pattern: Pattern
+) -> list[float]:
+    """Prune the model block by block, in place; e_i of every block as pruned."""
+
+    def pruning() -> Iterator[tuple[Visit, Visit]]:
+        for dense, visit in pair.walk():
+            prune_block(visit, pruner, allocation, pattern)
+            yield dense, visit
+
+    return list(_errors(pruning()))
+
+
+def _errors(visits: Iterator[tuple[Visit, Visit]]) -> Iterator[float]:
+    # a block's outputs are the next one's inputs, so only the last block's cost a forward
+    for dense, visit in visits:
+        if visit.index:
+            yield relative_error(dense.inputs, visit.inputs)
+        if visit.index + 1 == visit.count:
+            yield relative_error(dense.outputs(), visit.outputs())
+
+
+def relative_error(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> float:
+    """Mean over channels of the relative squared error of batches (B, T, d)."""
+    return mean_relative(*channel_sums(dense, pruned))
+
+
+def mean_relative(squared: Tensor, energy: Tensor) -> float:
+    """The same from sums per channel (d,).
+
+    Channels in which all dense values are 0 are left out; 0 if that is all of them.
+    """
+    alive = energy > 0
+    return float((squared[alive] / energy[alive]).mean()) if alive.any() else 0.0
+
+
+@torch.no_grad()
+def channel_sums(dense: Sequence[Tensor], other: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """(squared error, energy of `dense`) per channel, (d,) each, over batches (B, T, d).
+
+    In fp32 within a batch, fp64 over batches; `other` may be made one by one.
+    """
+    squared = torch.zeros(dense[0].shape[-1], dtype=torch.float64, device=dense[0].device)
+    energy = torch.zeros_like(squared)
+    for wanted, found in zip(dense, other, strict=True):
+        wide = wanted.float().flatten(0, -2)
+        squared += (wide - found.float().flatten(0, -2)).square().sum(dim=0)
+        energy += wide.square().sum(dim=0)
+    return squared, energy

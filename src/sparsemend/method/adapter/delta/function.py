@@ -1,0 +1,187 @@
+"""A linear with a sparse delta beside its weight, as an autograd function with three kernels.
+
+    y = x (W + d)^T + bias,   d[i_j] = v_j at the k flat positions i = row * I + column
+    dx = D (W + d)            dv_j = sum_b D[b, row_j] x[b, column_j]
+
+No kernel keeps more for the backward pass than x and references to W, i and v:
+
+    scatter   W + d is formed, dv is gathered from the weight-sized D^T x
+    gather    W + d is formed, dv are k products of two columns (torch.sparse.sampled_addmm)
+    sparse    W + d is not formed either: x W^T and a product with d in CSR, added up
+
+While a window is open the weight-sized gradient is formed once, shown to it, gathered from and
+freed, whatever the kernel.  The sum W + v is taken in fp32 and rounded once: in bf16, values below
+half a spacing of W would vanish one by one.  (SpIEL, Ansell et al. 2024, arXiv 2401.16405, has the
+first two; its code adds in the dtype of W.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sparsemend.method.adapter.low_rank import wider
+
+KERNELS = ("scatter", "gather", "sparse")
+CHUNK = 2**24  # entries of the two gathered blocks of `column_products`: 64 MiB each in fp32
+Observer = Callable[[Tensor], None]  # sees the weight-sized gradient (O, I) of one backward call
+
+
+@dataclass(frozen=True)
+class DeltaSettings:
+    """One of KERNELS, and the dtype of the products."""
+
+    kernel: str
+    dtype: torch.dtype
+
+
+def with_delta(weight: Tensor, indices: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """W + d, (O, I), contiguous: summed in fp32 at the k positions, rounded once to `dtype`."""
+    position = indices.long()
+    total = weight.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    summed = weight.reshape(-1)[position].to(values.dtype) + values
+    total.view(-1)[position] = summed.to(dtype)
+    return total
+
+
+def csr(indices: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """d as a CSR matrix (O, I); indices (k,) ascend."""
+    rows, columns = shape
+    edges = torch.arange(rows + 1, device=indices.device, dtype=torch.int64) * columns
+    starts = torch.searchsorted(indices.long(), edges)
+    return compressed(starts, indices % columns, values, shape)
+
+
+def transposed_csr(indices: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """d^T as a CSR matrix (I, O)."""
+    rows, columns = shape
+    column, order = (indices % columns).sort(stable=True)
+    edges = torch.arange(columns + 1, device=indices.device, dtype=column.dtype)
+    starts = torch.searchsorted(column.contiguous(), edges)
+    return compressed(
+        starts, (indices // columns)[order], values[order], torch.Size((columns, rows))
+    )
+
+
+def compressed(starts: Tensor, columns: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """A CSR matrix with 32-bit indices, which is what MKL and cuSPARSE are fast with."""
+    return torch.sparse_csr_tensor(
+        starts.int(), columns.int(), values, shape, check_invariants=False
+    )
+
+
+def sampled_products(d: Tensor, x: Tensor, indices: Tensor, shape: torch.Size) -> Tensor:
+    """dv (k,) in fp32 or wider: products of columns of d (T, O) and x (T, I) at the positions."""
+    wide = wider(d.dtype)
+    if d.device.type == "cpu" and not torch.backends.mkl.is_available():
+        return column_products(d, x, indices, shape)
+    pattern = csr(indices, torch.zeros(indices.shape, dtype=wide, device=d.device), shape)
+    return torch.sparse.sampled_addmm(pattern, d.to(wide).T, x.to(wide), beta=0.0).values()
+
+
+def column_products(d: Tensor, x: Tensor, indices: Tensor, shape: torch.Size) -> Tensor:
+    """`sampled_products` without a sparse library: columns side by side, a chunk at a time."""
+    wide = wider(d.dtype)
+    left, right = d.T.contiguous(), x.T.contiguous()
+    rows, columns = indices // shape[1], indices % shape[1]
+    products = torch.empty(indices.shape, dtype=wide, device=d.device)
+    chunk = max(1, CHUNK // max(1, d.shape[0]))
+    for start in range(0, indices.numel(), chunk):
+        part = slice(start, start + chunk)
+        products[part] = (left[rows[part]].to(wide) * right[columns[part]]).sum(dim=1)
+    return products
+
+
+class DeltaFunction(torch.autograd.Function):
+    """apply(x (..., I), W (O, I), v (k,), i (k,), alive (k,) | None, bias, settings, observer).
+
+    i ascends.  alive 0: that value's gradient is 0.  observer None: no window is open.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        values: Tensor,
+        indices: Tensor,
+        alive: Tensor | None,
+        bias: Tensor | None,
+        settings: DeltaSettings,
+        observer: Observer | None,
+    ) -> Tensor:
+        if ctx.needs_input_grad[1]:
+            raise RuntimeError("sparse deltas train beside a frozen weight; freeze the weight")
+        ctx.save_for_backward(x, weight, values, indices, alive)
+        ctx.settings, ctx.observer = settings, observer
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        dtype = settings.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.to(dtype).flatten(0, -2)
+            if settings.kernel == "sparse":
+                effective = weight.to(dtype)
+            else:
+                effective = with_delta(weight, indices, values, dtype)
+            if bias is None:
+                y = rows @ effective.T
+            else:
+                y = torch.addmm(bias.to(dtype), rows, effective.T)
+            if settings.kernel == "sparse":
+                delta = csr(indices, values, weight.shape)
+                y += (delta @ rows.to(values.dtype).T).T
+        return y.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, values, indices, alive = ctx.saved_tensors
+        dtype = ctx.settings.dtype
+        dx = dv = dbias = None
+        with torch.autocast(x.device.type, enabled=False):
+            d = gradient.to(dtype).flatten(0, -2)
+            if ctx.needs_input_grad[0]:
+                dx = _input_gradient(d, weight, values, indices, ctx.settings)
+                dx = dx.view(x.shape).to(x.dtype)
+            if ctx.needs_input_grad[2]:
+                rows = x.to(dtype).flatten(0, -2)
+                dv = _value_gradient(d, rows, weight.shape, indices, ctx.settings, ctx.observer)
+                dv = dv.to(values.dtype)
+                if alive is not None:
+                    dv = dv * (alive != 0)
+            if ctx.needs_input_grad[5]:
+                dbias = d.sum(dim=0, dtype=wider(d.dtype)).to(ctx.bias_dtype)
+        return dx, None, dv, None, None, dbias, None, None
+
+
+def _input_gradient(
+    d: Tensor, weight: Tensor, values: Tensor, indices: Tensor, settings: DeltaSettings
+) -> Tensor:
+    """D (W + d), (T, I)."""
+    if settings.kernel != "sparse":
+        return d @ with_delta(weight, indices, values, settings.dtype)
+    dx = d @ weight.to(settings.dtype)
+    dx += (transposed_csr(indices, values, weight.shape) @ d.to(values.dtype).T).T
+    return dx
+
+
+def _value_gradient(
+    d: Tensor,
+    x: Tensor,
+    shape: torch.Size,
+    indices: Tensor,
+    settings: DeltaSettings,
+    observer: Observer | None,
+) -> Tensor:
+    """dv (k,); forms the weight-sized gradient where a window or the kernel asks for it."""
+    if observer is None and settings.kernel != "scatter":
+        return sampled_products(d, x, indices, shape)
+    dense = d.T @ x
+    dv = dense.view(-1)[indices.long()]
+    if observer is not None:
+        observer(dense)  # last: it may average over processes in place
+    return dv

@@ -1,0 +1,195 @@
+"""When and how sparse deltas move: windows before, a round after, one layer's deltas at a time.
+
+A round drops the smallest |value|, grows where |sum of gradients| is largest, keeps what is both,
+and seeds the optimizer of what moved.  What a method does besides is `settle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+
+from sparsemend.method.adapter.delta.function import KERNELS
+from sparsemend.method.adapter.delta.linear import DeltaLinear, delta_linears, fastest_kernel
+from sparsemend.method.adapter.delta.schedule import RoundSchedule
+from sparsemend.method.adapter.delta.slot_adamw import SlotAdamW
+from sparsemend.method.adapter.delta.window import Window
+from sparsemend.sparse.drop_and_grow import Move, exchange, forget_
+from sparsemend.training.mask_callbacks import UpdateMasks
+
+
+@dataclass(kw_only=True)
+class Round:
+    """What one round did, a number per linear in module order."""
+
+    step: int
+    fraction: float
+    nominal: list[int]  # deltas that the schedule asked to move
+    moved: list[int]
+    returned: list[int]  # dropped and chosen again: they stayed
+
+    def content(self) -> dict[str, Any]:
+        return vars(self)
+
+
+@dataclass
+class Moved:
+    """One layer in a round: its slots of new growth before and after sorting is done."""
+
+    layer: DeltaLinear
+    window: Window | None
+    grown: Tensor  # slots (P,)
+
+
+class DeltaRounds(UpdateMasks):
+    """Opens windows, collects, moves; `records` says what happened, in order."""
+
+    def __init__(
+        self,
+        schedule: RoundSchedule,
+        make_window: Callable[[DeltaLinear], Window] | None,
+        *,
+        seed_age_offset: int,
+    ) -> None:
+        """make_window None: growth needs no gradients (SpIEL-MA)."""
+        super().__init__()
+        self.schedule, self.make_window = schedule, make_window
+        self.seed_age_offset = seed_age_offset
+        self.records: list[dict[str, Any]] = []
+        self.kernels: dict[str, str] = {}
+        self._restored: dict[str, dict[str, Any]] = {}
+
+    def due(self, step: int) -> bool:
+        return self.schedule.due(step)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._choose_kernels(pl_module, rows=batch[0].numel())
+        step = trainer.global_step + 1
+        if self.make_window is None or not self.schedule.observes(step):
+            return
+        final = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self.due(step)
+        for name, layer in delta_linears(pl_module):
+            if layer.window is None:
+                kept = self._restored.pop(name, None)
+                layer.window = (
+                    Window.restored(kept, layer.weight.device) if kept else self.make_window(layer)
+                )
+            layer.window.final = final
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        for _, layer in delta_linears(pl_module):
+            if layer.window is not None:
+                layer.window.end_step()
+
+    def update(self, module: LightningModule, optimizer: Optimizer, step: int) -> None:
+        fraction = self.schedule.fraction(step)
+        record = Round(step=step, fraction=fraction, nominal=[], moved=[], returned=[])
+        moved = []
+        for _, layer in delta_linears(module):
+            count = int(layer.indices.numel() * fraction)
+            move = self.choose(layer, optimizer, count)
+            record.nominal.append(count)
+            record.moved.append(move.slots.numel())
+            record.returned.append(move.returning.numel())
+            moved.append(self._carry_out(layer, move, optimizer))
+        self.records.append({**record.content(), **self.settle(moved, optimizer)})
+        for each in moved:
+            each.layer.window = None
+
+    def choose(self, layer: DeltaLinear, optimizer: Optimizer, count: int) -> Move:
+        """Drop by |value|, grow by |sum of the window's gradients|."""
+        window = layer.window
+        assert window is not None
+        assert window.candidates is not None
+        assert window.sums is not None
+        return exchange(
+            layer.indices,
+            layer.values.detach().abs(),
+            window.candidates,
+            window.sums.abs(),
+            count=count,
+            size=layer.size,
+        )
+
+    def replace_(self, layer: DeltaLinear, move: Move) -> Tensor:
+        """Carry a move out on one layer; its slots of new growth."""
+        return layer.replace_(move)
+
+    def settle(self, moved: list[Moved], optimizer: Optimizer) -> Mapping[str, list[int]]:
+        """What is done when every layer has moved, and diagnostics, a list over layers each."""
+        return {}
+
+    def _carry_out(self, layer: DeltaLinear, move: Move, optimizer: Optimizer) -> Moved:
+        grown = self.replace_(layer, move)
+        state = optimizer.state.get(layer.values, {})
+        forget_(state, layer.values.shape, grown)
+        if layer.window is not None and isinstance(optimizer, SlotAdamW):
+            self._seed(layer, layer.window, grown, optimizer)
+        order = layer.sort_()
+        for value in state.values():
+            if isinstance(value, Tensor) and value.shape == order.shape:
+                value.copy_(value[order])
+        place = torch.empty_like(order)
+        place[order] = torch.arange(order.numel(), device=order.device)
+        return Moved(layer, layer.window, place[grown])
+
+    def _seed(
+        self, layer: DeltaLinear, window: Window, grown: Tensor, optimizer: SlotAdamW
+    ) -> None:
+        assert window.candidates is not None
+        assert window.sums is not None
+        assert window.squares is not None
+        candidates, order = window.candidates.sort()
+        at = order[torch.searchsorted(candidates, layer.indices[grown])]
+        optimizer.seed_(
+            layer.values,
+            grown,
+            window.sums[at] / window.steps,
+            window.squares[at] / window.steps,
+            age=window.steps,
+            stored=window.steps + self.seed_age_offset - 1,
+        )
+
+    def _choose_kernels(self, module: LightningModule, rows: int) -> None:
+        """Settle `kernel=auto`, on all processes as on the first, once per fit."""
+        for name, layer in delta_linears(module):
+            if layer.kernel != "auto":
+                continue
+            if name not in self.kernels:
+                fastest = KERNELS.index(fastest_kernel(layer, rows=rows))
+                chosen = torch.tensor(fastest, device=layer.weight.device)
+                if distributed.is_available() and distributed.is_initialized():
+                    distributed.broadcast(chosen, src=0)
+                self.kernels[name] = KERNELS[int(chosen)]
+            layer.kernel = self.kernels[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"records": self.records, "kernels": self.kernels}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.records, self.kernels = list(state_dict["records"]), dict(state_dict["kernels"])
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["windows"] = {
+            name: layer.window.state()
+            for name, layer in delta_linears(pl_module)
+            if layer.window is not None
+        }
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._restored = dict(checkpoint["windows"])

@@ -1,0 +1,140 @@
+"""What a layer's weight-sized gradients leave behind while a window is open: a few sums.
+
+Growth: the positions of largest |gradient| in the first call, and the signed sum and the sum of
+squares of the optimizer-step gradient there.  Sensitivity: the sum of the gradient where weights
+may be pruned.  Each gradient is averaged over the processes of a fit, read and let go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sparsemend.method.adapter.low_rank import wider
+from sparsemend.sparse.drop_and_grow import highest, lowest
+from sparsemend.sparse.packing import pack, unpack
+from sparsemend.training.collectives import average_over_ranks_
+
+SENSITIVITY_GRADIENTS = ("mean", "last", "candidates")
+
+
+class Observed(Protocol):
+    """The layer as its window sees it."""
+
+    indices: Tensor
+    in_features: int
+
+    def growable(self) -> Tensor | None:
+        """Where deltas may grow, bool (O, I); None: everywhere."""
+
+    def prunable(self) -> Tensor:
+        """Where the sensitivity will be asked for, bool (O, I)."""
+
+    def effective_weight(self) -> Tensor: ...
+
+
+@dataclass
+class Window:
+    """Sums over the gradients of one layer in one window.
+
+    count: how many positions are candidates; sensitivity: one of SENSITIVITY_GRADIENTS, or None;
+    watched: with `last` and `candidates`, how many of the least sensitive positions are followed.
+    A candidate costs 16 bytes; `mean` costs 4 bytes per kept weight and a bit per weight.
+    """
+
+    count: int
+    sensitivity: str | None
+    watched: int
+    final: bool = False  # whether the micro-batch at hand is the window's last
+    steps: int = 0
+    candidates: Tensor | None = None  # (C,), as the layer's indices
+    sums: Tensor | None = None
+    squares: Tensor | None = None
+    followed: Tensor | None = None  # flat positions, or with `mean` a packed mask (O, I / 8)
+    sensitivity_sum: Tensor | None = None
+    _running: Tensor | None = field(default=None, repr=False)  # the step's gradient so far
+
+    @torch.no_grad()
+    def observe(self, gradient: Tensor, layer: Observed) -> None:
+        """Take what is needed of gradient (O, I), one backward call of `layer`.
+
+        With several processes `gradient` becomes their mean.
+        """
+        flat = average_over_ranks_(gradient.to(wider(gradient.dtype))).view(-1)
+        if self.candidates is None:
+            self._choose(flat, layer)
+        assert self.candidates is not None
+        assert self._running is not None
+        self._running += flat[self.candidates]
+        if self.sensitivity is not None and (self.sensitivity != "last" or self.final):
+            if self.followed is None:
+                self._follow(flat, layer)
+            assert self.sensitivity_sum is not None
+            self.sensitivity_sum += flat[self._places(layer)]
+
+    def _choose(self, flat: Tensor, layer: Observed) -> None:
+        growable, score = layer.growable(), flat.abs()
+        available = flat.numel()
+        if growable is not None:
+            score[~growable.reshape(-1)] = -1.0
+            available = int(growable.sum())
+        chosen = highest(score, min(self.count, available))
+        self.candidates = chosen.to(layer.indices.dtype)
+        self.sums = flat.new_zeros(self.candidates.shape)
+        self.squares, self._running = self.sums.clone(), self.sums.clone()
+
+    def _follow(self, flat: Tensor, layer: Observed) -> None:
+        prunable = layer.prunable()
+        if self.sensitivity == "mean":
+            self.followed = pack(prunable)
+            self.sensitivity_sum = flat.new_zeros(int(prunable.sum()))
+            return
+        positions = prunable.reshape(-1).nonzero().view(-1)
+        weight = layer.effective_weight().reshape(-1)[positions]
+        score = (weight.to(flat.dtype) * flat[positions]).abs()
+        chosen = lowest(score, min(self.watched, score.numel()))
+        self.followed = positions[chosen].sort().values.to(layer.indices.dtype)
+        self.sensitivity_sum = flat.new_zeros(self.followed.shape)
+
+    def _places(self, layer: Observed) -> Tensor:
+        """What indexes a flat gradient like `sensitivity_sum`: positions, or a mask."""
+        assert self.followed is not None
+        if self.sensitivity != "mean":
+            return self.followed
+        return unpack(self.followed, layer.in_features).reshape(-1)
+
+    def end_step(self) -> None:
+        """The gradient of an optimizer step is complete."""
+        self.steps += 1
+        if self._running is not None:
+            assert self.sums is not None
+            assert self.squares is not None
+            self.sums += self._running
+            self.squares.addcmul_(self._running, self._running)
+            self._running.zero_()
+
+    def sensitivity_gradient(self, layer: Observed) -> tuple[Tensor, Tensor]:
+        """(flat positions int64, mean step's gradient there; with `last` a micro-batch's)."""
+        assert self.sensitivity_sum is not None
+        places = self._places(layer)
+        positions = places.nonzero().view(-1) if self.sensitivity == "mean" else places.long()
+        return positions, self.sensitivity_sum / self.steps
+
+    def state(self) -> dict[str, Any]:
+        """Everything between two optimizer steps, for `restored`."""
+        return {name: value for name, value in vars(self).items() if name != "_running"}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> Window:
+        """The window of `state`, its tensors on `device`."""
+        moved: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in state.items()
+        }
+        window = cls(**moved)
+        if window.sums is not None:
+            window._running = torch.zeros_like(window.sums)
+        return window

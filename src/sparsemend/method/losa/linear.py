@@ -1,0 +1,121 @@
+"""The linear that LoSA trains: a masked low-rank update whose support and rank move.
+
+    W_eff = keep * (W + s B A),   A (r, I), B (O, r), s fixed while r moves
+
+What moves between rounds leaves the function alone.  The support: W := keep' * (W_eff' - s B A).
+The rank: new rows of A start Kaiming-uniform beside zero columns of B, and components that go are
+folded into W, so nothing is seen before the next optimizer step.  With a cap, as released, the
+factors have `cap` rows for good, of which the first r are in use: growing beyond it does nothing,
+and what shrinking hides is gone from the function until the rank grows back.
+
+In training y = x W^T + drop(x) (keep * s B A)^T; without dropout, and in evaluation, one product
+with W_eff.  Gradients are exact and nothing weight-sized is kept for them (adapter/lors_function).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsemend.method.adapter.lors import LorsLinear
+from sparsemend.method.adapter.lors_function import LorsFunction, LorsSettings, fused_weight
+from sparsemend.sparse.linear import SparseLinear, zero_off_
+
+
+class LosaLinear(LorsLinear):
+    """`rank` of the rows of A and columns of B are in use, all of them unless there is a cap."""
+
+    def __init__(
+        self,
+        base: SparseLinear,
+        start: Tensor,
+        settings: LorsSettings,
+        *,
+        rank: int,
+        dropout: float,
+        exact_base: bool,
+        nested: bool,
+    ) -> None:
+        super().__init__(base, start, settings, derived=False)
+        self.rank = rank
+        self.dropout = dropout
+        self.exact_base = exact_base
+        self.nested = nested
+
+    @property
+    def used(self) -> tuple[Tensor, Tensor]:
+        """A (r, I) and B (O, r), views."""
+        return self.lora_a[: self.rank], self.lora_b[:, : self.rank]
+
+    def update(self) -> Tensor:
+        a, b = self.used
+        return self.scale * (b @ a)
+
+    def effective_weight(self) -> Tensor:
+        return fused_weight(self.weight, *self.used, self.packed_keep, self.settings)
+
+    def forward(self, input: Tensor) -> Tensor:
+        settings, device = self.settings, input.device.type
+        if torch.is_autocast_enabled(device):
+            settings = replace(settings, dtype=torch.get_autocast_dtype(device))
+        a, b = self.used
+        if not (self.training and self.dropout):
+            return LorsFunction.apply(input, self.weight, a, b, self.bias, self.packed, settings)
+        dropped, alone = F.dropout(input, self.dropout), replace(settings, base=0.0)
+        update = LorsFunction.apply(dropped, self.weight, a, b, None, self.packed, alone)
+        return F.linear(input, self.weight, self.bias) + update
+
+    @torch.no_grad()
+    def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
+        """Make `weight` effective on the support by moving the base under the factors.
+
+        With exact_base a base weight whose effective value stays is not touched; without, it is
+        merged and unmerged as released, two roundings in a bf16 model.  With nested a weight comes
+        back to the support only with a value of its own: zeros stay off it, as where the support
+        is read from W != 0.
+        """
+        if self.nested:
+            keep = keep & (self.keep | (weight != 0))
+        if not self.exact_base:
+            super().set_effective_(weight, keep)
+            return
+        stays = (weight == self.effective_weight()) & self.keep
+        base = self.weight.clone()
+        super().set_effective_(weight, keep)
+        self.weight.copy_(torch.where(stays, base, self.weight))
+        self.project_()
+
+    @torch.no_grad()
+    def set_rank_(self, rank: int, start: Tensor | None) -> None:
+        """Use `rank` components; start (rank, I) gives the rows that are new, None under a cap."""
+        if start is None:
+            self.rank = min(rank, len(self.lora_a))
+            return
+        a, b, stay = self.lora_a, self.lora_b, min(rank, self.rank)
+        if stay < self.rank:
+            gone = self.scale * (b[:, stay:] @ a[stay:])
+            self.weight.copy_(self.wide_weight() + zero_off_(gone, self.keep))
+        new = start[stay:].to(a)
+        self.rank = rank
+        self.lora_a = nn.Parameter(torch.cat([a[:stay], new]), requires_grad=False)
+        self.lora_b = nn.Parameter(resized(b[:, :stay], rank, dim=1), requires_grad=False)
+
+    @torch.no_grad()
+    def restore_(self, base: Tensor, keep: Tensor, a: Tensor, b: Tensor, rank: int) -> None:
+        """Take over base weight, support and factors as they were saved."""
+        SparseLinear.set_effective_(self, base, keep)
+        self.rank = rank
+        self.lora_a = nn.Parameter(a.to(self.lora_a.device), requires_grad=False)
+        self.lora_b = nn.Parameter(b.to(self.lora_b.device), requires_grad=False)
+
+
+def resized(tensor: Tensor, size: int, dim: int) -> Tensor:
+    """`tensor` cut to `size` along `dim`, or grown by zeros, contiguous."""
+    kept = tensor.narrow(dim, 0, min(size, tensor.shape[dim]))
+    missing = size - kept.shape[dim]
+    shape = list(kept.shape)
+    shape[dim] = missing
+    return torch.cat([kept, kept.new_zeros(shape)], dim=dim) if missing else kept.contiguous()

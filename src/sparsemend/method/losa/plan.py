@@ -1,0 +1,161 @@
+"""What LoSA's rounds ask for, free of torch: sparsities, steps, mean ranks, ranks, data slices.
+
+    s_t = s - s (1 - t/T)^3                 the cubic ramp, t = 1..T
+    r_t = r_1 + g (t - 1)                   the mean rank
+    rank_i ~ e_i / sum_k e_k * r_t L        e_i: the error of block i's output
+
+Huang et al. 2025, LoSA, arXiv 2502.14816, and its released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsemend.sparse.pattern import Pattern
+
+REPAIRS = ("until_met", "single_pass")
+
+
+def cubic_ramp(sparsity: float, rounds: int) -> list[float]:
+    """The sparsity of every round; the last is `sparsity` exactly."""
+    return [sparsity - sparsity * (1 - t / rounds) ** 3 for t in range(1, rounds + 1)]
+
+
+def round_targets(given: Sequence[float] | None, sparsity: float, rounds: int) -> list[float]:
+    """The ramp, or the given sparsities, which rise to `sparsity`; raises ValueError otherwise."""
+    if given is None:
+        return cubic_ramp(sparsity, rounds)
+    if len(given) != rounds:
+        raise ValueError(
+            f"method.targets has {len(given)} sparsities for method.rounds={rounds}; give one each"
+        )
+    reached = 0.0
+    for number, target in enumerate(given, start=1):
+        if not 0 <= target < 1:
+            raise ValueError(f"method.targets: {target} of round {number} is not in [0, 1)")
+        if target < reached:
+            raise ValueError(
+                f"method.targets: {target} of round {number} is below the {reached} that the round "
+                "before has reached, and what is pruned stays pruned; give rising sparsities"
+            )
+        reached = target
+    if abs(given[-1] - sparsity) > 1e-9:
+        raise ValueError(
+            f"method.targets ends at {given[-1]}, not at sparsity={sparsity}; set sparsity="
+            f"{given[-1]} or the last of method.targets to {sparsity}"
+        )
+    return list(given)
+
+
+def round_steps(given: Sequence[int] | None, max_steps: int, rounds: int) -> list[int]:
+    """Optimizer steps of every round, `max_steps` in all; equal shares, later rounds the larger."""
+    if given is None:
+        if max_steps < rounds:
+            raise ValueError(
+                f"method.max_steps={max_steps} is less than a step for each of method.rounds="
+                f"{rounds}; raise max_steps or lower rounds"
+            )
+        return [max_steps * (t + 1) // rounds - max_steps * t // rounds for t in range(rounds)]
+    if len(given) != rounds or min(given) < 1 or sum(given) != max_steps:
+        raise ValueError(
+            f"method.round_steps={list(given)} are not {rounds} positive counts that add up to "
+            f"method.max_steps={max_steps}; set method.max_steps={sum(given)} if those are meant"
+        )
+    return list(given)
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """mean: of the first round, per block; growth: added in each later round; repair: of REPAIRS.
+
+    The formula's ranks are kept within [least, most].
+    """
+
+    mean: float
+    growth: float
+    least: int
+    most: int
+    repair: str
+
+    def means(self, rounds: int) -> list[float]:
+        return [self.mean + self.growth * t for t in range(rounds)]
+
+    def check(self, rounds: int) -> None:
+        """Raise ValueError where a round's mean rank lies outside the limits."""
+        if self.least < 1 or self.most < self.least:
+            raise ValueError(
+                f"method.min_rank={self.least} and method.max_rank={self.most} are not 1 <= "
+                "min_rank <= max_rank"
+            )
+        for number, mean in enumerate(self.means(rounds), start=1):
+            if mean < self.least:
+                raise ValueError(
+                    f"the mean rank {mean:g} of round {number} is below method.min_rank="
+                    f"{self.least}; raise method.mean_rank or lower method.min_rank"
+                )
+            if mean > self.most:
+                raise ValueError(
+                    f"the mean rank {mean:g} of round {number} is above method.max_rank="
+                    f"{self.most}; lower method.mean_rank or method.rank_growth, or raise "
+                    "method.max_rank"
+                )
+
+
+def allocate_ranks(errors: Sequence[float], mean: float, plan: RankPlan) -> list[int]:
+    """A rank per block in proportion to its error, `mean` on average where the limits allow.
+
+    Rounding half to even; then one each is taken from the blocks of least error or given to those
+    of largest error, in one pass over them as released (`single_pass`: where limits cut much, the
+    budget is missed), or until it is met.  Ties go to the earlier block.
+    """
+    total = sum(errors)
+    shares = [e / total for e in errors] if total else [1 / len(errors)] * len(errors)
+    budget = round(mean * len(errors))
+    # round() is half to even
+    ranks = [min(max(round(s * mean * len(errors)), plan.least), plan.most) for s in shares]
+    while missing := budget - sum(ranks):
+        step, limit = (1, plan.most) if missing > 0 else (-1, plan.least)
+        order = sorted(range(len(ranks)), key=lambda i: -step * errors[i])
+        movable = [i for i in order if ranks[i] != limit][: abs(missing)]
+        for i in movable:
+            ranks[i] += step
+        if plan.repair == "single_pass" or not movable:
+            break
+    return ranks
+
+
+def check_slices(
+    slices: Sequence[Sequence[int]] | None, rounds: int, rows: int | None = None
+) -> None:
+    """Raise ValueError unless there is one [first, end) of `rows` training rows for every round."""
+    if slices is None:
+        return
+    if len(slices) != rounds or any(len(s) != 2 or not 0 <= s[0] < s[1] for s in slices):
+        raise ValueError(
+            f"method.data_slices={[list(s) for s in slices]} is not one [first, end) with "
+            f"0 <= first < end for each of method.rounds={rounds}"
+        )
+    for number, (_, end) in enumerate(slices, start=1):
+        if rows is not None and end > rows:
+            raise ValueError(
+                f"method.data_slices: round {number} reads up to row {end}, but there are {rows} "
+                "training rows; shorten it, give more data, or set method.data_slices=null to "
+                "spread the rounds over all rows"
+            )
+
+
+def check_fixed_pattern(pattern: Pattern, *, fixed: bool) -> None:
+    """Raise ValueError unless the pattern is one that rounds of rising sparsity can have."""
+    if pattern.unstructured:
+        if fixed:
+            raise ValueError(
+                "method.fixed_pattern=true needs an N:M pattern, but pattern is unstructured; set "
+                "pattern=2:4 sparsity=0.5 or method.fixed_pattern=false"
+            )
+    elif pattern.mixed or not fixed:
+        fixable = "" if pattern.mixed else ", or method.fixed_pattern=true for it in every round"
+        raise ValueError(
+            f"method=losa raises the sparsity from round to round and block to block, which "
+            f"pattern {pattern} does not allow; use pattern=unstructured{fixable}"
+        )

@@ -1,0 +1,97 @@
+"""Masked full fine-tuning: every kept weight trains, W := keep * W after every step.
+
+The upper reference of all adapter methods (PERP, Zimmer et al. 2023, arXiv 2312.15230, compares
+against it).  The gradient is multiplied by keep before clipping and the weight is projected after
+the step, so AdamW's moments and decay stay zero off the support.  With `mask_update` the support
+itself moves while it trains (dense_update).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+from transformers import PreTrainedModel
+
+from sparsemend.method.base import Workbench
+from sparsemend.method.masked_full.dense_update import RULES, DenseUpdate, UpdateRule
+from sparsemend.method.trained import TrainedRepair
+from sparsemend.sparse.linear import sparse_linears
+from sparsemend.training.plan import check_choice
+
+
+@dataclass(kw_only=True)
+class MaskedFull(TrainedRepair):
+    """Trains the kept weights themselves; scope `linears` (prunable ones) or `all`."""
+
+    scope: str
+    mask_update: str
+    update_interval: int
+    update_until: float
+    initial_drop_rate: float
+    drop_schedule: str
+    momentum: float
+    evolution: DenseUpdate = field(init=False, repr=False, compare=False)  # where mask_update is
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("mask_update", self.mask_update, RULES)
+        if self.mask_update != "none":
+            check_choice("optimizer", self.optimizer, ("adamw", "sgd", "muon"))
+            check_choice("precision", self.precision, ("32-true", "bf16-mixed", "bf16-true"))
+        if self.scope not in ("linears", "all"):
+            raise ValueError(f"method.scope {self.scope!r} is not one of: linears, all")
+
+    def check_model(self, model: PreTrainedModel, supports: object) -> None:
+        """The weights, which are the parameters, must be able to move."""
+        if model.dtype != torch.float32 and self.precision != "bf16-true":
+            raise ValueError(
+                f"method=masked_full trains the weights in place, and at usual learning rates "
+                f"{model.dtype} rounds most updates away; set model.dtype=float32 and, for speed, "
+                "method.precision=bf16-mixed, or ask for it with method.precision=bf16-true"
+            )
+
+    def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
+        """Nothing to attach; a support that moves needs to know where it started."""
+        self.check_model(model, None)
+        if self.mask_update != "none":
+            if not bench.pattern.unstructured:
+                raise ValueError(
+                    f"method.mask_update={self.mask_update} moves weights anywhere in a linear, "
+                    f"which breaks pattern {bench.pattern}; set method.mask_update=none"
+                )
+            starting = {n: linear.packed_keep.clone() for n, linear in sparse_linears(model)}
+            self.evolution = DenseUpdate(self._rule(), starting)
+
+    def _rule(self) -> UpdateRule:
+        return UpdateRule(
+            rule=self.mask_update,
+            interval=self.update_interval,
+            last=int(self.update_until * self.max_steps),
+            initial=self.initial_drop_rate,
+            decay=self.drop_schedule,
+            momentum=self.momentum,
+        )
+
+    def callbacks(self) -> list[Callback]:
+        own = [] if self.mask_update == "none" else [self.evolution]
+        return [*super().callbacks(), *own]
+
+    def fold(self, model: PreTrainedModel) -> dict[str, Any]:
+        report = super().fold(model)
+        if self.mask_update != "none":
+            linears = dict(sparse_linears(model))
+            report["evolution"] = {
+                "linears": list(linears),
+                "kept": [int(linear.keep.sum()) for linear in linears.values()],
+                "rounds": self.evolution.records,
+            }
+        return report
+
+    def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        if self.scope == "all":
+            return list(model.parameters())
+        return [linear.weight for _, linear in sparse_linears(model)]

@@ -1,0 +1,228 @@
+"""Repair block by block against the dense model's blocks, masks held, without a loss on tokens.
+
+    theta_i = argmin mean (f_i(X; keep * theta) - Y)^2,   Y = dense f_i on the inputs named below
+
+`form=weights` trains every kept weight of the block (EBFT, Guo et al. 2024, arXiv 2402.12419);
+`form=masked_lora` a low-rank update under the mask, `biases` and `norms` those too (PERP, Zimmer
+et al. 2023, arXiv 2312.15230).  In both papers X are the outputs of the tuned sparse blocks before
+this one and Y the dense block's outputs on that same X; other streams are options.  Deviations:
+clipping acts on unscaled gradients, where EBFT's code clips scaled ones; windows are held out and
+a block may stop early.
+
+One pair of blocks is on the device at a time, with optimizer state for one block, X and Y.  Every
+finished block is a file: a run that is killed continues at the block it was in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, ClassVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparsemend.blocks.walk import Visit
+from sparsemend.files import replacing
+from sparsemend.method.adapter.fold import fold_adapters
+from sparsemend.method.adapter.low_rank import (
+    SCALE_RULES,
+    attach_adapters,
+    check_adapter,
+    check_ranks,
+    factors,
+    kaiming_start,
+    scale_of,
+)
+from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
+from sparsemend.method.adapter.vectors import narrow, original, vectors, widen
+from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.method.reconstruct.block_fit import BlockFit, BlockPlan, block_error
+from sparsemend.method.reconstruct.pairs import Pair, pairs
+from sparsemend.method.reconstruct.windows import check_windows, training_batches
+from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
+from sparsemend.training.plan import check_choice
+
+log = logging.getLogger(__name__)
+
+CHOICES = {
+    "form": ("weights", "masked_lora"),
+    "inputs": ("sparse", "dense"),
+    "targets": ("same_inputs", "dense_stream"),
+    "scale_rule": SCALE_RULES,
+}
+HELD_OUT_ERROR = "held_out/relative_error"  # mean over blocks; what a learning rate is chosen by
+CROSS = ("sparse", "dense_stream")  # inputs and targets that come from two streams
+
+
+@dataclass(kw_only=True)
+class Reconstruct(BlockPlan, RepairMethod):
+    """Tunes each block towards the dense block's outputs, then goes on with what it became."""
+
+    form: str
+    inputs: str
+    targets: str
+    rank: int
+    alpha: float
+    scale_rule: str
+    biases: bool
+    norms: bool
+
+    needs_calibration: ClassVar[bool] = True
+    needs_dense: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        check_adapter(self.rank, self.alpha, 0.0)
+
+    def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
+        if self.form == "masked_lora":
+            check_ranks(model, self.rank)
+
+    def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
+        windows = torch.cat(list(bench.calibration))
+        check_windows(len(windows), self.batch_size, self.held_out)
+        model.requires_grad_(False).eval()
+        dense = bench.load_dense().requires_grad_(False)
+        rows = []
+        stream = "cross" if (self.inputs, self.targets) == CROSS else self.inputs
+        batches = windows.split(self.batch_size)
+        for pair in pairs(
+            model, dense, batches, stream, device=bench.device, offload=bench.offload
+        ):
+            path = bench.parts / f"block_{pair.tuned.index}.safetensors"
+            if path.exists():
+                row = load_block(path, pair.tuned)
+            else:
+                row = self.tune(pair, bench.seed)
+                save_block(path, pair.tuned.block, row)
+            rows.append(row)
+        steps = sum(row["steps"] for row in rows)
+        return {
+            "blocks": rows,
+            HELD_OUT_ERROR: mean(
+                [row["after"].get("held_out", {}).get("relative") for row in rows]
+            ),
+            "steps": steps,
+            "windows_per_step": self.batch_size,
+            # a step passes its windows through one block
+            "tokens": round(steps / len(rows) * self.batch_size * windows.shape[1]),
+            "trained_parameters": sum(row["trained_parameters"] for row in rows),
+        }
+
+    def tune(self, pair: Pair, seed: int) -> dict[str, Any]:
+        """Fit the block of one pair, fold what was attached; what is reported of it."""
+        started = perf_counter()
+        visit, targets = pair.tuned, pair.dense.outputs()
+        before = self.errors(visit, targets)
+        # of this block alone, so that a run continued at it draws the same
+        seed = seed * 1_000_003 + visit.index
+        self.attach(visit.block, seed)
+        trained = self.free_trainable(visit.block)
+        fit = BlockFit(visit, targets, self, seed=seed).run()
+        visit.block.requires_grad_(False).zero_grad(set_to_none=True)
+        narrow(visit.block)
+        lost = fold_adapters(visit.block)
+        check_supports(visit.block)
+        after = self.errors(visit, targets)
+        seconds = perf_counter() - started
+        log.info(
+            "block %d/%d  relative error %.4f -> %.4f  mse %.3e -> %.3e  %d steps%s  %.1f s",
+            visit.index + 1,
+            visit.count,
+            before["all"]["relative"],
+            after["all"]["relative"],
+            before["all"]["mse"],
+            after["all"]["mse"],
+            fit.steps,
+            " (stopped early)" if fit.stopped_early else "",
+            seconds,
+        )
+        return {
+            "block": visit.name,
+            "before": before,
+            "after": after,
+            **asdict(fit),
+            **lost,
+            "trained_parameters": trained,
+            "seconds": round(seconds, 3),
+        }
+
+    def errors(self, visit: Visit, targets: Sequence[Tensor]) -> dict[str, dict[str, float]]:
+        """Errors of the block as it is, over all windows and over the held-out ones."""
+        held = training_batches(len(targets), self.held_out)
+        found = {
+            "all": block_error(visit, targets),
+            "held_out": block_error(visit, targets, first=held),
+        }
+        return {name: asdict(error) for name, error in found.items() if error is not None}
+
+    def attach(self, block: nn.Module, seed: int) -> None:
+        """Give the block what trains, its function unchanged."""
+        if self.form == "masked_lora":
+            generator = torch.Generator().manual_seed(seed)
+            scale = scale_of(self.alpha, self.rank, self.scale_rule)
+
+            def make(name: str, linear: SparseLinear) -> MaskedLoraLinear:
+                start = kaiming_start(self.rank, linear.in_features, generator)
+                return MaskedLoraLinear(linear, start, scale)
+
+            attach_adapters(block, make)
+        widen(self.chosen(block))  # last: an adapter takes over a bias as the parameter it is
+
+    def chosen(self, block: nn.Module) -> list[tuple[nn.Module, str]]:
+        """(module, attribute) of what trains in place."""
+        found = vectors(block, biases=self.biases, norms=self.norms)
+        if self.form == "weights":
+            found += [(linear, "weight") for _, linear in sparse_linears(block)]
+        return found
+
+    def free_trainable(self, block: nn.Module) -> int:
+        """Let gradients reach what trains; how many parameters that is, pruned ones apart."""
+        trained = [original(*place) for place in self.chosen(block)] + factors(block)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        count = sum(parameter.numel() for parameter in trained)
+        if self.form == "weights":
+            count -= sum(int((~linear.keep).sum()) for _, linear in sparse_linears(block))
+        return count
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def save_block(path: Path, block: nn.Module, row: Mapping[str, Any]) -> None:
+    """Write a finished block, whole or not at all, with what is reported of it."""
+    tensors = {name: value.cpu().contiguous() for name, value in block.state_dict().items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={"row": json.dumps(row)})
+
+
+def load_block(path: Path, visit: Visit) -> dict[str, Any]:
+    """Put a finished block's tensors into the visited one; what was reported of it.
+
+    Raises ValueError where the two have different supports.
+    """
+    with safe_open(path, framework="pt") as file:
+        row: dict[str, Any] = json.loads(file.metadata()["row"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, linear in sparse_linears(visit.block):
+        if not torch.equal(tensors[f"{name}.packed_keep"], linear.packed_keep.cpu()):
+            raise ValueError(
+                f"{path} holds another support of {name} than pruning gave this time (other "
+                "threads or packages?); drop resume to start afresh"
+            )
+    visit.block.load_state_dict(tensors)
+    log.info("block %d/%d  as an earlier attempt left it", visit.index + 1, visit.count)
+    return row

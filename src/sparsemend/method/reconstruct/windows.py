@@ -1,0 +1,24 @@
+"""How many calibration windows train a block and how many are held out (no torch)."""
+
+from __future__ import annotations
+
+
+def check_windows(count: int, batch_size: int, held_out: float) -> None:
+    """Raise ValueError unless so many calibration windows leave a full batch to train on."""
+    if not isinstance(batch_size, int) or batch_size < 1 or not 0 <= held_out < 1:
+        return  # said by the method itself
+    if count >= batch_size and training_batches(-(-count // batch_size), held_out):
+        return
+    least = batch_size
+    while not training_batches(-(-least // batch_size), held_out):
+        least += 1
+    raise ValueError(
+        f"{count} calibration windows in batches of method.batch_size={batch_size} leave none to "
+        f"train on beside method.held_out={held_out}; give at least "
+        f"data.calibration_samples={least}, or lower method.batch_size"
+    )
+
+
+def training_batches(batches: int, held_out: float) -> int:
+    """How many of so many batches are trained on; the others, the last, are held out."""
+    return batches - (max(1, round(held_out * batches)) if held_out else 0)

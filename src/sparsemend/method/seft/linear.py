@@ -1,0 +1,163 @@
+"""The layer of SEFT: a delta linear whose support follows its deltas.
+
+    S = M + grown slots,   effective weight W + d on S
+
+M is the support of the base W, which only shrinks; a slot lies on the base, has grown at a position
+that was pruned, or is dead: its position was pruned under it, its value is 0 and does not train.
+`keep` is S, so that a grown position counts from the moment it is allocated, while still 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsemend.method.adapter.delta.linear import DeltaLinear
+from sparsemend.sparse.drop_and_grow import Move
+from sparsemend.sparse.linear import SparseLinear
+from sparsemend.sparse.packing import pack, unpack
+
+DEAD, ON_BASE, GROWN = 0, 1, 2
+
+
+class SeftLinear(DeltaLinear):
+    """W + d on `keep`; states (k,) uint8 of DEAD, ON_BASE, GROWN.
+
+    starting_keep is the packed support at the start; spare (O, I), or None, its weight, where
+    pruned base weights may come back.
+    """
+
+    holds_support = True
+    # the base too: a round may prune it, and an earlier checkpoint may be gone back to
+    moving = (*DeltaLinear.moving, "states", "weight")
+
+    states: Tensor
+    starting_keep: Tensor
+    spare: Tensor | None
+
+    def __init__(
+        self,
+        base: SparseLinear,
+        positions: Tensor,
+        kernel: str,
+        *,
+        growth: str,
+        untouched_candidates: bool,
+        refill: bool,
+    ) -> None:
+        """growth: `all` or `active`; untouched_candidates: deltas are no growth candidates.
+
+        refill: keep a copy of the starting weight.
+        """
+        super().__init__(base, positions, kernel)
+        self.growth, self.untouched_candidates = growth, untouched_candidates
+        keep = self.keep.contiguous()
+        self.register_buffer("starting_keep", self.packed_keep.clone(), persistent=False)
+        self.register_buffer("spare", self.weight.detach().clone() if refill else None, False)
+        flat = keep.view(-1)
+        on_base = flat[self.indices.long()]
+        self.register_buffer("states", torch.where(on_base, ON_BASE, GROWN).to(torch.uint8))
+        flat[self.indices.long()] = True
+        self._allocate_(keep)
+
+    @property
+    def budget(self) -> int:
+        """How many weights may be allocated after a round."""
+        return self.starting_count
+
+    @property
+    def training_slots(self) -> Tensor:
+        return self.states
+
+    @property
+    def alive(self) -> Tensor:
+        """Which slots hold a delta, bool (k,)."""
+        return self.states != DEAD
+
+    @property
+    def base_keep(self) -> Tensor:
+        """M, bool (O, I)."""
+        keep = self.keep.contiguous()
+        keep.view(-1)[self.indices[self.states == GROWN].long()] = False
+        return keep
+
+    @torch.no_grad()
+    def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
+        super().set_effective_(weight, keep)
+        kept = self.keep.reshape(-1)[self.indices.long()]
+        self.states.copy_(torch.where(kept, ON_BASE, DEAD))
+
+    @torch.no_grad()
+    def fold_in_(self) -> None:
+        """Move every delta into the base: W := W + d, values 0, the effective weight as it was."""
+        self.set_effective_(self.effective_weight(), self.keep)
+
+    def growable(self) -> Tensor | None:
+        """Where deltas may grow, bool (O, I); None: everywhere."""
+        if self.growth == "all" and not self.untouched_candidates:
+            return None
+        places = self.base_keep if self.growth == "active" else torch.ones_like(self.keep)
+        if self.untouched_candidates:
+            places.view(-1)[self.indices[self.alive].long()] = False
+        return places
+
+    def prunable(self) -> Tensor:
+        """Where adaptation may prune or refill, bool (O, I), under deltas too: those may move."""
+        return self.keep | self.refillable() if self.spare is not None else self.keep
+
+    def refillable(self) -> Tensor:
+        """Where a base weight was pruned while training and nothing has grown, bool (O, I)."""
+        return unpack(self.starting_keep, self.in_features) & ~self.keep
+
+    @torch.no_grad()
+    def replace_(self, move: Move, *, release: bool = True) -> Tensor:
+        """Carry a move out: a grown slot frees the position it leaves (release), values become 0.
+
+        Also a dead slot whose own position was chosen is new growth.
+        """
+        revived = move.returning[self.states[move.returning] == DEAD]
+        grown = torch.cat([move.slots, revived])
+        keep = self.keep.contiguous()
+        flat = keep.view(-1)
+        if release:
+            left = move.slots[self.states[move.slots] == GROWN]
+            flat[self.indices[left].long()] = False
+        super().replace_(move)
+        places = self.indices[grown].long()
+        self.states[grown] = torch.where(flat[places], ON_BASE, GROWN).to(torch.uint8)
+        flat[places] = True
+        self._allocate_(keep)
+        return grown
+
+    @torch.no_grad()
+    def sort_(self) -> Tensor:
+        order = super().sort_()
+        self.states.copy_(self.states[order])
+        return order
+
+    @torch.no_grad()
+    def prune_(self, positions: Tensor) -> Tensor:
+        """Zero flat `positions` for good and take them off the support; the slots that die."""
+        keep = self.keep.contiguous()
+        gone = torch.zeros_like(keep)
+        gone.view(-1)[positions] = True
+        self._allocate_(keep & ~gone)
+        self.weight.masked_fill_(gone, 0)
+        died = (gone.view(-1)[self.indices.long()] & self.alive).nonzero().view(-1)
+        self.values[died] = 0
+        self.states[died] = DEAD
+        return died
+
+    @torch.no_grad()
+    def refill_(self, positions: Tensor) -> None:
+        """Give flat `positions` their starting base weights again."""
+        assert self.spare is not None
+        keep = self.keep.contiguous()
+        back = torch.zeros_like(keep)
+        back.view(-1)[positions] = True
+        self._allocate_(keep | back)
+        self.weight.copy_(torch.where(back, self.spare, self.weight))
+        self.states[back.view(-1)[self.indices.long()]] = ON_BASE
+
+    def _allocate_(self, keep: Tensor) -> None:
+        self.packed_keep.copy_(pack(keep))

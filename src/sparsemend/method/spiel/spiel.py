@@ -1,0 +1,153 @@
+"""SpIEL on a sparse model, pruned back afterwards: sparse deltas that know of no support.
+
+    train: W + d, d anywhere        end: the run's zeros again, by magnitude, support or the pruner
+
+Deltas drop by |d| and grow by accumulated gradient over a window (selection=gradient, SpIEL-AG) or
+by the product of SM3's row and column accumulators (selection=moments, SpIEL-MA).  At most k zeros
+per linear fill in, and pruning back is what losing them costs; SEFT is what avoids it.
+
+Ansell et al. 2024, arXiv 2401.16405, and its code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from sparsemend.method.adapter.delta.linear import DeltaLinear, delta_linears
+from sparsemend.method.adapter.delta.rounds import DeltaRounds
+from sparsemend.method.adapter.delta.start import random_positions
+from sparsemend.method.adapter.delta.window import Window
+from sparsemend.method.base import Workbench
+from sparsemend.method.delta_repair import DeltaRepair
+from sparsemend.method.spiel.sm3 import Sm3, best_products
+from sparsemend.prune import prune
+from sparsemend.pruner.existing import Existing
+from sparsemend.rounding import rounded
+from sparsemend.sparse.drop_and_grow import Move, exchange
+from sparsemend.sparse.linear import SparseLinear, sparse_linears
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.selection import lowest_per_group, lowest_per_row
+from sparsemend.sparsity_schedule.base import Allocation
+from sparsemend.training.batches import mean_loss
+from sparsemend.training.callbacks import VALIDATION_LOSS
+from sparsemend.training.plan import check_choice
+
+SELECTIONS = ("gradient", "moments")
+PRUNE_BACK = ("magnitude", "support", "pruner")
+
+
+class ProductRounds(DeltaRounds):
+    """Grows where the product of the accumulators is largest; what just left cannot come back."""
+
+    def choose(self, layer: DeltaLinear, optimizer: Optimizer, count: int) -> Move:
+        assert isinstance(optimizer, Sm3)
+        rows, columns = optimizer.accumulators(layer)
+        candidates, score = best_products(rows, columns, layer.indices, count)
+        return exchange(
+            layer.indices,
+            layer.values.detach().abs(),
+            candidates,
+            score,
+            count=count,
+            size=layer.size,
+        )
+
+
+@dataclass(kw_only=True)
+class Spiel(DeltaRepair):
+    """Trains deltas anywhere, merges them and prunes back to the run's sparsity."""
+
+    holds_support: ClassVar[bool] = False
+
+    selection: str
+    momentum: float
+    prune_back: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pattern = Pattern.parse("unstructured")  # the run's, from attach on
+        check_choice("selection", self.selection, SELECTIONS)
+        check_choice("prune_back", self.prune_back, PRUNE_BACK)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"method.momentum={self.momentum} is not in [0, 1)")
+
+    def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
+        if self.prune_back == "pruner" and isinstance(bench.pruner, Existing):
+            raise ValueError(
+                "method.prune_back=pruner prunes as the run did, but pruner=existing pruned "
+                "nothing; set method.prune_back=magnitude"
+            )
+        self.pattern = bench.pattern
+        places = {name: torch.ones_like(linear.keep) for name, linear in sparse_linears(model)}
+        self.attach_at(model, random_positions(places, self.counts(model), bench.seed))
+
+    def make_layer(self, linear: SparseLinear, positions: Tensor) -> DeltaLinear:
+        return DeltaLinear(linear, positions, self.kernel)
+
+    def make_window(self, layer: DeltaLinear) -> Window:
+        return Window(layer.indices.numel(), None, watched=0)
+
+    def make_rounds(self) -> DeltaRounds:
+        if self.selection == "moments":
+            return ProductRounds(self.rounds, None, seed_age_offset=self.seed_age_offset)
+        return DeltaRounds(self.rounds, self.make_window, seed_age_offset=self.seed_age_offset)
+
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
+        if self.selection != "moments":
+            return super().make_optimizer(model)
+        return Sm3(
+            [layer for _, layer in delta_linears(model)],
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+
+    def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
+        report = super().repair(model, bench)
+        if self.prune_back == "pruner":
+            assert isinstance(bench.allocation, Allocation)  # else nothing was pruned here
+            pruner, allocation = rounded(bench.rounding, bench.pruner, bench.allocation)
+            if not bench.offload:
+                nn.Module.to(model, bench.device)  # a fit leaves it on the host
+            prune(
+                model,
+                bench.calibration,
+                pruner,
+                allocation,
+                bench.pattern,
+                device=bench.device,
+                offload=bench.offload,
+            )
+            examples = bench.validation.first(self.validation_windows)
+            loss = mean_loss(model, examples, bench.device, self.batch_size)
+            report[f"{VALIDATION_LOSS}/folded"] = loss
+        return report
+
+    @torch.no_grad()
+    def fold(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Merge; prune back unless the run's pruner will do that (prune_back=pruner)."""
+        evolved, before, filled = self.evolved(model), dict(delta_linears(model)), 0
+        for name, layer in before.items():
+            weight = layer.effective_weight().detach().clone()
+            filled += int(weight.masked_fill(layer.keep, 0).count_nonzero())
+            merged = nn.Parameter(weight, requires_grad=False)
+            # SparseLinear zeroes what lies off the support
+            model.set_submodule(name, SparseLinear(merged, layer.bias, self._kept(layer, weight)))
+        return {"filled_zeros": filled, **evolved}
+
+    def _kept(self, layer: DeltaLinear, weight: Tensor) -> Tensor:
+        """What stays of a merged weight, bool (O, I)."""
+        if self.prune_back == "support":
+            return layer.keep
+        if self.prune_back == "pruner":
+            return torch.ones_like(layer.keep)
+        score, zeros = weight.abs(), int((~layer.keep).sum())
+        if self.pattern.unstructured:
+            return ~lowest_per_row(score.view(1, -1), zeros).view(weight.shape)
+        return ~lowest_per_group(score, self.pattern.at(zeros / weight.numel()))

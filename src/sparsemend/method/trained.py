@@ -1,0 +1,99 @@
+"""The template of the trained methods: attach, fit, fold."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+from transformers import PreTrainedModel
+
+from sparsemend.method.adapter.fold import fold_adapters
+from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.sparse.linear import check_supports, sparse_linears
+from sparsemend.training.batches import mean_loss
+from sparsemend.training.callbacks import VALIDATION_LOSS
+from sparsemend.training.distillation import Teacher
+from sparsemend.training.mask_callbacks import EnforceMasks
+from sparsemend.training.module import RepairModule
+from sparsemend.training.objective import NextToken, Objective
+from sparsemend.training.plan import TrainingPlan
+
+
+@dataclass(kw_only=True)
+class TrainedRepair(TrainingPlan, RepairMethod):
+    """attach -> Trainer.fit(RepairModule) -> fold.
+
+    A method says what it attaches and which parameters it trains; loops, precision, checkpoints
+    and mask enforcement are shared.
+    """
+
+    @abstractmethod
+    def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
+        """Replace or wrap modules in place so that the model's function does not change."""
+
+    @abstractmethod
+    def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """The parameters this method trains; everything else is frozen."""
+
+    def ready_for(self, model: PreTrainedModel, step: int) -> None:
+        """Bring an attached `model` to where optimizer step `step` (1-based) begins (benches)."""
+        return
+
+    def callbacks(self) -> list[Callback]:
+        """What the method brings to the Trainer."""
+        return [EnforceMasks()]
+
+    def objective(self, bench: Workbench) -> Objective:
+        """What a step minimises, as the plan has it."""
+        if self.distillation.on:
+            return Teacher(self.distillation, bench.load_dense)
+        return NextToken()
+
+    def fold(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Replace every adapter by a SparseLinear with the same effective weight; diagnostics."""
+        return fold_adapters(model)
+
+    def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
+        torch.manual_seed(bench.seed)
+        self.attach(model, bench)
+        parameters = self.free_trainable(model)
+        module = RepairModule(
+            model,
+            self,
+            self.callbacks(),
+            bench.train,
+            bench.validation,
+            seed=bench.seed,
+            objective=self.objective(bench),
+        )
+        report = module.fit(bench.make_trainer, out=bench.out, resume_from=bench.resume_from)
+        report |= module.objective.report()
+        model.requires_grad_(False).eval().zero_grad(set_to_none=True)
+        report |= self.fold(model)
+        check_supports(model)
+        if self.foldable and not self.holds_support:
+            # what validation saw was denser than what is left
+            loss = mean_loss(model, module.validation_examples, bench.device, self.batch_size)
+            report[f"{VALIDATION_LOSS}/folded"] = loss
+        return {**report, "trained_parameters": parameters}
+
+    def free_trainable(self, model: PreTrainedModel) -> int:
+        """Freeze all but what is trained; how many parameters that is, pruned weights apart."""
+        model.requires_grad_(False)
+        parameters = self.trainable(model)
+        if not parameters:
+            raise ValueError(f"{type(self).__name__} found nothing to train in this model")
+        for parameter in parameters:
+            if self.precision == "bf16-true":
+                parameter.data = parameter.data.to(torch.bfloat16)
+            parameter.requires_grad_(True)
+        pruned = sum(
+            int((~linear.keep).sum())
+            for _, linear in sparse_linears(model)
+            if linear.weight.requires_grad
+        )
+        return sum(p.numel() for p in parameters) - pruned

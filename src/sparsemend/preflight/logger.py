@@ -1,0 +1,80 @@
+"""What a logger needs, checked before any work and without importing it (no torch, no wandb)."""
+
+from __future__ import annotations
+
+import configparser
+import netrc
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from omegaconf import DictConfig
+
+from sparsemend.names import ARTIFACTS
+
+MODES = ("online", "offline", "disabled")
+HOST = "https://api.wandb.ai"
+
+
+def check_logger(cfg: DictConfig) -> None:
+    """Raise ValueError on a tracker that cannot start, with the way round."""
+    target = str(cfg.logger.get("_target_", ""))
+    if target.endswith(".WandbTracker"):
+        check_wandb(cfg)
+    if target.endswith(".TensorBoardTracker") and not (
+        find_spec("tensorboard") or find_spec("tensorboardX")
+    ):
+        raise ValueError(
+            "logger=tensorboard needs tensorboard, which is not installed: "
+            'pip install -e ".[tensorboard]", or use logger=csv'
+        )
+
+
+def check_wandb(cfg: DictConfig) -> None:
+    """A known mode, a key to go online with, artifacts that this run will have."""
+    mode = cfg.logger.mode
+    if mode not in MODES:
+        raise ValueError(f"logger.mode={mode} is not one of {', '.join(MODES)}")
+    for kind in cfg.logger.artifacts:
+        if kind not in ARTIFACTS:
+            raise ValueError(f"logger.artifacts: {kind} is not one of {', '.join(ARTIFACTS)}")
+    if "model" in cfg.logger.artifacts and not cfg.export:
+        raise ValueError(
+            "logger.artifacts holds model, but export=false writes none; set export=true"
+        )
+    if mode == "online" and not has_key():
+        raise ValueError(
+            f"logger=wandb goes online, but there is no API key for {host()}: run `wandb login` or "
+            "set WANDB_API_KEY; to go offline set logger.mode=offline (then `wandb sync` the run "
+            "folder's wandb/ later), or use logger=csv"
+        )
+
+
+def has_key() -> bool:
+    """Whether W&B finds credentials: in the environment or in the netrc file for its host."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    for place in places:
+        path = Path(place).expanduser() if place else None
+        if path is None or not path.is_file():
+            continue
+        try:
+            found = netrc.netrc(path).authenticators(urlsplit(host()).netloc)
+        except (netrc.NetrcParseError, OSError):
+            return True  # cannot be read here; W&B says what is wrong with it
+        return bool(found and found[2])
+    return False
+
+
+def host() -> str:
+    """The W&B server: WANDB_BASE_URL, the one of an earlier `wandb login --host`, or the public."""
+    settings = configparser.ConfigParser(interpolation=None)
+    folder = os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
+    try:
+        settings.read(Path(folder).expanduser() / "settings")
+    except configparser.Error:
+        return HOST
+    logged_in = settings.get("default", "base_url", fallback=HOST)
+    return os.environ.get("WANDB_BASE_URL") or logged_in

@@ -1,0 +1,158 @@
+"""Which unfinished run a run continues, decided from result files alone (no torch).
+
+`resume=auto` takes the newest unfinished run of the same configuration; `resume=FOLDER` that run
+and no other.  A configuration is compared by a hash of what changes the numbers.
+
+Two things are worth continuing from: the checkpoint of a fit, and the files that a method which
+works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsemend.config.values import config_hash, differences
+from sparsemend.names import PARTS, RESULT
+from sparsemend.result.folder import _read, alive, read_result
+
+log = logging.getLogger(__name__)
+
+# of a run folder, beside result.json and model/
+LEFT = (
+    PARTS,
+    "checkpoints",
+    "training",
+    "training-*",
+    "window_losses",
+    "zero_shot",
+    "speed",
+    "adapter",
+    "masks.safetensors",
+    "wandb_run_id",
+)
+UNFINISHED = ("running", "failed", "interrupted")
+
+
+def run_folder(asked: str | None, config: Mapping[str, Any], fresh: Path) -> tuple[Path, bool]:
+    """(run folder, whether there is work in it to continue): a resumed run keeps its folder.
+
+    asked: the config's `resume`.  fresh: the folder a new run would have; where it was named with
+    hydra.run.dir and holds an unfinished run of another configuration, that is refused.
+    """
+    if asked is None:
+        return fresh, False
+    if asked != "auto":
+        check_resumable(Path(asked), config)
+        return Path(asked), True
+    folder = find_unfinished(_search_root(fresh, str(config.get("name"))), config_hash(config))
+    if folder is None:
+        if (fresh / RESULT).exists():
+            check_same_config(fresh, config)
+            check_ended(fresh)
+        log.info("resume=auto: no unfinished run of this config, starting afresh")
+        return fresh, False
+    log.info("resuming in %s", folder)
+    return folder, _has_work(folder)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of the fit in this run folder, None where there is none."""
+    path = folder / "checkpoints" / "last.ckpt"
+    return path if path.exists() else None
+
+
+def forget_work(folder: Path) -> None:
+    """Remove what an earlier run left in a folder that a fresh one is about to use.
+
+    Not only what a later attempt would continue from: an export, an adapter or curves that this
+    run does not write again would be taken for its own.
+    """
+    if not (folder / RESULT).exists():
+        return
+    for pattern in LEFT:
+        for path in folder.glob(pattern):
+            path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
+    if (folder / "model" / "masks.safetensors").exists():  # an export, and not a user's own model
+        shutil.rmtree(folder / "model")
+
+
+def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, bool]:
+    """(folder, whether there is work to continue) of a sweep's cell, which keeps its folder."""
+    content = read_result(folder)
+    if content is None:
+        return folder, False
+    same = content["config_hash"] == config_hash(config) and content["status"] in UNFINISHED
+    if same and _has_work(folder):
+        log.info("continuing what is done of it: %s", folder)
+        return folder, True
+    return folder, False
+
+
+def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise unless `folder` holds an unfinished run of this very config, with work to continue."""
+    if not (folder / RESULT).exists():
+        raise FileNotFoundError(f"resume={folder}: no {RESULT} in it; give a run folder")
+    check_same_config(folder, config)
+    if _read(folder / RESULT)["status"] == "finished":
+        raise ValueError(f"resume={folder}: that run is finished; drop resume to run it again")
+    if not _has_work(folder):
+        raise FileNotFoundError(
+            f"resume={folder}: neither checkpoints/last.ckpt nor a file in {PARTS}/ is there, the "
+            "run ended before its first checkpoint; drop resume to start afresh"
+        )
+
+
+def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the differing keys unless the run in `folder` has this config."""
+    found = differences(_read(folder / RESULT)["config"], config)
+    if found:
+        shown = "; ".join(found[:8]) + ("; ..." if len(found) > 8 else "")
+        raise ValueError(
+            f"{folder} holds a run of another configuration ({shown}); give its own overrides, "
+            "or another folder"
+        )
+
+
+def check_ended(folder: Path) -> None:
+    """Raise ValueError where the run in `folder` may still be alive."""
+    content = _read(folder / RESULT)
+    if alive(content):
+        process = content["process"]
+        raise ValueError(
+            f"{folder} holds a run noted as running on {process['host']}, process "
+            f"{process['pid']}, which cannot be seen to have ended; wait for it, give "
+            f"resume={folder} to go on with it if it is dead, or another folder"
+        )
+
+
+def find_unfinished(folder: Path, digest: str) -> Path | None:
+    """The newest run folder under `folder` with this config hash that did not finish.
+
+    A run that is still alive, or runs on another machine, is left alone.
+    """
+    found = []
+    for path in folder.rglob(RESULT):
+        content = read_result(path.parent)
+        if content is None:
+            continue
+        same = content.get("config_hash") == digest and content.get("status") in UNFINISHED
+        if same and not alive(content):
+            found.append(path)
+    return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
+
+
+def _has_work(folder: Path) -> bool:
+    # a dot leads the name of a file that was being written when its process died
+    parts = folder / PARTS
+    finished = parts.is_dir() and any(not p.name.startswith(".") for p in parts.iterdir())
+    return finished or last_checkpoint(folder) is not None
+
+
+def _search_root(fresh: Path, name: str) -> Path:
+    """multirun/<name> where the run lies in it, else the run folder itself."""
+    parts = tuple(name.split("/"))
+    return next((p for p in fresh.parents if p.parts[-len(parts) :] == parts), fresh)

@@ -1,0 +1,231 @@
+"""Finished runs as their result.json tells them, and which row of a table each one measured.
+
+Every run measures three states: the dense model, the pruned one and the repaired one.  The first
+two belong to rows without repair, whatever method the run went on with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsemend.config.values import leaves
+from sparsemend.names import HARNESS, MEAN, RESULT
+from sparsemend.result.protocol import Protocol, measured_text, shots_of
+
+WIKITEXT = "wikitext2"
+# what changes no number of a row, is already part of its name, or only sets other keys (arena)
+NOT_SETTINGS = frozenset(
+    {"arena", "budget", "cache", "evaluation", "export", "export_dtype", "hardware", "logger"}
+    | {"model", "name", "pattern", "resume", "search", "seed", "sparsity", "variant"}
+)
+CHECKPOINT = ("path", "revision", "attention")  # one name may stand for several, as `local` does
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """What a row of a table stands for; members are named as in conf/."""
+
+    sparsity: float
+    pattern: str
+    pruner: str
+    schedule: str
+    method: str
+    variant: str
+
+    @property
+    def label(self) -> str:
+        """`wanda + dsnot, 0.6` and the like."""
+        if self.pruner == "none":
+            return "dense"
+        parts = [self.pruner]
+        if self.schedule != "uniform":
+            parts.append(self.schedule)
+        if self.method != "none":
+            parts.append(self.method)
+        return " + ".join(parts)
+
+    @property
+    def amount(self) -> str:
+        """The pattern of an N:M row, else the sparsity."""
+        return f"{self.sparsity:g}" if self.pattern in ("-", "unstructured") else self.pattern
+
+
+DENSE = Row(0.0, "-", "none", "-", "none", "-")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        config: Mapping[str, Any] = self.content["config"]
+        return config
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name", "default"))
+
+    @property
+    def model(self) -> str:
+        return str(self.config["model"]["name"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the sources were not exactly a commit, or no commit is known."""
+        return self.content["provenance"]["dirty"] is not False
+
+    @property
+    def devices(self) -> int:
+        """How many train together; a step reads the windows of all."""
+        return int((self.config.get("hardware") or {}).get("devices", 1))
+
+    @property
+    def foldable(self) -> bool:
+        """Whether it ends in one sparse matrix per linear."""
+        return bool(self.content.get("repair", {}).get("foldable", True))
+
+    @property
+    def sparsity(self) -> float:
+        """Of what forward multiplies by: about 0 beside an open adapter."""
+        sparsity = self.content["sparsity"]
+        return float(sparsity.get("effective", sparsity["achieved"]))
+
+    @property
+    def attempts(self) -> list[Mapping[str, Any]]:
+        """The costs by stage of every attempt, the last one last: a resumed run had several."""
+        return [*self.content.get("earlier_attempts", []), self.content["cost"]]
+
+    def seconds(self, stage: str) -> float:
+        """What all attempts together took."""
+        return sum(float(cost.get(stage, {}).get("seconds", 0.0)) for cost in self.attempts)
+
+    def peak_bytes(self, stage: str) -> float:
+        """The highest peak of all attempts."""
+        return max(float(cost.get(stage, {}).get("peak_bytes", 0)) for cost in self.attempts)
+
+    def member(self, group: str) -> str:
+        """The member of a group: the file that holds its class; atp without slope is uniform."""
+        section = self.config[group]
+        if group == "sparsity_schedule" and section.get("common_difference") == 0:
+            return "uniform"
+        return str(section["_target_"]).split(".")[-2]
+
+    @property
+    def row(self) -> Row:
+        """The row that the repaired state belongs to."""
+        sparsity = self.content["sparsity"]
+        return Row(
+            float(sparsity["target"]),
+            str(sparsity["pattern"]),
+            self.member("pruner"),
+            self.member("sparsity_schedule"),
+            self.member("method"),
+            str(self.config.get("variant") or "-"),
+        )
+
+    @property
+    def pruned_row(self) -> Row:
+        row = self.row
+        return Row(row.sparsity, row.pattern, row.pruner, row.schedule, "none", "-")
+
+    def states(self) -> Iterator[tuple[Row, str]]:
+        """(row, state) of everything this run measured, each state once.
+
+        What is loaded with pruner=existing is no dense model, and no row's.
+        """
+        if self.member("pruner") != "existing":
+            yield DENSE, "dense"
+        if self.member("pruner") != "none":
+            yield self.pruned_row, "pruned"
+        if self.member("method") != "none":
+            yield self.row, "repaired"
+
+    def settings(self, state: str) -> dict[str, Any]:
+        """The knobs, as dotted keys, that may tell runs of one row and state apart."""
+        model = self.config["model"]
+        loaded = {f"model.{key}": model[key] for key in CHECKPOINT if key in model}
+        if state == "dense":
+            return loaded
+        dropped = NOT_SETTINGS | ({"method"} if state == "pruned" else set())
+        if self.member("sparsity_schedule") == "uniform":
+            dropped |= {"sparsity_schedule"}
+        found = dict(leaves({k: v for k, v in self.config.items() if k not in dropped}))
+        if state == "repaired":  # a step reads the windows of every device
+            found["hardware.devices"] = self.devices
+        return {**loaded, **found}
+
+    def value(self, state: str, metric: str) -> float | None:
+        """A metric of one state; None where it is missing or was not finite."""
+        found = self.content["metrics"].get(state, {}).get(metric)
+        return None if found is None else float(found)
+
+    def protocol(self, metric: str) -> Protocol:
+        """How this run measures a metric."""
+        known = self.content["protocol"]
+        if metric.startswith(f"{HARNESS}/"):
+            return self._harness(metric)
+        return Protocol(
+            metric=metric,
+            text=measured_text(self.config["data"]),
+            split=known["split"],
+            seqlen=known["seqlen"],
+            dtype=known["dtype"],
+            tokens=known["tokens"],
+            statistics=known.get("statistics", "exact"),
+        )
+
+    def _harness(self, metric: str) -> Protocol:
+        """A task of the harness brings its own text; what limits it is in the configuration.
+
+        A mean is over the tasks of a suite, or over those that were named.
+        """
+        known, options = self.content["protocol"], self.config["evaluation"][HARNESS]
+        limit = options.get("limit")
+        averaged = ", ".join(options.get("tasks") or []) or options.get("suite", HARNESS)
+        return Protocol(
+            metric=metric,
+            text=HARNESS,
+            split=averaged if metric.startswith(MEAN) else HARNESS,
+            seqlen=int(options.get("max_length") or known["seqlen"]),
+            dtype=known["dtype"],
+            tokens=0,
+            statistics=known.get("statistics", "exact"),
+            items="all" if limit is None else str(limit),
+            shots=shots_of(options, metric),
+            score="" if metric.endswith(("/acc", "/acc_norm")) else str(options.get("metric", "")),
+            bos=bool(options.get("add_bos_token")),
+        )
+
+
+def find_runs(folders: Sequence[Path]) -> list[Run]:
+    """Every finished run under the folders, in order; raises where there is none."""
+    runs, others = [], 0
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is no folder; give one that holds run folders")
+        for path in sorted(folder.rglob(RESULT)):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.get("status") == "finished":
+                runs.append(Run(path.parent, content))
+            else:
+                others += 1
+    if not runs:
+        shown = ", ".join(map(str, folders))
+        unfinished = f" ({others} unfinished)" if others else ""
+        raise ValueError(
+            f"no finished run under {shown}{unfinished}; run sparsemend first, or give the folder "
+            "that holds its run folders, for example multirun"
+        )
+    return runs

@@ -1,0 +1,124 @@
+"""The support that an already pruned checkpoint brings: read, checked, given to its linears."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.checkpoint.bits import SIZES, Support, most_in_group, pattern_of
+from sparsemend.sparse.count import LinearCount, count_zeros
+from sparsemend.sparse.linear import SparseLinear
+from sparsemend.sparse.packing import pack
+from sparsemend.sparse.pattern import Pattern
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def attach_supports(model: nn.Module, supports: Mapping[str, Tensor]) -> None:
+    """Give the linears of an exported model their SparseLinears back, in place.
+
+    Raises ValueError where the supports are not those of this model's weights.
+    """
+    linears = prunable_linears(model)
+    _check_same_linears(supports, linears)
+    for name, linear in linears.items():
+        keep = supports[name].to(linear.weight.device)
+        _check_holds(name, linear, keep)
+        model.set_submodule(name, SparseLinear(linear.weight, linear.bias, keep))
+
+
+def _check_same_linears(supports: Mapping[str, Tensor], linears: Mapping[str, nn.Linear]) -> None:
+    if set(supports) != set(linears):
+        odd = sorted(set(supports) ^ set(linears))[0]
+        raise ValueError(f"the masks file and the model differ in their linears, first in {odd}")
+
+
+def _check_holds(name: str, linear: nn.Linear, keep: Tensor) -> None:
+    if keep.shape != linear.weight.shape or linear.weight.masked_fill(keep, 0).any():
+        raise ValueError(
+            f"{name}: the support in the masks file does not hold this weight; it belongs to "
+            "another checkpoint"
+        )
+
+
+@torch.no_grad()
+def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, float]:
+    """Give an already pruned model its SparseLinears; returns the sparsity of each linear.
+
+    Support: the given one where there is one, else where the weight is not zero.  Raises
+    ValueError where a given support does not fit the model or leaves out a non-zero weight.
+    """
+    linears = prunable_linears(model)
+    if supports is not None:
+        _check_same_linears(supports, linears)
+    rates = {}
+    for name, linear in linears.items():
+        keep = linear.weight != 0 if supports is None else supports[name].to(linear.weight.device)
+        _check_holds(name, linear, keep)
+        sparse = SparseLinear(linear.weight, linear.bias, keep)
+        model.set_submodule(name, sparse)
+        count = LinearCount(keep.numel() - int(keep.count_nonzero()), keep.numel())
+        rates[name] = count.sparsity
+    total = sum((count_zeros(m) for m in prunable_linears(model).values()), LinearCount(0, 0))
+    if not total.zeros:
+        raise ValueError("pruner=existing found no zero in this model; choose a pruner to prune it")
+    source = "zeros" if supports is None else "masks file"
+    log.info("existing support from its %s: %d zeros, %.6f", source, total.zeros, total.sparsity)
+    return rates
+
+
+@torch.no_grad()
+def check_existing(
+    model: nn.Module, supports: Mapping[str, Tensor] | None, pattern: Pattern
+) -> None:
+    """Raise ValueError where the support breaks the `pattern` that a run is to hold.
+
+    Warns where no pattern is asked for and the support follows one: methods that move zeros would
+    break it.  supports: bool (O, I) by linear name, None where the zeros are the support.
+    """
+    linears = prunable_linears(model)
+    if supports is not None:
+        _check_same_linears(supports, linears)
+    sizes = list(SIZES) if pattern.unstructured else [pattern.group_size]
+    seen = []
+    for name, linear in linears.items():
+        keep = linear.weight != 0 if supports is None else supports[name]
+        most = most_in_group(pack(keep).cpu().numpy(), keep.shape[1], sizes)
+        zeros = keep.numel() - int(keep.count_nonzero())
+        support = Support(tuple(keep.shape), str(linear.weight.dtype), zeros, most)
+        if not pattern.unstructured and (broken := _broken(support, pattern)):
+            raise ValueError(
+                f"pattern {pattern} does not hold in this pruned checkpoint: {name} {broken}; set "
+                "pattern=unstructured, or give the dense model and a pruner"
+            )
+        seen.append(support)
+    found = _followed(seen) if pattern.unstructured else Pattern()
+    if not found.unstructured:
+        log.warning(
+            "the support of this checkpoint is %s, but pattern=unstructured lets methods that "
+            "move zeros break it; set pattern=%s to keep it",
+            found,
+            found,
+        )
+
+
+def _broken(support: Support, pattern: Pattern) -> str:
+    """How this support breaks an N:M or mixed pattern; empty where it holds."""
+    try:
+        kept = pattern.at(support.sparsity).kept
+    except ValueError as error:
+        return f"has {error}"
+    most = support.most[pattern.group_size]
+    return f"keeps {most} of {pattern.group_size} consecutive inputs" if most > kept else ""
+
+
+def _followed(supports: list[Support]) -> Pattern:
+    """The pattern that all of them hold, linears without any weight left apart."""
+    kept = [support for support in supports if support.zeros < support.weights]
+    found = pattern_of(kept) if kept else Pattern()
+    return found if found.unstructured or not any(_broken(s, found) for s in kept) else Pattern()

@@ -1,0 +1,93 @@
+"""The pruning of one run: from the cache, from given supports, or by schedule and pruner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsemend.config.locations import resolve_path
+from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
+from sparsemend.pruner.base import Pruner
+from sparsemend.pruner.existing import Existing
+from sparsemend.pruner.none import NoPruner
+from sparsemend.rounding import rounded
+from sparsemend.run.adopt import adopt
+from sparsemend.run.digests import module_digest, section, tokens_digest
+from sparsemend.run.shared import SharedWork
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneStage:
+    """What pruning reads besides model and calibration windows."""
+
+    cfg: DictConfig
+    pruner: Pruner
+    schedule: SparsitySchedule
+    pattern: Pattern
+    shared: SharedWork
+    device: torch.device
+    offload: bool
+
+    def __call__(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Mapping[str, float]:
+        """Prune `model` in place; the sparsity asked of every linear.  batches: (B, T) tokens."""
+        if isinstance(self.pruner, Existing):
+            return adopt(model, self.given_supports())
+        if isinstance(self.pruner, NoPruner):
+            return self._prune(model, batches)
+        return self.shared.prune(
+            model, self._decides(batches), partial(self._prune, model, batches)
+        )
+
+    def given_supports(self) -> Mapping[str, Tensor] | None:
+        """bool (O, I) per linear from the masks file of an already pruned checkpoint."""
+        if not isinstance(self.pruner, Existing):
+            return None
+        return self.pruner.supports(resolve_path(self.cfg.model.path))
+
+    def _prune(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Allocation:
+        place: dict[str, Any] = {"device": self.device, "offload": self.offload}
+        allocation = self.schedule.allocate(
+            model, batches, self.cfg.sparsity, self.pattern, **place
+        )
+        pruner, allocation = rounded(self.cfg.rounding, self.pruner, allocation)
+        if self.cfg.statistics == "dense" and self.pruner.needs_calibration:
+            statistics = self._remembered("statistics", dense_statistics, model, batches)
+            prune_observed(model, statistics, pruner, allocation, self.pattern, **place)
+            return allocation
+        first = None
+        if self.shared.memory:
+            first = self._remembered("first block", observe_first, model, batches)
+        prune(model, batches, pruner, allocation, self.pattern, **place, first=first)
+        return allocation
+
+    def _remembered(
+        self, kind: str, observe: Any, model: PreTrainedModel, batches: Sequence[Tensor]
+    ) -> Any:
+        """What does not depend on the allocation, observed once for this process's jobs."""
+        parts = {
+            **self.shared.environment,
+            "model": self.shared.model_key,
+            "pruner": section(self.cfg, "pruner"),
+            **self._decides(batches),
+        }
+        place: dict[str, Any] = {"device": self.device, "offload": self.offload}
+        return self.shared.remembered(
+            kind, parts, lambda: observe(model, batches, self.pruner, **place)
+        )
+
+    def _decides(self, batches: Sequence[Tensor]) -> dict[str, Any]:
+        """What decides the pruned bits besides model, configuration and machine."""
+        return {
+            "statistics": self.cfg.statistics,
+            "calibration": [tokens_digest(batch) for batch in batches],
+            "code": [module_digest(self.pruner), module_digest(self.schedule)],
+        }

@@ -1,0 +1,181 @@
+"""What jobs have in common is done once: dense measurements, pruned models, loading.
+
+Between processes through the keyed cache of `conf/cache`, between the jobs of one process through
+memory.  A key holds everything that decides the bits: the weights as loaded, the token windows,
+the configuration of pruner and schedule with the files they name, seed, device, threads, and this
+package's source.  So a reused model has the very bits that computing it here would give.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.config.values import digest
+from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.run.cache import Cache, Content
+from sparsemend.run.digests import (
+    environment,
+    examples_digest,
+    model_digest,
+    module_digest,
+    section,
+    tokens_digest,
+    with_files,
+)
+from sparsemend.sparse.linear import SparseLinear, sparse_linears
+from sparsemend.sparse.packing import unpack
+from sparsemend.sparsity_schedule.base import Allocation
+
+log = logging.getLogger(__name__)
+
+DECISIVE = ("sparsity", "pattern", "pattern_tail", "rounding", "seed")  # of the pruned bits
+_MEMORY: dict[str, tuple[str, Any]] = {}  # kind -> (key, value) of this process's last job
+
+
+class SharedWork:
+    """One job's view of what it shares; `origins` says what it reused and whose cost that was."""
+
+    def __init__(self, cfg: DictConfig, out: Path, device: torch.device) -> None:
+        hydra = HydraConfig.get()
+        sweep = hydra.mode == RunMode.MULTIRUN
+        wanted = cfg.cache.dir is not None and (sweep or cfg.cache.when == "always")
+        self.cfg = cfg
+        self.cache = Cache(Path(cfg.cache.dir), owner=out) if wanted else None
+        # a cluster's job has a process of its own, which nobody follows
+        self.memory = bool(cfg.cache.memory) and "submitit" not in hydra.launcher["_target_"]
+        self.environment = environment(cfg, device)
+        self.origins: dict[str, Any] = {}
+        self.model_key = ""
+        self.pruned_key: str | None = None
+
+    def remembered(self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """compute(), or what this process's last job computed from the same parts."""
+        if not self.memory:
+            return compute()
+        key = digest(parts)
+        known = _MEMORY.get(kind)
+        hit = known is not None and known[0] == key
+        started, worked = perf_counter(), process_time()
+        if not hit:
+            _MEMORY.pop(kind, None)  # first: two of a kind may not fit
+            _MEMORY[kind] = key, compute()
+        self.origins.setdefault("memory", {})[kind] = {
+            "hit": hit,
+            "seconds": round(perf_counter() - started, 3),
+            "processor_seconds": round(process_time() - worked, 3),
+        }
+        return _MEMORY[kind][1]
+
+    def model(self, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """The dense model on the host, this job's own to change."""
+        parts = {"model": section(self.cfg, "model"), "seed": self.cfg.seed}
+
+        def loaded() -> tuple[PreTrainedModel, str]:
+            model = load()
+            return model, model_digest(model) if self.cache or self.memory else ""
+
+        model, self.model_key = self.remembered("model", parts, loaded)
+        return copy.deepcopy(model) if self.memory else model
+
+    def measure(
+        self,
+        state: str,
+        name: str,
+        evaluation: Evaluation,
+        given: EvaluationInput,
+        compute: Callable[[], Content],
+    ) -> Content:
+        """What one evaluation found, of the dense or pruned model measured once if it may.
+
+        Its values are metrics, its tensors losses by window.
+        """
+        key = {"dense": self.model_key, "pruned": self.pruned_key}.get(state)
+        if not key or not type(evaluation).repeatable:
+            return compute()
+        validation = given.validation if evaluation.needs_validation else None
+        parts = {
+            **self.environment,
+            "of": key,
+            "evaluation": with_files(section(self.cfg, "evaluation")[name]),
+            "code": module_digest(evaluation),
+            "batch": given.batch_size,
+            "test": tokens_digest(given.test),
+            "task": examples_digest(given.task),
+            "validation": examples_digest(validation),
+        }
+
+        def cached() -> Content:
+            if self.cache is None:
+                return compute()
+            found = self.cache.once("metrics", parts, compute)
+            self.origins.setdefault("metrics", {}).setdefault(state, {})[name] = found.origin()
+            return found.content
+
+        if state == "dense":
+            content: Content = self.remembered(f"dense {name}", parts, cached)
+            return content
+        return cached()
+
+    def prune(
+        self,
+        model: PreTrainedModel,
+        parts: Mapping[str, Any],
+        prune_here: Callable[[], Allocation],
+    ) -> Allocation:
+        """Prune `model` in place, by prune_here or from the cache; what was asked of every linear.
+
+        parts: what decides the support and the weights besides model, configuration and machine.
+        """
+        if self.cache is None:
+            return prune_here()
+        key_parts = {
+            **self.environment,
+            "model": self.model_key,
+            "pruner": with_files(section(self.cfg, "pruner")),
+            "sparsity_schedule": with_files(section(self.cfg, "sparsity_schedule")),
+            **{key: self.cfg[key] for key in DECISIVE},
+            **parts,
+        }
+        self.pruned_key = digest(key_parts)
+        if not self.cfg.cache.models:
+            return prune_here()
+        found = self.cache.once("pruned", key_parts, lambda: pruned_content(model, prune_here()))
+        self.origins["pruned"] = found.origin()
+        if found.hit:
+            restore_(model, found.content.tensors)
+            log.info("pruned model of %s, %.1f s saved", found.made_by, found.seconds)
+        return Allocation(**found.content.values)
+
+
+@torch.no_grad()
+def pruned_content(model: nn.Module, allocation: Allocation) -> Content:
+    """Kept weights (n,) and packed support of every SparseLinear; zeros take no room."""
+    tensors = {}
+    for name, linear in sparse_linears(model):
+        tensors[f"{name}.kept"] = linear.weight[linear.keep]
+        tensors[f"{name}.keep"] = linear.packed_keep
+    return Content(asdict(allocation), tensors)
+
+
+@torch.no_grad()
+def restore_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Turn a dense model into the pruned one of `pruned_content`, bit for bit."""
+    for name, linear in prunable_linears(model).items():
+        device = linear.weight.device
+        keep = unpack(tensors[f"{name}.keep"].to(device), linear.in_features)
+        linear.weight.masked_scatter_(keep, tensors[f"{name}.kept"].to(device))
+        model.set_submodule(name, SparseLinear(linear.weight, linear.bias, keep))

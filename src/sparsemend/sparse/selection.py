@@ -1,0 +1,129 @@
+"""Which scores are the lowest: of a row, of a matrix, of every group of M; ties by position.
+
+Selection in linear time instead of sorting; every function returns what is to be pruned.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsemend.sparse.pattern import Pattern
+
+
+def lowest_per_row(score: Tensor, count: int) -> Tensor:
+    """Bool (O, I): the `count` lowest scores of every row; ties fall to the lower index.
+
+    Equal to the first `count` columns of a stable ascending sort (Wanda, Sec. 3), by selection
+    instead of sorting.
+    """
+    columns = score.shape[1]
+    if count <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    if count >= columns:
+        return torch.ones_like(score, dtype=torch.bool)
+    threshold = kth_lowest(score, count)
+    chosen = score <= threshold
+    surplus = chosen.sum(dim=1) != count
+    if surplus.any():
+        rows = score[surplus]
+        below = rows < threshold[surplus]
+        tied = rows == threshold[surplus]
+        missing = count - below.sum(dim=1, keepdim=True)
+        chosen[surplus] = below | (tied & (tied.cumsum(dim=1) <= missing))
+    return chosen
+
+
+def lowest_over_rows(score: Tensor, count: int) -> Tensor:
+    """Bool (O, I): the `count` lowest scores, as equally many of every row as can be.
+
+    The rows that lose one more than the others are those whose next score is lowest; ties fall to
+    the earlier row and the lower index.
+    """
+    each, further = divmod(count, score.shape[0])
+    chosen = lowest_per_row(score, each)
+    if further:
+        following = score.float().masked_fill(chosen, torch.inf).min(dim=1)
+        rows = following.values.argsort(stable=True)[:further]
+        chosen[rows, following.indices[rows]] = True
+    return chosen
+
+
+def lowest_of_all(score: Tensor, count: int) -> Tensor:
+    """Bool (O, I): exactly the `count` lowest scores of the matrix; ties to the lower index."""
+    return lowest_per_row(score.reshape(1, -1), count).view(score.shape)
+
+
+def kth_lowest(score: Tensor, count: int) -> Tensor:
+    """The `count`-th lowest (1-based) score of every row, (O, 1), by linear-time selection.
+
+    NaN counts as the highest.
+    """
+    if score.device.type != "cpu":
+        return score.kthvalue(count, dim=1, keepdim=True).values
+    # NumPy's vectorised selection takes 0.4 of the processor time of kthvalue (4096 x 4096).
+    comparable = score.float() if score.dtype == torch.bfloat16 else score
+    partitioned = np.partition(comparable.detach().numpy(), count - 1, axis=1)
+    return torch.from_numpy(partitioned[:, count - 1 : count].copy())
+
+
+def checked_finite(score: Tensor) -> Tensor:
+    """`score` itself; raises ValueError if any of it is NaN or infinite, which has no rank."""
+    if not score.isfinite().all():
+        bad = int((~score.isfinite()).sum())
+        raise ValueError(
+            f"{bad} of {score.numel()} scores are NaN or infinite; check this linear's weight and "
+            "the activations of the blocks before it (half precision overflows beyond 65504)"
+        )
+    return score
+
+
+def lowest_of_layer(score: Tensor, sparsity: float) -> Tensor:
+    """Bool (O, I): every score <= the int(sparsity * numel)-th lowest (0-based) of the matrix.
+
+    At least one more than the product, and all ties: the rule of the reference magnitude pruner
+    (Wanda repository).  sparsity 0 chooses none and sparsity >= 1 all, where that code fails.
+    """
+    if sparsity <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    index = int(score.numel() * sparsity)
+    if index >= score.numel():
+        return torch.ones_like(score, dtype=torch.bool)
+    return score <= kth_lowest(score.reshape(1, -1), index + 1)
+
+
+def lowest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
+    """Bool (O, I): the M - N lowest scores of every M consecutive inputs; ties to the lower index.
+
+    A short last group loses the same M - N (all of it, if it has fewer), as the reference codes
+    do; whether such widths are allowed at all is checked before pruning starts.
+    """
+    removed = pattern.group_size - pattern.kept
+    whole = score.shape[1] - score.shape[1] % pattern.group_size
+    groups = score[:, :whole].reshape(-1, pattern.group_size)
+    if pattern.group_size <= 8:  # beyond, selection is faster than comparing every pair
+        chosen = rank_in_group(groups) < removed
+    else:
+        chosen = lowest_per_row(groups, removed)
+    parts = [chosen.view(score.shape[0], whole)]
+    if whole < score.shape[1]:
+        parts.append(lowest_per_row(score[:, whole:], removed))
+    return torch.cat(parts, dim=1)
+
+
+def rank_in_group(groups: Tensor) -> Tensor:
+    """int8 (G, M): how many of its group of M a score (G, M) outranks; ties rank by index.
+
+    Compares every pair, all groups at once: many times faster than sorting millions of tiny rows.
+    """
+    columns = groups.T.contiguous()
+    size = columns.shape[0]
+    rank = torch.arange(size, dtype=torch.int8, device=groups.device)
+    rank = rank.unsqueeze(1).repeat(1, columns.shape[1])  # as if every earlier one were lower
+    for later in range(1, size):
+        for earlier in range(later):
+            inverted = (columns[earlier] > columns[later]).view(torch.int8)
+            rank[earlier] += inverted
+            rank[later] -= inverted
+    return rank.T.contiguous()

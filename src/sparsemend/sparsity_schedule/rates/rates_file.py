@@ -1,0 +1,134 @@
+"""Rates from a file, free of torch: .yaml, .json or .csv, by linear or by block.
+
+A key names a linear (`model.layers.3.mlp.up_proj`, or short `3.mlp.up_proj`) or a block
+(`model.layers.3`, or `3`); a linear's own key goes before its block's.  A .csv has two columns,
+name and sparsity, with or without a header.  The result.json of a run gives that run's rates.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsemend.sparse.pattern import Pattern
+
+WITHIN = re.compile(r"(?:.*?\.)?(\d+\..+)")  # a linear's name from its block's index on
+BLOCK = re.compile(r"(?:.*\.)?(\d+)")
+SUFFIXES = (".yaml", ".yml", ".json", ".csv")
+
+
+def read_rates(path: Path) -> dict[str, float]:
+    """Key -> sparsity in [0, 1]; raises FileNotFoundError, or ValueError naming the bad entry."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"sparsity_schedule.path={path} does not exist; give a .yaml, .json or .csv of rates "
+            "(linear or block: sparsity), or a run's result.json"
+        )
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"sparsity_schedule.path={path} is not one of {', '.join(SUFFIXES)}")
+    text = path.read_text(encoding="utf-8")
+    entries = _of_csv(text) if path.suffix == ".csv" else _of_mapping(path, text)
+    rates = {}
+    for key, value in entries:
+        number = _number(value)
+        if not 0 <= number <= 1:
+            raise ValueError(f"{path}: {key}: sparsity {value} is not in [0, 1]")
+        if key in rates:
+            raise ValueError(f"{path}: {key} stands there twice; remove one")
+        rates[key] = number
+    return rates
+
+
+def by_linear(rates: Mapping[str, float], linears: Collection[str]) -> dict[str, float]:
+    """The rate of every linear; raises ValueError naming linears without one and unused keys.
+
+    linears: full names; what stands before the block's index is not compared.
+    """
+    short = {name: _within(name) for name in linears}
+    inside = {_within(key): rate for key, rate in rates.items() if _within(key) in short.values()}
+    others = {key: rate for key, rate in rates.items() if _within(key) not in short.values()}
+    blocks = {match[1]: rate for key, rate in others.items() if (match := BLOCK.fullmatch(key))}
+    known = {name.split(".")[0] for name in short.values()}
+    extra = [key for key in others if not (m := BLOCK.fullmatch(key)) or m[1] not in known]
+    if extra:
+        raise ValueError(
+            f"{len(extra)} keys name no linear and no block of this model, first {extra[0]!r}; "
+            f"a linear is for example {next(iter(short.values()))!r}, a block {min(known)!r}"
+        )
+    found = {name: inside.get(key, blocks.get(key.split(".")[0])) for name, key in short.items()}
+    missing = [name for name, rate in found.items() if rate is None]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(found)} linears have no rate, first {missing[0]}; give each "
+            "linear or its block one"
+        )
+    return {name: rate for name, rate in found.items() if rate is not None}
+
+
+def check_rates(
+    rates: Mapping[str, float],
+    sizes: Mapping[str, int],
+    sparsity: float,
+    pattern: Pattern,
+    tolerance: float,
+) -> None:
+    """The weighted mean is the sparsity, and with a mixed pattern every rate keeps whole N >= 1."""
+    if pattern.mixed:
+        for name, rate in rates.items():
+            try:
+                kept = pattern.at(rate).kept
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; pattern {pattern} needs whole N") from error
+            if kept < 1:
+                raise ValueError(f"{name}: sparsity {rate} keeps none of {pattern.group_size}")
+    total = sum(sizes[name] for name in rates)
+    mean = math.fsum(rate * sizes[name] for name, rate in rates.items()) / total
+    if abs(mean - sparsity) > tolerance:
+        raise ValueError(
+            f"the rates of sparsity_schedule.path have the parameter-weighted mean {mean:.6f}, not "
+            f"sparsity={sparsity}; set sparsity={mean:.6f}, mend the rates, or raise "
+            f"sparsity_schedule.tolerance={tolerance:g}"
+        )
+
+
+def _within(name: str) -> str:
+    match = WITHIN.fullmatch(name)
+    return match[1] if match else name
+
+
+def _of_csv(text: str) -> list[tuple[str, Any]]:
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    wrong = next((row for row in rows if len(row) != 2), None)
+    if wrong is not None:
+        raise ValueError(f"{','.join(wrong)!r} is not a row of two columns, name and sparsity")
+    if rows and math.isnan(_number(rows[0][1])):
+        rows = rows[1:]  # a header
+    return [(name.strip(), value) for name, value in rows]
+
+
+def _of_mapping(path: Path, text: str) -> list[tuple[str, Any]]:
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no mapping of linear or block to sparsity")
+    if str(content.get("schema", "")).startswith("sparsemend-result"):
+        per_linear = content["sparsity"].get("per_linear", {})
+        return [(name, entry["asked"]) for name, entry in per_linear.items()]
+    return [(str(key), value) for key, value in content.items()]
+
+
+def _number(value: Any) -> float:
+    """As a float; NaN, which is in no range, where it is none."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -1,0 +1,85 @@
+"""How similar the inputs of any two decoder blocks are, one block's activations at a time.
+
+    K_i = X_i X_i^T   (n, n), X_i (n, T D): the inputs of block i, one row per sequence
+    C_ij = <H K_i H, H K_j H> / (|H K_i H| |H K_j H|),   H = I - 1 1^T / n
+
+Biased linear CKA (normalised HSIC) over sequences, LoSA's representation mutual information (Huang
+et al. 2025, arXiv 2502.14816).  The reference stores X_i of every block and forms two Gram matrices
+per pair; a block's K_i is all that its activations leave here, and C is one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparsemend.blocks.walk import walk
+
+STRIP_BYTES = 2**25  # a wide copy of the activations is no larger than this, a GEMM still large
+
+
+@torch.no_grad()
+def block_similarity(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    samples: int,
+    *,
+    device: torch.device | None = None,
+    offload: bool = False,
+) -> Tensor:
+    """C (L, L), fp64 on the CPU, from the first `samples` sequences of the batches (B, T)."""
+    rows = []
+    for visit in walk(model, first_sequences(batches, samples), device=device, offload=offload):
+        products = gram(visit.inputs).cpu()
+        centred = centre(products)
+        norm = centred.norm()
+        # of equal rows centring leaves the rounding of fp32 products, 6e-8 of them
+        if not norm > 1e-7 * products.norm():
+            raise ValueError(
+                f"{visit.name} gets the same input for all {samples} calibration sequences, so its "
+                "similarity to other blocks is undefined; give calibration data that differ"
+            )
+        rows.append((centred / norm).flatten())
+    stacked = torch.stack(rows)
+    return stacked @ stacked.T
+
+
+def first_sequences(batches: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Batches that hold the first `count` sequences; raises ValueError where there are fewer."""
+    available = sum(len(batch) for batch in batches)
+    if available < count:
+        raise ValueError(
+            f"similarity_samples={count} exceeds the {available} calibration sequences; set "
+            f"data.calibration_samples={count} or lower similarity_samples"
+        )
+    chosen = []
+    for batch in batches:
+        if count > 0:
+            chosen.append(batch[:count])
+        count -= len(batch)
+    return chosen
+
+
+def gram(states: Sequence[Tensor]) -> Tensor:
+    """K (n, n), fp64, of hidden states (B, T, D), n the sum of the B; a row is a sequence.
+
+    Products in fp32 (fp64 where the states are), over strips of tokens that are summed in fp64.
+    """
+    count = sum(len(state) for state in states)
+    _, length, width = states[0].shape
+    wide = torch.promote_types(states[0].dtype, torch.float32)
+    strip = max(1, STRIP_BYTES // (count * width * wide.itemsize))
+    total = torch.zeros(count, count, dtype=torch.float64, device=states[0].device)
+    for start in range(0, length, strip):
+        rows = torch.cat([state[:, start : start + strip].to(wide) for state in states])
+        rows = rows.flatten(1)
+        total += rows @ rows.T
+    return total
+
+
+def centre(gram: Tensor) -> Tensor:
+    """H K H, symmetric to the last bit."""
+    centred = gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
+    return (centred + centred.T) / 2

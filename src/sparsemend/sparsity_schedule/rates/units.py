@@ -1,0 +1,100 @@
+"""What a schedule gives one rate to: a whole block, or each linear by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from sparsemend.blocks.find import find_blocks, linears_of
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.base import Allocation, mixed_tolerance
+from sparsemend.sparsity_schedule.rates.progression import mixed_kept
+
+Granularity = Literal["block", "linear"]
+
+
+@dataclass(frozen=True)
+class Units:
+    """unit name -> full names of its linears, in order; size: weights per linear."""
+
+    members: Mapping[str, Sequence[str]]
+    size: Mapping[str, int]
+    granularity: Granularity
+
+    @staticmethod
+    def of(model: nn.Module, granularity: Granularity) -> Units:
+        """The units of `model`; a block without linears is none."""
+        prefix, blocks = find_blocks(model)
+        names = {f"{prefix}.{i}": [*linears_of(block)] for i, block in enumerate(blocks)}
+        full = {block: [f"{block}.{name}" for name in inner] for block, inner in names.items()}
+        linears = [name for inner in full.values() for name in inner]
+        size = {name: _weights(model, name) for name in linears}
+        if granularity == "linear":
+            return Units({name: [name] for name in linears}, size, granularity)
+        return Units({block: inner for block, inner in full.items() if inner}, size, granularity)
+
+    @property
+    def weights(self) -> list[int]:
+        """Weights per unit."""
+        return [sum(self.size[name] for name in inner) for inner in self.members.values()]
+
+    def by_linear(self, values: Sequence[float]) -> dict[str, float]:
+        """The value of its unit for every linear."""
+        pairs = zip(self.members.values(), values, strict=True)
+        return {name: value for inner, value in pairs for name in inner}
+
+    def allocation(
+        self,
+        rates: Sequence[float],
+        target: float,
+        pattern: Pattern,
+        *,
+        tolerance: float = 1e-9,
+        scores: Sequence[float] = (),
+    ) -> Allocation:
+        """The rates of the units as an Allocation; a mixed pattern rounds each to N of M.
+
+        Raises ValueError where `check_pattern` does.
+        """
+        check_pattern(pattern, self.granularity)
+        if pattern.mixed:
+            size = pattern.group_size
+            rates = [1 - kept / size for kept in mixed_kept(rates, size, target)]
+            tolerance = mixed_tolerance(pattern, len(rates))
+        named = dict(zip(self.members, scores, strict=True)) if scores else {}
+        return Allocation(self.by_linear(rates), self.size, target, tolerance, named)
+
+    def from_counts(self, counts: Mapping[str, int], target: float, pattern: Pattern) -> Allocation:
+        """Rates that remove so many weights of every linear, pooled over each unit.
+
+        Whole weights miss the target by at most half a weight of the model.
+        """
+        removed = [sum(counts[name] for name in inner) for inner in self.members.values()]
+        rates = [count / size for count, size in zip(removed, self.weights, strict=True)]
+        tolerance = 0.5 / sum(self.size.values()) + 1e-9
+        return self.allocation(rates, target, pattern, tolerance=tolerance)
+
+
+def check_pattern(pattern: Pattern, granularity: Granularity) -> None:
+    """Raise ValueError where rates that vary contradict an N:M pattern."""
+    if pattern.unstructured:
+        return
+    if granularity == "linear":
+        raise ValueError(
+            f"rates by linear with pattern {pattern} are undefined, a mixed pattern has one N per "
+            "block; use pattern=unstructured or, where it is offered, granularity=block"
+        )
+    if not pattern.mixed:
+        raise ValueError(
+            f"rates by block with the fixed pattern {pattern} are undefined; use "
+            f"pattern=mixed:{pattern.group_size}, which gives each block its own N"
+        )
+
+
+def _weights(model: nn.Module, name: str) -> int:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, nn.Parameter)
+    return weight.numel()

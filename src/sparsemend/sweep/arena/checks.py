@@ -1,0 +1,87 @@
+"""Refuse an arena whose rows could not share a table, before its first job and without torch."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from sparsemend.config.values import differences, plain
+from sparsemend.method.reconstruct.windows import training_batches
+from sparsemend.result.folder import read_result
+from sparsemend.sweep.arena.settings import BUDGETS, LOW_RANK, settings_of
+
+log = logging.getLogger(__name__)
+
+
+def check_arena(configs: Sequence[DictConfig]) -> None:
+    """Raise ValueError where the jobs are an arena's and their budget or settings are not one."""
+    rows = [cfg for cfg in configs if cfg.get("arena") is not None]
+    for cfg in rows:
+        if cfg.budget not in BUDGETS:
+            raise ValueError(f"budget={cfg.budget} is not one of: {', '.join(BUDGETS)}")
+    shared = settings_of(plain(rows[0])) if rows else {}
+    for cfg in rows[1:]:
+        if found := differences(shared, settings_of(plain(cfg))):
+            raise ValueError(
+                f"the rows of an arena share their settings, these differ in {found[0]}; give "
+                "one value, and an arena for each"
+            )
+    if rows and rows[0].budget == "seconds":
+        _check_seconds(rows)
+    trainable = bool(rows) and rows[0].budget == "trainable"
+    if trainable and not any(cfg.arena.row in LOW_RANK for cfg in rows):
+        raise ValueError(
+            "budget=trainable gives every row the parameters of the low-rank ones; add one of "
+            f"{', '.join(LOW_RANK)} to arena="
+        )
+    for cfg in {cfg.arena.row: cfg for cfg in rows}.values():
+        _point_out_epochs(cfg)
+
+
+def _check_seconds(rows: Sequence[DictConfig]) -> None:
+    seconds = rows[0].arena.seconds
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ValueError(f"arena.seconds={seconds} is not above 0; give for example 30")
+    for cfg in rows:
+        pilots = list(cfg.arena.pilots)
+        legal = all(isinstance(length, int) and length > 0 for length in pilots)
+        if cfg.arena.length is not None and (not legal or len(set(pilots)) < 2):
+            raise ValueError(
+                f"arena.pilots={pilots} of row {cfg.arena.row} are not two lengths above 0, which "
+                "a line needs; give for example [30,90]"
+            )
+
+
+def _point_out_epochs(cfg: DictConfig) -> None:
+    """Warn where a row that trains block by block reads far less or more than the others."""
+    method, arena = cfg.method, cfg.arena
+    if cfg.budget != "tokens" or "held_out" not in method:
+        return
+    batches = training_batches(
+        -(-cfg.data.calibration_samples // method.batch_size), method.held_out
+    )
+    windows = batches * method.batch_size
+    given = arena.steps * arena.batch_size * arena.accumulate * cfg.hardware.devices
+    share = method.epochs * windows / given
+    if not 0.5 <= share <= 1.05:
+        log.warning(
+            "row %s reads %.2f of the budget's tokens; set arena.epochs=%d",
+            arena.row,
+            share,
+            max(1, given // windows),
+        )
+
+
+def as_measured(folder: Path, cfg: DictConfig) -> DictConfig:
+    """A job of budget=seconds with the length that its cell in `folder` was given by pilots."""
+    content = read_result(folder)
+    if content is None or cfg.get("budget") != "seconds" or cfg.arena.length is None:
+        return cfg
+    stored = OmegaConf.select(OmegaConf.create(content["config"]), cfg.arena.length)
+    measured = copy.deepcopy(cfg)
+    OmegaConf.update(measured, cfg.arena.length, stored, merge=False)
+    return measured

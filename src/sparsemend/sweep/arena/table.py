@@ -1,0 +1,262 @@
+"""The arena as a table (terminal, Markdown, LaTeX, CSV) and as a plot of quality against cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sparsemend.files import replacing, write_text
+from sparsemend.names import HARNESS, METRIC
+from sparsemend.sweep.arena.bootstrap import LEVEL, RESAMPLES
+from sparsemend.sweep.arena.rows import ZERO_SHOT, Arena, Entry, pareto
+from sparsemend.table.formats import latex_table, markdown_table
+from sparsemend.table.paper_table import Ours
+
+STEM = "arena"
+FEW_SEEDS = 5  # below, resampled seeds do not show the tails
+HEADINGS = (
+    "row",
+    "perplexity",
+    "x best",
+    "interval",
+    "zero-shot",
+    "of budget",
+    "trained",
+    "tokens",
+    "seconds",
+    "peak MiB",
+    "sparsity",
+    "foldable",
+)
+COST_LABELS = {
+    "seconds": "seconds of repair",
+    "peak_bytes": "peak MiB of repair",
+    "trained": "trained parameters",
+    "tokens": "tokens read",
+}
+UNITS = {"peak_bytes": 2**20}
+BUDGET_LABELS = {"tokens": "tokens read", "trainable": "trained parameters", "seconds": "seconds"}
+
+
+def body(arena: Arena) -> list[list[str]]:
+    """The dense model, then every row by perplexity, as text."""
+    return [_dense(arena), *(_row(arena, entry) for entry in arena.entries)]
+
+
+def notes(arena: Arena) -> list[str]:
+    """Setting, budget, and what the columns say."""
+    runs = [run for entry in arena.entries for run in entry.runs]
+    run, config = runs[0], runs[0].config
+    items = (config["evaluation"].get(HARNESS) or {}).get("limit")
+    target = run.content["sparsity"].get("target", config["sparsity"])
+    found = [
+        f"{run.model}, {run.member('pruner')}, sparsity {target:g}, pattern "
+        f"{config['pattern']}; {run.protocol(METRIC).label}; {_seeds(arena.seeds)}",
+        f"budget: {arena.amount:,.0f} {BUDGET_LABELS[arena.budget]}; a row above it is shown with "
+        "its share and cannot be the best, nor one with an open adapter",
+        "mean ± sample deviation over seeds; costs are means of the repair stage alone",
+        f"x best: ratio of perplexities to {arena.best.row}, {LEVEL:.0%} interval of {RESAMPLES:,} "
+        f"paired resamples of {_resampled(len(arena.seeds))}; * where it does not hold 1",
+    ]
+    found += [
+        f"{entry.row}: {_seeds(entry.seeds)} alone, which cannot be the best"
+        for entry in arena.entries
+        if entry.seeds != arena.seeds
+    ]
+    if run.content.get("peak_scope") != "cuda":
+        found.append("peak: resident memory of the whole process, what earlier rows left included")
+    if any(entry.partly_timed for entry in arena.entries):
+        found.append("≥: an attempt was killed within the repair, its seconds are not known")
+    if items is not None:
+        found.append(f"zero-shot: mean accuracy, the first {items} items of each task only")
+    if any(run.dirty for run in runs):
+        found.append("some runs are of uncommitted sources")
+    if len({run.content.get("provenance", {}).get("commit") for run in runs}) > 1:
+        found.append("the runs are of several commits")
+    return found
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _resampled(seeds: int) -> str:
+    if seeds == 1:
+        return "test windows, for one seed"
+    few = f" ({seeds} seeds are few: the interval is narrow)" if seeds < FEW_SEEDS else ""
+    return f"seeds and test windows{few}"
+
+
+def terminal(arena: Arena) -> Table:
+    """The table for a terminal."""
+    table = Table(title=f"arena, budget {arena.budget}", caption=arena_line(arena))
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in HEADINGS[:1] else "right")
+    for cells in body(arena):
+        table.add_row(*cells, style="bold" if cells[0] == arena.best.row else None)
+    return table
+
+
+def show(arena: Arena) -> None:
+    """Print table and notes; a log file, which has no width of its own, gets a wide one."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=180)
+    console.print(terminal(arena))
+    for note in notes(arena):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def arena_line(arena: Arena) -> str:
+    """Who is best, whom that does not set apart, and who could not be compared."""
+    close = [row for row, ratio in arena.ratios.items() if not ratio.differs]
+    alone = [e.row for e in arena.entries if e is not arena.best and e.row not in arena.ratios]
+    said = (
+        f"best within the budget: {arena.best.row}"
+        if arena.eligible(arena.best)
+        else f"no row may be the best; lowest perplexity: {arena.best.row}"
+    )
+    said += f"; not told apart from it: {', '.join(close)}" if close else ""
+    return said + (f"; not compared with it: {', '.join(alone)}" if alone else "")
+
+
+def write(arena: Arena, folder: Path, cost: str) -> list[Path]:
+    """arena.md, .tex, .csv, .png and .svg; the paths written."""
+    left, cells, below = 1, body(arena), [*notes(arena), arena_line(arena)]
+    texts = {
+        f"{STEM}.md": markdown_table(f"arena, budget {arena.budget}", HEADINGS, cells, left, below),
+        f"{STEM}.tex": latex_table(HEADINGS, cells, left, below),
+        f"{STEM}.csv": _comma_separated(arena),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    paths = [folder / name for name in texts]
+    for suffix in (".png", ".svg"):
+        with replacing(folder / f"{STEM}{suffix}") as partial:
+            draw(arena, partial, suffix, cost)
+        paths.append(folder / f"{STEM}{suffix}")
+    return paths
+
+
+def draw(arena: Arena, path: Path, suffix: str, cost: str) -> None:
+    """Perplexity against a cost; the Pareto front joined, dense and pruned model as lines."""
+    from sparsemend.sweep.arena.plot import draw as drawn
+
+    unit = UNITS.get(cost, 1)
+    named = {e.row: e.perplexity for e in arena.entries}
+    levels = {_dense_name(arena): arena.dense.perplexity, "pruned": named.get("none", math.inf)}
+    levels = {name: level for name, level in levels.items() if math.isfinite(level)}
+    worst = levels.get("pruned", math.inf)
+    repaired = [entry for entry in arena.entries if entry.row != "none"]
+    shown = [e for e in repaired if math.isfinite(e.perplexity) and e.perplexity <= worst]
+    points = {entry.row: (entry.cost(cost) / unit, entry.perplexity) for entry in shown}
+    deviations = {e.row: (o.deviation or 0.0) for e in shown if (o := e.ours(METRIC)) is not None}
+    drawn(
+        points,
+        deviations,
+        front=pareto({e.row: points[e.row] for e in shown if arena.eligible(e)}),
+        levels=levels,
+        labels=(COST_LABELS[cost], METRIC),
+        left_out=[
+            f"{entry.row} ({_mean(entry.ours(METRIC), 1)})"
+            for entry in repaired
+            if entry not in shown
+        ],
+        path=path,
+        suffix=suffix,
+    )
+
+
+def _dense(arena: Arena) -> list[str]:
+    dense = arena.dense
+    cells = [
+        _dense_name(arena),
+        _mean(dense.ours(METRIC), 3),
+        "-",
+        "-",
+        _mean(dense.ours(ZERO_SHOT), 3),
+    ]
+    return [*cells, *["-"] * 5, "0.0000" if cells[0] == "dense" else "-", "-"]
+
+
+def _dense_name(arena: Arena) -> str:
+    """A checkpoint that was pruned already is no dense model."""
+    return "as loaded" if arena.dense.runs[0].member("pruner") == "existing" else "dense"
+
+
+def _row(arena: Arena, entry: Entry) -> list[str]:
+    ratio = arena.ratios.get(entry.row)
+    over = " (over)" if not arena.within(entry) else ""
+    return [
+        entry.row,
+        _mean(entry.ours(METRIC), 3),
+        _against_best(arena, entry),
+        "-"
+        if ratio is None
+        else f"{ratio.low:.3f} - {ratio.high:.3f}{'*' if ratio.differs else ''}",
+        _mean(entry.ours(ZERO_SHOT), 3),
+        f"{arena.share(entry):.2f}{over}",
+        f"{entry.cost('trained'):,.0f}",
+        f"{entry.cost('tokens'):,.0f}",
+        f"{'≥ ' if entry.partly_timed else ''}{entry.cost('seconds'):.1f}",
+        f"{entry.cost('peak_bytes') / 2**20:,.0f}",
+        f"{entry.sparsity:.4f}",
+        "yes" if entry.foldable else "no",
+    ]
+
+
+def _against_best(arena: Arena, entry: Entry) -> str:
+    if entry is arena.best:
+        return "best" if arena.eligible(entry) else "lowest"
+    ratio = arena.ratios.get(entry.row)
+    return "-" if ratio is None else f"{ratio.mean:.3f}"
+
+
+def _mean(ours: Ours | None, digits: int) -> str:
+    if ours is None:
+        return "-"
+    apart = "" if ours.deviation is None else f" ± {ours.deviation:.{digits}f}"
+    return f"{ours.mean:.{digits}f}{apart}"
+
+
+def _comma_separated(arena: Arena) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for entry in (arena.dense, *arena.entries):
+        writer.writerow(_record(arena, entry))
+    return out.getvalue()
+
+
+CSV_COLUMNS = (
+    *("row", "budget", "perplexity", "perplexity_deviation", "ratio", "ratio_low", "ratio_high"),
+    *("zero_shot", "zero_shot_deviation", "share_of_budget", "trained", "tokens", "seconds"),
+    *("peak_bytes", "sparsity", "foldable", "seeds", "best"),
+)
+
+
+def _record(arena: Arena, entry: Entry) -> Sequence[object]:
+    ratio, dense = arena.ratios.get(entry.row), entry is arena.dense
+    numbers: list[object] = []
+    for metric in (METRIC, ZERO_SHOT):
+        ours = entry.ours(metric)
+        numbers.append("" if ours is None else ours.mean)
+        numbers.append("" if ours is None or ours.deviation is None else ours.deviation)
+    between = ["", "", ""] if ratio is None else [ratio.mean, ratio.low, ratio.high]
+    costs = [entry.cost(name) for name in ("trained", "tokens", "seconds", "peak_bytes")]
+    facts = [arena.share(entry), *costs, entry.sparsity, str(entry.foldable).lower()]
+    return [
+        entry.row,
+        arena.budget,
+        *numbers[:2],
+        *between,
+        *numbers[2:],
+        *([""] * 7 if dense else facts),
+        len(entry.runs),
+        str(entry is arena.best).lower(),
+    ]

@@ -1,0 +1,129 @@
+"""The cells of a sweep: which are done, which are redone, and how one that fails is recorded.
+
+A cell is a folder of the sweep's folder.  Started again in the same folder, a sweep skips the
+cells that finished with their present configuration, continues those that left a checkpoint and
+redoes the others.  Free of torch until a cell really runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from sparsemend.config.values import config_hash, differences, plain
+from sparsemend.files import write_json
+from sparsemend.names import RESULT
+from sparsemend.result.folder import alive, process_here, read_result
+from sparsemend.result.record import objective
+
+log = logging.getLogger(__name__)
+
+SWEEP = "sweep.json"
+SCHEMA = "sparsemend-sweep-1"
+
+
+def run_cell(
+    cfg: DictConfig,
+    folder: Path,
+    check: Callable[[DictConfig], None],
+    run: Callable[[DictConfig], float],
+) -> float:
+    """The objective of one cell: from its result if it finished, else by running it.
+
+    NaN where check or run raises; the error is then in the cell's result.json, so that it neither
+    stops the sweep nor is lost.
+    """
+    config = plain(cfg)
+    content = read_result(folder)
+    if (
+        content
+        and content["status"] == "finished"
+        and content["config_hash"] == config_hash(config)
+    ):
+        log.info("finished earlier, not run again: %s", folder)
+        return objective(content, config)
+    try:
+        check(cfg)
+        return run(cfg)
+    except Exception as error:
+        content = read_result(folder)
+        if content is None or content["status"] != "failed" or not process_here(content):
+            _record(cfg, folder, error)
+        known = isinstance(error, ValueError | OSError | FloatingPointError)
+        log.error("failed: %s", error, exc_info=None if known else error)
+        return math.nan
+
+
+def _record(cfg: DictConfig, folder: Path, error: Exception) -> None:
+    """The result of a cell that was refused before it began."""
+    from sparsemend.result.record import Result
+
+    Result(folder / RESULT, cfg).fail(error)
+
+
+def identity(overrides: Sequence[str]) -> list[str]:
+    """What makes two command lines the same sweep: overrides, whose order numbers the cells."""
+    return [line for line in overrides if not line.startswith(("resume=", "hydra."))]
+
+
+def begin(folder: Path, overrides: Sequence[str]) -> None:
+    """Note in the sweep's folder what it is and that it runs."""
+    facts = {
+        "schema": SCHEMA,
+        "status": "running",
+        "process": {"host": platform.node(), "pid": os.getpid()},
+        "overrides": identity(overrides),
+    }
+    write_json(folder / SWEEP, facts)
+
+
+def end(folder: Path, *, finished: bool) -> None:
+    """Note how the sweep ended."""
+    known = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    write_json(folder / SWEEP, {**known, "status": "finished" if finished else "unfinished"})
+
+
+def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
+    """The newest sweep folder under `root` with these overrides that did not finish.
+
+    Raises ValueError where it may still run: a second one would write into the same cells.
+    """
+    found = []
+    for path in root.glob(f"*/{SWEEP}"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        same = content.get("overrides") == identity(overrides)
+        if same and content.get("status") != "finished":
+            found.append((path.stat().st_mtime, path.parent, content))
+    if not found:
+        return None
+    _, folder, content = max(found, key=lambda item: item[0])
+    if alive(content):
+        process = content["process"]
+        raise ValueError(
+            f"resume=auto: {folder} is this sweep and still runs (process {process['pid']} on "
+            f"{process['host']}); wait for it, or give hydra.sweep.dir={folder} if it is dead"
+        )
+    return folder
+
+
+def check_cells(folder: Path, configs: Sequence[DictConfig]) -> None:
+    """Raise ValueError where a cell of `folder` is of another configuration than the same job."""
+    for number, cfg in enumerate(configs):
+        content = read_result(folder / str(number))
+        if content is None or content["config_hash"] == config_hash(plain(cfg)):
+            continue
+        found = differences(content["config"], plain(cfg))
+        raise ValueError(
+            f"{folder}/{number} holds a cell of another sweep ({'; '.join(found[:4])}); give that "
+            "sweep's own overrides, or another hydra.sweep.dir"
+        )

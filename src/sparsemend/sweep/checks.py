@@ -1,0 +1,114 @@
+"""Refuse a sweep or a search that cannot work, before its first job and without torch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from sparsemend.preflight import check as preflight
+from sparsemend.preflight.cache import check_cache
+from sparsemend.sweep import cells as sweep
+from sparsemend.sweep.arena.checks import as_measured, check_arena
+from sparsemend.sweep.search.space import space_of
+
+log = logging.getLogger(__name__)
+
+
+def check_sweep(configs: Sequence[DictConfig], lines: Sequence[str]) -> None:
+    """Raise ValueError or OSError; sets the folder that `resume=auto` continues in.
+
+    configs: those of the (first) jobs; lines: the command line's overrides.
+    """
+    first = configs[0]
+    folder = choose_folder(first, lines)
+    if first.get("search") is not None:
+        check_search(first, lines)
+        check_same_search(folder, lines)
+    else:
+        check_arena(configs)
+        check_jobs(configs)
+        if folder is not None:
+            cells = (as_measured(folder / str(n), cfg) for n, cfg in enumerate(configs))
+            sweep.check_cells(folder, list(cells))
+    check_cache(configs)
+
+
+def choose_folder(cfg: DictConfig, lines: Sequence[str]) -> Path | None:
+    """The existing sweep folder that this sweep continues in, None for a new one."""
+    os.environ.pop("SPARSEMEND_SWEEP", None)
+    named = [line.split("=", 1)[1] for line in lines if line.startswith("hydra.sweep.dir=")]
+    if named:
+        folder = Path(named[-1].strip("'\""))
+        return folder if folder.is_dir() else None
+    if cfg.resume is None:
+        return None
+    if cfg.resume != "auto":
+        raise ValueError(
+            f"resume={cfg.resume} names a single run; a sweep continues with resume=auto, or with "
+            "hydra.sweep.dir=FOLDER"
+        )
+    found = sweep.find_unfinished_sweep(Path("multirun") / str(cfg.name), lines)
+    if found is not None:
+        os.environ["SPARSEMEND_SWEEP"] = found.name  # conf/run.yaml, hydra.sweep.dir
+    return found
+
+
+def check_jobs(configs: Sequence[DictConfig]) -> None:
+    """At least one job can begin; one that is refused later is a failed cell, no reason to stop."""
+    reasons = []
+    for cfg in configs:
+        try:
+            preflight.check(cfg)
+        except (ValueError, OSError) as error:
+            reasons.append(error)
+        else:
+            return
+    raise reasons[0]
+
+
+def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
+    """The space is legal and a run works at both its ends; nothing else varies."""
+    for override in OverridesParser.create().parse_overrides(list(lines)):
+        if override.is_sweep_override():
+            raise ValueError(
+                f"{override.input_line} would sweep inside a search over {cfg.search.key}; search "
+                "once per value"
+            )
+        if override.key_or_group == cfg.search.key:
+            raise ValueError(f"{override.input_line} fixes what the search varies; leave it out")
+    if cfg.search.select_on not in ("validation", "test"):
+        raise ValueError(f"search.select_on={cfg.search.select_on} is not validation or test")
+    jobs = cfg.search.jobs
+    if not isinstance(jobs, int) or jobs < 1:
+        raise ValueError(f"search.jobs={jobs} is not an integer of at least 1")
+    if cfg.search.sampler == "golden" and jobs > 1:
+        raise ValueError(
+            f"search.jobs={jobs}, but each point of a golden section depends on the one before; "
+            "set search.jobs=1, or search.sampler=listed"
+        )
+    space = space_of(cfg)
+    for value in space.ends:
+        trial = copy.deepcopy(cfg)
+        OmegaConf.update(trial, space.key, value, merge=False)
+        preflight.check(trial)
+
+
+def check_same_search(folder: Path | None, lines: Sequence[str]) -> None:
+    """A search continues in the folder of the very same search only."""
+    path = folder / sweep.SWEEP if folder is not None else None
+    if path is None or not path.is_file():
+        return
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if known["overrides"] != sweep.identity(lines):
+        raise ValueError(
+            f"{folder} holds another search ({' '.join(known['overrides'])}); give its own "
+            "overrides, or another hydra.sweep.dir"
+        )

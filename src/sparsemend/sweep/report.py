@@ -1,0 +1,125 @@
+"""What a sweep leaves behind: one table on the terminal, summary.csv, and an honest exit code.
+
+A Hydra callback: it notes in the sweep's folder that the sweep began (so that `resume=auto` finds
+one that was killed) and reports when it ends, also when it ends early.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from sparsemend.files import write_text
+from sparsemend.names import METRIC
+from sparsemend.sweep import cells as sweep
+from sparsemend.sweep.read import STATES, Cell, read_cells, shown, varying_keys, wide_console
+
+log = logging.getLogger(__name__)
+
+SUMMARY = "summary.csv"
+
+
+class SweepReport(Callback):
+    """Notes the sweep's beginning; reports its cells at the end."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        sweep.begin(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        cells = read_cells(folder)
+        bad = [cell for cell in cells if cell.status != "finished"]
+        sweep.end(folder, finished=not bad and sys.exc_info()[0] is None)
+        write_text(folder / SUMMARY, summary_csv(cells))
+        console = wide_console()
+        if config.get("search") is None:
+            console.print(summary_table(cells, folder))
+        for cell in bad:
+            error = (cell.content.get("error") or {}).get("message", "")
+            console.print(f"cell {cell.name} {cell.status}: {error}", markup=False, soft_wrap=True)
+        console.print(f"table: {folder / SUMMARY}", soft_wrap=True, highlight=False)
+        if config.get("search") is not None:
+            from sparsemend.sweep.search.report import report
+
+            task = OmegaConf.masked_copy(config, ["search", "statistics"])
+            report(cells, sweep.plain(task), list(config.hydra.overrides.task), folder)
+        if (config.get("arena") or {}).get("steps") is not None:
+            _report_arena(folder)
+        if bad and sys.exc_info()[0] is None:
+            console.print(
+                f"{len(bad)} of {len(cells)} cells did not finish; the same command with "
+                f"hydra.sweep.dir={folder} (or resume=auto) redoes them alone",
+                soft_wrap=True,
+                highlight=False,
+            )
+            sys.exit(1)
+
+
+def _report_arena(folder: Path) -> None:
+    """Table and plot of the rows that finished; why there is none, where there is none."""
+    from sparsemend.sweep.arena.rows import read_arena
+    from sparsemend.sweep.arena.table import show, write
+
+    try:
+        arena = read_arena([folder])
+        show(arena)
+        paths = write(arena, folder, "seconds")
+    except ValueError as error:
+        wide_console().print(str(error), markup=False, soft_wrap=True)
+        return
+    except Exception:  # the sweep's exit status is still to come
+        log.exception("no table of the arena; sparsemend-tables arena %s tries again", folder)
+        return
+    for path in paths:
+        wide_console().print(f"arena: {path}", soft_wrap=True, highlight=False)
+
+
+def summary_csv(cells: Sequence[Cell]) -> str:
+    """One line per cell; columns in the order in which cells bring them."""
+    rows = [cell.row(varying_keys(cells)) for cell in cells]
+    columns = {key: None for row in rows for key in row}
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def summary_table(cells: Sequence[Cell], folder: Path) -> Table:
+    """What varies, how it ended, test perplexity per state, sparsity, seconds."""
+    varying = varying_keys(cells)
+    table = Table(title=str(folder), caption=f"{METRIC}; all measurements in {SUMMARY}")
+    for column in ("cell", *varying, "status"):
+        table.add_column(column)
+    for column in (*STATES, "sparsity", "seconds", "pruned by"):
+        table.add_column(column, justify="right")
+    for cell in cells:
+        sparsity = cell.content.get("sparsity", {}).get("achieved")
+        seconds = cell.content.get("seconds")
+        table.add_row(
+            cell.name,
+            *(cell.overrides.get(key, "") for key in varying),
+            cell.status,
+            *(shown(cell.metric(state, METRIC)) for state in STATES),
+            "-" if sparsity is None else f"{sparsity:.4f}",
+            "-" if seconds is None else f"{seconds:.1f}",
+            _maker(cell.content.get("cache", {}).get("pruned"), folder),
+        )
+    return table
+
+
+def _maker(origin: Mapping[str, Any] | None, folder: Path) -> str:
+    """Who pruned the model of a cell: itself, another cell, or a run elsewhere."""
+    if not origin or not origin["hit"]:
+        return "itself" if origin else "-"
+    maker = Path(origin["made_by"])
+    return f"cell {maker.name}" if maker.parent == folder.absolute() else str(maker)

@@ -1,0 +1,212 @@
+"""What a search found: a table, a plot, the best overrides, the optimism gap, and what it cost.
+
+Optimism gap: the least test perplexity among the trials, minus the test perplexity of the trial
+that validation selects.  Selecting by the test text reports the former.
+
+Cost in units of one run (load, measure dense, prune, measure): where the share f of it is done
+once for all jobs of a process, n trials cost at least n - (n - 1) f.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sparsemend.names import METRIC, VALIDATION_METRIC
+from sparsemend.sweep.read import Cell, shown
+
+PLOT = "search"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One finished trial."""
+
+    cell: Cell
+    value: Any  # of the searched key
+    test: float
+    validation: float  # NaN where it was not measured
+
+    def objective(self, select_on: str) -> float:
+        """What is minimised; infinite where it is not finite."""
+        value = self.test if select_on == "test" else self.validation
+        return value if math.isfinite(value) else math.inf
+
+
+def report(
+    cells: Sequence[Cell], config: Mapping[str, Any], overrides: Sequence[str], folder: Path
+) -> None:
+    """Print table, best point, gap and cost; write the plot.  config: the search's own."""
+    search = config["search"]
+    found, exact = points_of(cells, config)
+    if not any(math.isfinite(point.objective(search["select_on"])) for point in found):
+        return  # the sweeper says so, with the first error
+    best = best_of(found, search["select_on"])
+    console = Console()
+    console.print(search_table(found, best, search))
+    say = Console(soft_wrap=True, highlight=False, markup=False).print
+    for line in (
+        *conclusions(found, best, search),
+        *([against_exact(best, exact)] if exact else []),
+        *([cost] if (cost := cost_line([p.cell for p in found])) else []),
+    ):
+        say(line)
+    say(f"best: {paste(overrides, search['key'], best.value)}")
+    if all(isinstance(point.value, int | float) for point in found):
+        plot(found, best, search, folder)
+        say(f"plot: {folder / PLOT}.png, .svg")
+
+
+def points_of(cells: Sequence[Cell], config: Mapping[str, Any]) -> tuple[list[Point], Point | None]:
+    """The finished trials by value, and the cell that repeats the best one exactly, if any."""
+    key, points, exact = config["search"]["key"], [], None
+    for cell in cells:
+        if cell.status != "finished" or key not in cell.overrides:
+            continue
+        point = Point(
+            cell,
+            _number(cell.overrides[key]),
+            _finite(cell.metric("repaired", METRIC)),
+            _finite(cell.metric("repaired", VALIDATION_METRIC)),
+        )
+        if cell.content["config"]["statistics"] == config["statistics"]:
+            points.append(point)
+        else:
+            exact = point
+    return sorted(points, key=lambda p: (isinstance(p.value, str), p.value)), exact
+
+
+def best_of(points: Sequence[Point], select_on: str) -> Point:
+    """The least objective; the smaller value of the key on ties, as the paper."""
+    return min(points, key=lambda point: point.objective(select_on))  # points are sorted
+
+
+def search_table(points: Sequence[Point], best: Point, search: Mapping[str, Any]) -> Table:
+    """One line per value of the key."""
+    table = Table(title=f"search over {search['key']}, select_on={search['select_on']}")
+    for column in ("cell", search["key"].split(".")[-1], "validation", "test", ""):
+        table.add_column(column, justify="right")
+    for point in points:
+        mark = "best" if point is best else ""
+        uniform = point.value == search["baseline"]
+        table.add_row(
+            point.cell.name,
+            f"{point.value:.6g}" if isinstance(point.value, float) else str(point.value),
+            shown(_known(point.validation)),
+            shown(_known(point.test)),
+            " ".join(filter(None, ["baseline" if uniform else "", mark])),
+        )
+    return table
+
+
+def conclusions(points: Sequence[Point], best: Point, search: Mapping[str, Any]) -> list[str]:
+    """The best point against the baseline, and what selecting by the test text would hide."""
+    lines = []
+    baseline = next((point for point in points if point.value == search["baseline"]), None)
+    if baseline is best:
+        lines.append(f"no value beats the baseline {search['baseline']}")
+    elif baseline is not None:
+        lines.append(
+            f"{search['key']}={best.value}: test {best.test:.4f}, baseline {baseline.test:.4f}"
+        )
+    if all(math.isnan(point.validation) for point in points):
+        return lines
+    by_test, by_validation = best_of(points, "test"), best_of(points, "validation")
+    lines.append(
+        f"optimism gap {by_validation.test - by_test.test:.4f}: selected by validation "
+        f"{by_validation.value:.6g} has test {by_validation.test:.4f}, selected by test "
+        f"{by_test.value:.6g} has {by_test.test:.4f}"
+        if isinstance(best.value, int | float)
+        else f"optimism gap {by_validation.test - by_test.test:.4f}"
+    )
+    return lines
+
+
+def against_exact(best: Point, exact: Point) -> str:
+    """How far statistics=dense, which is not the papers' protocol, is from it at the best point."""
+    return (
+        f"statistics=dense: test {best.test:.4f}, by the papers' protocol {exact.test:.4f} "
+        f"({best.test / exact.test - 1:+.2%}), cell {exact.cell.name}"
+    )
+
+
+def cost_line(cells: Sequence[Cell]) -> str | None:
+    """Shared part of a run, bound and measured cost; None unless one process ran all trials."""
+    done = sorted(cells, key=lambda cell: int(cell.name))
+    processes = {str(cell.content["process"]) for cell in done}
+    memory = done[0].content.get("cache", {}).get("memory") if done else None
+    if len(processes) != 1 or len(done) < 2 or not memory:
+        return None
+    if any(part["hit"] for part in memory.values()):
+        return None  # the first cell was not a whole run
+    # on a CPU other work on the machine would count; a GPU's work is no processor time
+    on_cpu = done[0].content["provenance"]["device"] == "cpu"
+    clock = "processor_seconds" if on_cpu else "seconds"
+    run = done[0].content[clock]
+    shared = sum(part[clock] for part in memory.values()) / run
+    total = sum(cell.content[clock] for cell in done) / run
+    bound = len(done) - (len(done) - 1) * shared
+    return (
+        f"cost: {len(done)} trials took {total:.2f} runs of {run:.1f} {clock.replace('_', ' ')}; "
+        f"shared part f = {shared:.3f}, bound {bound:.2f}, {total / bound - 1:+.1%}"
+    )
+
+
+def paste(overrides: Sequence[str], key: str, value: Any) -> str:
+    """The command of one run at the best value."""
+    own = ("+search=", "search.", "cache", "hydra", "resume=")
+    kept = [line for line in overrides if not line.startswith(own)]
+    implied = ["sparsity_schedule=atp"] if key.startswith("sparsity_schedule.") else []
+    return shlex.join(["sparsemend", *implied, *kept, f"{key}={value}"])
+
+
+def plot(points: Sequence[Point], best: Point, search: Mapping[str, Any], folder: Path) -> None:
+    """search.png and search.svg: perplexity against the key, the baseline as a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, colour in (("validation", "tab:blue"), ("test", "tab:orange")):
+        pairs = [(p.value, getattr(p, name)) for p in points if math.isfinite(getattr(p, name))]
+        if not pairs:
+            continue
+        axes.plot(*zip(*pairs, strict=True), "o-", color=colour, label=name, markersize=4)
+        level = next((y for x, y in pairs if x == search["baseline"]), None)
+        if level is not None:
+            axes.axhline(level, color=colour, linestyle=":", linewidth=1)
+    axes.axvline(best.value, color="grey", linewidth=1, label=f"best by {search['select_on']}")
+    axes.set_xlabel(search["key"].split(".")[-1].replace("_", " "))
+    dotted = "" if search["baseline"] is None else f" (dotted: {search['baseline']:g})"
+    axes.set_ylabel(f"perplexity{dotted}")
+    finite = [p.objective(search["select_on"]) for p in points]
+    if max(f for f in finite if math.isfinite(f)) > 10 * min(finite):
+        axes.set_yscale("log")
+    if search["log"]:
+        axes.set_xscale("log")
+    axes.legend(frameon=False)
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / f"{PLOT}.{suffix}", dpi=110)
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _finite(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None

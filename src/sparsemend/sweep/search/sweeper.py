@@ -1,0 +1,131 @@
+"""A search: hydra-optuna-sweeper on one key, resumable, with samplers of our own.
+
+The plugin's sweeper runs the trials; this one gives it the space that follows from the config, a
+sampler, and only the trials that are missing.  Trials that were running when the search was killed
+are told their objective if their cell finished, else they are tried again.  A trial whose
+objective is NaN has failed and does not stop the search.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.errors import CompactHydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
+from omegaconf import DictConfig
+from optuna.trial import Trial, TrialState
+
+from sparsemend.config.values import plain
+from sparsemend.result.folder import read_result
+from sparsemend.result.record import objective
+from sparsemend.sweep.search.samplers import make_sampler, suggest
+from sparsemend.sweep.search.space import Space, space_of
+
+log = logging.getLogger(__name__)
+
+
+class SearchSweeper(Sweeper):
+    """Minimises what jobs return over `search.key`."""
+
+    def __init__(self, *, storage: str, study_name: str, jobs: int) -> None:
+        self.storage, self.study_name, self.jobs = storage, study_name, jobs
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.config, self.folder = config, Path(config.hydra.sweep.dir)
+        self.statistics = config.statistics
+        self.space = space_of(config)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.study = optuna.create_study(
+            storage=self.storage, study_name=self.study_name, load_if_exists=True
+        )
+        _settle(self.study, self.folder, config)
+        self.since = len(self.study.trials)
+        self.sweeper = self._plugin()
+        self.sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.sweeper.job_idx = self.since  # a trial's cell has the trial's number
+
+    def _plugin(self) -> OptunaSweeperImpl:
+        plugin = OptunaSweeperImpl(
+            sampler=make_sampler(self.space, since=self.since),
+            direction="minimize",
+            storage=self.storage,
+            study_name=self.study_name,
+            n_trials=max(0, self.space.total - len(_complete(self.study))),
+            n_jobs=self.jobs,
+            max_failure_rate=1.0,
+            custom_search_space=None,
+            params=None,
+        )
+        plugin.custom_search_space_extender = partial(_suggest, self.space)
+        return plugin
+
+    def sweep(self, arguments: list[str]) -> None:
+        if not self.study.trials and self.space.points is None and self.space.baseline is not None:
+            self.study.enqueue_trial({self.space.key: self.space.baseline})
+        if self.since:
+            done = len(_complete(self.study))
+            log.info("%d of %d trials are done, going on", done, self.space.total)
+        try:
+            self.sweeper.sweep(arguments)
+        except ValueError as error:
+            if _complete(self.study):
+                raise
+            # the plugin asks for the best of no trial
+            raise CompactHydraException(_all_failed(self.folder)) from error
+        if self.statistics == "dense":
+            self._confirm(arguments)
+
+    def _confirm(self, arguments: list[str]) -> None:
+        """One more cell: the best point by the papers' protocol, for the report to compare."""
+        best = self.study.best_trial.params[self.space.key]
+        kept = [line for line in arguments if not line.startswith("statistics=")]
+        overrides = [*kept, f"{self.space.key}={best}", "statistics=exact"]
+        number = len(self.study.trials)
+        assert self.sweeper.launcher is not None
+        self.sweeper.launcher.launch([overrides], initial_job_idx=number)
+
+
+def _suggest(space: Space, config: DictConfig, trial: Trial) -> None:
+    suggest(space, trial)
+
+
+def _complete(study: optuna.Study) -> list[Any]:
+    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+
+
+def _settle(study: optuna.Study, folder: Path, config: DictConfig) -> None:
+    """End the trials that were running when the search was: by their result, or as failed."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        content = read_result(folder / str(trial.number))
+        value = math.nan
+        if content is not None and content["status"] == "finished" and trial.params:
+            value = objective(content, plain_search(config))
+        if math.isnan(value):
+            study.tell(trial.number, state=TrialState.FAIL)
+        else:
+            study.tell(trial.number, value)
+
+
+def plain_search(config: DictConfig) -> dict[str, Any]:
+    """The part of a config that says what the objective is."""
+    return {"search": plain(config.search)}
+
+
+def _all_failed(folder: Path) -> str:
+    """Why a search in which every trial failed has no result."""
+    for path in sorted(folder.glob("*/result.json"), key=lambda p: p.parent.name):
+        content = read_result(path.parent) or {}
+        if content.get("error"):
+            error = content["error"]
+            return f"every trial failed; the first error, in {path.parent}: {error['message']}"
+    return f"every trial gave a perplexity that is not finite; see the table in {folder}"

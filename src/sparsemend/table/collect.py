@@ -1,0 +1,82 @@
+"""`sparsemend-tables collect`: tables of result folders as files of five formats."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from sparsemend.errors import OverrideError
+from sparsemend.files import replacing, write_text
+from sparsemend.result.protocol import Protocol
+from sparsemend.result.runs import Run, find_runs
+from sparsemend.table.formats import comma_separated, latex, markdown
+from sparsemend.table.paper_table import PaperTable, check_metric, tables, with_metric
+
+
+def collect(
+    folders: Sequence[Path], metric: str, where: Sequence[str], out: Path | None
+) -> list[Path]:
+    """Print every table as Markdown and write tables.{md,tex,csv} and a picture of each.
+
+    where: `key=value` conditions on runs.  out: the folder of the files, the first of `folders`
+    if None.  Returns the paths written; raises what `find_runs` and `tables` raise.
+    """
+    runs = find_runs(folders)
+    check_metric(runs, metric)
+    runs = with_metric(runs, metric)  # what others measured has no protocol of it
+    found = tables(chosen(runs, where, metric), metric)
+    target = out or folders[0]
+    for table in found:
+        print(markdown(table))
+    return _written(found, target)
+
+
+def chosen(runs: Sequence[Run], where: Sequence[str], metric: str) -> list[Run]:
+    """The runs that meet every condition; raises where a key is unknown or none is left."""
+    for condition in where:
+        key, _, value = condition.partition("=")
+        left = [run for run in runs if _facts(run, metric).get(_checked(key)) == value]
+        if not left:
+            values = sorted({_facts(run, metric)[key] for run in runs})
+            raise ValueError(f"no run has {condition}; {key} is one of {', '.join(values)}")
+        runs = left
+    return list(runs)
+
+
+def _checked(key: str) -> str:
+    known = [*(f.name for f in fields(Protocol)), "name", "model", "seed", "pruner", "method"]
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=2)
+        nearest = f"nearest: {', '.join(close)}\n" if close else ""
+        raise OverrideError(f"unknown key {key!r} in --where\n{nearest}all: {', '.join(known)}")
+    return key
+
+
+def _facts(run: Run, metric: str) -> dict[str, str]:
+    protocol = run.protocol(metric)
+    facts = {field.name: str(getattr(protocol, field.name)) for field in fields(Protocol)}
+    facts |= {"name": run.name, "model": run.model, "seed": str(run.seed)}
+    return facts | {group: run.member(group) for group in ("pruner", "method")}
+
+
+def _written(found: Sequence[PaperTable], target: Path) -> list[Path]:
+    from sparsemend.table.plot import draw
+
+    texts = {
+        "tables.md": "\n".join(map(markdown, found)),
+        "tables.tex": "\n".join(map(latex, found)),
+        "tables.csv": comma_separated(found),
+    }
+    for name, text in texts.items():
+        write_text(target / name, text)
+    paths = [target / name for name in texts]
+    for table in found:
+        stem = table.title.replace("/", "_")
+        for suffix in (".png", ".svg"):
+            path = target / f"{stem}{suffix}"
+            with replacing(path) as partial:
+                draw(table, partial, suffix)
+            paths.append(path)
+    return paths

@@ -1,0 +1,90 @@
+"""A picture of how supports moved while a method trained, from the result.json of its run.
+
+    sparsemend-evolution RUN_FOLDER        writes RUN_FOLDER/mask_evolution.png
+
+Above, per round and summed over linears: the share of deltas (or kept weights) asked to move and
+moved, reactivated positions, weights pruned for them.  Below, the share of every linear's starting
+support that is still in place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PICTURE = "mask_evolution.png"
+COUNTS = {  # key of a round: legend
+    "nominal": "asked to move",
+    "moved": "moved",
+    "reactivated": "grown on pruned positions",
+    "pruned": "pruned for them",
+    "dead": "dead deltas",
+}
+LABELLED = 60  # linears that can be named beside the lower picture
+
+
+def read_evolution(folder: Path) -> dict[str, Any]:
+    """`repair.evolution` of a run; raises FileNotFoundError or ValueError where it has none."""
+    path = folder / "result.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no result.json; give a run folder")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    evolution: dict[str, Any] | None = content["repair"].get("evolution")
+    if not evolution or not evolution["rounds"]:
+        method = content["config"]["method"].get("_target_", "none").rsplit(".", 1)[-1]
+        raise ValueError(
+            f"no support moved in the run in {folder} (method {method}, status "
+            f"{content['status']}); methods that move supports: seft, spiel, masked_full with "
+            "mask_update"
+        )
+    return evolution
+
+
+def shares(evolution: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Legend -> share per round, of all deltas, or of all kept weights where there are none."""
+    whole = sum(evolution.get("deltas", evolution["kept"]))
+    rounds = evolution["rounds"]
+    return {
+        legend: [sum(one[key]) / whole for one in rounds]
+        for key, legend in COUNTS.items()
+        if all(key in one for one in rounds)
+    }
+
+
+def remaining(evolution: Mapping[str, Any]) -> list[list[float]] | None:
+    """Per linear, per round: the share of its starting support in place; None where it stays."""
+    rounds = evolution["rounds"]
+    if any("overlap" not in one for one in rounds):
+        return None
+    return [
+        [one["overlap"][index] / max(1, kept) for one in rounds]
+        for index, kept in enumerate(evolution["kept"])
+    ]
+
+
+def draw(evolution: Mapping[str, Any], path: Path) -> None:
+    """Write the picture (PNG)."""
+    from matplotlib.figure import Figure
+
+    steps, table = [one["step"] for one in evolution["rounds"]], remaining(evolution)
+    linears: Sequence[str] = evolution["linears"]
+    tall = 0.16 * min(len(linears), LABELLED) + 1 if table is not None else 0
+    figure = Figure(figsize=(10, 3.5 + tall), layout="constrained")
+    ratios = [3.5, tall] if table is not None else [1]
+    axes = figure.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    for legend, values in shares(evolution).items():
+        axes[0].plot(steps, values, marker=".", label=legend)
+    axes[0].set(xlabel="optimizer step", ylabel="share of deltas", ylim=(0, None))
+    if "deltas" not in evolution:
+        axes[0].set_ylabel("share of kept weights")
+    axes[0].legend()
+    if table is not None:
+        image = axes[1].imshow(table, aspect="auto", interpolation="none", vmax=1.0)
+        axes[1].set_xticks(range(len(steps)), [str(step) for step in steps])
+        axes[1].set(xlabel="optimizer step", title="starting support still in place")
+        if len(linears) <= LABELLED:
+            axes[1].set_yticks(range(len(linears)), linears, fontsize=6)
+        figure.colorbar(image, ax=axes[1])
+    figure.savefig(path, dpi=120)

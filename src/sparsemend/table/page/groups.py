@@ -1,0 +1,228 @@
+"""Runs as the report shows them: one group per model, row and setting, over its seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from sparsemend.result.runs import Row, Run
+from sparsemend.table.paper_table import Ours, differing, ours_of
+
+STAGES = ("load", "evaluate", "prune", "repair", "export")
+STEP = "step"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed."""
+
+    model: str
+    row: Row
+    settings: Mapping[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def state(self) -> str:
+        """What these runs end with: the repaired model, or the pruned one where nothing repairs."""
+        return "pruned" if self.row.method == "none" else "repaired"
+
+    @property
+    def series(self) -> str:
+        """Its name without the sparsity: what a line over sparsities is called."""
+        return f"{self.row.label}{self.variant}{knobs(self.settings)}"
+
+    @property
+    def variant(self) -> str:
+        """` (VARIANT)`, empty where its row has none."""
+        return "" if self.row.variant == "-" else f" ({self.row.variant})"
+
+    @property
+    def allocation(self) -> str:
+        """What decides the sparsity of its blocks."""
+        told = {key: value for key, value in self.settings.items() if "schedule" in key}
+        return f"{self.row.schedule}{knobs(told)} ({self.row.pruner})"
+
+    def mean(self, read: Callable[[Run], float | None]) -> float | None:
+        """Mean over seeds of what `read` finds; None where it finds nothing."""
+        ours = self._ours(read)
+        return None if ours is None else ours.mean
+
+    def deviation(self, read: Callable[[Run], float | None]) -> float:
+        """Sample deviation over seeds, 0 for a single one."""
+        ours = self._ours(read)
+        return 0.0 if ours is None else ours.deviation or 0.0
+
+    def _ours(self, read: Callable[[Run], float | None]) -> Ours | None:
+        found = [(run, value) for run in self.runs if (value := read(run)) is not None]
+        return ours_of(found) if found else None
+
+    def metric(self, name: str) -> float | None:
+        """Mean of a metric of the final state."""
+        return self.mean(lambda run: run.value(self.state, name))
+
+    def metric_deviation(self, name: str) -> float:
+        """Deviation of a metric of the final state, 0 for a single seed."""
+        return self.deviation(lambda run: run.value(self.state, name))
+
+
+def knobs(settings: Mapping[str, Any]) -> str:
+    """`, rank=8, alpha=16` of settings by dotted key."""
+    return "".join(f", {key.rpartition('.')[2]}={value}" for key, value in settings.items())
+
+
+def groups(runs: Sequence[Run]) -> list[Group]:
+    """The runs by model and row; within one, by the knobs in which they differ."""
+    return _grouped(
+        [(run.row if run.row.method != "none" else run.pruned_row, run) for run in runs]
+    )
+
+
+def with_unrepaired(found: Sequence[Group]) -> list[Group]:
+    """The groups, and the pruned states that they were repaired from, each seed once."""
+    given = {(group.model, group.row) for group in found}
+    seeds: dict[tuple[str, Row, str, int], Run] = {}
+    for run in (run for group in found for run in group.runs):
+        if (run.model, run.pruned_row) not in given:
+            key = (run.model, run.pruned_row, repr(run.settings("pruned")), run.seed)
+            seeds.setdefault(key, run)
+    added = _grouped([(run.pruned_row, run) for run in seeds.values()])
+    return sorted([*found, *added], key=_order)
+
+
+def _grouped(pairs: Sequence[tuple[Row, Run]]) -> list[Group]:
+    rows: dict[tuple[str, Row], list[Run]] = {}
+    for row, run in pairs:
+        rows.setdefault((run.model, row), []).append(run)
+    found = []
+    for (model, row), members in rows.items():
+        state = "pruned" if row.method == "none" else "repaired"
+        settings = [run.settings(state) for run in members]
+        keys = differing(settings)
+        parts: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+        for run, known in zip(members, settings, strict=True):
+            told = {key: known.get(key, "unset") for key in keys}
+            parts.setdefault(repr(told), []).append((run, told))
+        found += [Group(model, row, p[0][1], tuple(r for r, _ in p)) for p in parts.values()]
+    return sorted(found, key=_order)
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    row = group.row
+    members = (row.pruner, row.schedule != "uniform", row.schedule, row.method != "none")
+    values = tuple((str(type(v)), v) for v in group.settings.values())
+    return (group.model, row.sparsity, row.pattern, *members, row.method, values)
+
+
+def names(found: Sequence[Group]) -> list[str]:
+    """A label per group: its series, with the amount and the model where those differ."""
+    several_models = len({group.model for group in found}) > 1
+    several_amounts = len({group.row.amount for group in found}) > 1
+    return [
+        (f"{g.model}  " if several_models else "")
+        + (f"{g.row.amount}  " if several_amounts else "")
+        + g.series
+        for g in found
+    ]
+
+
+def styles(found: Sequence[Group]) -> list[tuple[int, int]]:
+    """(colour, dash) per group: one colour per series, one dash per amount, on the whole page."""
+    everything = with_unrepaired(found)
+    series = list(dict.fromkeys((group.model, group.series) for group in everything))
+    amounts = list(dict.fromkeys(group.row.amount for group in everything))
+    return [(series.index((g.model, g.series)), amounts.index(g.row.amount)) for g in found]
+
+
+def block_values(values: Mapping[str, float]) -> list[float]:
+    """Values of blocks in order of their number, from keys that end in it."""
+    numbered = {int(key.replace("/", ".").rpartition(".")[2]): v for key, v in values.items()}
+    return [numbered[index] for index in sorted(numbered)]
+
+
+def block_errors(run: Run, state: str) -> list[float]:
+    """The measured error of every block, empty where the run did not measure it."""
+    metrics = run.content["metrics"].get(state, {})
+    found = {k: v for k, v in metrics.items() if k.startswith("block_error/") and v is not None}
+    return block_values({k: v for k, v in found.items() if k.rpartition("/")[2].isdigit()})
+
+
+def total_seconds(run: Run) -> float:
+    """Seconds of all measured stages."""
+    return sum(run.seconds(stage) for stage in STAGES)
+
+
+def peak_bytes(run: Run) -> float:
+    """The highest peak of any stage."""
+    return max(run.peak_bytes(stage) for stage in STAGES)
+
+
+def difference_of(run: Run) -> float | None:
+    """The common difference of a run with that schedule."""
+    found = run.config["sparsity_schedule"].get("common_difference")
+    return None if found is None else float(found)
+
+
+def curve(run: Run, column: str) -> list[tuple[float, float]]:
+    """(step, value) of one column of the training curves, over all parts of a resumed run."""
+    points: dict[float, float] = {}
+    for path in sorted(run.folder.glob("training*/metrics.csv"), key=_part):
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if row.get(column) and row.get(STEP):
+                    points[float(row[STEP])] = float(row[column])
+    return [(step, value) for step, value in sorted(points.items()) if math.isfinite(value)]
+
+
+def _part(path: Path) -> int:
+    number = path.parent.name.partition("-")[2]
+    return int(number) if number.isdigit() else 0
+
+
+@dataclass(frozen=True)
+class Supports:
+    """Packed supports of one run, one bit per weight."""
+
+    packed: Mapping[str, np.ndarray[Any, np.dtype[np.uint8]]]
+    shapes: Mapping[str, Sequence[int]]
+
+    def overlap(self, other: Supports) -> float:
+        """|kept by both| / |kept by either|; padding bits are 0 in both."""
+        both = either = 0
+        for name, mine in self.packed.items():
+            both += _ones(mine & other.packed[name])
+            either += _ones(mine | other.packed[name])
+        return both / either if either else 1.0
+
+
+def supports(run: Run) -> Supports | None:
+    """The supports that a run ended with, None where it left none."""
+    path = run.folder / "masks.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, framework="numpy") as file:
+        shapes = json.loads((file.metadata() or {})["shapes"])
+        packed = {name: _without_padding(file.get_tensor(name), shapes[name][1]) for name in shapes}
+    return Supports(packed, shapes)
+
+
+def _without_padding(packed: np.ndarray[Any, Any], inputs: int) -> np.ndarray[Any, Any]:
+    """Bits beyond the last input set to 0, whatever wrote them."""
+    if inputs % 8:
+        packed[:, -1] &= np.uint8((1 << inputs % 8) - 1)
+    return packed
+
+
+def _ones(packed: np.ndarray[Any, Any]) -> int:
+    return int(np.bitwise_count(packed).sum()) if hasattr(np, "bitwise_count") else _counted(packed)
+
+
+def _counted(packed: np.ndarray[Any, Any]) -> int:
+    return int(np.unpackbits(packed).sum())

@@ -1,0 +1,95 @@
+"""The head of the report page: the best figures as tiles, every group of runs as a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from sparsemend.names import METRIC
+from sparsemend.table.page.groups import Group, names, total_seconds, with_unrepaired
+from sparsemend.table.page.svg import short
+
+HEADS = ("setting", "repaired", "pruned", "dense", "sparsity", "trained", "seconds", "seeds")
+
+
+def summary(found: Sequence[Group]) -> str:
+    """Tiles and the table of all runs."""
+    runs = [run for group in found for run in group.runs]
+    dense = [v for run in runs if (v := run.value("dense", METRIC)) is not None]
+    tiles = {
+        "finished runs": str(len(runs)),
+        "settings": str(len(found)),
+        "dense perplexity": f"{min(dense):.2f}" if dense else "-",
+        **_best(found),
+        "seconds measured": f"{sum(map(total_seconds, runs)):,.0f}",
+    }
+    cards = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(told)}</span></div>'
+        for told, value in tiles.items()
+    )
+    return f'<div class="tiles">{cards}</div><h2>Runs</h2>{_table(found)}'
+
+
+def _best(found: Sequence[Group]) -> dict[str, str]:
+    """The lowest perplexity after pruning, and what reached it."""
+    known = [
+        (value, group)
+        for group in with_unrepaired(found)
+        if (value := group.metric(METRIC)) is not None and _foldable(group)
+    ]
+    if not known:
+        return {}
+    value, group = min(known, key=lambda pair: pair[0])
+    return {f"lowest: {group.series} at {group.row.amount}": f"{value:.2f}"}
+
+
+def _foldable(group: Group) -> bool:
+    """Whether it may be the best of its sparsity: an open adapter has none."""
+    return all(run.foldable for run in group.runs)
+
+
+def _table(found: Sequence[Group]) -> str:
+    """The lowest perplexity of each amount is marked."""
+    best: dict[tuple[str, str], float] = {}
+    for group in found:
+        if (value := group.metric(METRIC)) is not None and _foldable(group):
+            place = (group.model, group.row.amount)
+            best[place] = min(value, best.get(place, value))
+    rows = "".join(
+        _row(group, name, best.get((group.model, group.row.amount)))
+        for group, name in zip(found, names(found), strict=True)
+    )
+    cells = "".join(f"<th>{head}</th>" for head in HEADS)
+    inside = f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="scroll"><table>{inside}</table></div>'
+
+
+def _row(group: Group, name: str, best: float | None) -> str:
+    repaired = group.row.method != "none"
+    achieved = group.mean(lambda run: run.sparsity)
+    trained = group.runs[0].content["cost"].get("repair", {}).get("trained_parameters", 0)
+    cells = [
+        _perplexity(group, "repaired") if repaired else "-",
+        _perplexity(group, "pruned"),
+        _perplexity(group, "dense"),
+        f"{achieved:.4f}",
+        f"{trained:,}" if trained else "-",
+        f"{group.mean(total_seconds):.0f}",
+        str(len({run.seed for run in group.runs})),
+    ]
+    last = 0 if repaired else 1  # the cell of the state that these runs end with
+    marked = last if group.metric(METRIC) == best else None
+    shown = (
+        f'<td class="best">{cell}</td>' if index == marked else f"<td>{cell}</td>"
+        for index, cell in enumerate(cells)
+    )
+    return f"<tr><td>{escape(name)}</td>{''.join(shown)}</tr>"
+
+
+def _perplexity(group: Group, state: str) -> str:
+    value = group.mean(lambda run: run.value(state, METRIC))
+    if value is None:
+        return "-"
+    deviation = group.deviation(lambda run: run.value(state, METRIC))
+    told = short(value) if value >= 1e5 else f"{value:.2f}"
+    return f"{told} ± {deviation:.2f}" if deviation else told

@@ -1,0 +1,135 @@
+"""The numbers that papers, their repositories and others published: assets/published.csv.
+
+One line per number, as published (accuracies stay fractions or percent, whichever the source has);
+`-` is unknown or does not apply, never zero.  Every line names its source; `mark` says how a number
+was read where that is not a table in text (image, digitised, log, second-hand, rerun) and what is
+doubtful about it.  Groups are named as in conf/: pruner, schedule, method; a dense model has pruner
+none and sparsity 0.  `variant` is what a row of a table varies and no group names.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
+
+from sparsemend.config.locations import PACKAGE
+from sparsemend.errors import OverrideError
+
+UNKNOWN = "-"
+FILE = PACKAGE / "assets" / "published.csv"
+# metrics of a difference of two rows, and what it is a difference of
+DIFFERENCE_OF = {"perplexity_change": "perplexity", "accuracy_points_change": "acc"}
+PERCENT = "accuracy_percent"
+MINUS = " minus "
+PARTS = 9  # of an identity: paper/table/model/amount/pruner/schedule/method/dataset/metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published number; every field as in the file."""
+
+    paper: str
+    table: str
+    model: str
+    sparsity: str
+    pattern: str
+    pruner: str
+    schedule: str
+    method: str
+    variant: str
+    dataset: str
+    metric: str
+    seqlen: str
+    split: str
+    value: str
+    deviation: str
+    source: str
+    mark: str
+
+    @cached_property
+    def identity(self) -> str:
+        """paper/table/model/amount/pruner/schedule/method[~variant]/dataset/metric, unique.
+
+        amount is the pattern of an N:M row (or of one without a rate), else the sparsity.
+        """
+        structured = self.pattern not in (UNKNOWN, "unstructured")
+        amount = self.pattern if structured else self.sparsity
+        variant = re.sub(r"[^a-z0-9.]+", "_", self.variant.lower()).strip("_")
+        method = f"{self.method}~{variant}" if variant else self.method
+        parts = (self.pruner, self.schedule, method, self.dataset, self.metric)
+        return "/".join((self.paper, self.table, self.model, amount, *parts))
+
+    @property
+    def title(self) -> str:
+        """paper/table: also the `name` of the experiment that repeats it."""
+        return f"{self.paper}/{self.table}"
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is of the model before pruning."""
+        return self.pruner == "none" and self.sparsity == "0" and self.method == "none"
+
+    @cached_property
+    def sides(self) -> tuple[Published, Published] | None:
+        """The two cells whose difference this one is ("atp minus uniform"), None for any other."""
+        if self.metric not in DIFFERENCE_OF or MINUS not in self.variant:
+            return None
+        one, other = self.variant.split(MINUS)
+        group = "method" if "none" in (one, other) else "schedule"
+        plain = replace(self, variant=UNKNOWN, metric=DIFFERENCE_OF[self.metric], value=UNKNOWN)
+        return replace(plain, **{group: one}), replace(plain, **{group: other})
+
+    @property
+    def number(self) -> float | None:
+        """The value in the unit of our runs: a percentage as a fraction."""
+        if self.value == UNKNOWN:
+            return None
+        return float(self.value) / 100 if self.metric == PERCENT else float(self.value)
+
+    @property
+    def shown(self) -> str:
+        """The value as published, a percentage as a fraction."""
+        percent = self.metric == PERCENT and self.value != UNKNOWN
+        return f"{self.number:g}" if percent else self.value
+
+
+@cache
+def published() -> tuple[Published, ...]:
+    """Every published number, in the file's order."""
+    with FILE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {field.name for field in fields(Published)}
+    if not rows or set(rows[0]) != names:
+        raise ValueError(f"{FILE} does not have the columns {', '.join(sorted(names))}")
+    return tuple(Published(**row) for row in rows)
+
+
+def find_cell(identity: str) -> Published:
+    """The cell with this identity; raises OverrideError with the nearest ones."""
+    known = {cell.identity: cell for cell in published()}
+    if identity in known:
+        return known[identity]
+    raise OverrideError(
+        f"unknown cell {identity!r}\n{nearest(identity, list(known))}"
+        "`sparsemend-tables list` shows every cell"
+    )
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A line with up to three of `known` that read like `name`, empty where none does.
+
+    An identity is compared part by part, so that one wrong part is found among hundreds of others.
+    """
+    parts = name.split("/")
+    if len(parts) == PARTS:
+        same = [other for other in known if _differing(parts, other.split("/")) <= 2]
+        known = sorted(same, key=lambda other: _differing(parts, other.split("/"))) or known
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"nearest: {', '.join(close)}\n" if close else ""
+
+
+def _differing(one: list[str], other: list[str]) -> int:
+    return sum(a != b for a, b in zip(one, other, strict=False))

@@ -1,0 +1,98 @@
+"""What every fit brings to the Trainer: the resumable checkpoint and the lines one watches."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from sparsemend.files import replacing
+from sparsemend.sparse.count import support_sparsity
+from sparsemend.training.plan import TrainingPlan
+
+log = logging.getLogger(__name__)
+
+VALIDATION_LOSS = "validation/loss"
+
+
+class LastCheckpoint(Checkpoint):
+    """last.ckpt every plan.checkpoint_every steps, after that step's validation if there is one.
+
+    Lightning does not repeat on resume a validation that was due when the checkpoint was written,
+    so it must not be written before it.
+    """
+
+    def __init__(self, plan: TrainingPlan, path: Path) -> None:
+        self.plan, self.path = plan, path
+        self._saved = 0
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step = trainer.global_step
+        if step % self.plan.validate_every and step < self.plan.max_steps:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step > self._saved and step % self.plan.checkpoint_every == 0:
+            # every rank takes part, rank 0 writes
+            place = replacing(self.path) if trainer.is_global_zero else nullcontext(self.path)
+            with place as partial:
+                trainer.save_checkpoint(partial)
+            self._saved = step
+
+
+class Pace(Callback):
+    """Tokens per second of the training steps alone, and a line per validation."""
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        self.plan = plan
+        self._tokens, self._seconds, self._started = 0, 0.0, 0.0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._started = perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._seconds += perf_counter() - self._started
+        self._tokens += batch[0].numel() * trainer.world_size
+        pl_module.log("train/tokens_per_second", self._tokens / self._seconds, prog_bar=True)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("sparsity/support", support_sparsity(pl_module), prog_bar=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        if not trainer.is_global_zero or "train/loss" not in metrics:
+            return
+        log.info(
+            "step %d/%d  loss %.4f  validation %.4f  %s tokens/s  sparsity %.6f",
+            trainer.global_step,
+            self.plan.max_steps,
+            metrics["train/loss"],
+            metrics[VALIDATION_LOSS],
+            f"{self._tokens / self._seconds:,.0f}" if self._seconds else "-",
+            metrics["sparsity/support"],
+        )

@@ -1,0 +1,179 @@
+"""Learn from the dense model beside the text: its distribution and its hidden states.
+
+    loss = (1 - w) CE + w t^2 KL(dense || sparse, both at temperature t)
+         + h mean over blocks of |s - d|^2 / |d|^2,   s, d: hidden states of one position
+
+The first line is Hinton, Vinyals, Dean 2015 (arXiv 1503.02531).  The second is SquareHead (Kurtic
+et al. 2023, arXiv 2310.06927) with its norm taken per position instead of per batch, so that it
+adds up over micro-batches and processes.  All are means over the labelled positions.
+
+The teacher is no part of the module that trains: it is in no checkpoint, may be of another dtype
+and live on another device, and every process loads its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from sparsemend.data.base import UNLABELLED
+from sparsemend.training.batches import token_loss
+from sparsemend.training.objective import Loss, Objective
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How much a fit listens to the dense model; the values live in conf/training/default.yaml."""
+
+    weight: float
+    temperature: float
+    hidden_weight: float
+    teacher_dtype: str | None
+    teacher_device: str | None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"method.distill.weight {self.weight} is not in [0, 1]")
+        if not self.hidden_weight >= 0:
+            raise ValueError(f"method.distill.hidden_weight {self.hidden_weight} is below 0")
+        if not self.temperature > 0:
+            raise ValueError(f"method.distill.temperature {self.temperature} is not above 0")
+        if self.teacher_dtype not in (None, *DTYPES):
+            raise ValueError(
+                f"method.distill.teacher_dtype {self.teacher_dtype!r} is not one of: null, "
+                f"{', '.join(DTYPES)}"
+            )
+
+    @property
+    def on(self) -> bool:
+        return self.weight > 0 or self.hidden_weight > 0
+
+
+class Teacher(Objective):
+    """The dense model as what is learnt from; loaded once per process, before the first step."""
+
+    def __init__(self, settings: Distillation, load: Callable[[], PreTrainedModel]) -> None:
+        self.settings, self.load = settings, load
+        self._model: PreTrainedModel | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}  # another process loads its own
+
+    @property
+    def model(self) -> PreTrainedModel:
+        if self._model is None:
+            raise RuntimeError("the teacher is not loaded; call prepare(device) before a loss")
+        return self._model
+
+    def prepare(self, device: torch.device) -> None:
+        if self._model is not None:
+            return  # of an earlier fit of the same method
+        asked = self.settings.teacher_device
+        place = device if asked is None else checked_device(asked)
+        with torch.random.fork_rng(devices=[]):  # a model of random weights seeds it
+            model = self.load()
+        nn.Module.to(model, place)
+        if self.settings.teacher_dtype is not None:
+            # as a model is loaded in a dtype: rotary frequencies and other buffers stay fp32
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(getattr(torch, self.settings.teacher_dtype))
+        self._model = model.requires_grad_(False).eval()
+        log.info(
+            "teacher: the dense model in %s on %s, %.1f MiB",
+            self.report()["teacher"]["dtype"],
+            place,
+            self.report()["teacher"]["bytes"] / 2**20,
+        )
+
+    def report(self) -> dict[str, Any]:
+        """dtype, device and bytes of the teacher, where it was needed."""
+        if self._model is None:
+            return {}
+        held = [*self.model.parameters(), *self.model.buffers()]
+        return {
+            "teacher": {
+                "dtype": str(self.model.dtype).removeprefix("torch."),
+                "device": str(self.model.device),
+                "bytes": sum(tensor.nbytes for tensor in held),
+            }
+        }
+
+    def __call__(self, model: nn.Module, tokens: Tensor, labels: Tensor) -> Loss:
+        weight, hidden = self.settings.weight, self.settings.hidden_weight
+        taught = self._outputs(tokens)
+        own = model(input_ids=tokens, use_cache=False, output_hidden_states=hidden > 0)
+        counts = labels[:, 1:] != UNLABELLED
+        cross_entropy = token_loss(own.logits, labels)
+        total = (1 - weight) * cross_entropy
+        parts = {"train/cross_entropy": cross_entropy.detach()}
+        if weight:
+            taught_logits = taught.logits[:, :-1].to(tokens.device)[counts]
+            kl = divergence(own.logits[:, :-1][counts], taught_logits, self.settings.temperature)
+            total = total + weight * kl
+            parts["train/distillation"] = kl.detach()
+        if hidden:
+            distance = hidden_distance(own.hidden_states, taught.hidden_states, counts)
+            total = total + hidden * distance
+            parts["train/hidden_distance"] = distance.detach()
+        return Loss(total, parts)
+
+    @torch.no_grad()
+    def _outputs(self, tokens: Tensor) -> Any:
+        device = self.model.device
+        with torch.autocast(device.type, enabled=False):  # in the dtype it was asked for
+            return self.model(
+                input_ids=tokens.to(device),
+                use_cache=False,
+                output_hidden_states=self.settings.hidden_weight > 0,
+            )
+
+
+def divergence(own: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """t^2 KL(taught || own) of logits (P, V) at temperature t, mean over P positions, in fp32.
+
+    The factor keeps the gradient's size as t grows (Hinton et al. 2015, Sec. 2.1).
+    """
+    ours = F.log_softmax(own.float() / temperature, dim=-1)
+    theirs = F.log_softmax(taught.float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+
+
+def hidden_distance(own: Sequence[Tensor], taught: Sequence[Tensor], counts: Tensor) -> Tensor:
+    """Mean over blocks and counted positions of |s - d|^2 / |d|^2, in fp32.
+
+    own, taught: hidden states (B, T, D), the embeddings first, which are left out.  counts: bool
+    (B, T - 1), the positions whose next token is labelled.
+    """
+    total = own[0].new_zeros((), dtype=torch.float32)
+    for ours, theirs in zip(own[1:], taught[1:], strict=True):
+        wanted = theirs[:, :-1].to(ours.device)[counts].float()
+        error = (ours[:, :-1][counts].float() - wanted).square().sum(dim=-1)
+        norm = wanted.square().sum(dim=-1)
+        norm = norm.masked_fill(norm == 0, torch.inf)  # such a state has no relative distance
+        total = total + (error / norm).mean()
+    return total / (len(own) - 1)
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of this name; raises ValueError unless it is here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"method.distill.teacher_device={name} is no device: {error}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"method.distill.teacher_device={name}, but torch sees {torch.cuda.device_count()} "
+            "CUDA devices; use cpu, or null for where the model trains"
+        )
+    return device

@@ -1,0 +1,72 @@
+"""The two callbacks that hold supports while a method trains, and move them when it wants that.
+
+Each leaves the invariant true by itself, so their order cannot matter.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from sparsemend.sparse.linear import sparse_linears, zero_off_
+
+
+class EnforceMasks(Callback):
+    """Gradient times keep before the optimizer step, projection after it."""
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        for _, linear in sparse_linears(pl_module):
+            if linear.weight.grad is not None:
+                zero_off_(linear.weight.grad, linear.keep)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        for _, linear in sparse_linears(pl_module):
+            if linear.weight.requires_grad:
+                linear.project_()
+
+
+class UpdateMasks(Callback):
+    """Moves supports between optimizer steps, at most once per step (drop-and-grow)."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    @abstractmethod
+    def due(self, step: int) -> bool:
+        """Whether supports move after optimizer step `step` (1-based)."""
+
+    @abstractmethod
+    def update(self, module: LightningModule, optimizer: Optimizer, step: int) -> None:
+        """Move supports through `set_effective_` and reset what the optimizer knew of them."""
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step = trainer.global_step
+        if step > self._seen:
+            self._seen = step
+            if self.due(step):
+                self.update(pl_module, trainer.optimizers[0], step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seen = state_dict["seen"]

@@ -1,0 +1,265 @@
+"""The one Lightning module that wraps every trained method.
+
+RepairModule knows nothing of adapters or masks: a method hands it trainable parameters and brings
+its callbacks.  Checkpoints hold what is trained and the supports, verified before they are
+written; a loss or gradient that is not finite stops the fit before the step is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, distributed
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.sparse.linear import check_supports, sparse_linears
+from sparsemend.training.batches import SteppedBatches, labelled, loader, next_token_loss
+from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
+from sparsemend.training.collectives import check_equal_over_ranks, mean_over_ranks, send_buffers
+from sparsemend.training.objective import NextToken, Objective
+from sparsemend.training.plan import TrainingPlan, learning_rate_schedule
+
+
+class TrainerFactory(Protocol):
+    """Makes a Trainer for this run's hardware and logger from the settings of one fit."""
+
+    def __call__(self, *, callbacks: list[Callback], **settings: Any) -> Trainer: ...
+
+
+class RepairModule(LightningModule):
+    """Next-token training of whatever parameters of `model` require gradients."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: TrainingPlan,
+        method_callbacks: list[Callback],
+        train: Examples,
+        validation: Examples,
+        *,
+        seed: int,
+        first_step: int = 0,
+        objective: Objective | None = None,
+    ) -> None:
+        """first_step: optimizer steps of earlier fits whose reading and draws this one goes on."""
+        super().__init__()
+        self.model = model
+        self.plan = plan
+        self.method_callbacks = method_callbacks
+        self.train_examples = train
+        self.validation_examples = validation.first(plan.validation_windows)
+        self.seed = seed
+        self.first_step = first_step
+        self.objective = objective or NextToken()
+        self.strict_loading = False  # checkpoints hold only what is trained
+        self._after_fit = ExitStack()
+        self._validated = torch.zeros(2, dtype=torch.float64)  # sum of losses, their number
+
+    def fit(
+        self, make_trainer: TrainerFactory, *, out: Path, resume_from: Path | None
+    ) -> dict[str, Any]:
+        """Train, then (plan.keep_best) go back to the weights of the lowest validation loss."""
+        best = ModelCheckpoint(
+            dirpath=out / "checkpoints",
+            filename="best",
+            monitor=VALIDATION_LOSS,
+            # left to itself Lightning reads validate_every=1 as "once per epoch"
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        last = LastCheckpoint(self.plan, out / "checkpoints" / "last.ckpt")
+        stop = EarlyStopping(
+            VALIDATION_LOSS, patience=self.plan.patience, check_on_train_epoch_end=False
+        )
+        trainer = make_trainer(
+            callbacks=[best, last, stop, Pace(self.plan)],
+            max_steps=self.plan.max_steps,
+            max_epochs=1,
+            # bf16-true is done to the parameters by the method: Lightning's would round every
+            # buffer of the model too, the rotary frequencies among them
+            precision=self.plan.precision if self.plan.precision != "bf16-true" else "32-true",
+            accumulate_grad_batches=self.plan.accumulate,
+            gradient_clip_val=self.plan.gradient_clip or None,
+            val_check_interval=min(self.plan.validate_every, self.plan.max_steps)
+            * self.plan.accumulate,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+        )
+        with ExitStack() as self._after_fit:
+            trainer.fit(self, ckpt_path=resume_from, weights_only=False)
+        if self.plan.keep_best and best.best_model_path and trainer.is_global_zero:
+            checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=False)
+            self.load_state_dict(checkpoint["state_dict"], strict=False)
+        score = best.best_model_score
+        windows = self.plan.batch_size * self.plan.accumulate * trainer.world_size
+        return {
+            "steps": trainer.global_step,
+            "windows_per_step": windows,
+            "tokens": trainer.global_step * windows * self.train_examples.tokens.shape[1],
+            VALIDATION_LOSS: None if score is None else float(score),
+        }
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Train mode, and what the plan asks of the model's forward, all undone at the end."""
+        self.model.train()
+        if self.plan.activation_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        if self.plan.compile:
+            self.model.compile()
+        try:
+            yield
+        finally:
+            self.model._compiled_call_impl = None
+            if self.plan.activation_checkpointing:
+                self.model.activation_checkpointing_disable()
+
+    def on_fit_start(self) -> None:
+        self.objective.prepare(self.device)
+        # not earlier: what it hooks into the model could not be sent to other processes
+        self._after_fit.enter_context(self._prepared())
+        if self.trainer.world_size > 1:
+            send_buffers(self)
+
+    def on_train_end(self) -> None:
+        if self.trainer.world_size > 1:
+            check_equal_over_ranks(self.kept(), self.device)
+
+    def on_train_batch_start(self, batch: list[Tensor], batch_index: int) -> None:
+        # dropout draws what it would draw in an uninterrupted run
+        number = self.first_step * self.plan.accumulate + batch_index
+        torch.manual_seed((self.seed * 1_000_003 + number) * 101 + self.global_rank)
+
+    def on_train_batch_end(self, outputs: Any, batch: list[Tensor], batch_index: int) -> None:
+        # a stop that is asked for is preceded by a validation, the last of the plan's steps is not
+        if self.global_step >= self.plan.max_steps:
+            self.trainer.should_stop = True
+
+    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
+        found = self.objective(self.model, *batch)
+        own = found.total
+        loss, share = own.detach(), None
+        if self.trainer.world_size > 1:
+            loss, share = mean_over_ranks(own, labelled(batch[1]))
+        if not torch.isfinite(loss):  # the same on every rank, so that all stop
+            self._stop("loss", float(loss))
+        self.log("train/loss", loss, prog_bar=True)
+        for name, part in found.parts.items():
+            self.log(name, part, rank_zero_only=True)  # of rank 0's own windows
+        return own if share is None else own * share
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by global norm, after masked gradients; refuse a step that is not finite."""
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # a scaled half-precision gradient may overflow: its scaler skips the step by itself
+        if self.plan.precision != "16-mixed" and not torch.isfinite(norm):
+            self._stop("gradient norm", float(norm))
+        self.log("train/gradient_norm", norm)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        if gradient_clip_val:
+            clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    def _stop(self, what: str, value: float) -> None:
+        raise FloatingPointError(
+            f"{what} is {value} at step {self.global_step + 1} of {self.plan.max_steps}; the step "
+            "was not taken and checkpoints/last.ckpt, where there is one, is from before it; "
+            "lower method.learning_rate"
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
+        tokens, labels = batch
+        count = labelled(labels)
+        if count:
+            loss = next_token_loss(self.model, tokens, labels).double()
+            self._validated += torch.stack([loss * count, torch.full_like(loss, count)])
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(self._validated)
+        total, count = self._validated
+        if not count:
+            return
+        loss = float(total / count)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"validation loss is {loss} at step {self.global_step}; lower method.learning_rate"
+            )
+        self.log(VALIDATION_LOSS, loss, prog_bar=True)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        batches = SteppedBatches(
+            rows=len(self.train_examples),
+            batch_size=self.plan.batch_size,
+            batches=(self.first_step + self.plan.max_steps) * self.plan.accumulate,
+            seed=self.seed,
+            start=lambda: (self.first_step + self.global_step) * self.plan.accumulate,
+            rank=self.global_rank,
+            world=self.trainer.world_size,
+        )
+        return loader(self.train_examples, batches)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        examples = self.validation_examples
+        rows = range(self.global_rank, len(examples), self.trainer.world_size)
+        if not rows and len(examples):
+            # a rank without a window still takes part in the validation, with one that counts not
+            first = examples.first(1)
+            rows, examples = (
+                range(1),
+                Examples(first.tokens, torch.full_like(first.labels, UNLABELLED)),
+            )
+        size = self.plan.batch_size
+        batches = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+        return loader(examples, batches)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.plan.make_optimizer(self.model)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": learning_rate_schedule(self.plan, optimizer, self.plan.max_steps),
+                "interval": "step",
+            },
+        }
+
+    def configure_callbacks(self) -> list[Callback]:
+        return self.method_callbacks
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep trainable tensors and supports, verified; the frozen base is in the model folder."""
+        check_supports(self.model)
+        kept = self.kept()
+        broken = [n for n, value in kept.items() if not torch.isfinite(value).all()]
+        if broken:
+            self._stop(f"a value of {broken[0]}", math.nan)
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name in kept
+        }
+
+    def kept(self) -> dict[str, Tensor]:
+        """What is trained or `moving` (supports), under their names in this module's state."""
+        changing = {name for name, p in self.named_parameters() if p.requires_grad}
+        for name, linear in sparse_linears(self):
+            changing |= {f"{name}.{tensor}" for tensor in linear.moving}
+        return {name: value for name, value in self.state_dict().items() if name in changing}

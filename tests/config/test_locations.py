@@ -1,0 +1,36 @@
+"""Where the configuration and the embedded assets are found."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sparsemend.config import locations
+
+
+def test_the_configuration_is_found_at_the_top_of_the_checkout() -> None:
+    assert (locations.conf_folder() / "run.yaml").is_file()
+
+
+def test_the_configuration_inside_an_installed_package_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site-packages" / "sparsemend"
+    shutil.copytree(locations.conf_folder(), package / "conf")
+    monkeypatch.setattr(locations, "PACKAGE", package)
+    assert locations.conf_folder() == package / "conf"
+
+
+def test_a_package_without_configuration_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locations, "PACKAGE", tmp_path / "a" / "b")
+    with pytest.raises(FileNotFoundError, match=r"no run\.yaml in .*; reinstall"):
+        locations.conf_folder()
+
+
+def test_an_embedded_name_becomes_a_folder_of_the_package() -> None:
+    assert locations.resolve_path("embedded:tiny") == str(locations.PACKAGE / "assets" / "tiny")
+    assert locations.resolve_path("org/name") == "org/name"

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind, TaskIndex
+
+from sparsemend.config.locations import conf_folder
+from sparsemend.evaluation.zero_shot.task_names import (
+    SHIPPED,
+    find_tasks,
+    folders_of,
+    harness_tasks,
+    names_under,
+)
+from sparsemend.preflight import check as preflight
+
+
+def check(*overrides: str) -> None:
+    lines = ["evaluation=[perplexity,zero_shot]", *overrides]
+    with initialize_config_dir(str(conf_folder())):
+        preflight.check(compose("run", overrides=lines))
+
+
+@pytest.mark.parametrize("folder", ["arc", "glue", "mmlu/default", "gsm8k", "super_glue", "race"])
+def test_the_names_are_those_of_the_harnesss_own_index(folder: str) -> None:
+    root = harness_tasks() / folder
+    named = {Kind.TASK, Kind.PY_TASK, Kind.GROUP}
+    expected = {name for name, entry in TaskIndex.build([root]).items() if entry.kind in named}
+    assert set(names_under(root)) == expected
+
+
+def test_the_shipped_tasks_load_from_their_folder_alone() -> None:
+    manager = TaskManager(include_path=str(SHIPPED), include_defaults=False)
+    assert set(manager.all_tasks) == set(names_under(SHIPPED))
+    assert set(find_tasks(["docs_summary"], None).values()) == {SHIPPED}
+
+
+def test_every_task_of_every_suite_exists() -> None:
+    with initialize_config_dir(str(conf_folder())):
+        section = compose("run", ["evaluation=[zero_shot]"]).evaluation.zero_shot
+    for suite in section.suites:
+        check(f"evaluation.zero_shot.suite={suite}")
+
+
+def test_a_group_of_tasks_that_lie_elsewhere_finds_them(tmp_path: Path) -> None:
+    group = (
+        "group: mine\ntask:\n  - docs_continuation\n  - task: docs_summary\n    num_fewshot: 1\n"
+    )
+    (tmp_path / "mine.yaml").write_text(group)
+    assert folders_of(["mine"], str(tmp_path)) == {tmp_path, SHIPPED}
+    manager = TaskManager(
+        include_path=[str(f) for f in folders_of(["mine"], str(tmp_path))], include_defaults=False
+    )
+    assert manager.load(["mine"])
+    assert folders_of(["docs_summary"], None) == {SHIPPED}
+
+
+def test_a_folder_found_for_a_group_holds_its_tasks() -> None:
+    found = find_tasks(["mmlu", "hellaswag"], None)
+    manager = TaskManager(include_path=[str(p) for p in found.values()], include_defaults=False)
+    assert "mmlu" in manager.all_groups
+    for name in ("mmlu_stem", "mmlu_abstract_algebra", "hellaswag"):
+        assert name in manager.all_tasks
+
+
+def test_an_unknown_task_is_refused_with_the_nearest_names() -> None:
+    with pytest.raises(ValueError, match=r"named 'helaswag'; did you mean .*hellaswag"):
+        check("evaluation.zero_shot.tasks={helaswag: 0}")
+
+
+def test_an_unknown_suite_and_an_empty_list_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"suite=wandas is not one of docs, wanda, atp"):
+        check("evaluation.zero_shot.suite=wandas")
+    with pytest.raises(ValueError, match=r"tasks is empty; name at least one"):
+        check("evaluation.zero_shot.tasks={}")
+
+
+def test_tasks_of_ones_own_are_found_first(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: mine  # a comment\ntag: x\n")
+    (tmp_path / "arc.yaml").write_text('task: "arc_easy"\n')
+    check("evaluation.zero_shot.tasks={mine: 0}", f"evaluation.zero_shot.include_path={tmp_path}")
+    assert find_tasks(["arc_easy", "mine"], str(tmp_path)) == {
+        "arc_easy": tmp_path,
+        "mine": tmp_path,
+    }
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        check(f"evaluation.zero_shot.include_path={tmp_path / 'absent'}")

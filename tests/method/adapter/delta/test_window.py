@@ -1,0 +1,107 @@
+"""What a window keeps of the gradients it sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.layers import random, sparse_linear
+from torch import Tensor, nn
+
+from sparsemend.method.adapter.delta.linear import DeltaLinear
+from sparsemend.method.adapter.delta.rounds import DeltaRounds
+from sparsemend.method.adapter.delta.schedule import RoundSchedule
+from sparsemend.method.adapter.delta.slot_adamw import SlotAdamW
+from sparsemend.method.adapter.delta.window import Window
+
+SHAPE = (4, 6)
+
+
+def layer() -> DeltaLinear:
+    return DeltaLinear(sparse_linear(*SHAPE), torch.tensor([3, 8, 20]), "scatter")
+
+
+def gradients(steps: int, calls: int) -> Tensor:
+    return random(steps, calls, *SHAPE, seed=5)
+
+
+def shown(window: Window, given: Tensor) -> Window:
+    """`window` after gradients (steps, calls, O, I) of a layer called so often in each step."""
+    for index, step in enumerate(given):
+        for call, gradient in enumerate(step):
+            window.final = index == len(given) - 1 and call == len(step) - 1
+            window.observe(gradient, layer())
+        window.end_step()
+    return window
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_sums_and_squares_are_of_the_steps_whole_gradient(calls: int) -> None:
+    """Micro-batches, or calls of a layer that is used more than once, add up before squaring."""
+    given = gradients(4, calls)
+    window = shown(Window(5, None, watched=0), given)
+    whole = given.sum(dim=1).view(4, -1)
+    chosen = given[0, 0].view(-1).abs().topk(5).indices
+    assert window.candidates is not None
+    assert sorted(window.candidates.tolist()) == sorted(chosen.tolist())
+    at = window.candidates.long()
+    torch.testing.assert_close(window.sums, whole.sum(dim=0)[at])
+    torch.testing.assert_close(window.squares, (whole**2).sum(dim=0)[at])
+    assert window.steps == 4
+
+
+def test_the_mean_sensitivity_gradient_is_that_of_the_support() -> None:
+    given = gradients(3, 2)
+    window = shown(Window(2, "mean", watched=0), given)
+    positions, gradient = window.sensitivity_gradient(layer())
+    keep = layer().keep
+    assert positions.tolist() == keep.reshape(-1).nonzero().view(-1).tolist()
+    torch.testing.assert_close(gradient, given.sum(dim=1).mean(dim=0)[keep])
+
+
+@pytest.mark.parametrize(("rule", "decided", "counted"), [("candidates", 0, 3), ("last", 2, 1)])
+def test_few_positions_are_followed_where_memory_is_short(
+    rule: str, decided: int, counted: int
+) -> None:
+    """The least sensitive of the first call; with `last` all of it in the last micro-batch."""
+    given = gradients(3, 1)[:, 0]
+    window = shown(Window(2, rule, watched=4), given.unsqueeze(1))
+    positions, gradient = window.sensitivity_gradient(layer())
+    one = layer()
+    score = (one.effective_weight().detach() * given[decided]).abs()
+    score[~one.keep] = torch.inf
+    lowest = score.view(-1).topk(4, largest=False).indices
+    assert positions.tolist() == sorted(lowest.tolist())
+    expected = given[-counted:].sum(dim=0).view(-1)[positions] / 3
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_a_saved_window_goes_on_where_it_was() -> None:
+    given = gradients(4, 1)
+    whole = shown(Window(5, "mean", watched=0), given)
+    half = shown(Window(5, "mean", watched=0), given[:2])
+    again = shown(Window.restored(half.state(), torch.device("cpu")), given[2:])
+    for name, value in whole.state().items():
+        other = again.state()[name]
+        assert torch.equal(value, other) if isinstance(value, Tensor) else value == other
+
+
+def test_grown_deltas_are_seeded_from_their_window() -> None:
+    """Age 2 after two steps, and moments of the mean gradient and mean square there."""
+    one, given = layer(), gradients(2, 1)
+    optimizer = SlotAdamW([one.values], lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0)
+    one.values.grad = torch.ones(3).double()
+    optimizer.step()
+    one.window = shown(Window(3, None, watched=0), given)
+    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.2, decay="linear")
+    rounds = DeltaRounds(schedule, lambda layer: Window(3, None, watched=0), seed_age_offset=1)
+    move = rounds.choose(one, optimizer, 3)
+    assert move.positions.numel() > 0
+    rounds.update(nn.ModuleList([one]), optimizer, 2)
+    whole, state = given[:, 0].view(2, -1), optimizer.state[one.values]
+    for position in move.positions.tolist():
+        slot = one.indices.tolist().index(position)
+        mean, square = whole[:, position].mean(), (whole[:, position] ** 2).mean()
+        assert float(state["exp_avg"][slot]) == pytest.approx(float((1 - 0.9**2) * mean))
+        assert float(state["exp_avg_sq"][slot]) == pytest.approx(float((1 - 0.99**2) * square))
+        assert int(state["step"][slot]) == 2
+        assert float(one.values[slot]) == 0

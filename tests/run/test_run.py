@@ -1,0 +1,550 @@
+"""The command contract, end to end, on folders and files the tests make."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import jsonschema
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from support.command_runs import SCHEMA, SEQLEN, contract, result_of, sparsemend_command
+from support.families import random_model
+from support.wandb_file import read_offline
+from transformers import AutoModelForCausalLM
+
+from sparsemend.method.losa.rounds import RoundMark
+from sparsemend.result.record import Result
+from sparsemend.result.summary import block_rows, metric_rows, summary_of
+from sparsemend.run.run import Run
+from sparsemend.sparse.mask_file import load_masks, save_masks
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaMA folder and tokens files."""
+    folder = tmp_path_factory.mktemp("workspace")
+    random_model("llama").save_pretrained(folder / "llama")
+    generator = torch.Generator().manual_seed(0)
+    for name, rows in (("cal", 8), ("train", 24), ("test", 6)):
+        tokens = torch.randint(3, 96, (rows, SEQLEN + 8), generator=generator)
+        save_file({"input_ids": tokens}, folder / f"{name}.safetensors")
+    return folder
+
+
+ATP_DSNOT = (
+    "sparsity_schedule=atp",
+    "sparsity_schedule.common_difference=0.05",
+    "method=dsnot",
+    "method.max_cycles=50",
+    "method.threshold=0.1",
+    "method.variance_power=1",
+    "method.refine=all",
+    "method.same_sign=false",
+    "method.mode=clean",
+)
+
+
+@pytest.fixture(scope="module")
+def dsnot_run(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the documented command."""
+    out = tmp_path_factory.mktemp("dsnot") / "out"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = sparsemend_command(contract(workspace, out, *ATP_DSNOT), elsewhere)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "dense" in done.stdout
+    assert "sparsity by block, mean 0.6000" in done.stdout
+    assert "repaired" in done.stdout
+    assert str(out / "result.json") in done.stdout
+    return out
+
+
+def test_the_result_follows_the_schema_and_the_contract(dsnot_run: Path) -> None:
+    result = result_of(dsnot_run)
+    jsonschema.validate(result, SCHEMA)
+    assert result["status"] == "finished"
+    for state in ("dense", "pruned", "repaired"):
+        assert result["metrics"][state]["perplexity/test"] > 1
+    for stage in ("load", "prune", "repair", "evaluate", "export"):
+        assert result["cost"][stage]["seconds"] >= 0
+        assert result["cost"][stage]["peak_bytes"] > 0
+    # every row of the walk loses int(inputs * rate): at most one weight in 32 below the target
+    assert 0.6 - 1 / 32 <= result["sparsity"]["achieved"] <= 0.6
+
+
+def test_rates_follow_the_progression(dsnot_run: Path) -> None:
+    asked = {v["asked"] for v in result_of(dsnot_run)["sparsity"]["per_linear"].values()}
+    assert sorted(asked) == pytest.approx([0.55, 0.6, 0.65])
+    by_block = result_of(dsnot_run)["sparsity"]["asked_per_block"]
+    assert list(by_block.values()) == pytest.approx([0.55, 0.6, 0.65])
+
+
+def test_the_export_reloads_without_this_package_with_the_same_zeros(dsnot_run: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(dsnot_run / "model")
+    masks = load_masks(dsnot_run / "model" / "masks.safetensors")
+    assert len(masks) == 21
+    for name, keep in masks.items():
+        weight = model.get_submodule(name).weight
+        assert not weight.masked_fill(keep, 0).any()
+    zeros = sum(int((model.get_submodule(n).weight == 0).sum()) for n in masks)
+    assert zeros == result_of(dsnot_run)["sparsity"]["zeros"]
+    assert "sparsity_config" not in (dsnot_run / "model" / "config.json").read_text()
+
+
+def test_the_exported_model_has_the_repaired_perplexity(dsnot_run: Path, workspace: Path) -> None:
+    from oracles import perplexity_oracle
+
+    model = AutoModelForCausalLM.from_pretrained(dsnot_run / "model").eval()
+    tokens = load_file(workspace / "test.safetensors")["input_ids"][:, :SEQLEN]
+    expected = result_of(dsnot_run)["metrics"]["repaired"]["perplexity/test"]
+    assert perplexity_oracle.perplexity(model, tokens) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_model_card_tells_how_the_model_was_made(dsnot_run: Path) -> None:
+    card = (dsnot_run / "model" / "README.md").read_text()
+    result = result_of(dsnot_run)
+    repaired = result["metrics"]["repaired"]["perplexity/test"]
+    for expected in ("DSnoT(", "Wanda(", "Atp(", "method=dsnot", "0.6", f"{repaired:.4f}"):
+        assert expected in card
+    assert result["protocol"]["data_hash"] in card
+
+
+def test_repairing_an_exported_checkpoint_keeps_its_support(
+    dsnot_run: Path, workspace: Path, tmp_path: Path
+) -> None:
+    overrides = (
+        f"model.path={dsnot_run / 'model'}",
+        "pruner=existing",
+        "method=masked_lora",
+        "method.max_steps=2",
+    )
+    arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
+    done = sparsemend_command([*arguments, *overrides], tmp_path)
+    assert done.returncode == 0, done.stderr
+    before = load_masks(dsnot_run / "masks.safetensors")
+    after = load_masks(tmp_path / "out" / "masks.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (
+        result_of(tmp_path / "out")["metrics"]["dense"]
+        == result_of(tmp_path / "out")["metrics"]["pruned"]
+    )
+
+
+def test_two_four_with_sparsegpt_exports_two_four(workspace: Path, tmp_path: Path) -> None:
+    arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
+    overrides = ("pruner=sparsegpt", "pattern=2:4", "sparsity=0.5", "method=none")
+    done = sparsemend_command([*arguments, *overrides], tmp_path)
+    assert done.returncode == 0, done.stderr
+    for keep in load_masks(tmp_path / "out" / "masks.safetensors").values():
+        assert torch.all(keep.view(keep.shape[0], -1, 4).sum(dim=2) == 2)
+
+
+def test_a_sweep_prunes_and_repairs_each_cell(workspace: Path, tmp_path: Path) -> None:
+    arguments = [a for a in contract(workspace, tmp_path) if not a.startswith("hydra.run.dir")]
+    done = sparsemend_command(
+        [
+            "-m",
+            *[a for a in arguments if a != "export=true"],
+            "method=none,dsnot",
+            f"hydra.sweep.dir={tmp_path}/sweep",
+        ],
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    results = [result_of(tmp_path / "sweep" / str(n)) for n in range(2)]
+    assert [r["status"] for r in results] == ["finished", "finished"]
+    assert results[0]["metrics"]["pruned"] == results[1]["metrics"]["pruned"]
+
+
+def test_cells_that_differ_in_rounding_are_pruned_apart(workspace: Path, tmp_path: Path) -> None:
+    arguments = [a for a in contract(workspace, tmp_path) if not a.startswith("hydra.run.dir")]
+    done = sparsemend_command(
+        [
+            "-m",
+            *[a for a in arguments if a != "export=true"],
+            "method=none",
+            "rounding=pruner,exact_budget",
+            f"hydra.sweep.dir={tmp_path}/sweep",
+        ],
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    own, exact = (result_of(tmp_path / "sweep" / str(n))["sparsity"] for n in range(2))
+    assert own["achieved"] < 0.6 - 1e-3
+    assert exact["zeros"] == round(0.6 * exact["prunable_weights"])
+
+
+def test_an_offline_wandb_run_equals_the_result(workspace: Path, tmp_path: Path) -> None:
+    """Read back from disk: configuration, curves, tables and summary."""
+    out = tmp_path / "out"
+    options = ("logger=wandb", "logger.mode=offline", "sparsity_schedule=owl", "export=false")
+    training = ("method=masked_lora", "method.max_steps=4", "method.validate_every=2")
+    done = sparsemend_command(contract(workspace, out, *options, *training), tmp_path)
+    assert done.returncode == 0, done.stderr
+    run, result = read_offline(out), result_of(out)
+    jsonschema.validate(result, SCHEMA)
+    run.config.pop("_wandb", None)
+    assert run.config == result["config"]
+    summary = summary_of(result)
+    assert {key: run.summary.get(key) for key in summary} == summary
+    assert summary["repaired/perplexity/test"] == result["metrics"]["repaired"]["perplexity/test"]
+    assert summary["sparsity/block/2"] == result["sparsity"]["per_block"]["model.layers.2"]
+    assert len(result["curves"]["validation/loss"]) == 2
+    assert {name: run.curve(name) for name in result["curves"]} == result["curves"]
+    rows = list(csv.DictReader((out / "training" / "metrics.csv").open()))
+    losses = [[int(r["step"]), float(r["train/loss"])] for r in rows if r["train/loss"]]
+    assert [step for step, _ in losses] == [0, 1, 2, 3]
+    assert run.curve("train/loss") == losses
+    assert run.table("sparsity_by_block")[1] == block_rows(result)
+    assert run.table("results")[1] == metric_rows(result)[1]
+    assert run.exit_code == 0
+    assert "wandb:" not in done.stdout + done.stderr
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
+    class Resumed(Run):
+        def __init__(self, data_hash: str) -> None:
+            self.out = tmp_path
+            config = OmegaConf.create({"name": "a"})
+            self.result = Result(tmp_path / "result.json", config, resumed=True)
+            protocol = {"data_hash": data_hash, "tokens": 4}
+            self.load = SimpleNamespace(protocol=lambda test: protocol)  # type: ignore[assignment]
+
+    for data_hash in ("one", "one", "two"):
+        run = Resumed(data_hash)
+        if data_hash == "two":
+            with pytest.raises(ValueError, match="data of this configuration have changed"):
+                run._record_protocol(torch.zeros(1, 4))
+        else:
+            run._record_protocol(torch.zeros(1, 4))
+            run.result.write()
+            assert run.result.content["protocol"]["tokens"] == 4
+
+
+def start(arguments: Sequence[str], cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sparsemend.cli.main", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{path} never appeared"
+        time.sleep(0.05)
+
+
+def test_a_killed_run_leaves_a_readable_result_and_resumes(workspace: Path, tmp_path: Path) -> None:
+    overrides = ("method=masked_lora", "method.max_steps=3000", "method.checkpoint_every=2")
+    arguments = contract(workspace, tmp_path / "out", *overrides)
+    process = start(arguments, tmp_path)
+    wait_for(tmp_path / "out" / "checkpoints" / "last.ckpt", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert result_of(tmp_path / "out")["status"] == "running"
+    jsonschema.validate(result_of(tmp_path / "out"), SCHEMA)
+    assert not (tmp_path / "out" / "model").exists()
+
+    process = start([*arguments, "resume=auto"], tmp_path)
+    wait_for(tmp_path / "out" / "training-2" / "metrics.csv", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    assert result_of(tmp_path / "out")["status"] == "interrupted"
+    resumed = (tmp_path / "out" / "training-2" / "metrics.csv").read_text().splitlines()
+    header = resumed[0].split(",")
+    assert int(resumed[1].split(",")[header.index("step")]) >= 2
+
+
+def test_a_killed_run_resumes_to_the_bits_of_an_undisturbed_one(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """kill -9 in training, then the same command again."""
+    overrides = (
+        "method=lors",
+        "method.rank=2",
+        "method.max_steps=60",
+        "method.checkpoint_every=4",
+        "method.validate_every=10",
+        "hardware.threads=1",
+        "resume=auto",
+    )
+    undisturbed = sparsemend_command(contract(workspace, tmp_path / "one", *overrides), tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    arguments = contract(workspace, tmp_path / "two", *overrides)
+    process = start(arguments, tmp_path)
+    wait_for(tmp_path / "two" / "checkpoints" / "last.ckpt", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert result_of(tmp_path / "two")["status"] == "running"
+    again = sparsemend_command(arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    result = result_of(tmp_path / "two")
+    jsonschema.validate(result, SCHEMA)
+    assert len(result["earlier_attempts"]) == 1
+    assert result["provenance"]["threads"] == 1
+
+
+def test_reconstruct_killed_in_block_two_ends_with_the_bits_of_an_undisturbed_run(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """kill -9 while the second block trains, then the same command again."""
+    overrides = (
+        "method=reconstruct",
+        "method.batch_size=2",
+        "method.epochs=100",
+        "method.patience=100",
+        "hardware.threads=1",
+        "resume=auto",
+    )
+    undisturbed = sparsemend_command(contract(workspace, tmp_path / "one", *overrides), tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    arguments = contract(workspace, tmp_path / "two", *overrides)
+    process = start(arguments, tmp_path)
+    parts = tmp_path / "two" / "repair"
+    wait_for(parts / "block_0.safetensors", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert {path.name for path in parts.iterdir()} == {"block_0.safetensors"}
+    again = sparsemend_command(arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "block 1/3  as an earlier attempt left it" in again.stdout
+
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    results = [result_of(tmp_path / run) for run in ("one", "two")]
+    jsonschema.validate(results[1], SCHEMA)
+    assert len(results[1]["earlier_attempts"]) == 1
+    untimed = [[{**row, "seconds": 0} for row in result["repair"]["blocks"]] for result in results]
+    assert untimed[0] == untimed[1]
+
+
+def test_a_run_killed_inside_round_three_resumes_to_the_same_bits(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """kill -9 while LoSA trains its third round, then the same command again."""
+    overrides = (
+        "method=losa",
+        "method.similarity_samples=6",
+        "method.max_steps=100",
+        "method.checkpoint_every=4",
+        "method.validate_every=10",
+        "hardware.threads=1",
+        "resume=auto",
+    )
+    undisturbed = sparsemend_command(contract(workspace, tmp_path / "one", *overrides), tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    arguments = contract(workspace, tmp_path / "two", *overrides)
+    process = start(arguments, tmp_path)
+    last = tmp_path / "two" / "checkpoints" / "last.ckpt"
+    wait_for(last, process)
+    while RoundMark.of(last) != 3:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert result_of(tmp_path / "two")["status"] == "running"
+    assert RoundMark.of(last) == 3
+    again = sparsemend_command(arguments, tmp_path)
+    assert again.returncode == 0, again.stderr
+
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("one", "two"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    results = [result_of(tmp_path / run) for run in ("one", "two")]
+    assert results[0]["sparsity"] == results[1]["sparsity"]
+    jsonschema.validate(results[1], SCHEMA)
+    assert len(results[1]["earlier_attempts"]) == 1
+    rounds = results[1]["repair"]["rounds"]
+    assert [r["steps"] for r in rounds] == [20] * 5
+    # what was asked is the last round's: its rates, and their mean is the target
+    asked = {v["asked"] for v in results[1]["sparsity"]["per_linear"].values()}
+    assert asked == {block["rate"] for block in rounds[-1]["blocks"]}
+
+
+def test_an_open_adapter_is_saved_beside_a_base_that_keeps_its_zeros(
+    workspace: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    overrides = ("method=lora", "method.rank=2", "method.max_steps=4", "method.learning_rate=0.1")
+    done = sparsemend_command(contract(workspace, tmp_path / "out", *overrides), tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "out")
+    jsonschema.validate(result, SCHEMA)
+    assert result["sparsity"]["achieved"] == pytest.approx(0.6, abs=0.02)
+    assert result["sparsity"]["effective"] < 0.01
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert result["sparsity"]["zeros"] == sum(
+        int((base.get_submodule(n).weight == 0).sum())
+        for n in load_masks(tmp_path / "out" / "masks.safetensors")
+    )
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter")).eval()
+    tokens = load_file(workspace / "test.safetensors")["input_ids"][:, :SEQLEN]
+    from oracles import perplexity_oracle
+
+    expected = result["metrics"]["repaired"]["perplexity/test"]
+    assert expected != result["metrics"]["pruned"]["perplexity/test"]
+    assert perplexity_oracle.perplexity(model, tokens) == pytest.approx(expected, rel=1e-5)
+
+    # a finished run measured again has its adapter, to the bit, and saves it again
+    again = [f"from_run={tmp_path / 'out'}", f"hydra.run.dir={tmp_path / 'again'}"]
+    done = sparsemend_command(again, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result_of(tmp_path / "again")["metrics"] == result["metrics"]
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        one, other = (tmp_path / run / "adapter" / name for run in ("out", "again"))
+        if name.endswith("config.json"):
+            assert one.exists() == other.exists()
+        else:
+            assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_finished_run_is_measured_and_exported_again_without_repairing_it(
+    dsnot_run: Path, tmp_path: Path
+) -> None:
+    before = {p: p.read_bytes() for p in dsnot_run.rglob("*") if p.is_file()}
+    arguments = (
+        "evaluation=[perplexity,speed]",
+        "evaluation.speed.prompt_tokens=8",
+        "evaluation.speed.new_tokens=2",
+        "evaluation.speed.rounds=1",
+        "export=true",
+        "export_dtype=bfloat16",
+        f"hydra.run.dir={tmp_path / 'again'}",
+    )
+    done = sparsemend_command([f"from_run={dsnot_run}", *arguments], tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, again = result_of(dsnot_run), result_of(tmp_path / "again")
+    jsonschema.validate(again, SCHEMA)
+    for state in ("dense", "pruned", "repaired"):
+        assert (
+            again["metrics"][state]["perplexity/test"]
+            == (first["metrics"][state]["perplexity/test"])
+        )
+    assert again["metrics"]["repaired"]["speed/csr/decode"] > 0
+    assert again["sparsity"] == first["sparsity"]
+    assert again["cost"]["repair"] == first["cost"]["repair"]
+    assert again["repair"] == first["repair"]
+    assert again["config"]["method"] == first["config"]["method"]
+    assert again["from_run"]["config_hash"] == first["config_hash"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "again" / "model")
+    assert model.dtype == torch.bfloat16
+    card = (tmp_path / "again" / "model" / "README.md").read_text()
+    assert "method=dsnot" in card  # the command that made the model
+    assert "speed/csr/decode" in card
+    assert {p: p.read_bytes() for p in dsnot_run.rglob("*") if p.is_file()} == before
+
+
+def test_kept_zeros_are_refused_by_a_derived_mask_before_anything_is_measured(
+    dsnot_run: Path, workspace: Path, tmp_path: Path
+) -> None:
+    masks = load_masks(dsnot_run / "masks.safetensors")
+    name, keep = next(iter(masks.items()))
+    row, column = (~keep).nonzero()[0].tolist()
+    keep[row, column] = True  # where the checkpoint holds a zero
+    save_masks(masks, tmp_path / "masks.safetensors")
+    overrides = (
+        f"model.path={dsnot_run / 'model'}",
+        "pruner=existing",
+        f"pruner.masks={tmp_path / 'masks.safetensors'}",
+        "method=lors",
+        "method.rank=2",
+        "method.mask=derived",
+    )
+    arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
+    done = sparsemend_command([*arguments, *overrides], tmp_path)
+    assert done.returncode == 1
+    assert f"support of {name} from its non-zero weights, but 1 kept weights" in done.stderr
+    assert "method.mask=stored" in done.stderr
+    assert result_of(tmp_path / "out")["metrics"] == {}
+
+
+def test_a_failed_run_says_why_in_its_result(workspace: Path, tmp_path: Path) -> None:
+    overrides = ("method=masked_lora", "method.optimizer=adamv")
+    done = sparsemend_command(contract(workspace, tmp_path / "out", *overrides), tmp_path)
+    assert done.returncode != 0
+    assert "adamw, sgd, muon" in done.stderr
+    result = result_of(tmp_path / "out")
+    jsonschema.validate(result, SCHEMA)
+    assert result["status"] == "failed"
+    assert "adamw, sgd, muon" in result["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "method", [("dsnot",), ("reconstruct", "method.batch_size=2")], ids=lambda m: m[0]
+)
+def test_what_reads_dense_weights_is_refused_on_a_pruned_checkpoint(
+    workspace: Path, tmp_path: Path, method: tuple[str, ...]
+) -> None:
+    arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
+    name, *knobs = method
+    done = sparsemend_command([*arguments, "pruner=existing", f"method={name}", *knobs], tmp_path)
+    assert done.returncode != 0
+    assert "reads the dense weights" in done.stderr
+
+
+TOY = '''
+"""A method of a user's own: doubles the kept weights of the first linear."""
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from sparsemend.sparse.linear import sparse_linears
+from sparsemend.method.base import RepairMethod, Workbench
+
+
+@dataclass(kw_only=True)
+class Toy(RepairMethod):
+    factor: float
+
+    def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
+        name, linear = next(iter(sparse_linears(model)))
+        linear.set_effective_(linear.weight * self.factor, linear.keep)
+        return {"scaled": name}
+'''
+
+
+def test_adding_a_method_is_one_file_and_one_yaml(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from support import contracts
+
+    (tmp_path / "toy_method.py").write_text(TOY)
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    yaml = tmp_path / "conf" / "method" / "toy.yaml"
+    yaml.write_text("_target_: toy_method.Toy\nfactor: 2.0  # times the kept weights\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    searchpath = f"hydra.searchpath=[file://{tmp_path}/conf]"
+
+    method = contracts.method_of("toy", searchpath)
+    contracts.check_supports_hold(method, tmp_path)
+    contracts.check_supports_hold(method, tmp_path, pattern="2:4")
+    contracts.check_same_seed_gives_same_bits(lambda: method, tmp_path)
+
+    arguments = contract(workspace, tmp_path / "out", searchpath, "method=toy", "method.factor=3")
+    done = sparsemend_command(arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "out")
+    assert result["repair"] == {"foldable": True, "scaled": "model.layers.0.self_attn.q_proj"}
+    assert result["metrics"]["repaired"] != result["metrics"]["pruned"]

@@ -1,0 +1,181 @@
+"""A pruned model from the cache is the one that pruning would give, bit for bit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from support.families import FAMILIES, random_model
+
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.config.values import digest
+from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
+from sparsemend.pruner.base import Pruner
+from sparsemend.pruner.sparsegpt import SparseGPT
+from sparsemend.pruner.wanda import Wanda
+from sparsemend.run.cache import Content
+from sparsemend.run.digests import model_digest, with_files
+from sparsemend.run.prune import PruneStage
+from sparsemend.run.shared import SharedWork, pruned_content, restore_
+from sparsemend.sparse.linear import SparseLinear, sparse_linears
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.base import Allocation
+from sparsemend.sparsity_schedule.uniform import Uniform
+
+PATTERN = Pattern.parse("unstructured")
+WANDA = Wanda(variant=False)
+
+
+def rates(model: torch.nn.Module, rate: float = 0.5) -> Allocation:
+    sizes = {name: linear.weight.numel() for name, linear in prunable_linears(model).items()}
+    return Allocation(dict.fromkeys(sizes, rate), sizes, rate, scores={"mean": rate})
+
+
+def bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_bits(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    left, right = bits(one), bits(other)
+    assert left.keys() == right.keys()
+    assert [n for n in left if not torch.equal(left[n], right[n])] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_restored_model_has_the_pruned_models_bits(
+    family: str, dtype: torch.dtype, tokens: torch.Tensor
+) -> None:
+    model, fresh = random_model(family).to(dtype), random_model(family).to(dtype)
+    prune(model, tokens.split(2), WANDA, rates(model), PATTERN)
+    _, linear = next(sparse_linears(model))
+    linear.weight.data[0] = 0  # kept weights that are zero stay kept
+    content = pruned_content(model, rates(model))
+    assert Allocation(**content.values) == rates(fresh)
+    restore_(fresh, content.tensors)
+    assert_same_bits(model, fresh)
+    assert all(type(fresh.get_submodule(n)) is SparseLinear for n in prunable_linears(fresh))
+    kept = sum(int(m.keep.sum()) for _, m in sparse_linears(model))
+    assert sum(t.numel() for n, t in content.tensors.items() if n.endswith(".kept")) == kept
+
+
+def test_a_models_digest_sees_every_weight_and_the_configuration() -> None:
+    seen = {model_digest(random_model("llama"))}
+    assert model_digest(random_model("llama")) in seen
+    one = random_model("llama")
+    one.model.norm.weight.data[0] = torch.nextafter(one.model.norm.weight[0], torch.tensor(2.0))
+    other = random_model("llama")
+    other.config.rms_norm_eps *= 2
+    seen |= {model_digest(one), model_digest(other), model_digest(random_model("llama").bfloat16())}
+    assert len(seen) == 4
+
+
+def test_a_file_named_in_the_configuration_counts_with_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "rates.csv"
+    file.write_text("0,0.5")
+    before = with_files({"path": str(file), "level": ["block"]})
+    file.write_text("0,0.6")
+    assert with_files({"path": str(file), "level": ["block"]}) != before
+    assert with_files({"level": "block"}) == {"level": "block"}
+
+
+@pytest.mark.parametrize("pruner", [WANDA, SparseGPT(block_size=8, damping=0.01)])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_first_blocks_share_serves_several_prunings(
+    family: str, pruner: Pruner, tokens: torch.Tensor
+) -> None:
+    dense = random_model(family)
+    first = observe_first(dense, tokens.split(2), pruner)
+    assert_same_bits(dense, random_model(family))
+    for rate in (0.3, 0.7, 0.3):
+        plain, quick = random_model(family), random_model(family)
+        prune(plain, tokens.split(2), pruner, rates(plain, rate), PATTERN)
+        prune(quick, tokens.split(2), pruner, rates(quick, rate), PATTERN, first=first)
+        assert_same_bits(plain, quick)
+
+
+@pytest.mark.parametrize("pruner", [WANDA, SparseGPT(block_size=8, damping=0.01)])
+def test_dense_statistics_agree_with_the_protocol_in_the_first_block_alone(
+    pruner: Pruner, tokens: torch.Tensor
+) -> None:
+    exact = random_model("llama")
+    prune(exact, tokens.split(2), pruner, rates(exact, 0.7), PATTERN)
+    statistics = dense_statistics(random_model("llama"), tokens.split(2), pruner)
+    models = [random_model("llama") for _ in range(2)]
+    for model in models:
+        prune_observed(model, statistics, pruner, rates(model, 0.7), PATTERN)
+    assert_same_bits(*models)
+    keeps = {name: linear.keep for name, linear in sparse_linears(exact)}
+    same = {n: torch.equal(keeps[n], m.keep) for n, m in sparse_linears(models[0])}
+    assert all(equal for name, equal in same.items() if ".0." in name)
+    assert not all(same.values())
+
+
+class Spy:
+    """A cache that computes and notes what its keys are made of."""
+
+    def __init__(self) -> None:
+        self.parts: list[Mapping[str, Any]] = []
+
+    def once(self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Content]) -> Any:
+        self.parts.append(parts)
+        return SimpleNamespace(content=compute(), origin=dict)
+
+
+OWN = """
+class Own:
+    repeatable = True
+    needs_validation = False
+"""
+
+
+def test_a_measurement_is_keyed_by_the_code_of_its_evaluation(tmp_path: Path) -> None:
+    spy, shared = Spy(), SharedWork.__new__(SharedWork)
+    shared.cfg = OmegaConf.create({"evaluation": {"own": {"words": str(tmp_path / "words")}}})
+    shared.cache, shared.memory, shared.environment = spy, False, {}  # type: ignore[assignment]
+    shared.origins, shared.model_key, shared.pruned_key = {}, "model", None
+    given: Any = SimpleNamespace(test=torch.zeros(1, 2), task=None, batch_size=1)
+    for code, words in ((OWN, "a"), (OWN, "a"), (f"{OWN}# edited", "a"), (OWN, "b")):
+        (tmp_path / "own.py").write_text(code)
+        (tmp_path / "words").write_text(words)
+        spec = spec_from_file_location("own", tmp_path / "own.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        sys.modules["own"] = module
+        spec.loader.exec_module(module)
+        shared.measure("dense", "own", module.Own(), given, lambda: Content({}, {}))
+    keys = [digest(parts) for parts in spy.parts]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+def test_what_is_remembered_of_pruning_is_of_the_same_machine_setting() -> None:
+    asked: list[Mapping[str, Any]] = []
+
+    def remembered(kind: str, parts: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        asked.append(parts)
+
+    for threads in (1, 2):
+        shared: Any = SimpleNamespace(
+            remembered=remembered, environment={"threads": threads}, model_key="model"
+        )
+        cfg = OmegaConf.create({"pruner": {"variant": False}, "statistics": "exact"})
+        stage = PruneStage(
+            cfg=cfg,
+            pruner=WANDA,
+            schedule=Uniform(),
+            pattern=PATTERN,
+            shared=shared,
+            device=torch.device("cpu"),
+            offload=False,
+        )
+        stage._remembered("first block", observe_first, random_model("llama"), [])
+    assert digest(asked[0]) != digest(asked[1])

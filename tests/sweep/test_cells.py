@@ -1,0 +1,168 @@
+"""Sweeps: finished cells are not run twice, failed ones are recorded, one table ends it all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from sparsemend.preflight import check as preflight
+from sparsemend.result.folder import alive
+
+SWEEP = ("-m", "sparsity=0.5,0.6", "method=none,dsnot")
+
+
+def failing_at(sparsity: float) -> Any:
+    def run(cfg: DictConfig) -> float:
+        if cfg.sparsity == sparsity:
+            raise FloatingPointError("loss is NaN")
+        return 10.0 * cfg.sparsity
+
+    return run
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "summary.csv").open()))
+
+
+def test_the_summary_has_a_line_per_cell_with_what_varies(command, tmp_path) -> None:
+    code, _ = command(*SWEEP, "hydra.sweep.dir=out", run=lambda cfg: 10 * cfg.sparsity)
+    assert code == 0
+    table = rows(tmp_path / "out")
+    assert [(r["cell"], r["sparsity"], r["method"], r["status"]) for r in table] == [
+        ("0", "0.5", "none", "finished"),
+        ("1", "0.5", "dsnot", "finished"),
+        ("2", "0.6", "none", "finished"),
+        ("3", "0.6", "dsnot", "finished"),
+    ]
+    assert [float(r["repaired/perplexity/test"]) for r in table] == [5, 5, 6, 6]
+
+
+def test_a_failed_cell_is_recorded_and_does_not_stop_the_rest(command, tmp_path, capsys) -> None:
+    code, seen = command(*SWEEP, "hydra.sweep.dir=out", run=failing_at(0.5))
+    assert (code, len(seen)) == (1, 4)
+    assert [r["status"] for r in rows(tmp_path / "out")] == [*["failed"] * 2, *["finished"] * 2]
+    assert rows(tmp_path / "out")[0]["error"] == "loss is NaN"
+    assert "2 of 4 cells did not finish" in capsys.readouterr().out
+
+
+def test_started_again_it_runs_the_broken_cells_alone(command, tmp_path) -> None:
+    command(*SWEEP, "hydra.sweep.dir=out", run=failing_at(0.5))
+    code, seen = command(*SWEEP, "hydra.sweep.dir=out", run=lambda cfg: 1.0)
+    assert (code, [cfg.sparsity for cfg in seen]) == (0, [0.5, 0.5])
+    values = [float(r["repaired/perplexity/test"]) for r in rows(tmp_path / "out")]
+    assert values == [1, 1, 6, 6]  # the finished ones kept theirs
+
+
+def test_resume_auto_finds_the_newest_unfinished_sweep_of_the_same_overrides(
+    command, tmp_path, monkeypatch
+) -> None:
+    command(*SWEEP, run=failing_at(0.6))
+    (folder,) = (tmp_path / "multirun" / "default").iterdir()
+    monkeypatch.setattr(os, "getpid", lambda: 2**22 - 1)  # another run id, and no such process
+    _, other = command("-m", "sparsity=0.5,0.7", "resume=auto", run=lambda cfg: 1.0)
+    assert len(other) == 2
+    _, seen = command(*SWEEP, "resume=auto", run=lambda cfg: 1.0)
+    assert [cfg.sparsity for cfg in seen] == [0.6, 0.6]
+    assert len(list((tmp_path / "multirun" / "default").iterdir())) == 2
+    assert {r["status"] for r in rows(folder)} == {"finished"}
+    _, again = command(*SWEEP, "resume=auto", run=lambda cfg: 1.0)
+    assert len(again) == 4  # that one is finished, so this is a new sweep
+
+
+def test_resume_auto_does_not_join_a_sweep_that_still_runs(command, monkeypatch, capsys) -> None:
+    command(*SWEEP, run=failing_at(0.6))
+    (note,) = Path("multirun/default").glob("*/sweep.json")
+    running = subprocess.Popen(["sleep", "60"])
+    content = {**json.loads(note.read_text()), "status": "running"}
+    content["process"]["pid"] = running.pid
+    note.write_text(json.dumps(content))
+    code, seen = command(*SWEEP, "resume=auto")
+    assert (code, seen) == (1, [])
+    assert f"still runs (process {running.pid}" in capsys.readouterr().err
+    running.kill()
+    while alive(content):  # killed, not yet waited for: a zombie
+        time.sleep(0.01)
+    _, seen = command(*SWEEP, "resume=auto", run=lambda cfg: 1.0)
+    assert [cfg.sparsity for cfg in seen] == [0.6, 0.6]
+    running.wait()
+
+
+def test_a_sweep_in_the_folder_of_another_is_refused_before_its_first_job(
+    command, tmp_path, capsys
+) -> None:
+    command(*SWEEP, "hydra.sweep.dir=out", run=lambda cfg: 1.0)
+    code, seen = command("-m", "sparsity=0.5,0.7", SWEEP[2], "hydra.sweep.dir=out")
+    assert (code, seen) == (1, [])
+    said = capsys.readouterr().err
+    assert "out/2 holds a cell of another sweep (sparsity: 0.6 there, 0.7 here)" in said
+
+
+def test_resuming_a_sweep_by_the_folder_of_a_run_is_refused(command, capsys) -> None:
+    code, seen = command("-m", "sparsity=0.5,0.6", "resume=multirun/x/0")
+    assert (code, seen) == (1, [])
+    assert "a sweep continues with resume=auto" in capsys.readouterr().err
+
+
+def test_a_sweep_of_which_no_job_can_begin_is_refused_at_once(
+    command, monkeypatch, capsys, tmp_path
+) -> None:
+    def check(cfg: DictConfig) -> None:
+        preflight.check_numbers(cfg)
+
+    monkeypatch.setattr("sparsemend.cli.main.preflight.check", check)
+    code, seen = command("-m", "sparsity=1.5,2", "hydra.sweep.dir=out")
+    assert (code, seen, (tmp_path / "out").exists()) == (1, [], False)
+    assert "sparsity 1.5 is not in [0, 1)" in capsys.readouterr().err
+    code, seen = command("-m", "sparsity=1.5,0.5", "hydra.sweep.dir=out")
+    assert (code, [cfg.sparsity for cfg in seen]) == (1, [0.5])
+    assert json.loads((tmp_path / "out/0/result.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("cache.dir=file/cache", "file is no folder"),
+        ("cache.dir=closed/cache", "is not writable"),
+        ("cache.when=often", "not one of sweep, always"),
+        ("statistics=guess", "not one of exact, dense"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_is_refused_before_the_first_job(
+    command, monkeypatch, capsys, tmp_path, given: str, message: str
+) -> None:
+    monkeypatch.setattr("sparsemend.cli.main.preflight.check", preflight.check_sharing)
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir()
+    may = os.access  # a superuser may write anywhere, so the answer is given here
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path).name != "closed" and may(path, mode)
+    )
+    code, seen = command("-m", "sparsity=0.5,0.6", given)
+    assert (code, seen) == (1, [])
+    assert message in capsys.readouterr().err
+
+
+def test_a_cache_without_room_is_refused_with_the_size(command, monkeypatch, capsys) -> None:
+    usage = type("usage", (), {"free": 40 * 2**20})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert command("-m", "sparsity=0.5,0.6", "method=none,dsnot")[0] == 0  # two models of 8 MiB
+    code, seen = command("-m", "sparsity=range(0.50,0.60,0.01)", "hydra.sweep.dir=out")
+    assert (code, seen) == (1, [])
+    assert "has 0.04 GiB free" in (said := capsys.readouterr().err)
+    assert "cache.models=false" in said
+    assert command("-m", "sparsity=range(0.50,0.60,0.01)", "cache=off")[0] == 0
+
+
+def test_an_objective_that_is_not_finite_reads_as_none(command, tmp_path) -> None:
+    code, _ = command("-m", "sparsity=0.5,0.6", "hydra.sweep.dir=out", run=lambda cfg: math.inf)
+    assert code == 0
+    assert rows(tmp_path / "out")[0]["repaired/perplexity/test"] == ""

@@ -1,0 +1,392 @@
+"""Two processes on the CPU train as one does with twice the batch, and fail together."""
+
+import copy
+import csv
+import dataclasses
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file, save_file
+from support import contracts
+from support.command_runs import SCHEMA, contract, result_of, sparsemend_command
+from support.contracts import bench_for, bits, method_of, pruned_model
+from support.families import random_model
+from torch import Tensor, nn
+
+from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.hardware import DataParallel
+from sparsemend.method.base import Workbench
+from sparsemend.method.trained import TrainedRepair
+from sparsemend.sparse.mask_file import load_masks
+from sparsemend.training.collectives import digest
+from sparsemend.training.without_values import without_values
+
+TWO = DataParallel(
+    accelerator="cpu", devices=2, offload=False, threads=1, walk_batch=1, evaluation_batch=8
+)
+LIMIT = 100.0  # seconds; a fit takes five, nearly all of it the start of the second process
+
+
+def parallel(out: Path) -> Workbench:
+    """A workbench whose Trainer starts a second process."""
+    bench = bench_for(out)
+    make = TWO.trainer_factory([CSVLogger(out, name="", version="training")], out)
+    object.__setattr__(bench, "make_trainer", make)
+    return bench
+
+
+class OnRank(Callback):
+    """Does `act` to the model of rank `rank` before optimizer step `step` (0-based)."""
+
+    def __init__(self, rank: int, step: int, act: Callable[[nn.Module], None]) -> None:
+        self.rank, self.step, self.act = rank, step, act
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == self.step:
+            self.act(pl_module)
+
+
+def die(model: nn.Module) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def poison(model: nn.Module) -> None:
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).view(-1)[0] = torch.nan
+
+
+def nudge(model: nn.Module) -> None:
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).add_(1e-3)  # off the support: undone
+
+
+class Dump(Callback):
+    """Each rank writes what it has at the end."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.save(pl_module.state_dict(), self.out / f"rank{trainer.global_rank}.pt")
+
+
+def sgd(name: str, *extra: Callback | str, batch_size: int) -> TrainedRepair:
+    """A method that takes three steps of plain SGD, large enough to matter.
+
+    extra: callbacks it brings, and overrides.
+    """
+    knobs = [knob for knob in extra if isinstance(knob, str)]
+    method = method_of(name, "method.optimizer=sgd", "method.gradient_clip=0", *knobs)
+    assert isinstance(method, TrainedRepair)
+    method.learning_rate, method.batch_size = 0.5, batch_size
+    brought = [callback for callback in extra if isinstance(callback, Callback)]
+    if hasattr(method, "init_batch_size"):
+        method.init_batch_size = 4  # the start must be the same one
+    method.callbacks = Brings([*method.callbacks(), *brought])  # type: ignore[method-assign]
+    return method
+
+
+class Brings:
+    """`callbacks()` of a method, in a form that can be sent to another process."""
+
+    def __init__(self, callbacks: list[Callback]) -> None:
+        self.given = callbacks
+
+    def __call__(self) -> list[Callback]:
+        return self.given
+
+
+def last(out: Path) -> dict[str, Tensor]:
+    saved = torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
+    return saved["state_dict"]
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def assert_close(two: dict[str, Tensor], one: dict[str, Tensor]) -> None:
+    """Supports equal; trained tensors apart by the order of fp32 sums, 1e-5 of their norm."""
+    assert two.keys() == one.keys()
+    for name, value in one.items():
+        if value.is_floating_point():
+            assert distance(two[name], value) < 1e-5, name
+        else:
+            assert torch.equal(two[name], value), name
+
+
+def fit_together(out: Path, method: TrainedRepair) -> dict[str, Any]:
+    """The report of two processes; afterwards neither process nor group is left."""
+    started = time.monotonic()
+    try:
+        return method.repair(pruned_model(), parallel(out))
+    finally:
+        assert time.monotonic() - started < LIMIT
+        assert not multiprocessing.active_children()
+        assert not torch.distributed.is_initialized()
+
+
+def fit_alone(out: Path, method: TrainedRepair) -> dict[str, Any]:
+    return method.repair(pruned_model(), bench_for(out))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """masked_full by two processes, each with two windows."""
+    out = tmp_path_factory.mktemp("together")
+    report = fit_together(out, sgd("masked_full", Dump(out), batch_size=2))
+    assert report["windows_per_step"] == 4
+    return out
+
+
+@pytest.mark.slow
+def test_masked_full_with_two_processes_is_one_with_twice_the_batch(
+    together: Path, tmp_path: Path
+) -> None:
+    report = fit_alone(tmp_path, sgd("masked_full", batch_size=4))
+    assert report["windows_per_step"] == 4
+    assert_close(last(together), last(tmp_path))
+    start = pruned_model().state_dict()
+    name, value = next(iter(last(tmp_path).items()))
+    assert distance(value, start[name.removeprefix("model.")]) > 1e-3  # there was something to see
+
+
+@pytest.mark.slow
+def test_lors_with_two_processes_is_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Its start, a gradient of rank 0 alone, arrives at the other rank."""
+    for part, fit, size in (("together", fit_together, 2), ("alone", fit_alone, 4)):
+        fit(tmp_path / part, sgd("lors", batch_size=size))
+    assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
+
+
+def evolving(*extra: Callback, batch_size: int) -> TrainedRepair:
+    """seft by SGD: a round after step 2, of gradients of both ranks."""
+    method = sgd("seft", batch_size=batch_size)
+    method.max_steps, method.update_interval, method.accumulation_steps = 5, 4, 2
+    method.__post_init__()
+    method.callbacks = Brings([*type(method).callbacks(method), *extra])  # type: ignore[method-assign]
+    return method
+
+
+@pytest.mark.slow
+def test_seft_moves_on_two_processes_as_on_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Statistics are averaged, so the same positions leave and enter, the same weights go."""
+    dump = Dump(tmp_path)
+    reports = {
+        "together": fit_together(tmp_path / "together", evolving(dump, batch_size=2)),
+        "alone": fit_alone(tmp_path / "alone", evolving(batch_size=4)),
+    }
+    assert sum(reports["alone"]["evolution"]["rounds"][0]["reactivated"]) > 0
+    assert reports["together"]["evolution"] == reports["alone"]["evolution"]
+    assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    contracts.assert_same_bits(first, second)
+
+
+@pytest.mark.slow
+def test_every_labelled_token_weighs_the_same_on_whichever_rank(tmp_path: Path) -> None:
+    tokens = contracts.windows(12, seed=8)
+    labels = tokens.clone()
+    for row in range(12):
+        labels[row, : row + 2] = UNLABELLED
+    reports = {}
+    for part, make_bench, size in (("together", parallel, 2), ("alone", bench_for, 4)):
+        bench = make_bench(tmp_path / part)
+        for split in ("train", "validation"):
+            object.__setattr__(bench, split, Examples(tokens, labels))
+        reports[part] = sgd("masked_full", batch_size=size).repair(pruned_model(), bench)
+    assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
+    expected = pytest.approx(reports["alone"]["validation/loss"], rel=1e-6)
+    assert reports["together"]["validation/loss"] == expected
+
+
+@pytest.mark.slow
+def test_every_rank_learns_from_a_dense_model_of_its_own(tmp_path: Path) -> None:
+    """Distilled, two processes still take the steps of one with twice the batch."""
+    knobs = ("weight=0.5", "hidden_weight=1")
+    reports = {}
+    for label, size, bench in (
+        ("one", 4, bench_for(tmp_path / "one")),
+        ("two", 2, parallel(tmp_path / "two")),
+    ):
+        method = sgd("masked_full", *(f"method.distill.{k}" for k in knobs), batch_size=size)
+        object.__setattr__(bench, "load_dense", partial(random_model, "llama"))
+        reports[label] = method.repair(pruned_model(), bench)
+    assert_close(last(tmp_path / "two"), last(tmp_path / "one"))
+    assert reports["two"]["teacher"] == reports["one"]["teacher"]
+
+
+@pytest.mark.slow
+def test_every_parameter_and_buffer_is_the_same_on_both_ranks(together: Path) -> None:
+    first, second = (torch.load(together / f"rank{rank}.pt") for rank in (0, 1))
+    contracts.assert_same_bits(first, second)
+
+
+@pytest.mark.slow
+def test_ranks_that_drift_apart_are_found(tmp_path: Path) -> None:
+    method = sgd("masked_full", OnRank(1, 2, nudge), batch_size=2)
+    first = r"model\.model\.layers\.0\.self_attn\.q_proj\.weight"
+    with pytest.raises(RuntimeError, match=rf"^{first} differs between rank 0 and 1 other"):
+        fit_together(tmp_path, method)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both(tmp_path: Path) -> None:
+    method = sgd("masked_full", OnRank(1, 1, poison), batch_size=2)
+    with pytest.raises(FloatingPointError, match="loss is nan at step 2 of 3"):
+        fit_together(tmp_path, method)
+
+
+@pytest.mark.slow
+def test_a_lost_rank_ends_the_run_which_resumes_to_the_same_bits(
+    together: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError, match="rank 1 failed: ended without a word"):
+        fit_together(tmp_path, sgd("masked_full", OnRank(1, 2, die), batch_size=2))
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=False)["global_step"] == 2
+    assert [path.name for path in sorted(checkpoint.parent.iterdir())] == ["last.ckpt"]
+    bench = parallel(tmp_path)
+    object.__setattr__(bench, "resume_from", checkpoint)
+    sgd("masked_full", batch_size=2).repair(pruned_model(), bench)
+    contracts.assert_same_bits(last(tmp_path), last(together))
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real command, two optimizers in a sweep: `two` processes, and `one` with their batch."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    random_model("llama").save_pretrained(folder / "llama")
+    for seed, (name, rows) in enumerate((("cal", 8), ("train", 24), ("test", 6))):
+        tokens = contracts.windows(rows, seed=seed).repeat(1, 2)
+        save_file({"input_ids": tokens}, folder / f"{name}.safetensors")
+    hardware = {"two": ("hardware=ddp", "method.batch_size=2"), "one": ("method.batch_size=4",)}
+    for part, chosen in hardware.items():
+        arguments = [
+            *(a for a in contract(folder, folder) if not a.startswith("hydra.run.dir")),
+            *chosen,
+            "hardware.threads=1",
+            "method.optimizer=adamw,sgd",
+            "method.max_steps=6",
+            "method.validate_every=3",
+            f"hydra.sweep.dir={folder / part}",
+        ]
+        done = sparsemend_command(["-m", *arguments], folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("result: ") == 2
+        assert done.stdout.count("repaired (") == 2
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_leaves_what_a_run_of_one_leaves(sweeps: Path) -> None:
+    for job in ("0", "1"):
+        result = result_of(sweeps / "two" / job)
+        jsonschema.validate(result, SCHEMA)
+        assert result["status"] == "finished"
+        assert result["repair"]["windows_per_step"] == 4
+        names = [
+            sorted(
+                str(p.relative_to(sweeps / part / job)) for p in (sweeps / part / job).rglob("*")
+            )
+            for part in ("two", "one")
+        ]
+        assert names[0] == names[1]
+        log = (sweeps / "two" / job / "run.log").read_text()
+        assert log.count("step 6/6") == log.count("dense ") == 1
+    assert len(list((sweeps / "two").rglob("result.json"))) == 2
+
+
+@pytest.mark.slow
+def test_supports_are_exact_and_equal_to_those_of_one_process(sweeps: Path) -> None:
+    for job in ("0", "1"):
+        two, one = (
+            load_masks(sweeps / part / job / "masks.safetensors") for part in ("two", "one")
+        )
+        contracts.assert_same_bits(two, one)
+        weights = load_file(sweeps / "two" / job / "model" / "model.safetensors")
+        for name, keep in two.items():
+            assert not weights[f"{name}.weight"].masked_fill(keep, 0).any()
+
+
+@pytest.mark.slow
+def test_adamw_losses_of_two_processes_are_those_of_one(sweeps: Path) -> None:
+    two, one = (losses(sweeps / part / "0") for part in ("two", "one"))
+    assert len(two["train/loss"]) == 6
+    assert len(two["validation/loss"]) == 2
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_sgd_weights_of_two_processes_are_those_of_one(sweeps: Path) -> None:
+    two, one = (
+        load_file(sweeps / part / "1" / "model" / "model.safetensors") for part in ("two", "one")
+    )
+    assert_close(two, one)
+
+
+def losses(out: Path) -> dict[str, list[float]]:
+    with (out / "training" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {
+        name: [float(row[name]) for row in rows if row[name]]
+        for name in ("train/loss", "validation/loss")
+    }
+
+
+@pytest.mark.slow
+def test_what_cannot_be_sent_is_refused(tmp_path: Path) -> None:
+    model = pruned_model()
+    model.register_forward_hook(lambda module, given, output: None)
+    with pytest.raises(TypeError, match="cannot be sent to other processes"):
+        sgd("masked_full", batch_size=2).repair(model, parallel(tmp_path))
+
+
+@pytest.mark.slow
+def test_activation_checkpointing_reaches_every_rank(together: Path, tmp_path: Path) -> None:
+    method = sgd("masked_full", batch_size=2)
+    method.activation_checkpointing = True
+    fit_together(tmp_path, method)
+    contracts.assert_same_bits(last(tmp_path), last(together))
+
+
+def test_more_gpus_than_there_are_is_refused() -> None:
+    hardware = dataclasses.replace(TWO, accelerator="gpu", devices=torch.cuda.device_count() + 2)
+    with pytest.raises(ValueError, match="but torch sees"):
+        hardware.prepare()
+
+
+def test_what_is_sent_keeps_structure_and_ties_but_no_values() -> None:
+    model = random_model("llama", tie_word_embeddings=True)
+    model.free = torch.arange(3)  # neither parameter nor buffer
+    copied = pickle.loads(without_values(model))
+    assert copied.lm_head.weight is copied.model.embed_tokens.weight
+    assert torch.equal(copied.free, model.free)
+    assert bits(copied).keys() == bits(model).keys()
+    for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
+        assert not tensor.any(), name
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert len(without_values(model)) < weights / 2
+
+
+def test_a_digest_sees_the_last_bit() -> None:
+    one = torch.ones(5, 3, dtype=torch.bfloat16)
+    other = copy.deepcopy(one)
+    assert digest(one) == digest(other)
+    other.view(torch.int16)[4, 2] ^= 1
+    assert digest(one) != digest(other)
