@@ -87,7 +87,7 @@ class UntrainedModel(ModelSource):
         return model.eval()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from sparsemend.data.python_docs import SEPARATOR, split_text
+        from sparsemend.data.documentation import SEPARATOR, split_text
 
         return train_tokenizer(split_text("train").split(SEPARATOR), self.vocabulary)
 

@@ -17,8 +17,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sparsemend.data import python_docs
-from sparsemend.data.python_docs import Document, PythonDocs, documents, library_source, split_text
+from sparsemend.data import documentation as python_docs
+from sparsemend.data.documentation import Document, documents, library_source, split_text
+from sparsemend.data.python_docs import PythonDocs
 
 WORDS = 8
 

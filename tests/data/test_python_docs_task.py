@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 
 from sparsemend.config.locations import conf_folder, resolve_path
 from sparsemend.data import python_docs_task
+from sparsemend.data.documentation import Document
+from sparsemend.data.documentation_examples import summary, task_examples
 from sparsemend.data.prompts import Prompted
-from sparsemend.data.python_docs import Document
-from sparsemend.data.python_docs_task import PythonDocsTask, summary, task_examples
+from sparsemend.data.python_docs_task import PythonDocsTask
 
 
 def name_in(split: str, number: int) -> str:

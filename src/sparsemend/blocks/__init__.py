@@ -1,0 +1,1 @@
+"""Finds a model's decoder blocks and visits them one by one."""

@@ -1,0 +1,1 @@
+"""What a model folder says without loading it: shapes, zeros, licence."""

@@ -1,0 +1,1 @@
+"""Five console commands."""

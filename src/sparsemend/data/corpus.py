@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparsemend.data.base import DataSource, Examples, fingerprint_texts
-from sparsemend.data.hub import document_windows, first_documents, text_column
+from sparsemend.data.hub_files import document_windows, first_documents, text_column
 
 
 @dataclass(kw_only=True)

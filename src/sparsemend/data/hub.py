@@ -8,13 +8,12 @@ trained repair reads; where we choose, the docstring says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +25,7 @@ from sparsemend.data.base import (
     held_out_rows,
     windows,
 )
+from sparsemend.data.hub_files import document_windows, first_documents, text_column
 from sparsemend.data.sampling import from_documents, from_stream
 
 C4_TEST_ROWS = 1100  # SparseGPT's C4 perplexity: the first rows of the validation shard ...
@@ -188,40 +188,3 @@ def wikitext(path: str, config: str, split: str) -> str:
 
         rows = load_dataset(path, config, split=split)["text"]
     return (" " if split == "train" else "\n\n").join(rows)
-
-
-def document_windows(
-    tokenizer: PreTrainedTokenizerBase | None, texts: Iterable[str], seqlen: int, *, what: str
-) -> Tensor:
-    """Each document tokenised by itself, the ids end to end, cut into windows.
-
-    So a document has the tokens it has in calibration (its BOS where the tokenizer adds one tells
-    where it begins), and no tokenizer meets a text of 40 MB.  Our choice.
-    """
-    return windows(torch.cat([encode(tokenizer, text) for text in texts]), seqlen, what=what)
-
-
-def first_documents(texts: Sequence[str], count: int, *, key: str, where: str) -> Sequence[str]:
-    """The first `count` of the documents of `where`; `key` sets how many."""
-    if not 0 < count <= len(texts):
-        raise ValueError(
-            f"{key}={count} is not in [1, {len(texts)}], the documents of {where}; set "
-            f"{key}={len(texts)} or less"
-        )
-    return texts[:count]
-
-
-def text_column(
-    path: str, files: str, *, split: str, column: str, revision: str | None = None
-) -> Sequence[str]:
-    """One text column of some files of a repository, read from disk as it is indexed."""
-    from datasets import load_dataset
-
-    texts: Sequence[str] = load_dataset(
-        path,
-        data_files={split: files},
-        split=split,
-        revision=revision,
-        verification_mode="no_checks",  # one shard never has the rows that its repository declares
-    )[column]
-    return texts

@@ -32,19 +32,24 @@ def log_mask_update(trainer: Trainer, moved: Mapping[str, float]) -> None:
 
 
 class Tracker(ABC):
-    """Opens the Lightning loggers of a run, one after the other told what it measured."""
+    """Opens the Lightning loggers of a run and tells each of them what the run measured.
+
+    A tracker that mirrors the result extends `finish` and `abandon`, which close the loggers.
+    """
 
     @abstractmethod
     def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
         """The loggers of the run in `out`, told the resolved config."""
 
-    @abstractmethod
     def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
         """Record what `result.json` holds, which stays the truth, and close."""
+        for logger in loggers:
+            logger.finalize("success")
 
-    @abstractmethod
     def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
         """Record and close after a failure or an interrupt, whatever was reached."""
+        for logger in loggers:
+            logger.finalize("failed")
 
 
 def csv_logger(out: Path) -> CSVLogger:

@@ -18,11 +18,3 @@ class CsvTracker(Tracker):
 
     def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
         return [csv_logger(out)]
-
-    def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
-        for logger in loggers:
-            logger.finalize("success")
-
-    def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
-        for logger in loggers:
-            logger.finalize("failed")

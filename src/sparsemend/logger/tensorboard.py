@@ -9,18 +9,18 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from sparsemend.logger.csv import CsvTracker
+from sparsemend.logger.base import Tracker, csv_logger
 from sparsemend.result.summary import summary_of
 
 
 @dataclass(kw_only=True)
-class TensorBoardTracker(CsvTracker):
+class TensorBoardTracker(Tracker):
     """Event files in the run folder's tensorboard/, and the CSV."""
 
     def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
         logger = TensorBoardLogger(out, name="", version="tensorboard")
         logger.log_hyperparams(dict(config))
-        return [*super().open(out, config), logger]
+        return [csv_logger(out), logger]
 
     def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
         self._summarise(loggers, result)

@@ -1,0 +1,1 @@
+"""How a pruned model is mended; adapter/ is what methods share."""

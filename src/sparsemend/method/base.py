@@ -62,10 +62,13 @@ class Workbench:
 class RepairMethod(ABC):
     """Repairs a pruned model in place.
 
+    repairs: it changes the model.  trains: it reads the training windows.
     foldable: the result is one sparse matrix per linear; otherwise base and adapter stay apart.
     holds_support: effective weights lie on the support also while the method works.
     """
 
+    repairs: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
     foldable: ClassVar[bool] = True
     holds_support: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = False

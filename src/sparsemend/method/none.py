@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -13,6 +13,8 @@ from sparsemend.method.base import RepairMethod, Workbench
 @dataclass(kw_only=True)
 class NoRepair(RepairMethod):
     """Leaves the model untouched."""
+
+    repairs: ClassVar[bool] = False
 
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         return {}

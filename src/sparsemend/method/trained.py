@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback
@@ -30,6 +30,8 @@ class TrainedRepair(TrainingPlan, RepairMethod):
     A method says what it attaches and which parameters it trains; loops, precision, checkpoints
     and mask enforcement are shared.
     """
+
+    trains: ClassVar[bool] = True
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:

@@ -1,0 +1,1 @@
+"""Refuses what cannot work before torch is imported."""

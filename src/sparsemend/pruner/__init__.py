@@ -1,0 +1,1 @@
+"""A weight and its statistics in, a weight and its support out."""

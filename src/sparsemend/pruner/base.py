@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -26,9 +27,15 @@ class Pruned:
 
 
 class Pruner(ABC):
-    """Chooses the support of one linear."""
+    """Chooses the support of one linear.
+
+    prunes: it takes weights away.  reads_support: the checkpoint is pruned already and brings its
+    support, whose sparsity the run keeps.
+    """
 
     needs_calibration: ClassVar[bool] = True
+    prunes: ClassVar[bool] = True
+    reads_support: ClassVar[bool] = False
 
     @abstractmethod
     def statistic(self, in_features: int, device: torch.device) -> Statistic | None:
@@ -47,3 +54,7 @@ class Pruner(ABC):
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """Importance (O, I), fp32, higher stays; what DSnoT ranks for its initial mask."""
         raise ValueError(f"{type(self).__name__} has no score; DSnoT cannot start from it")
+
+    def supports(self, model_path: str | Path) -> dict[str, Tensor] | None:
+        """Supports (O, I) by linear name that a pruned checkpoint brings; None: its zeros do."""
+        return None

@@ -24,6 +24,8 @@ class Existing(Pruner):
     """Reads the support off a checkpoint, whose sparsity it keeps; a `pattern` must hold in it."""
 
     needs_calibration: ClassVar[bool] = False
+    prunes: ClassVar[bool] = False
+    reads_support: ClassVar[bool] = True
 
     masks: str | None
 

@@ -18,6 +18,7 @@ class NoPruner(Pruner):
     """Keeps every weight, zero or not."""
 
     needs_calibration: ClassVar[bool] = False
+    prunes: ClassVar[bool] = False
 
     def statistic(self, in_features: int, device: torch.device) -> None:
         """None: nothing is read of the inputs."""

@@ -1,0 +1,1 @@
+"""One run, top to bottom; the only room that builds configured objects."""

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.find import check_prunable
-from sparsemend.method.trained import TrainedRepair
 from sparsemend.prune import check_widths
-from sparsemend.pruner.existing import Existing
-from sparsemend.pruner.none import NoPruner
 from sparsemend.run.adopt import check_existing
 from sparsemend.run.digests import section
 from sparsemend.run.parts import Parts
@@ -50,7 +47,7 @@ class LoadStage:
 
     def _wanted(self) -> Wanted:
         parts, again = self.parts, self.cfg.from_run is not None
-        trained = isinstance(parts.method, TrainedRepair) and not again
+        trained = parts.method.trains and not again
         measured = any(e.needs_validation for e in parts.evaluation.values())
         readers = (parts.pruner, parts.sparsity_schedule, parts.method)
         return Wanted(
@@ -93,8 +90,8 @@ class LoadStage:
     def _check_work(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
         """Pruner and method can do what is asked with this model."""
         pruner = self.parts.pruner
-        if isinstance(pruner, Existing):
+        if pruner.reads_support:
             check_existing(model, supports, self.pattern)
-        elif not isinstance(pruner, NoPruner):
+        elif pruner.prunes:
             check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
         self.parts.method.check_model(model, supports)

@@ -11,7 +11,6 @@ from sparsemend.logger.base import Tracker
 from sparsemend.method.base import RepairMethod
 from sparsemend.model import ModelSource
 from sparsemend.pruner.base import Pruner
-from sparsemend.pruner.existing import Existing
 from sparsemend.sparsity_schedule.base import SparsitySchedule
 
 
@@ -30,7 +29,7 @@ class Parts:
 
     def check(self) -> None:
         """Raise ValueError where they cannot work together."""
-        if self.method.needs_dense and isinstance(self.pruner, Existing):
+        if self.method.needs_dense and self.pruner.reads_support:
             raise ValueError(
                 f"{type(self.method).__name__} reads the dense weights, which an already pruned "
                 "checkpoint (pruner=existing) does not have; give the dense model and a pruner"

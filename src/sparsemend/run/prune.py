@@ -15,8 +15,6 @@ from transformers import PreTrainedModel
 from sparsemend.config.locations import resolve_path
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
-from sparsemend.pruner.existing import Existing
-from sparsemend.pruner.none import NoPruner
 from sparsemend.rounding import rounded
 from sparsemend.run.adopt import adopt
 from sparsemend.run.digests import module_digest, section, tokens_digest
@@ -39,9 +37,9 @@ class PruneStage:
 
     def __call__(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Mapping[str, float]:
         """Prune `model` in place; the sparsity asked of every linear.  batches: (B, T) tokens."""
-        if isinstance(self.pruner, Existing):
+        if self.pruner.reads_support:
             return adopt(model, self.given_supports())
-        if isinstance(self.pruner, NoPruner):
+        if not self.pruner.prunes:
             return self._prune(model, batches)
         return self.shared.prune(
             model, self._decides(batches), partial(self._prune, model, batches)
@@ -49,7 +47,7 @@ class PruneStage:
 
     def given_supports(self) -> Mapping[str, Tensor] | None:
         """bool (O, I) per linear from the masks file of an already pruned checkpoint."""
-        if not isinstance(self.pruner, Existing):
+        if not self.pruner.reads_support:
             return None
         return self.pruner.supports(resolve_path(self.cfg.model.path))
 

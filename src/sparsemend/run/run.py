@@ -25,9 +25,7 @@ from sparsemend.checkpoint.card import model_card
 from sparsemend.config.values import plain
 from sparsemend.cost import Stages
 from sparsemend.method.base import Workbench
-from sparsemend.method.none import NoRepair
 from sparsemend.model import DTYPES
-from sparsemend.pruner.existing import Existing
 from sparsemend.result.finished import (
     FinishedRun,
     check_apart,
@@ -166,7 +164,7 @@ class Run:
             allocation = diagnostics.pop("asked")
             self._show_rates(model, allocation)
         self._record_repair(diagnostics)
-        if isinstance(self.parts.method, NoRepair):
+        if not self.parts.method.repairs:
             self.result.content["metrics"]["repaired"] = self.result.content["metrics"]["pruned"]
             repeat_losses(self.out, "pruned", "repaired")
         else:
@@ -256,7 +254,7 @@ class Run:
         if self.cfg.export and self.cfg.export_dtype is not None:
             cast_(model, DTYPES[self.cfg.export_dtype])  # first: its zeros are counted
         save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
-        report, existing = sparsity_report(model), isinstance(self.parts.pruner, Existing)
+        report, existing = sparsity_report(model), self.parts.pruner.reads_support
         self.result.content["sparsity"] |= sparsity_section(
             report,
             allocation,

@@ -1,0 +1,1 @@
+"""A weight on its support: pattern, layer, count, selection, move."""

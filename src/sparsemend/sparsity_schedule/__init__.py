@@ -1,0 +1,1 @@
+"""How much each linear loses; rates/ is what schedules share."""

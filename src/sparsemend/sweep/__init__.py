@@ -1,0 +1,1 @@
+"""Many runs: cells, and the two sweeps that choose them, search and arena."""

@@ -1,0 +1,1 @@
+"""Numbers beside the papers', and the page of all results."""

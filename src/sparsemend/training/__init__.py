@@ -1,0 +1,1 @@
+"""One fit: module, plan, loss, callbacks, processes."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.config.locations import conf_folder
-from sparsemend.data.python_docs import documents, split_text
+from sparsemend.data.documentation import documents, split_text
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import SHIPPED
 from sparsemend.evaluation.zero_shot.tasks import docs

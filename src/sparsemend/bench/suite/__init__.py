@@ -1,0 +1,1 @@
+"""What the bench measures: a contract in base, one file per suite."""

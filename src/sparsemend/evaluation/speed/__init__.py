@@ -1,0 +1,1 @@
+"""Tokens per second and memory of a sparse model in the forms that torch has."""

@@ -1,0 +1,1 @@
+"""What methods attach to a sparse linear: layers, their functions, their fold."""

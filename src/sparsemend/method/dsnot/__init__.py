@@ -1,0 +1,1 @@
+"""DSnoT: swaps of kept and pruned weights without training."""

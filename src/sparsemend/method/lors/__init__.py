@@ -1,0 +1,1 @@
+"""LoRS: masked low-rank adaptation at the cost of plain LoRA."""

@@ -20,11 +20,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.method.adapter.lors import LorsLinear
-from sparsemend.method.adapter.lors_function import (
-    FUSE_DTYPES,
-    GRAD_MODES,
-    LorsSettings,
-)
+from sparsemend.method.adapter.lors_function import FUSE_DTYPES, GRAD_MODES, LorsSettings
 from sparsemend.method.adapter.low_rank import (
     SCALE_RULES,
     attach_adapters,

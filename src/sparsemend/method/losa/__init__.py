@@ -1,0 +1,1 @@
+"""LoSA: prune and repair in turns, with rates and ranks by block."""

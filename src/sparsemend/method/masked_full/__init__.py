@@ -1,0 +1,1 @@
+"""Training of every kept weight, with a support that may move."""

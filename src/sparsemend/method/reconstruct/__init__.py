@@ -1,0 +1,1 @@
+"""Block by block towards the dense block's outputs."""

@@ -1,0 +1,1 @@
+"""SEFT: sparse deltas that move, and as many weights pruned for them."""

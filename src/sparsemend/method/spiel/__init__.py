@@ -1,0 +1,1 @@
+"""SpIEL: sparse deltas anywhere, pruned back at the end."""

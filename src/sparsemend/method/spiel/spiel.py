@@ -27,7 +27,6 @@ from sparsemend.method.base import Workbench
 from sparsemend.method.delta_repair import DeltaRepair
 from sparsemend.method.spiel.sm3 import Sm3, best_products
 from sparsemend.prune import prune
-from sparsemend.pruner.existing import Existing
 from sparsemend.rounding import rounded
 from sparsemend.sparse.drop_and_grow import Move, exchange
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
@@ -78,7 +77,7 @@ class Spiel(DeltaRepair):
             raise ValueError(f"method.momentum={self.momentum} is not in [0, 1)")
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
-        if self.prune_back == "pruner" and isinstance(bench.pruner, Existing):
+        if self.prune_back == "pruner" and bench.pruner.reads_support:
             raise ValueError(
                 "method.prune_back=pruner prunes as the run did, but pruner=existing pruned "
                 "nothing; set method.prune_back=magnitude"

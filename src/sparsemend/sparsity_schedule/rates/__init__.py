@@ -1,0 +1,1 @@
+"""Rates of blocks and linears: units, budgets, limits, files."""

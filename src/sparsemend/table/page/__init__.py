@@ -1,0 +1,1 @@
+"""All runs as one HTML page."""

@@ -1,0 +1,1 @@
+"""The shipped tasks: four-way choices over the embedded documentation."""

@@ -27,7 +27,7 @@ def continuations(**_: Any) -> dict[str, Any]:
 
 def summaries(**_: Any) -> dict[str, Any]:
     """The split `test` of docs_summary."""
-    from sparsemend.data.python_docs_task import task_examples
+    from sparsemend.data.documentation_examples import task_examples
 
     found = [(e.prompt.rstrip(), e.prompt.rstrip(), e.answer) for e in task_examples()["test"]]
     return _split(found[:SUMMARIES])
@@ -35,7 +35,7 @@ def summaries(**_: Any) -> dict[str, Any]:
 
 def _continued() -> Iterator[tuple[str, str, str]]:
     """(page, context, continuation) of stretches that follow each other without overlap."""
-    from sparsemend.data.python_docs import documents
+    from sparsemend.data.documentation import documents
 
     for document in documents():
         if document.split != "test":

@@ -1,0 +1,1 @@
+"""A sparse update with positions that move: layer, window, rounds, optimizer."""
