@@ -1,0 +1,111 @@
+"""The plan of the house: rooms, what they may import, where members and tests lie."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "sparsemend"
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+    "contracts"
+]
+LAYERS, NO_TORCH, MEMBERS = CONTRACTS
+GROUPS = ("data", "pruner", "sparsity_schedule", "method", "evaluation", "logger")
+HEAVY = ("torch", "lightning", "transformers", "datasets")
+ROOMS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
+
+
+def members() -> set[str]:
+    """Module or folder of every member that a yaml of a group names."""
+    targets = {
+        target
+        for group in GROUPS
+        for path in (ROOT / "conf" / group).rglob("*.yaml")
+        for target in re.findall(r"^_target_: (sparsemend\.\S+)$", path.read_text(), re.M)
+    }
+    return {".".join(target.split(".")[:3]) for target in targets}
+
+
+def test_the_linter_protects_every_member() -> None:
+    assert set(MEMBERS["protected_modules"]) == members()
+
+
+def test_few_modules_lie_at_the_root() -> None:
+    assert len([path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]) <= 13
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(PACKAGE.rglob("__init__.py")), ids=lambda p: p.parent.name
+)
+def test_a_room_says_in_one_sentence_what_it_knows(folder: Path) -> None:
+    sentence = ast.get_docstring(ast.parse(folder.read_text()))
+    assert sentence is not None
+    assert sentence.count("\n") == 0
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda path: path.name)
+def test_the_page_of_the_house_has_every_room(room: Path) -> None:
+    sentence = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+    assert sentence is not None
+    page = " ".join((PACKAGE / "README.md").read_text().split()).lower()
+    assert f"{room.name}/ {sentence.rstrip('.').lower()}" in page
+
+
+def test_a_folder_of_tests_is_a_room() -> None:
+    tests = ROOT / "tests"
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    strangers = [f for f in folders - {Path(), Path("oracles")} if not (PACKAGE / f).is_dir()]
+    assert strangers == []
+
+
+def test_early_checks_of_a_member_reach_no_torch() -> None:
+    graph = grimp.build_graph(
+        "sparsemend", include_external_packages=True, exclude_type_checking_imports=True
+    )
+    checks = [name for name in graph.modules if name.endswith("_checks")]
+    reached = [
+        (name, heavy)
+        for name in checks
+        for heavy in HEAVY
+        if graph.find_shortest_chain(importer=name, imported=heavy)
+    ]
+    assert reached == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "line", "contract"),
+    [
+        ("sparse/pattern.py", "from sparsemend.method.base import Workbench", LAYERS),
+        ("table/needs.py", "from sparsemend.run.run import run", LAYERS),
+        ("config/values.py", "import torch", NO_TORCH),
+        ("preflight/check.py", "from sparsemend.sparse.linear import SparseLinear", NO_TORCH),
+        ("run/prune.py", "from sparsemend.pruner.existing import Existing", MEMBERS),
+        ("method/perp.py", "from sparsemend.method.lors.lors import Lors", MEMBERS),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_import_is_refused(tmp_path: Path, module: str, line: str, contract: dict) -> None:
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    path = tmp_path / "src" / "sparsemend" / module
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 1, done.stdout
+    assert f"{contract['name']} BROKEN" in done.stdout
