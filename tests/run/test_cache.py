@@ -107,7 +107,7 @@ WORKER = '''
 import sys, time
 from pathlib import Path
 import torch
-import sparsemend.cache as cache
+from sparsemend.run import cache
 
 folder, hang = Path(sys.argv[1]), sys.argv[2] == "hang"
 
