@@ -22,13 +22,13 @@ from sparsemend.config.locations import conf_folder
 from sparsemend.table.listing import command_of
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    "README.md",
-    "docker/README.md",
-    "multirun/README.md",
-    "multirun/reference/README.md",
-    "src/sparsemend/assets/tiny/README.md",
+WHERE = (  # not all of the tree: exported models in run folders have a README.md too
+    *("README.md", "conf/**/README.md", "docker/**/README.md", "src/**/README.md"),
+    *("tests/**/README.md", "multirun/README.md", "multirun/reference/**/README.md"),
 )
+RUNS = "multirun/reference/runs"  # of the reference tables, ignored by git
+FOUND = (path.relative_to(ROOT).as_posix() for path in chain(*map(ROOT.glob, WHERE)))
+PAGES = sorted(page for page in FOUND if not page.startswith(RUNS))
 BLOCKS = [block for page in PAGES for block in blocks(page, (ROOT / page).read_text("utf-8"))]
 EVERY = (command for block in BLOCKS if block.runnable for command in commands(block))
 COMMANDS = list({str(command): command for command in EVERY}.values())  # each once
