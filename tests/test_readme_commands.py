@@ -42,6 +42,7 @@ FEW_TOKENS = (
     "data.calibration_samples=16",
 )
 THREE_STEPS = ("method.max_steps=3",)
+TWO_ROUNDS = ("method.rounds=2", "method.max_steps=2", "method.similarity_samples=16")  # LoSA
 TWO_ROWS = ("arena=none,lors", "seed=0", "arena.steps=5", "arena.items=2")
 SMALL_SHAPE = ("shape.hidden=128", "shape.intermediate=256", "rounds=1")
 # how a command begins: what is added to it, so that all of them end within twenty minutes
@@ -50,9 +51,13 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "sparsemend -m experiment=wanda/readme": FEW_TOKENS,
     "sparsemend -m experiment=atp/headline": FEW_TOKENS,
     "sparsemend -m experiment=tiny_comparison": (*FEW_TOKENS, *THREE_STEPS),
+    "sparsemend -m experiment=tiny_seft": (*FEW_TOKENS, "method.max_steps=12"),  # one round
+    "sparsemend -m experiment=tiny_losa": (*FEW_TOKENS, *TWO_ROUNDS),
+    "sparsemend -m experiment=tiny_reconstruct": FEW_TOKENS,
     "sparsemend -m experiment=arena": (*FEW_TOKENS, *TWO_ROWS),
     "sparsemend -m method=none,dsnot": FEW_TOKENS,
     "sparsemend -m method=none pruner=": FEW_TOKENS,
+    "sparsemend method=none sparsity=": FEW_TOKENS,
     "sparsemend -m +search=": (*FEW_TOKENS, "search.count=3"),
     "sparsemend model=llama2_7b data=c4 hardware=gpu pruner=sparsegpt": THREE_STEPS,
     "sparsemend hardware=ddp": THREE_STEPS,
