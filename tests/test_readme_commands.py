@@ -1,4 +1,4 @@
-"""Every command of the READMEs: composed by a fast test, run as a reader would by slow ones.
+"""Every page and its commands: composed by a fast test, run as a reader would by slow ones.
 
 `pytest -m commands` runs them, one test a command.  The commands of a block share an empty folder
 that stands for the reader's own, and find there what they name in capitals.  Those that would take
@@ -29,6 +29,7 @@ WHERE = (  # not all of the tree: exported models in run folders have a README.m
 RUNS = "multirun/reference/runs"  # of the reference tables, ignored by git
 FOUND = (path.relative_to(ROOT).as_posix() for path in chain(*map(ROOT.glob, WHERE)))
 PAGES = sorted(page for page in FOUND if not page.startswith(RUNS))
+LONGEST = 10_000  # bytes of a page, a few screens
 BLOCKS = [block for page in PAGES for block in blocks(page, (ROOT / page).read_text("utf-8"))]
 EVERY = (command for block in BLOCKS if block.runnable for command in commands(block))
 COMMANDS = list({str(command): command for command in EVERY}.values())  # each once
@@ -185,3 +186,8 @@ def test_every_fenced_block_says_what_it_is(page: str) -> None:
 @pytest.mark.parametrize("start", SHORTER)
 def test_every_shortened_command_exists(start: str) -> None:
     assert [command for command in COMMANDS if str(command).startswith(start)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_short(page: str) -> None:
+    assert len((ROOT / page).read_bytes()) <= LONGEST
