@@ -8,6 +8,7 @@ written and then run on the embedded model and this machine, see `substituted`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.reader_folder import execute, put_placeholders
-from support.readme_blocks import Block, Command, blocks, commands
+from support.readme_blocks import FENCE, Block, Command, blocks, commands
 
 from sparsemend.config.compose import compose_jobs, expand
 from sparsemend.config.locations import conf_folder
@@ -191,3 +192,31 @@ def test_every_shortened_command_exists(start: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_short(page: str) -> None:
     assert len((ROOT / page).read_bytes()) <= LONGEST
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text("utf-8"))
+
+
+def anchors(page: Path) -> list[str]:
+    """The fragments that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+?) *$", prose(page), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def broken(page: Path) -> list[str]:
+    """The links and images of a page, but for those to other hosts, that lead nowhere."""
+    lost = []
+    for link in re.findall(r"\]\(([^()\s]+)\)", prose(page)):
+        path, _, fragment = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" in link or (target.exists() and not fragment):
+            continue
+        if not target.is_file() or fragment not in anchors(target):
+            lost.append(link)
+    return lost
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
+    assert broken(ROOT / page) == []
