@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparsemend.instruments import LiveBytes, flops, peak_bytes, saved_bytes, timed
+from sparsemend.instruments import LiveBytes, flops, peak_bytes, saved_bytes, time_and_peak
 
 CPU = torch.device("cpu")
 FLOAT = 4
@@ -114,7 +114,7 @@ def test_the_peak_of_work_includes_what_it_holds() -> None:
 
 def test_timed_runs_the_work_once_and_times_it() -> None:
     calls: list[int] = []
-    seconds, peak = timed(lambda: calls.append(1), CPU)
+    seconds, peak = time_and_peak(lambda: calls.append(1), CPU)
     assert calls == [1]
     assert seconds > 0
     assert peak > 0

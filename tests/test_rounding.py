@@ -27,7 +27,7 @@ from sparsemend.pruner.none import NoPruner
 from sparsemend.pruner.ria import RIA
 from sparsemend.pruner.sparsegpt import SparseGPT
 from sparsemend.pruner.wanda import Wanda
-from sparsemend.rounding import rounded
+from sparsemend.rounding import apply_rounding
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
 
@@ -65,7 +65,7 @@ def test_an_exact_budget_is_met_to_one_weight(
 ) -> None:
     model, batches = random_model("llama", intermediate_size=44), tokens.split(2)
     allocation = schedule_of(schedule).allocate(model, batches, sparsity, FREE)
-    prune(model, batches, *rounded("exact_budget", EXACT[pruner], allocation), FREE)
+    prune(model, batches, *apply_rounding("exact_budget", EXACT[pruner], allocation), FREE)
     found, total = zeros(model), sum(allocation.sizes.values())
     assert sum(found.values()) == round(sparsity * total)
     assert all(abs(found[n] - rate * allocation.sizes[n]) < 1 for n, rate in allocation.items())
@@ -74,7 +74,7 @@ def test_an_exact_budget_is_met_to_one_weight(
 def test_the_pruner_s_own_rounding_is_left_alone(tokens: Tensor) -> None:
     model, pruner = random_model("llama"), Wanda(variant=False)
     allocation = schedule_of("uniform").allocate(model, [], 0.7, FREE)
-    assert rounded("pruner", pruner, allocation) == (pruner, allocation)
+    assert apply_rounding("pruner", pruner, allocation) == (pruner, allocation)
     prune(model, tokens.split(2), pruner, allocation, FREE)
     # int(32 * 0.7) and int(48 * 0.7) of every row
     lost = {int((~m.keep).sum(1).unique()) for m in prunable_linears(model).values()}
@@ -85,7 +85,9 @@ def test_rows_and_column_blocks_differ_by_one_weight_at_most(tokens: Tensor) -> 
     for name, size in (("wanda", 1), ("sparsegpt", 16)):
         model = random_model("llama")
         allocation = schedule_of("uniform").allocate(model, [], 0.7, FREE)
-        prune(model, tokens.split(2), *rounded("exact_budget", EXACT[name], allocation), FREE)
+        prune(
+            model, tokens.split(2), *apply_rounding("exact_budget", EXACT[name], allocation), FREE
+        )
         for linear in prunable_linears(model).values():
             lost = (~linear.keep).sum(1)
             if size > 1:
@@ -112,7 +114,7 @@ def test_magnitude_by_layer_removes_what_lies_below_the_global_threshold() -> No
     threshold = weights.kthvalue(count).values
     below = {n: m.weight.detach().abs() <= threshold for n, m in prunable_linears(model).items()}
     allocation = schedule_of("global").allocate(model, [], 0.6, FREE)
-    prune(model, [], *rounded("exact_budget", Magnitude(group="layer"), allocation), FREE)
+    prune(model, [], *apply_rounding("exact_budget", Magnitude(group="layer"), allocation), FREE)
     for name, linear in prunable_linears(model).items():
         assert torch.equal(~linear.keep, below[name])
 
@@ -223,7 +225,7 @@ def check_pruning(cfg: DictConfig, tokens: Tensor) -> None:
     pattern = Pattern.parse(cfg.pattern)
     allocation = built(cfg.sparsity_schedule).allocate(model, batches, cfg.sparsity, pattern)
     total = sum(allocation.sizes.values())
-    prune(model, batches, *rounded(cfg.rounding, chosen, allocation), pattern)
+    prune(model, batches, *apply_rounding(cfg.rounding, chosen, allocation), pattern)
     found = zeros(model)
     if cfg.rounding == "exact_budget" or isinstance(chosen, NoPruner) or not pattern.unstructured:
         # rates that a pattern allows are exact, the mixed ones rounded to N of the mean

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsemend.cost import Stages
 
 
-def timed(work: Callable[[], object], device: torch.device) -> tuple[float, int]:
+def time_and_peak(work: Callable[[], object], device: torch.device) -> tuple[float, int]:
     """(seconds, peak bytes) of `work`; the peak is the process's, as `Stages.peak_scope` says."""
     stages = Stages(device)
     if device.type == "cuda":
@@ -147,10 +147,10 @@ class LiveBytes(TorchDispatchMode):
         if key in self._alive:
             return
 
-        def freed(reference: weakref.ref[UntypedStorage]) -> None:
+        def on_free(reference: weakref.ref[UntypedStorage]) -> None:
             del self._alive[key]
             self.live -= size
 
-        self._alive[key] = weakref.ref(storage, freed)
+        self._alive[key] = weakref.ref(storage, on_free)
         self.live += size
         self.peak = max(self.peak, self.live)

@@ -51,7 +51,7 @@ def observe_first(
         return None
     recorded = record(model, batches)
     for visit in walk(model, batches, device=device, offload=offload, recorded=recorded):
-        statistics = visit.observe(lambda width, place: _required(pruner, width, place))
+        statistics = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
         break
     return FirstBlock(recorded, statistics)
 
@@ -77,7 +77,7 @@ def prune(
             for linear_name, linear in linears_of(block).items():
                 full = f"{name}.{linear_name}"
                 block.set_submodule(
-                    linear_name, pruned(linear, pruner, None, allocation[full], pattern)
+                    linear_name, prune_linear(linear, pruner, None, allocation[full], pattern)
                 )
             _report(name, linears_of(block).values(), started)
         return
@@ -99,11 +99,11 @@ def prune_block(
 ) -> None:
     """Prune every linear of one visited block from one pass over its inputs, or from statistics."""
     if statistics is None and pruner.needs_calibration:
-        statistics = visit.observe(lambda width, device: _required(pruner, width, device))
+        statistics = visit.observe(lambda width, device: _require_statistic(pruner, width, device))
     statistics = statistics or {}
     for name, linear in list(visit.linears.items()):
         rate = allocation[visit.full_name(name)]
-        visit.replace(name, pruned(linear, pruner, statistics.pop(name, None), rate, pattern))
+        visit.replace(name, prune_linear(linear, pruner, statistics.pop(name, None), rate, pattern))
 
 
 def dense_statistics(
@@ -117,7 +117,7 @@ def dense_statistics(
     """The statistic of every prunable linear, by full name, from one pass of the dense model."""
     found: dict[str, Statistic] = {}
     for visit in walk(model, batches, device=device, offload=offload):
-        seen = visit.observe(lambda width, place: _required(pruner, width, place))
+        seen = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
         found |= {visit.full_name(name): statistic for name, statistic in seen.items()}
     return found
 
@@ -145,14 +145,16 @@ def prune_observed(
         for name, linear in linears_of(block).items():
             full = f"{block_name}.{name}"
             statistic = copy.deepcopy(statistics[full])
-            block.set_submodule(name, pruned(linear, pruner, statistic, allocation[full], pattern))
+            block.set_submodule(
+                name, prune_linear(linear, pruner, statistic, allocation[full], pattern)
+            )
         if offload:
             block.to(home)
         _report(block_name, linears_of(block).values(), started)
 
 
 @torch.no_grad()
-def pruned(
+def prune_linear(
     linear: nn.Linear,
     pruner: Pruner,
     statistic: Statistic | None,
@@ -174,7 +176,7 @@ def pruned(
     return SparseLinear(linear.weight, linear.bias, result.keep)
 
 
-def _required(pruner: Pruner, width: int, device: torch.device) -> Statistic:
+def _require_statistic(pruner: Pruner, width: int, device: torch.device) -> Statistic:
     statistic = pruner.statistic(width, device)
     if statistic is None:
         raise TypeError(f"{type(pruner).__name__} needs calibration but offers no statistic")

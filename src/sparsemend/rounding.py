@@ -43,7 +43,9 @@ class ExactBudget(Pruner):
         return self.pruner.exactly(weight, statistic, round(sparsity * weight.numel()))
 
 
-def rounded(rounding: str, pruner: Pruner, allocation: Allocation) -> tuple[Pruner, Allocation]:
+def apply_rounding(
+    rounding: str, pruner: Pruner, allocation: Allocation
+) -> tuple[Pruner, Allocation]:
     """The pruner and the rates with which `rounding` (pruner | exact_budget) prunes."""
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding={rounding} is not one of {', '.join(ROUNDINGS)}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsemend.bench.choices import built, composed
+from sparsemend.bench.choices import build, compose_section
 from sparsemend.config.compose import search_line
 from sparsemend.errors import OverrideError
 from sparsemend.method.masked_full.masked_full import MaskedFull
@@ -14,9 +14,9 @@ from sparsemend.pruner.sparsegpt import SparseGPT
 
 
 def test_a_choice_is_the_members_yaml_with_its_own_values_over_it() -> None:
-    plain = composed("suite.methods.x", {"method": "masked_full"}, [])
+    plain = compose_section("suite.methods.x", {"method": "masked_full"}, [])
     choice = {"method": "masked_full", "scope": "all", "learning_rate": 1e-3, "compile": True}
-    changed = composed("suite.methods.x", choice, [])
+    changed = compose_section("suite.methods.x", choice, [])
     assert (plain.scope, changed.scope) == ("linears", "all")
     assert changed.learning_rate == 1e-3
     assert changed.compile is True
@@ -24,25 +24,25 @@ def test_a_choice_is_the_members_yaml_with_its_own_values_over_it() -> None:
 
 
 def test_a_choice_builds_the_configured_object() -> None:
-    assert isinstance(built("x", {"method": "masked_full"}, []), MaskedFull)
-    pruner = built("x", {"pruner": "sparsegpt", "block_size": 64}, [])
+    assert isinstance(build("x", {"method": "masked_full"}, []), MaskedFull)
+    pruner = build("x", {"pruner": "sparsegpt", "block_size": 64}, [])
     assert isinstance(pruner, SparseGPT)
     assert pruner.block_size == 64
 
 
 def test_an_unknown_member_or_key_names_the_label_and_the_nearest() -> None:
     with pytest.raises(OverrideError, match=r"suite\.methods\.x: unknown method 'dsnt'") as caught:
-        composed("suite.methods.x", {"method": "dsnt"}, [])
+        compose_section("suite.methods.x", {"method": "dsnt"}, [])
     assert "nearest: dsnot" in str(caught.value)
     with pytest.raises(OverrideError, match=r"unknown key 'method\.max_cycle'") as caught:
-        composed("suite.methods.x", {"method": "dsnot", "max_cycle": 3}, [])
+        compose_section("suite.methods.x", {"method": "dsnot", "max_cycle": 3}, [])
     assert "nearest: method.max_cycles" in str(caught.value)
 
 
 @pytest.mark.parametrize("choice", [{}, {"rank": 3}, {"method": "dsnot", "pruner": "wanda"}])
 def test_a_choice_names_one_group(choice: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must name one of: method, pruner"):
-        composed("suite.methods.x", choice, [])
+        compose_section("suite.methods.x", choice, [])
 
 
 def test_a_users_member_is_found_and_its_missing_value_refused(tmp_path: Path) -> None:
@@ -50,6 +50,6 @@ def test_a_users_member_is_found_and_its_missing_value_refused(tmp_path: Path) -
     (tmp_path / "method" / "mine.yaml").write_text("_target_: builtins.dict\nstrength: ???\n")
     search = [search_line([str(tmp_path)])]
     with pytest.raises(ValueError, match=r"give \+suite\.methods\.x\.strength=VALUE"):
-        composed("suite.methods.x", {"method": "mine"}, search)
-    section = composed("suite.methods.x", {"method": "mine", "strength": 2}, search)
+        compose_section("suite.methods.x", {"method": "mine"}, search)
+    section = compose_section("suite.methods.x", {"method": "mine", "strength": 2}, search)
     assert section.strength == 2

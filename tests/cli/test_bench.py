@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from sparsemend.bench import preflight as bench_preflight
-from sparsemend.bench.choices import composed
+from sparsemend.bench.choices import compose_section
 from sparsemend.cli import bench
 from sparsemend.config.compose import compose_jobs
 from sparsemend.config.locations import conf_folder
@@ -138,7 +138,7 @@ def labels() -> Mapping[str, Any]:
 
 @pytest.mark.parametrize("label", labels())
 def test_every_label_of_the_yaml_stands_for_a_method(label: str) -> None:
-    composed(f"suite.methods.{label}", labels()[label], [])
+    compose_section(f"suite.methods.{label}", labels()[label], [])
 
 
 def test_help_explains_itself_and_names_every_suite_and_shape(tmp_path: Path) -> None:

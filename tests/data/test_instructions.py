@@ -96,14 +96,14 @@ def test_validation_is_what_datasets_holds_out_of_the_same_rows(lines: Path) -> 
     data = source(train=str(lines), validation_examples=5, split_seed=7)
     rows = datasets.Dataset.from_list([row(i) for i in range(20)])
     parts = rows.train_test_split(test_size=5, shuffle=True, seed=7)
-    assert numbers(data.prompted("validation")) == [int(a) for a in parts["test"]["a"]]
-    assert numbers(data.prompted("train")) == sorted(int(a) for a in parts["train"]["a"])
+    assert numbers(data.examples("validation")) == [int(a) for a in parts["test"]["a"]]
+    assert numbers(data.examples("train")) == sorted(int(a) for a in parts["train"]["a"])
 
 
 def test_test_examples_leave_the_validation_ones_where_they_are(lines: Path) -> None:
     few, more = source(train=str(lines)), source(train=str(lines), test_examples=4)
-    assert numbers(more.prompted("validation")) == numbers(few.prompted("validation"))
-    parts = [numbers(more.prompted(split)) for split in ("train", "validation", "test")]
+    assert numbers(more.examples("validation")) == numbers(few.examples("validation"))
+    parts = [numbers(more.examples(split)) for split in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [13, 3, 4]
     assert sorted(number for part in parts for number in part) == list(range(20))
 
@@ -111,15 +111,15 @@ def test_test_examples_leave_the_validation_ones_where_they_are(lines: Path) -> 
 def test_files_of_their_own_leave_train_whole(tmp_path: Path, lines: Path) -> None:
     other = write_lines(tmp_path / "b.jsonl", [row(i) for i in (50, 51)])
     data = source(train=str(lines), validation=str(other), test=str(other), test_examples=4)
-    assert numbers(data.prompted("train")) == list(range(20))
-    assert numbers(data.prompted("validation")) == numbers(data.prompted("test")) == [50, 51]
+    assert numbers(data.examples("train")) == list(range(20))
+    assert numbers(data.examples("validation")) == numbers(data.examples("test")) == [50, 51]
 
 
 def test_holding_out_every_example_is_refused_with_the_counts(lines: Path) -> None:
     data = source(train=str(lines), validation_examples=15, test_examples=5)
     message = r"validation_examples=15 and data\.test_examples=5 hold 20 examples out of the 20 of"
     with pytest.raises(ValueError, match=message):
-        data.prompted("train")
+        data.examples("train")
 
 
 def test_a_folder_laid_out_like_the_hub_repository_is_read_by_config_and_split(
@@ -130,14 +130,14 @@ def test_a_folder_laid_out_like_the_hub_repository_is_read_by_config_and_split(
         write_parquet(tmp_path / "main" / name, [row(first + i) for i in range(5)])
         write_parquet(tmp_path / "socratic" / name, [row(1000)] * 5)
     data = source(path=str(tmp_path), config="main", test="test", validation_examples=1)
-    assert numbers(data.prompted("test")) == list(range(100, 105))
-    assert len(data.prompted("train")) == 4
+    assert numbers(data.examples("test")) == list(range(100, 105))
+    assert len(data.examples("train")) == 4
 
 
 def test_a_json_list_as_path_is_the_train_split(tmp_path: Path) -> None:
     path = tmp_path / "commonsense_170k.json"
     path.write_text(json.dumps([row(i) for i in range(5)], indent=1))
-    assert len(source(path=str(path)).prompted("train")) == 2
+    assert len(source(path=str(path)).examples("train")) == 2
 
 
 def test_the_hub_is_asked_by_id_config_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,14 +149,14 @@ def test_the_hub_is_asked_by_id_config_and_split(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     data = source(path="openai/gsm8k", config="main", test="test")
-    assert numbers(data.prompted("test")) == list(range(5))
+    assert numbers(data.examples("test")) == list(range(5))
     assert asked == [("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")]
 
 
 def test_a_parquet_row_that_does_not_fit_is_refused_by_number(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "train.parquet", [row(0), {"q": "x", "a": ""}])
     with pytest.raises(ValueError, match=r"train\.parquet row 1 has an empty a"):
-        source(train=str(path)).prompted("train")
+        source(train=str(path)).examples("train")
 
 
 def test_training_keeps_the_prompt_in_the_loss_and_the_task_never(
@@ -166,7 +166,7 @@ def test_training_keeps_the_prompt_in_the_loss_and_the_task_never(
     train, task = data.train(byte_tokenizer), data.task(byte_tokenizer)
     assert torch.equal(train.labels[:, :11], train.tokens[:, :11])
     assert task is not None
-    (answer,) = (example.answer for example in data.prompted("test"))
+    (answer,) = (example.answer for example in data.examples("test"))
     labelled = task.tokens[task.labels != UNLABELLED]
     assert byte_tokenizer.decode(labelled) == f"{answer}<|endoftext|>"
 

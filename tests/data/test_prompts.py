@@ -15,7 +15,7 @@ ALPACA_FIELDS = ("instruction", "input", "output")
 def prompted(
     template: str, fields: Sequence[str | None], row: Mapping[str, object], *, empty: bool = False
 ) -> Prompted:
-    return RowFormat(template, fields, empty).prompted(row, where="a.jsonl line 7")
+    return RowFormat(template, fields, empty).example(row, where="a.jsonl line 7")
 
 
 def test_alpaca_with_an_input() -> None:

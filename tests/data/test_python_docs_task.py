@@ -87,5 +87,5 @@ def test_the_embedded_documentation_gives_thousands_of_examples_that_fit() -> No
     assert len(task) > 200
     assert train.tokens.shape[1] == 128
     assert torch.equal(data.test(tokenizer), data.text.test(tokenizer))
-    answers = {split: {e.answer for e in data.prompted(split)} for split in ("train", "test")}
+    answers = {split: {e.answer for e in data.examples(split)} for split in ("train", "test")}
     assert not answers["train"] & answers["test"]

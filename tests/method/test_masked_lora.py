@@ -7,7 +7,7 @@ from support.layers import EXACT, assert_within, random, sparse_linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsemend.method.adapter.fold import folded
+from sparsemend.method.adapter.fold import fold_linear
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear, TwoGemmLinear
 from sparsemend.method.masked_lora import MaskedLora
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
@@ -44,7 +44,7 @@ def test_gradients_are_those_of_the_masked_product() -> None:
 
 def test_folding_a_bf16_layer_rounds_once_and_keeps_the_zeros() -> None:
     layer = adapter(dtype=torch.bfloat16)
-    result = folded(layer)
+    result = fold_linear(layer)
     assert result.weight.dtype == torch.bfloat16
     assert torch.equal(result.weight, layer.effective_weight())
     assert not result.weight[~KEEP].any()
@@ -72,7 +72,7 @@ def test_a_kept_weight_that_cancels_to_zero_stays_on_the_support() -> None:
     layer = adapter()
     with torch.no_grad():
         layer.weight[0, 0] = -1.0  # update there is +1
-    result = folded(layer)
+    result = fold_linear(layer)
     assert result.weight[0, 0] == 0
     assert bool(result.keep[0, 0])
 
@@ -126,7 +126,7 @@ def test_both_forms_are_one_function() -> None:
 
 def test_both_forms_fold_to_the_same_bits() -> None:
     merge_first, two_gemm = both_forms(torch.bfloat16)
-    assert torch.equal(folded(merge_first).weight, folded(two_gemm).weight)
+    assert torch.equal(fold_linear(merge_first).weight, fold_linear(two_gemm).weight)
 
 
 def test_an_update_below_the_spacing_of_bf16_survives_in_two_gemm_only() -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.optim import AdamW
 
-from sparsemend.method.adapter.fold import folded
+from sparsemend.method.adapter.fold import fold_linear
 from sparsemend.method.perp import Perp, ScaleLoraLinear
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
@@ -202,7 +202,7 @@ def test_the_effective_weight_is_the_product_by_hand() -> None:
 def test_no_multiplier_revives_a_zero(dtype: torch.dtype) -> None:
     layer = scale_lora(dtype=dtype, moved=True)
     assert not layer.effective_weight()[~layer.keep].any()
-    assert torch.equal(folded(layer).weight, layer.effective_weight())
+    assert torch.equal(fold_linear(layer).weight, layer.effective_weight())
 
 
 def test_autocast_does_not_round_the_multiplier() -> None:

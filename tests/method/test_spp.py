@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from sparsemend.method.adapter.fold import folded
+from sparsemend.method.adapter.fold import fold_linear
 from sparsemend.method.spp import FORMS, GroupedProduct, Spp, SppLinear
 from sparsemend.sparse.linear import SparseLinear
 
@@ -131,7 +131,7 @@ def test_a_two_by_two_layer_is_multiplied_by_hand(form: str) -> None:
     expected = torch.tensor([[2.0, 6.0], [-15.0, 0.0]])
     assert torch.equal(layer.effective_weight(), expected)
     assert torch.equal(layer(torch.eye(2)).T, expected)
-    assert torch.equal(folded(layer).weight, expected)
+    assert torch.equal(fold_linear(layer).weight, expected)
 
 
 def test_a_group_is_a_run_of_neighbouring_rows() -> None:

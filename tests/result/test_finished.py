@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.config.locations import conf_folder
-from sparsemend.result.finished import check_apart, configured, finished_run
+from sparsemend.result.finished import check_apart, finished_run, resolve_from_run
 
 PROTOCOL = {
     "corpus": "docs",
@@ -70,7 +70,7 @@ def test_the_config_is_the_runs_own_but_for_what_is_given(
 ) -> None:
     made = ("method=dsnot", "sparsity=0.7", "pruner=sparsegpt", "seed=3", "model=llama2_7b")
     run = stored_run(tmp_path / "run", *made)
-    cfg = configured(
+    cfg = resolve_from_run(
         composed(
             overrides, f"from_run={run}", "evaluation=[speed]", "export=true", "data=wikitext2"
         )
@@ -86,7 +86,7 @@ def test_the_config_is_the_runs_own_but_for_what_is_given(
 
 def test_what_is_not_given_is_the_runs_own(tmp_path: Path, overrides: list[str]) -> None:
     run = stored_run(tmp_path / "run", "evaluation=[speed]", "hardware=ddp", "export=true")
-    cfg = configured(composed(overrides, f"from_run={run}"))
+    cfg = resolve_from_run(composed(overrides, f"from_run={run}"))
     assert list(cfg.evaluation) == ["speed"]
     assert cfg.hardware.devices == 2
     assert not cfg.export
@@ -94,7 +94,7 @@ def test_what_is_not_given_is_the_runs_own(tmp_path: Path, overrides: list[str])
 
 def test_without_from_run_nothing_changes(overrides: list[str]) -> None:
     cfg = composed(overrides, "sparsity=0.5")
-    assert configured(cfg) is cfg
+    assert resolve_from_run(cfg) is cfg
 
 
 @pytest.mark.parametrize(
@@ -107,20 +107,20 @@ def test_what_would_change_the_run_is_refused(
     cfg = composed(overrides, f"from_run={run}")
     overrides.append(line)
     with pytest.raises(ValueError, match=r"would not change what from_run reads"):
-        configured(cfg)
+        resolve_from_run(cfg)
 
 
 def test_dense_and_repaired_are_compared_in_the_dtype_of_the_export(
     tmp_path: Path, overrides: list[str]
 ) -> None:
     run = stored_run(tmp_path / "run", "model.dtype=float32", "export_dtype=bfloat16")
-    cfg = configured(composed(overrides, f"from_run={run}"))
+    cfg = resolve_from_run(composed(overrides, f"from_run={run}"))
     assert cfg.model.dtype == "bfloat16"
     assert cfg.export_dtype is None
 
 
 def test_the_run_that_is_read_is_not_written_over(tmp_path: Path, overrides: list[str]) -> None:
-    cfg = configured(composed(overrides, f"from_run={stored_run(tmp_path / 'run')}"))
+    cfg = resolve_from_run(composed(overrides, f"from_run={stored_run(tmp_path / 'run')}"))
     check_apart(cfg, tmp_path / "other")
     with pytest.raises(ValueError, match=r"from_run=.* is, or lies in, hydra\.run\.dir"):
         check_apart(cfg, tmp_path / "other" / ".." / "run")
@@ -138,12 +138,12 @@ def test_a_model_is_not_removed_before_it_is_read(tmp_path: Path, overrides: lis
 def test_a_key_alone_changes_what_the_run_had(tmp_path: Path, overrides: list[str]) -> None:
     run = stored_run(tmp_path / "run", "data=c4", "evaluation=[perplexity,speed]", "hardware=ddp")
     asked = ("data.seqlen=64", "evaluation.perplexity.validation=true", "hardware.threads=1")
-    cfg = configured(composed(overrides, f"from_run={run}", *asked))
+    cfg = resolve_from_run(composed(overrides, f"from_run={run}", *asked))
     assert (cfg.data.name, cfg.data.seqlen) == ("c4", 64)
     assert list(cfg.evaluation) == ["perplexity", "speed"]
     assert cfg.evaluation.perplexity.validation
     assert (cfg.hardware.devices, cfg.hardware.threads) == (2, 1)
-    chosen = configured(composed(overrides, f"from_run={run}", "data=wikitext2", *asked))
+    chosen = resolve_from_run(composed(overrides, f"from_run={run}", "data=wikitext2", *asked))
     assert (chosen.data.name, chosen.data.seqlen) == ("wikitext2", 64)
 
 
@@ -155,7 +155,7 @@ def test_a_card_repeats_a_run_and_not_its_resumption(tmp_path: Path) -> None:
 def test_resume_is_refused(tmp_path: Path, overrides: list[str]) -> None:
     run = stored_run(tmp_path / "run")
     with pytest.raises(ValueError, match="nothing left to continue"):
-        configured(composed(overrides, f"from_run={run}", "resume=auto"))
+        resolve_from_run(composed(overrides, f"from_run={run}", "resume=auto"))
 
 
 def test_a_folder_without_a_result_is_refused(tmp_path: Path) -> None:

@@ -160,12 +160,12 @@ def test_a_measurement_is_keyed_by_the_code_of_its_evaluation(tmp_path: Path) ->
 def test_what_is_remembered_of_pruning_is_of_the_same_machine_setting() -> None:
     asked: list[Mapping[str, Any]] = []
 
-    def remembered(kind: str, parts: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+    def remember(kind: str, parts: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         asked.append(parts)
 
     for threads in (1, 2):
         shared: Any = SimpleNamespace(
-            remembered=remembered, environment={"threads": threads}, model_key="model"
+            remember=remember, environment={"threads": threads}, model_key="model"
         )
         cfg = OmegaConf.create({"pruner": {"variant": False}, "statistics": "exact"})
         stage = PruneStage(
@@ -177,5 +177,5 @@ def test_what_is_remembered_of_pruning_is_of_the_same_machine_setting() -> None:
             device=torch.device("cpu"),
             offload=False,
         )
-        stage._remembered("first block", observe_first, random_model("llama"), [])
+        stage._remember("first block", observe_first, random_model("llama"), [])
     assert digest(asked[0]) != digest(asked[1])

@@ -8,7 +8,7 @@ from support.schedules import schedule_of
 
 from sparsemend.blocks.find import find_blocks
 from sparsemend.sparse.pattern import Pattern
-from sparsemend.sparsity_schedule.alphapruning import eigenvalues, rescaled
+from sparsemend.sparsity_schedule.alphapruning import eigenvalues, rescale
 from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
 
 
@@ -110,14 +110,14 @@ def test_golden_rates_follow_from_the_published_alphas(model: str) -> None:
     # 27 further blocks of one alpha, such that the mean of u is 0.7 / scale
     known = sum((a - alphas[0]) * slope + rates[0] / scale for a in (*alphas, *ends))
     filler = alpha((32 * 0.7 / scale - known) / 27)
-    found = rescaled([*alphas, *ends, *[filler] * 27], [1] * 32, 0.7, spread)
+    found = rescale([*alphas, *ends, *[filler] * 27], [1] * 32, 0.7, spread)
     # four decimals of rates and alphas
     assert found[:3] == pytest.approx(rates, abs=2e-4)
     assert [min(found), max(found)] == pytest.approx([smallest, largest], abs=2e-4)
 
 
 def test_the_largest_rate_is_one_plus_over_one_minus_the_spread_times_the_smallest() -> None:
-    found = rescaled([3.0, 1.0, 2.0, 5.0], [4, 1, 1, 2], 0.5, 0.2)
+    found = rescale([3.0, 1.0, 2.0, 5.0], [4, 1, 1, 2], 0.5, 0.2)
     assert max(found) / min(found) == pytest.approx(1.2 / 0.8)
     assert sum(s * n for s, n in zip(found, [4, 1, 1, 2], strict=True)) == pytest.approx(4.0)
 

@@ -13,7 +13,7 @@ from sparsemend.preflight import check as preflight
 from sparsemend.table.experiments import CONTEXT, Job, experiments, job_for
 from sparsemend.table.listing import command_of
 from sparsemend.table.needs import needs_of
-from sparsemend.table.published import find_cell, published
+from sparsemend.table.published import find_cell, published_numbers
 
 EXPERIMENTS = {experiment.name: experiment for experiment in experiments()}
 READ_GROUPS = ("model", "pruner", "sparsity_schedule", "method", "data")
@@ -79,7 +79,7 @@ def test_an_experiment_runs_with_the_tiny_model_substituted(name: str) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_is_named_after_a_published_table(name: str) -> None:
     cfg = compose("run", [f"experiment={name}"])
-    known = {cell.title for cell in published()}
+    known = {cell.title for cell in published_numbers()}
     without_numbers = ("lors", "losa", "seft")  # tables of these could not be read
     assert cfg.name in known or name.startswith(without_numbers), (
         f"{cfg.name} is no published table; nearest: {difflib.get_close_matches(cfg.name, known)}"
@@ -121,7 +121,7 @@ def test_unrepaired_and_dense_cells_come_with_a_repaired_job() -> None:
 def plain_cells() -> list[str]:
     """One unrepaired cell of every experiment that trains."""
     found: dict[str, str] = {}
-    for cell in published():
+    for cell in published_numbers():
         job = job_for(cell)
         if job is not None and any(line.startswith("~method.") for line in job.overrides):
             found.setdefault(job.experiment, cell.identity)

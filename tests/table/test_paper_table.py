@@ -6,8 +6,8 @@ import pytest
 from support import result_folders as made
 
 from sparsemend.errors import OverrideError
-from sparsemend.result.runs import DENSE, Run
-from sparsemend.table.collect import chosen, collect
+from sparsemend.result.runs import DENSE, RunRecord
+from sparsemend.table.collect import collect, select_runs
 from sparsemend.table.measurement import suites
 from sparsemend.table.paper_table import Line, PaperTable, table, tables
 
@@ -16,8 +16,8 @@ WIKITEXT = {"name": "c4", "test_on": "wikitext2"}
 PUBLISHED = {"seqlen": 2048, "dtype": "bfloat16"}
 
 
-def run(folder: str = "x", **changes: Any) -> Run:
-    return Run(Path(folder), made.result(**changes))
+def run(folder: str = "x", **changes: Any) -> RunRecord:
+    return RunRecord(Path(folder), made.result(**changes))
 
 
 def only(found: PaperTable, method: str) -> Line:
@@ -25,7 +25,7 @@ def only(found: PaperTable, method: str) -> Line:
     return line
 
 
-def paper_run(**changes: Any) -> Run:
+def paper_run(**changes: Any) -> RunRecord:
     """A run by DSnoT's published protocol."""
     base = {"model": "llama2_7b", "method": "dsnot", "name": "dsnot/table1", "repaired": 10.6}
     return run(data=WIKITEXT, protocol=PUBLISHED, **(base | changes))
@@ -128,7 +128,7 @@ def test_what_was_never_finite_is_refused() -> None:
     for state in content["metrics"].values():
         state[METRIC] = None
     with pytest.raises(ValueError, match="not finite in any run"):
-        table("default", [Run(Path("x"), content)], METRIC)
+        table("default", [RunRecord(Path("x"), content)], METRIC)
 
 
 def test_two_experiments_are_two_tables_each_with_its_own_protocol() -> None:
@@ -161,7 +161,7 @@ def harness_run(
     suite: str = "wanda",
     asked: dict[str, Any] | None = None,
     **of: Any,
-) -> Run:
+) -> RunRecord:
     settings = {"model": "llama2_7b", "name": "sp_lora/log", "pattern": "2:4", "sparsity": 0.5}
     content = made.result(**{**settings, "data": WIKITEXT, **of})
     options = {"limit": limit, "max_length": 2048, "suite": suite, "tasks": None}
@@ -169,7 +169,7 @@ def harness_run(
     content["config"]["evaluation"] = {"zero_shot": options}
     for state in content["metrics"].values():
         state[metric] = accuracy
-    return Run(Path("x"), content)
+    return RunRecord(Path("x"), content)
 
 
 def test_an_accuracy_stands_beside_the_published_one() -> None:
@@ -273,11 +273,11 @@ def test_a_published_difference_of_accuracies_is_in_points_and_of_the_highest() 
 
 def test_a_condition_chooses_runs() -> None:
     runs = [run("one"), run("two", protocol={"seqlen": 128})]
-    assert [r.folder.name for r in chosen(runs, ["seqlen=128"], METRIC)] == ["two"]
+    assert [r.folder.name for r in select_runs(runs, ["seqlen=128"], METRIC)] == ["two"]
     with pytest.raises(ValueError, match="no run has seqlen=64; seqlen is one of 128, 256"):
-        chosen(runs, ["seqlen=64"], METRIC)
+        select_runs(runs, ["seqlen=64"], METRIC)
     with pytest.raises(OverrideError, match="nearest: seqlen"):
-        chosen(runs, ["seqln=64"], METRIC)
+        select_runs(runs, ["seqln=64"], METRIC)
 
 
 def test_a_condition_on_a_protocol_passes_over_runs_without_the_metric(tmp_path: Path) -> None:

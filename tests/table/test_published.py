@@ -1,25 +1,25 @@
 import pytest
 
 from sparsemend.errors import OverrideError
-from sparsemend.table.published import UNKNOWN, find_cell, published
+from sparsemend.table.published import UNKNOWN, find_cell, published_numbers
 
 TABLE1 = "dsnot/table1/llama2_7b/0.6/wanda/uniform/dsnot/wikitext2/perplexity"
 
 
 def test_every_cell_has_an_identity_of_its_own() -> None:
-    identities = [cell.identity for cell in published()]
+    identities = [cell.identity for cell in published_numbers()]
     assert len(set(identities)) == len(identities) > 1000
 
 
 def test_every_value_is_a_number_or_unknown_and_has_a_source() -> None:
-    for cell in published():
+    for cell in published_numbers():
         assert cell.value == UNKNOWN or cell.number is not None
         assert len(cell.source) > 10, cell.identity
         assert "" not in vars(cell).values(), cell.identity
 
 
 def test_sparsities_are_fractions_and_sequence_lengths_whole() -> None:
-    for cell in published():
+    for cell in published_numbers():
         assert cell.sparsity == UNKNOWN or 0 <= float(cell.sparsity) < 1
         assert cell.seqlen == UNKNOWN or int(cell.seqlen) in (2048, 4096)
 
@@ -40,16 +40,16 @@ def test_numbers_are_the_sources(identity: str, value: float) -> None:
 
 
 def test_numbers_not_read_from_text_are_marked() -> None:
-    marks = {cell.table: cell.mark for cell in published() if cell.paper == "dsnot"}
+    marks = {cell.table: cell.mark for cell in published_numbers() if cell.paper == "dsnot"}
     assert marks["readme_figure"].startswith("digitised")
     assert marks["reruns"].startswith("rerun")
     assert marks["table2"] == "second-hand"
-    log = next(cell for cell in published() if cell.paper == "sp_lora")
+    log = next(cell for cell in published_numbers() if cell.paper == "sp_lora")
     assert log.mark.startswith("log")
 
 
 def test_what_ran_out_of_memory_is_a_dash() -> None:
-    naive = [c for c in published() if c.variant.startswith("SPP naive")]
+    naive = [c for c in published_numbers() if c.variant.startswith("SPP naive")]
     assert [cell.value for cell in naive] == [UNKNOWN]
     assert "out of memory" in naive[0].mark
 
@@ -60,7 +60,7 @@ def test_an_unknown_cell_is_refused_with_the_nearest() -> None:
 
 
 def test_a_difference_knows_its_two_sides() -> None:
-    cells = {cell.identity: cell for cell in published()}
+    cells = {cell.identity: cell for cell in published_numbers()}
     change = next(cell for cell in cells.values() if cell.variant == "dsnot minus none")
     assert change.sides is not None
     assert [side.method for side in change.sides] == ["dsnot", "none"]
@@ -69,6 +69,6 @@ def test_a_difference_knows_its_two_sides() -> None:
 
 
 def test_a_dense_cell_is_one_without_pruner_or_repair() -> None:
-    dense = [cell for cell in published() if cell.sparsity == "0" and cell.method == "none"]
+    dense = [cell for cell in published_numbers() if cell.sparsity == "0" and cell.method == "none"]
     assert all(cell.dense and cell.pruner == "none" for cell in dense)
     assert not find_cell(TABLE1).dense

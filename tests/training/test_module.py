@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from sparsemend.data.base import UNLABELLED
 from sparsemend.method.masked_full.masked_full import MaskedFull
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
-from sparsemend.training.batches import SteppedBatches, labelled, mean_loss, next_token_loss
+from sparsemend.training.batches import SteppedBatches, count_labels, mean_loss, next_token_loss
 from sparsemend.training.mask_callbacks import EnforceMasks, UpdateMasks
 from sparsemend.training.module import RepairModule
 
@@ -335,7 +335,7 @@ def test_unlabelled_tokens_do_not_count(tmp_path: Path) -> None:
         model(input_ids=tokens).logits[:, 9:-1].flatten(0, 1), tokens[:, 10:].flatten()
     )
     torch.testing.assert_close(next_token_loss(model, tokens, labels), losses)
-    assert labelled(labels) == 4 * (tokens.shape[1] - 10)
+    assert count_labels(labels) == 4 * (tokens.shape[1] - 10)
 
 
 def test_a_model_measured_on_a_device_can_be_written_to_afterwards(tmp_path: Path) -> None:

@@ -80,11 +80,13 @@ class Candidate:
             "extra_saved_per_weight": (saved - frozen_saved) / weights,
             "forward_flops": forward,
             "backward_flops": backward,
-            "peak_bytes": peak_bytes(lambda: self.step(tokens), self._held(), self.device),
+            "peak_bytes": peak_bytes(
+                lambda: self.step(tokens), self._lasting_tensors(), self.device
+            ),
             "trained_parameters": self.trained,
         }
 
-    def _held(self) -> list[Tensor]:
+    def _lasting_tensors(self) -> list[Tensor]:
         """What lives between steps: parameters, buffers, optimizer state."""
         state = [
             value

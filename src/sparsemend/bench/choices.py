@@ -20,7 +20,7 @@ from sparsemend.errors import OverrideError
 GROUPS = ("method", "pruner")
 
 
-def composed(key: str, choice: Mapping[str, Any], search: list[str]) -> DictConfig:
+def compose_section(key: str, choice: Mapping[str, Any], search: list[str]) -> DictConfig:
     """The section of conf/run.yaml that `choice` stands for; `key` says where it was written.
 
     Raises OverrideError on a name that does not exist, ValueError on a value that is missing.
@@ -49,10 +49,10 @@ def composed(key: str, choice: Mapping[str, Any], search: list[str]) -> DictConf
     return section
 
 
-def built(key: str, choice: Mapping[str, Any], search: list[str]) -> Any:
+def build(key: str, choice: Mapping[str, Any], search: list[str]) -> Any:
     """The configured object; a user's own may live in any module."""
     return instantiate(
-        composed(key, choice, search),
+        compose_section(key, choice, search),
         _convert_="all",
         _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from sparsemend.bench.choices import composed
+from sparsemend.bench.choices import compose_section
 from sparsemend.preflight.check import DTYPES, check_missing
 
 COUNTS = ("hidden", "intermediate", "blocks", "heads", "key_value_heads", "vocabulary")
@@ -87,7 +87,7 @@ def check_labels(key: str, suite: DictConfig, search: list[str]) -> None:
         _check_label("suite.baseline", [suite.baseline], known)
         used = [suite.baseline, *used]
     for label in used:
-        composed(f"suite.{key}.{label}", known[label], search)
+        compose_section(f"suite.{key}.{label}", known[label], search)
 
 
 def check_densities(suite: DictConfig) -> None:

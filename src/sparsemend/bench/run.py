@@ -24,7 +24,7 @@ def run(cfg: DictConfig, search: list[str]) -> None:
     for name in ("sparsemend.prune", "sparsemend.method"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a line per block, of every round
     setting = _setting(cfg, search)
-    suite = _built(cfg.suite)
+    suite = _build(cfg.suite)
     assert isinstance(suite, Suite)
     report = Report(cfg, setting)
     console = Console()
@@ -52,7 +52,7 @@ def _setting(cfg: DictConfig, search: list[str]) -> Setting:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     return Setting(
-        shape=_built(cfg.shape),
+        shape=_build(cfg.shape),
         sparsity=cfg.sparsity,
         dtype=DTYPES[cfg.dtype],
         device=device,
@@ -63,7 +63,7 @@ def _setting(cfg: DictConfig, search: list[str]) -> Setting:
     )
 
 
-def _built(section: DictConfig) -> Any:
+def _build(section: DictConfig) -> Any:
     return instantiate(
         section, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
     )

@@ -28,8 +28,8 @@ class BlockArguments:
 
     def on(self, device: torch.device) -> BlockArguments:
         return BlockArguments(
-            tuple(_moved(value, device) for value in self.positional),
-            {key: _moved(value, device) for key, value in self.keyword.items()},
+            tuple(_to_device(value, device) for value in self.positional),
+            {key: _to_device(value, device) for key, value in self.keyword.items()},
         )
 
 
@@ -37,13 +37,13 @@ class BlockArguments:
 Recorded = tuple[list[Tensor], list[dict[int, BlockArguments]]]
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, tuple | list):
-        return type(value)(_moved(item, device) for item in value)
+        return type(value)(_to_device(item, device) for item in value)
     if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
+        return {key: _to_device(item, device) for key, item in value.items()}
     return value
 
 

@@ -35,7 +35,7 @@ class InputObserver:
         self._calls, self._inputs = [], []
 
     @contextmanager
-    def hooked(self) -> Iterator[None]:
+    def hooks(self) -> Iterator[None]:
         """Hooks are on inside; a forward may end in StopForward, when all linears were called."""
         handles: list[RemovableHandle] = []
         try:

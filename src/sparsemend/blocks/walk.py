@@ -52,7 +52,7 @@ class Visit:
         Linears that are handed the very same input tensor share one statistic object.
         """
         observer = InputObserver(self.linears, factory)
-        with observer.hooked():
+        with observer.hooks():
             for state in self._states:
                 observer.start_batch(state)
                 try:

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 BLOCK_TENSOR = re.compile(r"(?P<prefix>.*?)\.?\b\d+\.(?P<rest>.+)")
 WITHOUT_HEADERS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -28,7 +28,7 @@ class TensorHeader:
     """One tensor of a safetensors file; `begin` is its first byte counted from the file's start."""
 
     dtype: str
-    shape: Shape
+    shape: TensorShape
     begin: int
 
 
@@ -94,7 +94,7 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def read_shapes(folder: Path) -> dict[str, Shape]:
+def read_shapes(folder: Path) -> dict[str, TensorShape]:
     """Tensor name -> shape over all safetensors files of a checkpoint; {} without any."""
     return {
         name: header.shape
@@ -103,7 +103,7 @@ def read_shapes(folder: Path) -> dict[str, Shape]:
     }
 
 
-def block_tensors(shapes: dict[str, Shape]) -> dict[str, Shape]:
+def block_tensors(shapes: dict[str, TensorShape]) -> dict[str, TensorShape]:
     """The tensors inside the decoder blocks: those under the prefix with the most parameters."""
     prefixes = {name: match["prefix"] for name in shapes if (match := BLOCK_TENSOR.fullmatch(name))}
     parameters: Counter[str] = Counter()
@@ -115,7 +115,7 @@ def block_tensors(shapes: dict[str, Shape]) -> dict[str, Shape]:
     return {name: shapes[name] for name, prefix in prefixes.items() if prefix == decoder}
 
 
-def _matrices(shapes: dict[str, Shape]) -> Iterator[tuple[str, Shape, int | None]]:
+def _matrices(shapes: dict[str, TensorShape]) -> Iterator[tuple[str, TensorShape, int | None]]:
     """(module name, weight shape, bias length or None) of every two-dimensional weight."""
     for name, shape in shapes.items():
         if name.endswith(".weight") and len(shape) == 2:
@@ -123,20 +123,20 @@ def _matrices(shapes: dict[str, Shape]) -> Iterator[tuple[str, Shape, int | None
             yield name.removesuffix(".weight"), shape, bias[0] if bias else None
 
 
-def has_transposed_layers(blocks: dict[str, Shape]) -> bool:
+def has_transposed_layers(blocks: dict[str, TensorShape]) -> bool:
     """Whether a weight is stored (I, O): its bias is as long as its second axis, not its first."""
     return any(
         bias == shape[1] != shape[0] for _, shape, bias in _matrices(blocks) if bias is not None
     )
 
 
-def has_experts(blocks: dict[str, Shape]) -> bool:
+def has_experts(blocks: dict[str, TensorShape]) -> bool:
     """Whether blocks hold experts, which transformers fuses into 3-D weights even where the file
     numbers them."""
     return any(re.search(r"\bexperts\b", name) for name in blocks)
 
 
-def linear_shapes(blocks: dict[str, Shape]) -> dict[str, Shape]:
+def linear_shapes(blocks: dict[str, TensorShape]) -> dict[str, TensorShape]:
     """Name -> (O, I) of the linears inside the blocks, by shape alone.
 
     A square weight looks the same transposed; it counts as transposed where another one is.

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sparsemend.checkpoint.headers import Shape, block_tensors, read_shapes
+from sparsemend.checkpoint.headers import TensorShape, block_tensors, read_shapes
 from sparsemend.config.locations import is_local, resolve_path, tilde_hint
 
 NESTED = ("text_config", "llm_config", "language_config")  # multimodal configs hold the LM inside
@@ -76,7 +76,7 @@ class Model:
 
     path: str
     config: ModelConfig | None  # None: on the hub, known only after a download
-    blocks: dict[str, Shape] | None  # None: no safetensors headers at hand
+    blocks: dict[str, TensorShape] | None  # None: no safetensors headers at hand
     parameters: int | None = None  # of the whole checkpoint, where its headers are
 
 

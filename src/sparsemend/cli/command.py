@@ -57,11 +57,11 @@ class Command:
             say(str(error))
             sys.exit(2)
         except KeyboardInterrupt:
-            interrupted()
+            exit_interrupted()
         except SystemExit as stop:
             # Lightning turns an interrupt during training into exit code 1
             if isinstance(stop.__context__, KeyboardInterrupt):
-                interrupted()
+                exit_interrupted()
             raise
         finally:
             sys.excepthook = previous_hook
@@ -115,7 +115,7 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
             )
 
 
-def interrupted() -> None:
+def exit_interrupted() -> None:
     """Exit as shells expect of a command stopped by Ctrl-C."""
     say("interrupted")
     sys.exit(130)

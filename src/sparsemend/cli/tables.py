@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sparsemend.cli.command import interrupted
+from sparsemend.cli.command import exit_interrupted
 from sparsemend.errors import USER_ERRORS, OverrideError
 from sparsemend.terminal import say
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        interrupted()
+        exit_interrupted()
 
 
 def _check_name(given: Sequence[str], commands: Sequence[str]) -> None:

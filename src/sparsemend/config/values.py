@@ -16,13 +16,13 @@ NOT_HASHED = ("name", "variant", "resume", "logger", "cache", "search", "export"
 def config_hash(config: Mapping[str, Any]) -> str:
     """SHA-256 of the resolved config, less what does not change the numbers."""
     return hashlib.sha256(
-        json.dumps(_kept(config), sort_keys=True, default=str).encode()
+        json.dumps(_hashed_part(config), sort_keys=True, default=str).encode()
     ).hexdigest()
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """`key: STORED there, WANTED here` for every leaf in which two configs differ."""
-    one, other = dict(leaves(_kept(stored))), dict(leaves(_kept(wanted)))
+    one, other = dict(leaves(_hashed_part(stored))), dict(leaves(_hashed_part(wanted)))
     return [
         f"{key}: {one.get(key, 'nothing')} there, {other.get(key, 'nothing')} here"
         for key in sorted(one.keys() | other.keys())
@@ -33,7 +33,7 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 _NOTHING = object()
 
 
-def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+def _hashed_part(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in NOT_HASHED}
 
 

@@ -71,7 +71,7 @@ def examples(
         f"{len(encoded) - len(kept):,}",
     )
     assert tokenizer is not None
-    return stacked(rows, seqlen, padding=tokenizer.eos_token_id)
+    return stack(rows, seqlen, padding=tokenizer.eos_token_id)
 
 
 def encode_examples(
@@ -94,12 +94,12 @@ def encode_examples(
         alone = _ids(tokenizer, [example.prompt for example in prompted])
         starts = [shared_prefix(a, w) for a, w in zip(alone, whole, strict=True)]
     return [
-        _encoded(ids, start, tokenizer.eos_token_id, seqlen)
+        _encode(ids, start, tokenizer.eos_token_id, seqlen)
         for ids, start in zip(whole, starts, strict=True)
     ]
 
 
-def _encoded(ids: list[int], start: int, eos: int, seqlen: int) -> Encoded:
+def _encode(ids: list[int], start: int, eos: int, seqlen: int) -> Encoded:
     ended = ids if ids[-1:] == [eos] else [*ids, eos]
     tokens = ended[:seqlen]
     labels = [UNLABELLED] * min(start, len(tokens)) + tokens[start:]
@@ -131,7 +131,7 @@ def pack(encoded: Iterable[Encoded], seqlen: int) -> list[list[Encoded]]:
     return rows
 
 
-def stacked(rows: Sequence[Sequence[Encoded]], seqlen: int, *, padding: int) -> Examples:
+def stack(rows: Sequence[Sequence[Encoded]], seqlen: int, *, padding: int) -> Examples:
     """Windows (N, seqlen), each the examples of one row and padding after them."""
     tokens = torch.full((len(rows), seqlen), padding, dtype=torch.int64)
     labels = torch.full((len(rows), seqlen), UNLABELLED, dtype=torch.int64)

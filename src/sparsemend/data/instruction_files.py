@@ -26,7 +26,7 @@ def split_files(key: str, path: str | None, config: str | None, split: str) -> l
     laid out like a hub repository, or a hub id.
     """
     if "/" in split or "." in split:
-        return [_known(f"data.{key}", Path(split))]
+        return [_existing_file(f"data.{key}", Path(split))]
     if path is None:
         raise ValueError(
             f"data.{key}={split} is the name of a split, but data.path is null; give a file "
@@ -38,13 +38,13 @@ def split_files(key: str, path: str | None, config: str | None, split: str) -> l
                 f"data.path={path} is one file, which has no split {split}; give data.{key}=FILE, "
                 f"or data.{key}=null"
             )
-        return [_known("data.path", Path(path))]
+        return [_existing_file("data.path", Path(path))]
     if not is_local(path) and not Path(path).is_dir():
         return None
     return _files_in(key, Path(path), config, split)
 
 
-def _known(key: str, path: Path) -> Path:
+def _existing_file(key: str, path: Path) -> Path:
     if not path.is_file():
         hint = tilde_hint(str(path))
         raise FileNotFoundError(f"{key}={path} does not exist; give a file of instructions{hint}")
@@ -81,7 +81,7 @@ def json_examples(path: Path, row_format: RowFormat) -> Iterator[Prompted]:
     """The examples of one .json or .jsonl file; every row is checked, and there is at least one."""
     line = 0
     for line, row in _rows(path):
-        yield row_format.prompted(row, where=f"{path} line {line}")
+        yield row_format.example(row, where=f"{path} line {line}")
     if not line:
         raise ValueError(f"{path} is empty; give at least one example")
 

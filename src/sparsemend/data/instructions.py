@@ -64,7 +64,7 @@ class Instructions(PromptedSource):
         self.held_out = {"validation": validation_examples, "test": test_examples}
         self.split_seed = split_seed
 
-    def prompted(self, split: str) -> Sequence[Prompted]:
+    def examples(self, split: str) -> Sequence[Prompted]:
         return self._splits[split]
 
     @cached_property
@@ -92,7 +92,7 @@ class Instructions(PromptedSource):
         from datasets import load_dataset
 
         for number, row in enumerate(load_dataset(*source, **settings)):
-            yield self.row_format.prompted(row, where=f"{what} row {number}")
+            yield self.row_format.example(row, where=f"{what} row {number}")
 
 
 def held_out(

@@ -45,7 +45,7 @@ class PromptedSource(DataSource):
             )
 
     @abstractmethod
-    def prompted(self, split: str) -> Sequence[Prompted]:
+    def examples(self, split: str) -> Sequence[Prompted]:
         """The examples of train, validation or test, in a fixed order; test may have none."""
 
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
@@ -68,7 +68,7 @@ class PromptedSource(DataSource):
 
         One measure for every way of training: how well answers are predicted given the prompt.
         """
-        return self._examples(tokenizer, "test", mask=True) if self.prompted("test") else None
+        return self._examples(tokenizer, "test", mask=True) if self.examples("test") else None
 
     def fingerprint(self) -> str:
         """SHA-256 of every example's prompt and answer, split by split, and of the text's own."""
@@ -77,7 +77,7 @@ class PromptedSource(DataSource):
     def _texts(self) -> Iterator[str]:
         for split in SPLITS:
             yield split
-            for example in self.prompted(split):
+            for example in self.examples(split):
                 yield example.prompt
                 yield example.answer
         yield self.text.fingerprint()
@@ -91,7 +91,7 @@ class PromptedSource(DataSource):
         packing: bool = False,
     ) -> Examples:
         return examples(
-            self.prompted(split),
+            self.examples(split),
             tokenizer,
             seqlen=self.seqlen,
             mask_prompt=self.mask_prompt or mask,

@@ -106,13 +106,13 @@ class RowFormat:
             for slot, column in zip(slots, self.fields, strict=True)
         ):
             raise ValueError(
-                f"data.fields={_listed(self.fields)} does not name one field for each of "
+                f"data.fields={_bracket_list(self.fields)} does not name one field for each of "
                 f"{', '.join(slots)} (data.template={self.template}); give "
-                f"data.fields={_listed(slots)} with the fields' own names"
+                f"data.fields={_bracket_list(slots)} with the fields' own names"
                 + (f", null for {OPTIONAL} where rows have none" if OPTIONAL in slots else "")
             )
 
-    def prompted(self, row: object, *, where: str) -> Prompted:
+    def example(self, row: object, *, where: str) -> Prompted:
         """The example of one row; `where` names it in a message."""
         if not isinstance(row, Mapping):
             raise ValueError(f"{where} is no object of fields; give {{field: text, ...}}")
@@ -133,7 +133,7 @@ class RowFormat:
         if column not in row:
             raise ValueError(
                 f"{where} has no field {column} (fields: {', '.join(map(str, row)) or 'none'}); "
-                f"data.fields={_listed(self.fields)} names the fields of "
+                f"data.fields={_bracket_list(self.fields)} names the fields of "
                 f"{', '.join(TEMPLATES[self.template].slots)}"
                 + (f", null for {OPTIONAL} where rows have none" if slot == OPTIONAL else "")
             )
@@ -148,5 +148,5 @@ class RowFormat:
         return value
 
 
-def _listed(fields: Sequence[str | None]) -> str:
+def _bracket_list(fields: Sequence[str | None]) -> str:
     return f"[{','.join(field or 'null' for field in fields)}]"

@@ -20,5 +20,5 @@ from sparsemend.data.prompts import Prompted
 class PythonDocsTask(PromptedSource):
     """Examples of the embedded documentation, in its own order."""
 
-    def prompted(self, split: str) -> Sequence[Prompted]:
+    def examples(self, split: str) -> Sequence[Prompted]:
         return task_examples()[split]

@@ -49,13 +49,13 @@ class Perplexity(Evaluation):
         given.window_losses[METRIC] = losses
         metrics = {METRIC: _perplexity(losses)}
         if given.task is not None:
-            metrics[TASK_METRIC] = self._labelled(model, given.task, given)
+            metrics[TASK_METRIC] = self._task_perplexity(model, given.task, given)
         if self.validation:
             rows = given.validation
             if torch.equal(rows.tokens, rows.labels):
                 found = _perplexity(self._each_window(model, rows.tokens, given))
             else:
-                found = self._labelled(model, rows, given)
+                found = self._task_perplexity(model, rows, given)
             metrics[VALIDATION_METRIC] = found
         return metrics
 
@@ -65,7 +65,9 @@ class Perplexity(Evaluation):
             losses.append(self.window_losses(model, windows.to(given.device)).cpu())
         return torch.cat(losses)
 
-    def _labelled(self, model: PreTrainedModel, rows: Examples, given: EvaluationInput) -> float:
+    def _task_perplexity(
+        self, model: PreTrainedModel, rows: Examples, given: EvaluationInput
+    ) -> float:
         total, count = 0.0, 0
         batch = self._batch_size(model, rows.tokens, given)
         pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))

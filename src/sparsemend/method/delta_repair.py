@@ -126,7 +126,7 @@ class DeltaRepair(TrainedRepair):
             "weight_decay": self.weight_decay,
         }
 
-    def evolved(self, model: PreTrainedModel) -> dict[str, Any]:
+    def evolution_record(self, model: PreTrainedModel) -> dict[str, Any]:
         """The rounds of the fit, also those after the weights it ends with (keep_best).
 
         Every list of a round has a number per entry of `linears`.

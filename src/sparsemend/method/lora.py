@@ -68,7 +68,7 @@ class Lora(TrainedRepair):
             return {"merged": False}
         before = support_sparsity(model)
         for name, adapter in list(adapters(model)):
-            model.set_submodule(name, densified(adapter))
+            model.set_submodule(name, densify(adapter))
         return {"merged": True, "lost_sparsity": before - support_sparsity(model)}
 
     def save_adapter(self, model: PreTrainedModel, folder: Path, *, base: str) -> None:
@@ -98,7 +98,7 @@ class Lora(TrainedRepair):
 
 
 @torch.no_grad()
-def densified(adapter: SparseLinear) -> SparseLinear:
+def densify(adapter: SparseLinear) -> SparseLinear:
     """The dense effective weight of an adapter, with every position in its support."""
     weight = nn.Parameter(adapter.effective_weight().detach().clone(), requires_grad=False)
     return SparseLinear(weight, adapter.bias, torch.ones_like(weight, dtype=torch.bool))

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sparsemend.checkpoint.headers import Shape, has_experts, linear_shapes
+from sparsemend.checkpoint.headers import TensorShape, has_experts, linear_shapes
 from sparsemend.checkpoint.model import ModelConfig, find_model
 from sparsemend.evaluation.zero_shot.task_names import find_tasks
 from sparsemend.preflight.cache import check_cache
@@ -32,7 +32,7 @@ from sparsemend.preflight.method import (
     check_training,
 )
 from sparsemend.preflight.sparsity_schedule import check_rounding, check_schedule
-from sparsemend.result.finished import configured
+from sparsemend.result.finished import resolve_from_run
 from sparsemend.result.resume import check_resumable
 from sparsemend.sparse.pattern import Pattern
 
@@ -54,7 +54,7 @@ EXAMPLES = {
 
 def check(cfg: DictConfig) -> None:
     """Raise ValueError or FileNotFoundError, with value, bound and remedy, on what cannot work."""
-    cfg = configured(cfg)
+    cfg = resolve_from_run(cfg)
     check_missing(cfg)
     check_modules(cfg)
     check_numbers(cfg)
@@ -263,7 +263,7 @@ def check_speed(cfg: DictConfig, config: ModelConfig) -> None:
         )
 
 
-def check_linears(path: str, blocks: dict[str, Shape]) -> None:
+def check_linears(path: str, blocks: dict[str, TensorShape]) -> None:
     """The blocks hold linears, and no experts."""
     if has_experts(blocks):
         raise ValueError(
@@ -277,7 +277,7 @@ def check_linears(path: str, blocks: dict[str, Shape]) -> None:
         )
 
 
-def check_widths(cfg: DictConfig, pattern: Pattern, blocks: dict[str, Shape]) -> None:
+def check_widths(cfg: DictConfig, pattern: Pattern, blocks: dict[str, TensorShape]) -> None:
     """Every input width is a whole number of groups, or the reference behaviour was asked for."""
     group_size = pattern.group_size
     if not group_size or _builds(cfg.pruner, "existing") or _builds(cfg.pruner, "none"):

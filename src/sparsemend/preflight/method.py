@@ -9,7 +9,7 @@ from math import prod
 
 from omegaconf import DictConfig
 
-from sparsemend.checkpoint.headers import Shape
+from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.method.adapter.delta.budget import DeltaBudget
 from sparsemend.method.adapter.delta.schedule import RoundSchedule
 from sparsemend.method.losa.plan import (
@@ -111,7 +111,7 @@ def check_pruning_rounds(cfg: DictConfig, pattern: Pattern) -> None:
         )
 
 
-def check_adapter_shapes(cfg: DictConfig, linears: Mapping[str, Shape]) -> None:
+def check_adapter_shapes(cfg: DictConfig, linears: Mapping[str, TensorShape]) -> None:
     """The rank fits, and SPP's groups divide, every linear (outputs, inputs)."""
     method = cfg.method
     key = "max_rank" if "max_rank" in method else "rank"
@@ -186,7 +186,9 @@ def check_mask_update(cfg: DictConfig, pattern: Pattern) -> None:
         )
 
 
-def check_deltas(cfg: DictConfig, linears: Mapping[str, Shape], parameters: int | None) -> None:
+def check_deltas(
+    cfg: DictConfig, linears: Mapping[str, TensorShape], parameters: int | None
+) -> None:
     """No more sparse deltas than the linears (outputs, inputs) keep weights.
 
     parameters: of the whole model, None where it is not known.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from sparsemend.checkpoint.headers import Shape, linear_shapes
+from sparsemend.checkpoint.headers import TensorShape, linear_shapes
 from sparsemend.checkpoint.model import Model
 from sparsemend.names import ROUNDINGS
 from sparsemend.sparse.pattern import Pattern
@@ -102,7 +102,10 @@ def check_progression(schedule: DictConfig, sparsity: float, model: Model) -> No
 
 
 def check_file(
-    schedule: DictConfig, sparsity: float, pattern: Pattern, linears: Mapping[str, Shape] | None
+    schedule: DictConfig,
+    sparsity: float,
+    pattern: Pattern,
+    linears: Mapping[str, TensorShape] | None,
 ) -> None:
     """The file of rates is there and readable; it fits the model where that is at hand."""
     rates = read_rates(Path(schedule.path))
@@ -111,7 +114,9 @@ def check_file(
         check_rates(by_linear(rates, sizes), sizes, sparsity, pattern, schedule.tolerance)
 
 
-def check_dense_layer(schedule: DictConfig, sparsity: float, linears: Mapping[str, Shape]) -> None:
+def check_dense_layer(
+    schedule: DictConfig, sparsity: float, linears: Mapping[str, TensorShape]
+) -> None:
     """What ER-plus keeps dense leaves enough to prune.
 
     Files do not say which linear of a block comes last; any of them leaves as much as the

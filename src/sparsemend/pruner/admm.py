@@ -35,7 +35,7 @@ from sparsemend.sparse.selection import (
 )
 
 # what goes, bool (O, I), given scores (O, I) and the share of the final zeros that goes by now
-Choice = Callable[[Tensor, float], Tensor]
+ChooseShare = Callable[[Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Gram(Hessian):
     def system(self, damping: float, rho: float) -> System:
         """What ADMM solves; damping is a fraction of the mean diagonal of the scaled G."""
         if self._system is None or self._system[0] != (damping, rho):
-            self._system = ((damping, rho), self._solved(damping, rho))
+            self._system = ((damping, rho), self._solve(damping, rho))
         return self._system[1]
 
-    def _solved(self, damping: float, rho: float) -> System:
+    def _solve(self, damping: float, rho: float) -> System:
         if not self.matrix.diagonal().isfinite().all():
             raise ValueError("X^T X is not finite: an input of this linear is NaN or overflows")
         scale = self.scale()
@@ -119,15 +119,15 @@ class ADMM(Pruner):
         nothing_goes = sparsity <= 0 if pattern.unstructured else pattern.kept == pattern.group_size
         if nothing_goes:
             return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
-        return self._pruned(weight, statistic, partial(self._removed, sparsity, pattern))
+        return self._prune(weight, statistic, partial(self._removal_mask, sparsity, pattern))
 
     def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
         if not zeros:
             return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
         lowest = lowest_over_rows if self.group == "row" else lowest_of_all
-        return self._pruned(weight, statistic, lambda s, share: lowest(s, int(zeros * share)))
+        return self._prune(weight, statistic, lambda s, share: lowest(s, int(zeros * share)))
 
-    def _pruned(self, weight: Tensor, statistic: Statistic | None, choose: Choice) -> Pruned:
+    def _prune(self, weight: Tensor, statistic: Statistic | None, choose: ChooseShare) -> Pruned:
         system = _gram(statistic).system(self.damping, self.rho)
         dense = checked_finite(weight.float() * system.scale)
         final, removed = self._alternate(dense, system, choose)
@@ -138,7 +138,9 @@ class ADMM(Pruner):
         """|W| d (O, I), fp32: what the first iteration compares."""
         return checked_finite(weight.float().abs() * _gram(statistic).scale())
 
-    def _alternate(self, dense: Tensor, system: System, choose: Choice) -> tuple[Tensor, Tensor]:
+    def _alternate(
+        self, dense: Tensor, system: System, choose: ChooseShare
+    ) -> tuple[Tensor, Tensor]:
         """(scaled weight, removed), both (O, I), from the scaled dense weight."""
         fitted, dual = dense.clone(), torch.zeros_like(dense)
         target = dense @ system.gram
@@ -158,7 +160,9 @@ class ADMM(Pruner):
             return 1.0
         return 1 - (1 - (iteration + 1) / self.mask_iterations) ** 3
 
-    def _removed(self, sparsity: float, pattern: Pattern, score: Tensor, share: float) -> Tensor:
+    def _removal_mask(
+        self, sparsity: float, pattern: Pattern, score: Tensor, share: float
+    ) -> Tensor:
         if pattern.unstructured:
             if self.group == "row":
                 return lowest_per_row(score, int(score.shape[1] * sparsity * share))

@@ -46,7 +46,7 @@ class Magnitude(Pruner):
     def __call__(
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
     ) -> Pruned:
-        removed = self._removed(self.score(weight, statistic), sparsity, pattern)
+        removed = self._removal_mask(self.score(weight, statistic), sparsity, pattern)
         return Pruned(weight.masked_fill(removed, 0), ~removed)
 
     def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
@@ -58,7 +58,7 @@ class Magnitude(Pruner):
         """|W| (O, I), fp32."""
         return checked_finite(weight.float().abs())
 
-    def _removed(self, score: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
+    def _removal_mask(self, score: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
         if not pattern.unstructured:
             return lowest_per_group(score, pattern.at(sparsity))
         if self.group == "row":

@@ -55,7 +55,7 @@ class RIA(Pruner):
     def __call__(
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
     ) -> Pruned:
-        removed = self._removed(self.score(weight, statistic), sparsity, pattern)
+        removed = self._removal_mask(self.score(weight, statistic), sparsity, pattern)
         return Pruned(weight.masked_fill(removed, 0), ~removed)
 
     def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
@@ -72,7 +72,7 @@ class RIA(Pruner):
         loudness = statistic.squared.sqrt() ** self.power
         return checked_finite(relative_importance(magnitude).float() * loudness)
 
-    def _removed(self, score: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
+    def _removal_mask(self, score: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
         if not pattern.unstructured:
             return lowest_per_group(score, pattern.at(sparsity))
         if self.group == "row":

@@ -28,7 +28,7 @@ from sparsemend.sparse.selection import (
 )
 
 # what goes of a block of columns, bool (J, O), given its scores (J, O) and its number
-Choice = Callable[[Tensor, int], Tensor]
+ChooseCount = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(kw_only=True)
@@ -61,8 +61,8 @@ class SparseGPT(Pruner):
         if nothing_goes:
             return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
         if not pattern.unstructured:
-            return self._pruned(weight, statistic, None, pattern)
-        return self._pruned(weight, statistic, lambda s, _: lowest_of_layer(s, sparsity), pattern)
+            return self._prune(weight, statistic, None, pattern)
+        return self._prune(weight, statistic, lambda s, _: lowest_of_layer(s, sparsity), pattern)
 
     def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
         """Column blocks share the zeros by their widths, those left over to the first blocks."""
@@ -76,10 +76,14 @@ class SparseGPT(Pruner):
         def choose(score: Tensor, block: int) -> Tensor:
             return lowest_of_all(score, counts[block])
 
-        return self._pruned(weight, statistic, choose, Pattern())
+        return self._prune(weight, statistic, choose, Pattern())
 
-    def _pruned(
-        self, weight: Tensor, statistic: Statistic | None, choose: Choice | None, pattern: Pattern
+    def _prune(
+        self,
+        weight: Tensor,
+        statistic: Statistic | None,
+        choose: ChooseCount | None,
+        pattern: Pattern,
     ) -> Pruned:
         factor = self._factor(statistic)
         columns = _live_columns(weight, factor)

@@ -38,7 +38,7 @@ class Wanda(Pruner):
     def __call__(
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
     ) -> Pruned:
-        removed = self._removed(self.score(weight, statistic), sparsity, pattern)
+        removed = self._removal_mask(self.score(weight, statistic), sparsity, pattern)
         return Pruned(weight.masked_fill(removed, 0), ~removed)
 
     def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
@@ -54,7 +54,7 @@ class Wanda(Pruner):
             raise TypeError(f"Wanda needs an InputNorm, got {type(statistic).__name__}")
         return checked_finite(weight.float().abs() * statistic.squared.sqrt())
 
-    def _removed(self, score: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
+    def _removal_mask(self, score: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
         if pattern.unstructured:
             if self.variant:
                 return lowest_by_share(score, sparsity)

@@ -58,7 +58,7 @@ class FinishedRun:
         lines: list[str] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
         return command_line(lines)
 
-    def asked(self) -> dict[str, float]:
+    def asked_sparsity(self) -> dict[str, float]:
         """Sparsity that was asked of every linear."""
         linears = self.content["sparsity"]["per_linear"]
         return {name: entry["asked"] for name, entry in linears.items()}
@@ -131,7 +131,7 @@ def finished_run(asked: str) -> FinishedRun:
     return run
 
 
-def configured(cfg: DictConfig) -> DictConfig:
+def resolve_from_run(cfg: DictConfig) -> DictConfig:
     """`cfg` itself, or with from_run the finished run's config and what the command line chose.
 
     Raises ValueError on an override that would change the run that is only measured.
@@ -144,7 +144,7 @@ def configured(cfg: DictConfig) -> DictConfig:
             "continue; drop one of them"
         )
     run = finished_run(cfg.from_run)
-    given = _given()
+    given = _job_overrides()
     _check_free(given)
     chosen = {*ALWAYS, *(_root(line) for line in given if _chooses(line))}
     # unresolved: data.seqlen follows the context length of the run's model, not of the default one
@@ -173,7 +173,7 @@ def check_apart(cfg: DictConfig, out: Path) -> None:
             )
 
 
-def _given() -> list[str]:
+def _job_overrides() -> list[str]:
     """The overrides of this job; none before Hydra has started it."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 

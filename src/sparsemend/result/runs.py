@@ -58,7 +58,7 @@ DENSE = Row(0.0, "-", "none", "-", "none", "-")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One finished run."""
 
     folder: Path
@@ -209,7 +209,7 @@ class Run:
         )
 
 
-def find_runs(folders: Sequence[Path]) -> list[Run]:
+def find_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """Every finished run under the folders, in order; raises where there is none."""
     runs, others = [], 0
     for folder in folders:
@@ -218,7 +218,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
         for path in sorted(folder.rglob(RESULT)):
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.get("status") == "finished":
-                runs.append(Run(path.parent, content))
+                runs.append(RunRecord(path.parent, content))
             else:
                 others += 1
     if not runs:

@@ -97,7 +97,7 @@ def check_existing(
                 "pattern=unstructured, or give the dense model and a pruner"
             )
         seen.append(support)
-    found = _followed(seen) if pattern.unstructured else Pattern()
+    found = _common_pattern(seen) if pattern.unstructured else Pattern()
     if not found.unstructured:
         log.warning(
             "the support of this checkpoint is %s, but pattern=unstructured lets methods that "
@@ -117,7 +117,7 @@ def _broken(support: Support, pattern: Pattern) -> str:
     return f"keeps {most} of {pattern.group_size} consecutive inputs" if most > kept else ""
 
 
-def _followed(supports: list[Support]) -> Pattern:
+def _common_pattern(supports: list[Support]) -> Pattern:
     """The pattern that all of them hold, linears without any weight left apart."""
     kept = [support for support in supports if support.zeros < support.weights]
     found = pattern_of(kept) if kept else Pattern()

@@ -72,7 +72,7 @@ class Cache:
     def once(self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Content]) -> Found:
         """The entry of `parts`, computed here unless it is there or another job is at it."""
         key = digest({"format": FORMAT, **parts})
-        with self._locked(kind, key) as folder:
+        with self._lock(kind, key) as folder:
             found = _read(folder, key)
             if found is not None:
                 return found
@@ -84,7 +84,7 @@ class Cache:
             return made
 
     @contextmanager
-    def _locked(self, kind: str, key: str) -> Iterator[Path]:
+    def _lock(self, kind: str, key: str) -> Iterator[Path]:
         parent = self.folder / kind
         parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(parent / f"{key}.lock")

@@ -42,7 +42,7 @@ class EvaluationStage:
         tokenizer: PreTrainedTokenizerBase | None,
         windows: Windows,
     ) -> None:
-        given = self._given(state, tokenizer, windows)
+        given = self._input_of(state, tokenizer, windows)
         metrics: dict[str, float] = {}
         losses: dict[str, Tensor] = {}
         content = self.result.content
@@ -75,7 +75,7 @@ class EvaluationStage:
         nn.Module.to(model, home)
         return Content(found, asked.window_losses)
 
-    def _given(
+    def _input_of(
         self, state: str, tokenizer: PreTrainedTokenizerBase | None, windows: Windows
     ) -> EvaluationInput:
         return EvaluationInput(

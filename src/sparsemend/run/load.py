@@ -33,19 +33,19 @@ class LoadStage:
 
     def windows(self) -> tuple[PreTrainedTokenizerBase | None, Windows]:
         """Tokenizer and windows, those of this process's last job where they are the same."""
-        parts, cfg, wanted = self.parts, self.cfg, self._wanted()
+        parts, cfg, wanted = self.parts, self.cfg, self._needs()
 
         def read() -> tuple[PreTrainedTokenizerBase | None, Windows]:
             tokenizer = parts.model.tokenizer()
             return tokenizer, read_windows(parts.data, tokenizer, wanted, seed=cfg.seed)
 
         of = {"model": section(cfg, "model"), "data": section(cfg, "data"), "seed": cfg.seed}
-        tokenizer, windows = self.shared.remembered("windows", {**of, **asdict(wanted)}, read)
+        tokenizer, windows = self.shared.remember("windows", {**of, **asdict(wanted)}, read)
         if wanted.train:
             parts.method.check_train(windows.train)
         return tokenizer, windows
 
-    def _wanted(self) -> Wanted:
+    def _needs(self) -> Wanted:
         parts, again = self.parts, self.cfg.from_run is not None
         trained = parts.method.trains and not again
         measured = any(e.needs_validation for e in parts.evaluation.values())

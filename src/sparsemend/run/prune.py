@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from sparsemend.config.locations import resolve_path
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
-from sparsemend.rounding import rounded
+from sparsemend.rounding import apply_rounding
 from sparsemend.run.adopt import adopt
 from sparsemend.run.digests import module_digest, section, tokens_digest
 from sparsemend.run.shared import SharedWork
@@ -56,18 +56,18 @@ class PruneStage:
         allocation = self.schedule.allocate(
             model, batches, self.cfg.sparsity, self.pattern, **place
         )
-        pruner, allocation = rounded(self.cfg.rounding, self.pruner, allocation)
+        pruner, allocation = apply_rounding(self.cfg.rounding, self.pruner, allocation)
         if self.cfg.statistics == "dense" and self.pruner.needs_calibration:
-            statistics = self._remembered("statistics", dense_statistics, model, batches)
+            statistics = self._remember("statistics", dense_statistics, model, batches)
             prune_observed(model, statistics, pruner, allocation, self.pattern, **place)
             return allocation
         first = None
         if self.shared.memory:
-            first = self._remembered("first block", observe_first, model, batches)
+            first = self._remember("first block", observe_first, model, batches)
         prune(model, batches, pruner, allocation, self.pattern, **place, first=first)
         return allocation
 
-    def _remembered(
+    def _remember(
         self, kind: str, observe: Any, model: PreTrainedModel, batches: Sequence[Tensor]
     ) -> Any:
         """What does not depend on the allocation, observed once for this process's jobs."""
@@ -78,7 +78,7 @@ class PruneStage:
             **self._decides(batches),
         }
         place: dict[str, Any] = {"device": self.device, "offload": self.offload}
-        return self.shared.remembered(
+        return self.shared.remember(
             kind, parts, lambda: observe(model, batches, self.pruner, **place)
         )
 

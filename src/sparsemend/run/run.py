@@ -30,8 +30,8 @@ from sparsemend.result.finished import (
     FinishedRun,
     check_apart,
     command_line,
-    configured,
     finished_run,
+    resolve_from_run,
 )
 from sparsemend.result.record import Result, objective
 from sparsemend.result.resume import cell_folder, forget_work, last_checkpoint, run_folder
@@ -64,7 +64,7 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig) -> float:
     """Carry out one configured run; returns its objective, the repaired model's perplexity."""
     quieten()
-    cfg = configured(cfg)
+    cfg = resolve_from_run(cfg)
     started, worked = perf_counter(), process_time()
     fresh = Path(HydraConfig.get().runtime.output_dir)
     check_apart(cfg, fresh)
@@ -200,7 +200,7 @@ class Run:
         finished.carry_over(self.result.content)
         with self.stages.measure("export"):
             self.result.content["sparsity"] = dict(finished.content["sparsity"])
-            self._export(model, tokenizer, finished.asked())
+            self._export(model, tokenizer, finished.asked_sparsity())
         self._finish()
 
     def _show_rates(self, model: PreTrainedModel, asked: Mapping[str, float]) -> None:

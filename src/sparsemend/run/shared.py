@@ -62,7 +62,7 @@ class SharedWork:
         self.model_key = ""
         self.pruned_key: str | None = None
 
-    def remembered(self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+    def remember(self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """compute(), or what this process's last job computed from the same parts."""
         if not self.memory:
             return compute()
@@ -84,11 +84,11 @@ class SharedWork:
         """The dense model on the host, this job's own to change."""
         parts = {"model": section(self.cfg, "model"), "seed": self.cfg.seed}
 
-        def loaded() -> tuple[PreTrainedModel, str]:
+        def load_here() -> tuple[PreTrainedModel, str]:
             model = load()
             return model, model_digest(model) if self.cache or self.memory else ""
 
-        model, self.model_key = self.remembered("model", parts, loaded)
+        model, self.model_key = self.remember("model", parts, load_here)
         return copy.deepcopy(model) if self.memory else model
 
     def measure(
@@ -118,7 +118,7 @@ class SharedWork:
             "validation": examples_digest(validation),
         }
 
-        def cached() -> Content:
+        def from_cache() -> Content:
             if self.cache is None:
                 return compute()
             found = self.cache.once("metrics", parts, compute)
@@ -126,9 +126,9 @@ class SharedWork:
             return found.content
 
         if state == "dense":
-            content: Content = self.remembered(f"dense {name}", parts, cached)
+            content: Content = self.remember(f"dense {name}", parts, from_cache)
             return content
-        return cached()
+        return from_cache()
 
     def prune(
         self,

@@ -37,7 +37,7 @@ class SparseLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=False, device="meta")
         self.weight = weight
         self.register_parameter("bias", bias)
-        self.register_buffer("packed_keep", pack(_checked(keep, weight).to(weight.device)))
+        self.register_buffer("packed_keep", pack(_check_keep(keep, weight).to(weight.device)))
         self.project_()
 
     @property
@@ -52,7 +52,7 @@ class SparseLinear(nn.Linear):
     @torch.no_grad()
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
         """Make `weight * keep` the effective weight; the only writer of the support."""
-        self.packed_keep.copy_(pack(_checked(keep, self.weight).to(self.packed_keep.device)))
+        self.packed_keep.copy_(pack(_check_keep(keep, self.weight).to(self.packed_keep.device)))
         self.weight.copy_(weight)
         self.project_()
 
@@ -65,7 +65,7 @@ class SparseLinear(nn.Linear):
         return F.linear(input, self.effective_weight(), self.bias)
 
 
-def _checked(keep: Tensor, weight: Tensor) -> Tensor:
+def _check_keep(keep: Tensor, weight: Tensor) -> Tensor:
     if keep.dtype != torch.bool or keep.shape != weight.shape:
         raise ValueError(
             f"keep must be bool of shape {tuple(weight.shape)}, "

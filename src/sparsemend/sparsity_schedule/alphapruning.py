@@ -53,7 +53,7 @@ class AlphaPruning(ScoredSchedule):
     def rates(
         self, scores: Sequence[float], weights: Sequence[int], sparsity: float
     ) -> list[float]:
-        return rescaled(scores, weights, sparsity, self.spread)
+        return rescale(scores, weights, sparsity, self.spread)
 
     @torch.no_grad()
     def _alpha(self, name: str, linear: nn.Linear) -> float:
@@ -75,7 +75,7 @@ def eigenvalues(matrix: Tensor) -> Tensor:
     return squared[squared > 0]
 
 
-def rescaled(
+def rescale(
     scores: Sequence[float], weights: Sequence[int], sparsity: float, spread: float
 ) -> list[float]:
     """s_b = u_b S sum n / sum(n u): larger scores lose more, the weighted mean is exact."""

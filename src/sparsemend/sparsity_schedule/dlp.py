@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.sparse.selection import kth_lowest
-from sparsemend.sparsity_schedule.rates.budget import centred, unit_interval
+from sparsemend.sparsity_schedule.rates.budget import centre, unit_interval
 from sparsemend.sparsity_schedule.scored import ScoredSchedule, reduce_scores
 
 
@@ -50,7 +50,7 @@ class Dlp(ScoredSchedule):
     ) -> list[float]:
         total = sum(scores)
         importance = [1 - score / total if total else 0.0 for score in scores]
-        return centred(unit_interval(importance), 2 * self.spread, sparsity, weights)
+        return centre(unit_interval(importance), 2 * self.spread, sparsity, weights)
 
 
 def pooled_median(scores: list[Tensor]) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.sparsity_schedule.rates.budget import centred, unit_interval
+from sparsemend.sparsity_schedule.rates.budget import centre, unit_interval
 from sparsemend.sparsity_schedule.scored import ScoredSchedule, reduce_scores
 
 
@@ -51,7 +51,7 @@ class Owl(ScoredSchedule):
     def rates(
         self, scores: Sequence[float], weights: Sequence[int], sparsity: float
     ) -> list[float]:
-        return centred(unit_interval(scores), 2 * self.spread, sparsity, weights)
+        return centre(unit_interval(scores), 2 * self.spread, sparsity, weights)
 
 
 def outlier_percent(scores: list[Tensor], multiple: float) -> float:

@@ -89,6 +89,6 @@ def varying_keys(cells: Sequence[Cell]) -> list[str]:
     return [key for key in keys if len({cell.overrides.get(key) for cell in cells}) > 1]
 
 
-def shown(value: float | None) -> str:
+def format_perplexity(value: float | None) -> str:
     """A perplexity for a table."""
     return "-" if value is None else f"{value:.3f}" if value < 1e5 else f"{value:.3g}"

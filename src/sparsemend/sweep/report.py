@@ -21,7 +21,14 @@ from rich.table import Table
 from sparsemend.files import write_text
 from sparsemend.names import METRIC
 from sparsemend.sweep import cells as sweep
-from sparsemend.sweep.read import STATES, Cell, read_cells, shown, varying_keys, wide_console
+from sparsemend.sweep.read import (
+    STATES,
+    Cell,
+    format_perplexity,
+    read_cells,
+    varying_keys,
+    wide_console,
+)
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +116,7 @@ def summary_table(cells: Sequence[Cell], folder: Path) -> Table:
             cell.name,
             *(cell.overrides.get(key, "") for key in varying),
             cell.status,
-            *(shown(cell.metric(state, METRIC)) for state in STATES),
+            *(format_perplexity(cell.metric(state, METRIC)) for state in STATES),
             "-" if sparsity is None else f"{sparsity:.4f}",
             "-" if seconds is None else f"{seconds:.1f}",
             _maker(cell.content.get("cache", {}).get("pruned"), folder),

@@ -10,7 +10,7 @@ from pathlib import Path
 from sparsemend.errors import OverrideError
 from sparsemend.files import replacing, write_text
 from sparsemend.result.protocol import Protocol
-from sparsemend.result.runs import Run, find_runs
+from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.table.formats import comma_separated, latex, markdown
 from sparsemend.table.paper_table import PaperTable, check_metric, tables, with_metric
 
@@ -26,18 +26,18 @@ def collect(
     runs = find_runs(folders)
     check_metric(runs, metric)
     runs = with_metric(runs, metric)  # what others measured has no protocol of it
-    found = tables(chosen(runs, where, metric), metric)
+    found = tables(select_runs(runs, where, metric), metric)
     target = out or folders[0]
     for table in found:
         print(markdown(table))
-    return _written(found, target)
+    return _write(found, target)
 
 
-def chosen(runs: Sequence[Run], where: Sequence[str], metric: str) -> list[Run]:
+def select_runs(runs: Sequence[RunRecord], where: Sequence[str], metric: str) -> list[RunRecord]:
     """The runs that meet every condition; raises where a key is unknown or none is left."""
     for condition in where:
         key, _, value = condition.partition("=")
-        left = [run for run in runs if _facts(run, metric).get(_checked(key)) == value]
+        left = [run for run in runs if _facts(run, metric).get(_check_key(key)) == value]
         if not left:
             values = sorted({_facts(run, metric)[key] for run in runs})
             raise ValueError(f"no run has {condition}; {key} is one of {', '.join(values)}")
@@ -45,7 +45,7 @@ def chosen(runs: Sequence[Run], where: Sequence[str], metric: str) -> list[Run]:
     return list(runs)
 
 
-def _checked(key: str) -> str:
+def _check_key(key: str) -> str:
     known = [*(f.name for f in fields(Protocol)), "name", "model", "seed", "pruner", "method"]
     if key not in known:
         close = difflib.get_close_matches(key, known, n=2)
@@ -54,14 +54,14 @@ def _checked(key: str) -> str:
     return key
 
 
-def _facts(run: Run, metric: str) -> dict[str, str]:
+def _facts(run: RunRecord, metric: str) -> dict[str, str]:
     protocol = run.protocol(metric)
     facts = {field.name: str(getattr(protocol, field.name)) for field in fields(Protocol)}
     facts |= {"name": run.name, "model": run.model, "seed": str(run.seed)}
     return facts | {group: run.member(group) for group in ("pruner", "method")}
 
 
-def _written(found: Sequence[PaperTable], target: Path) -> list[Path]:
+def _write(found: Sequence[PaperTable], target: Path) -> list[Path]:
     from sparsemend.table.plot import draw
 
     texts = {

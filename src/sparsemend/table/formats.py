@@ -36,14 +36,14 @@ CSV_COLUMNS: dict[str, Callable[[PaperTable, Line], object]] = {
     "variant": lambda table, line: line.row.variant,
     "settings": lambda table, line: line.settings or UNKNOWN,
     "mean": lambda table, line: line.ours.mean,
-    "deviation": lambda table, line: _known(line.ours.deviation),
+    "deviation": lambda table, line: _or_unknown(line.ours.deviation),
     "seeds": lambda table, line: len(line.ours.values),
     "runs": lambda table, line: line.ours.runs,
     "dirty": lambda table, line: str(line.ours.dirty).lower(),
     "published": lambda table, line: line.theirs.shown if line.theirs else UNKNOWN,
     "published_model": lambda table, line: line.theirs.model if line.theirs else UNKNOWN,
     "published_seqlen": lambda table, line: line.theirs.seqlen if line.theirs else UNKNOWN,
-    "difference": lambda table, line: _known(line.difference),
+    "difference": lambda table, line: _or_unknown(line.difference),
     "source": lambda table, line: line.theirs.source if line.theirs else UNKNOWN,
     "mark": lambda table, line: line.theirs.mark if line.theirs else UNKNOWN,
 }
@@ -207,7 +207,7 @@ def _settings(table: PaperTable) -> bool:
     return any(line.settings for line in table.lines)
 
 
-def _known(value: float | None) -> object:
+def _or_unknown(value: float | None) -> object:
     return UNKNOWN if value is None else value
 
 

@@ -14,11 +14,11 @@ from sparsemend.errors import OverrideError
 from sparsemend.table.experiments import Job, job_for
 from sparsemend.table.measurement import measurement_of
 from sparsemend.table.needs import GPU_RATE, Needs, needs_of, shapes, this_machine
-from sparsemend.table.published import PERCENT, UNKNOWN, Published, find_cell, published
+from sparsemend.table.published import PERCENT, UNKNOWN, Published, find_cell, published_numbers
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedCell:
     """A published cell and how it can be repeated here."""
 
     cell: Published
@@ -30,20 +30,20 @@ class Entry:
         return self.needs is not None and this_machine().can_run(self.needs)
 
 
-def entries(paper: str | None = None) -> list[Entry]:
+def entries(paper: str | None = None) -> list[ListedCell]:
     """Every published cell (of one paper); raises OverrideError on an unknown paper."""
-    papers = sorted({cell.paper for cell in published()})
+    papers = sorted({cell.paper for cell in published_numbers()})
     if paper is not None and paper not in papers:
         close = difflib.get_close_matches(paper, papers, n=3)
         nearest = f"nearest: {', '.join(close)}\n" if close else ""
         raise OverrideError(f"unknown paper {paper!r}\n{nearest}all papers: {', '.join(papers)}")
-    chosen = [cell for cell in published() if paper in (None, cell.paper)]
+    chosen = [cell for cell in published_numbers() if paper in (None, cell.paper)]
     return [_entry(cell) for cell in chosen]
 
 
-def _entry(cell: Published) -> Entry:
+def _entry(cell: Published) -> ListedCell:
     job = job_for(cell)
-    return Entry(cell, job, needs_of(job) if job else None)
+    return ListedCell(cell, job, needs_of(job) if job else None)
 
 
 def print_listing(paper: str | None, *, summary: bool) -> None:
@@ -62,14 +62,14 @@ def print_listing(paper: str | None, *, summary: bool) -> None:
     )
 
 
-def line(entry: Entry) -> str:
+def line(entry: ListedCell) -> str:
     """`identity  value  needs  experiment`, or why there is no experiment."""
     cell = entry.cell
     mark = f" [{cell.mark}]" if cell.mark != UNKNOWN else ""
     told = f"{cell.identity}  {cell.value}{mark}"
     if entry.job is None:
         return f"{told}  no config: {reason(cell)}"
-    told += f"  {entry.job.experiment}{assumed(cell, entry.job)}"
+    told += f"  {entry.job.experiment}{assumption(cell, entry.job)}"
     if entry.needs is None:
         return told
     runnable = "runnable here" if entry.runnable else "not here"
@@ -80,7 +80,7 @@ def line(entry: Entry) -> str:
     )
 
 
-def assumed(cell: Published, job: Job) -> str:
+def assumption(cell: Published, job: Job) -> str:
     """What the job takes where the source does not say: ` (pruner not stated: wanda here)`."""
     open_ = {"pruner": cell.pruner, "schedule": cell.schedule}
     taken = {"pruner": job.values["pruner"], "schedule": job.schedule}
@@ -94,7 +94,7 @@ def reason(cell: Published) -> str:
         return next((reason(side) for side in cell.sides if job_for(side) is None), "no experiment")
     found = measurement_of(cell)
     if found is None:
-        return unmeasured(cell)
+        return why_unmeasured(cell)
     if cell.model not in shapes():
         return f"no preset of model {cell.model}"
     groups = {"pruner": cell.pruner, "sparsity_schedule": cell.schedule, "method": cell.method}
@@ -111,23 +111,23 @@ def reason(cell: Published) -> str:
     return "no experiment"
 
 
-def unmeasured(cell: Published) -> str:
+def why_unmeasured(cell: Published) -> str:
     """Why no run measures a metric."""
     if cell.metric == PERCENT:
         return f"the tasks of {cell.dataset} are not stated"
     return f"{cell.metric} is not a metric of a run"
 
 
-def counts(found: Sequence[Entry]) -> Table:
+def counts(found: Sequence[ListedCell]) -> Table:
     """Per paper: published cells, with a config, runnable on this machine."""
     table = Table(title="published cells")
     table.add_column("paper")
     for column in ("published", "with config", "runnable here"):
         table.add_column(column, justify="right")
     for paper in dict.fromkeys(entry.cell.paper for entry in found):
-        table.add_row(paper, *_counted([e for e in found if e.cell.paper == paper]))
+        table.add_row(paper, *_count_line([e for e in found if e.cell.paper == paper]))
     table.add_section()
-    table.add_row("all", *_counted(found))
+    table.add_row("all", *_count_line(found))
     return table
 
 
@@ -149,7 +149,7 @@ def command_of(identity: str, scale: str | None, overrides: Sequence[str]) -> li
     return [*line, *chosen, *overrides]
 
 
-def _counted(found: Sequence[Entry]) -> list[str]:
+def _count_line(found: Sequence[ListedCell]) -> list[str]:
     with_config = sum(entry.job is not None for entry in found)
     runnable = sum(entry.runnable for entry in found)
     return [str(len(found)), str(with_config), str(runnable)]

@@ -42,7 +42,7 @@ PATIENCE_HOURS = 24.0  # longer is not called runnable
 
 
 @dataclass(frozen=True)
-class Shape:
+class TransformerSize:
     """A transformer's sizes, from its public configuration (assets/models.csv)."""
 
     blocks: int
@@ -94,11 +94,14 @@ class Machine:
 
 
 @cache
-def shapes() -> Mapping[str, Shape]:
+def shapes() -> Mapping[str, TransformerSize]:
     """Sizes of every model that conf/model/ names."""
     with MODELS.open(encoding="utf-8", newline="") as file:
         rows = {row.pop("model"): row for row in csv.DictReader(file)}
-    return {name: Shape(**{key: int(v) for key, v in row.items()}) for name, row in rows.items()}
+    return {
+        name: TransformerSize(**{key: int(v) for key, v in row.items()})
+        for name, row in rows.items()
+    }
 
 
 def needs_of(job: Job) -> Needs | None:
@@ -110,7 +113,7 @@ def needs_of(job: Job) -> Needs | None:
     return Needs(bytes=_bytes(job.values, shape, tokens), flops=_flops(job.values, shape, tokens))
 
 
-def _bytes(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
+def _bytes(values: Mapping[str, Any], shape: TransformerSize, tokens: int) -> float:
     weights = 2.0 * shape.parameters
     measure = weights + 2e9 + 4096 * shape.vocabulary * 4
     hessians = 12.0 * max(shape.hidden, shape.intermediate) ** 2
@@ -124,7 +127,7 @@ def _bytes(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
     return max(measure, prune, weights + 3.0 * shape.prunable + activations)
 
 
-def _flops(values: Mapping[str, Any], shape: Shape, tokens: int) -> float:
+def _flops(values: Mapping[str, Any], shape: TransformerSize, tokens: int) -> float:
     calibration = int(values[SAMPLES]) * tokens
     total = 2 * 2.0 * shape.prunable * calibration + 3 * 2.0 * shape.parameters * TEST_TOKENS
     if values["pruner"] == "sparsegpt":

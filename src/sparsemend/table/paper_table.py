@@ -16,9 +16,9 @@ from typing import Any
 
 from sparsemend.names import HARNESS
 from sparsemend.result.protocol import Protocol
-from sparsemend.result.runs import DENSE, Row, Run
+from sparsemend.result.runs import DENSE, Row, RunRecord
 from sparsemend.table.measurement import AVERAGE, AVERAGED, measurement_of, shots_told
-from sparsemend.table.published import UNKNOWN, Published, nearest, published
+from sparsemend.table.published import UNKNOWN, Published, nearest, published_numbers
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class PaperTable:
         return list(dict.fromkeys(c.source + m for c, m in zip(shown, marks, strict=True)))
 
 
-def tables(runs: Sequence[Run], metric: str) -> list[PaperTable]:
+def tables(runs: Sequence[RunRecord], metric: str) -> list[PaperTable]:
     """One table per `name` of the runs; raises ValueError where two protocols would mix."""
     check_metric(runs, metric)
     runs = with_metric(runs, metric)
@@ -99,18 +99,18 @@ def tables(runs: Sequence[Run], metric: str) -> list[PaperTable]:
     return [table(name, [run for run in runs if run.name == name], metric) for name in names]
 
 
-def table(title: str, runs: Sequence[Run], metric: str) -> PaperTable:
+def table(title: str, runs: Sequence[RunRecord], metric: str) -> PaperTable:
     """The table of some runs; `title` says which published table stands beside it."""
     measured = protocols(runs, metric)
-    groups: dict[tuple[str, Row], list[tuple[Run, str]]] = {}
+    groups: dict[tuple[str, Row], list[tuple[RunRecord, str]]] = {}
     for run in runs:
         for row, state in run.states():
             groups.setdefault((run.model, row), []).append((run, state))
-    theirs = beside(title, metric, measured)
+    theirs = published_cells(title, metric, measured)
     lines = [
         Line(model, measured[model], row, settings, ours, *theirs.of(model, row))
         for (model, row), members in groups.items()
-        for settings, ours in distinguished(members, metric)
+        for settings, ours in distinguish_settings(members, metric)
     ]
     if not lines:
         raise ValueError(f"{metric} of {title} is not finite in any run; there is nothing to show")
@@ -118,7 +118,7 @@ def table(title: str, runs: Sequence[Run], metric: str) -> PaperTable:
     return PaperTable(title, metric, tuple(lines), tuple(changes(title, metric, lines)))
 
 
-def check_metric(runs: Sequence[Run], metric: str) -> None:
+def check_metric(runs: Sequence[RunRecord], metric: str) -> None:
     """Raise ValueError naming what there is where no run has this metric."""
     known = sorted({name for run in runs for s in run.content["metrics"].values() for name in s})
     if metric not in known:
@@ -128,24 +128,24 @@ def check_metric(runs: Sequence[Run], metric: str) -> None:
         )
 
 
-def with_metric(runs: Sequence[Run], metric: str) -> list[Run]:
+def with_metric(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:
     """Those runs that measured it in some state."""
     return [run for run in runs if any(metric in s for s in run.content["metrics"].values())]
 
 
-def protocols(runs: Sequence[Run], metric: str) -> dict[str, Protocol]:
+def protocols(runs: Sequence[RunRecord], metric: str) -> dict[str, Protocol]:
     """The protocol of every model; raises ValueError naming two that must not share a table.
 
     Runs of one model agree in all of it.  Models may differ in dtype and, as their tokenizers do,
     in the number of tokens: each has a column of its own.
     """
-    found: dict[str, tuple[Protocol, Run]] = {}
+    found: dict[str, tuple[Protocol, RunRecord]] = {}
     for run in runs:
         protocol = run.protocol(metric)
         for model, (other, earlier) in found.items():
             same = protocol == other if model == run.model else _alike(protocol, other)
             if not same:
-                raise ValueError(_mixed(other, earlier, protocol, run))
+                raise ValueError(_mixture_error(other, earlier, protocol, run))
         found.setdefault(run.model, (protocol, run))
     return {model: protocol for model, (protocol, _) in found.items()}
 
@@ -154,7 +154,7 @@ def _alike(one: Protocol, other: Protocol) -> bool:
     return replace(one, dtype="", tokens=0) == replace(other, dtype="", tokens=0)
 
 
-def _mixed(one: Protocol, first: Run, other: Protocol, second: Run) -> str:
+def _mixture_error(one: Protocol, first: RunRecord, other: Protocol, second: RunRecord) -> str:
     names = [field.name for field in fields(Protocol)]
     key = next(n for n in names if getattr(one, n) != getattr(other, n))
     return (
@@ -165,11 +165,13 @@ def _mixed(one: Protocol, first: Run, other: Protocol, second: Run) -> str:
     )
 
 
-def distinguished(members: Sequence[tuple[Run, str]], metric: str) -> Iterable[tuple[str, Ours]]:
+def distinguish_settings(
+    members: Sequence[tuple[RunRecord, str]], metric: str
+) -> Iterable[tuple[str, Ours]]:
     """(what tells it apart, ours) of every setting among runs of one row."""
     settings = [run.settings(state) for run, state in members]
     keys = differing(settings)
-    groups: dict[str, list[tuple[Run, float]]] = {}
+    groups: dict[str, list[tuple[RunRecord, float]]] = {}
     for (run, state), known in zip(members, settings, strict=True):
         value = run.value(state, metric)
         if value is not None:
@@ -185,7 +187,7 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(k for k in keys if len({repr(known.get(k, "unset")) for known in settings}) > 1)
 
 
-def ours_of(found: Sequence[tuple[Run, float]]) -> Ours:
+def ours_of(found: Sequence[tuple[RunRecord, float]]) -> Ours:
     """One value per seed: runs that repeat a seed (other methods on one pruned model) average."""
     seeds: dict[int, list[float]] = {}
     for run, value in found:
@@ -202,7 +204,7 @@ def changes(title: str, metric: str, lines: Sequence[Line]) -> Iterator[Change]:
     """
     accuracy = metric.startswith(HARNESS)
     best, unit = (max, 100) if accuracy else (min, 1)
-    for cell in published():
+    for cell in published_numbers():
         if cell.title != title or cell.sides is None or metric_of(cell.sides[0]) != metric:
             continue
         rows = [row_of(side) for side in cell.sides]
@@ -231,11 +233,11 @@ class Beside:
         return self.cells.get((self.reference, row)), False
 
 
-def beside(title: str, metric: str, measured: Mapping[str, Protocol]) -> Beside:
+def published_cells(title: str, metric: str, measured: Mapping[str, Protocol]) -> Beside:
     """Published cells of this table; of every table where the runs do not repeat one."""
-    repeated = any(cell.title == title for cell in published())
+    repeated = any(cell.title == title for cell in published_numbers())
     cells: dict[tuple[str, Row], Published] = {}
-    for cell in published():
+    for cell in published_numbers():
         own = cell.title == title or not repeated
         if own and metric_of(cell) == metric and cell.value != UNKNOWN:
             key, protocol = (cell.model, row_of(cell)), measured.get(cell.model)

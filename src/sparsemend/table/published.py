@@ -97,7 +97,7 @@ class Published:
 
 
 @cache
-def published() -> tuple[Published, ...]:
+def published_numbers() -> tuple[Published, ...]:
     """Every published number, in the file's order."""
     with FILE.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -109,7 +109,7 @@ def published() -> tuple[Published, ...]:
 
 def find_cell(identity: str) -> Published:
     """The cell with this identity; raises OverrideError with the nearest ones."""
-    known = {cell.identity: cell for cell in published()}
+    known = {cell.identity: cell for cell in published_numbers()}
     if identity in known:
         return known[identity]
     raise OverrideError(

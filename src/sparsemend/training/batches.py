@@ -90,14 +90,14 @@ def mean_loss(model: nn.Module, examples: Examples, device: torch.device, batch_
         for start in range(0, len(examples), batch_size):
             part = slice(start, start + batch_size)
             tokens, labels = examples.tokens[part].to(device), examples.labels[part].to(device)
-            if number := labelled(labels):
+            if number := count_labels(labels):
                 total += float(next_token_loss(model, tokens, labels)) * number
                 count += number
     model.to(home)
     return total / count if count else math.nan
 
 
-def labelled(labels: Tensor) -> int:
+def count_labels(labels: Tensor) -> int:
     """How many next-token positions of labels (B, T) count."""
     return int((labels[:, 1:] != UNLABELLED).sum())
 

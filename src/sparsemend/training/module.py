@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.sparse.linear import check_supports, sparse_linears
-from sparsemend.training.batches import SteppedBatches, labelled, loader, next_token_loss
+from sparsemend.training.batches import SteppedBatches, count_labels, loader, next_token_loss
 from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
 from sparsemend.training.collectives import check_equal_over_ranks, mean_over_ranks, send_buffers
 from sparsemend.training.objective import NextToken, Objective
@@ -112,7 +112,7 @@ class RepairModule(LightningModule):
         }
 
     @contextmanager
-    def _prepared(self) -> Iterator[None]:
+    def _training_mode(self) -> Iterator[None]:
         """Train mode, and what the plan asks of the model's forward, all undone at the end."""
         self.model.train()
         if self.plan.activation_checkpointing:
@@ -129,13 +129,13 @@ class RepairModule(LightningModule):
     def on_fit_start(self) -> None:
         self.objective.prepare(self.device)
         # not earlier: what it hooks into the model could not be sent to other processes
-        self._after_fit.enter_context(self._prepared())
+        self._after_fit.enter_context(self._training_mode())
         if self.trainer.world_size > 1:
             send_buffers(self)
 
     def on_train_end(self) -> None:
         if self.trainer.world_size > 1:
-            check_equal_over_ranks(self.kept(), self.device)
+            check_equal_over_ranks(self.checkpoint_state(), self.device)
 
     def on_train_batch_start(self, batch: list[Tensor], batch_index: int) -> None:
         # dropout draws what it would draw in an uninterrupted run
@@ -152,7 +152,7 @@ class RepairModule(LightningModule):
         own = found.total
         loss, share = own.detach(), None
         if self.trainer.world_size > 1:
-            loss, share = mean_over_ranks(own, labelled(batch[1]))
+            loss, share = mean_over_ranks(own, count_labels(batch[1]))
         if not torch.isfinite(loss):  # the same on every rank, so that all stop
             self._stop("loss", float(loss))
         self.log("train/loss", loss, prog_bar=True)
@@ -189,7 +189,7 @@ class RepairModule(LightningModule):
 
     def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
         tokens, labels = batch
-        count = labelled(labels)
+        count = count_labels(labels)
         if count:
             loss = next_token_loss(self.model, tokens, labels).double()
             self._validated += torch.stack([loss * count, torch.full_like(loss, count)])
@@ -249,7 +249,7 @@ class RepairModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable tensors and supports, verified; the frozen base is in the model folder."""
         check_supports(self.model)
-        kept = self.kept()
+        kept = self.checkpoint_state()
         broken = [n for n, value in kept.items() if not torch.isfinite(value).all()]
         if broken:
             self._stop(f"a value of {broken[0]}", math.nan)
@@ -257,7 +257,7 @@ class RepairModule(LightningModule):
             name: value for name, value in checkpoint["state_dict"].items() if name in kept
         }
 
-    def kept(self) -> dict[str, Tensor]:
+    def checkpoint_state(self) -> dict[str, Tensor]:
         """What is trained or `moving` (supports), under their names in this module's state."""
         changing = {name for name, p in self.named_parameters() if p.requires_grad}
         for name, linear in sparse_linears(self):

@@ -101,7 +101,7 @@ class LeadingTrainer(Trainer):
         ckpt_path: Path | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        with with_threads(self.team.threads), followed(self.team, model, ckpt_path):
+        with with_threads(self.team.threads), start_followers(self.team, model, ckpt_path):
             super().fit(model, ckpt_path=ckpt_path, weights_only=weights_only)
 
 
@@ -146,7 +146,7 @@ class Follower:
 
 
 @contextmanager
-def followed(team: Team, module: RepairModule, checkpoint: Path | None) -> Iterator[None]:
+def start_followers(team: Team, module: RepairModule, checkpoint: Path | None) -> Iterator[None]:
     """Within, ranks 1 ... world - 1 fit `module` too and this process is rank 0 of their group.
 
     Raises RuntimeError with its report where another rank fails first.
@@ -159,7 +159,7 @@ def followed(team: Team, module: RepairModule, checkpoint: Path | None) -> Itera
             if (report := follower.report(seconds=None)) != READY:
                 raise RuntimeError(f"rank {follower.rank} did not start: {report}")
         threading.Thread(target=end_with_any, args=(followers, over), daemon=True).start()
-        with joined(team, 0, store):
+        with join_group(team, 0, store):
             try:
                 yield
                 distributed.barrier()
@@ -221,7 +221,7 @@ def end_with_any(followers: Sequence[Follower], over: threading.Event) -> None:
 
 
 @contextmanager
-def joined(team: Team, rank: int, store: distributed.Store) -> Iterator[None]:
+def join_group(team: Team, rank: int, store: distributed.Store) -> Iterator[None]:
     """Within, this process is `rank` of the default process group."""
     on_gpu = team.accelerator == "gpu"
     if on_gpu:
@@ -258,7 +258,7 @@ def follow(
         module: RepairModule = pickle.loads(sent)
         reports.send(READY)
         store = distributed.TCPStore(HOST, port, team.world, is_master=False)
-        with with_threads(team.threads), joined(team, rank, store):
+        with with_threads(team.threads), join_group(team, rank, store):
             module.fit(following(team, rank), out=team.out, resume_from=checkpoint)
             distributed.barrier()  # rank 0 takes the end of a process before this for a failure
     except BaseException:

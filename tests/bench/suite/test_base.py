@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsemend.bench.suite.base import Row, Section, schedule
+from sparsemend.bench.suite.base import BenchRow, Section, schedule
 
 
 def test_every_round_measures_every_label_once_in_alternating_direction() -> None:
@@ -21,8 +21,8 @@ def test_every_round_measures_every_label_once_in_alternating_direction() -> Non
 
 def test_a_ratio_compares_seconds_of_the_same_round() -> None:
     # the machine is three times slower in the second round; medians of seconds would give 8 / 4
-    base = Row(label="base", seconds=[2.0, 6.0, 4.0])
-    other = Row(label="other", seconds=[3.0, 9.0, 8.0])
+    base = BenchRow(label="base", seconds=[2.0, 6.0, 4.0])
+    other = BenchRow(label="other", seconds=[3.0, 9.0, 8.0])
     section = Section(title="", baseline="base", columns=(), rows=[base, other])
     content = section.content()["rows"][1]
     assert content["ratios"] == [1.5, 1.5, 2.0]
@@ -32,7 +32,7 @@ def test_a_ratio_compares_seconds_of_the_same_round() -> None:
 
 
 def test_without_a_baseline_there_are_seconds_but_no_ratios() -> None:
-    rows = [Row(label="base", refused="too large"), Row(label="other", seconds=[1.0])]
+    rows = [BenchRow(label="base", refused="too large"), BenchRow(label="other", seconds=[1.0])]
     section = Section(title="", baseline="base", columns=(), rows=rows)
     content = section.content()["rows"][1]
     assert (content["median_seconds"], content["median_ratio"]) == (1.0, None)

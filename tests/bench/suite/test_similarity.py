@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from sparsemend.bench.suite.base import Setting
-from sparsemend.bench.suite.similarity import FLOOR, SimilaritySuite, stored
+from sparsemend.bench.suite.similarity import FLOOR, SimilaritySuite, similarity_of_stored
 from sparsemend.sparsity_schedule.rates.similarity import block_similarity
 
 
 @pytest.mark.parametrize("pairwise", [False, True])
 def test_what_is_compared_gives_the_same_numbers(setting: Setting, pairwise: bool) -> None:
     model, windows = setting.model(8), setting.tokens(6, 8)
-    found = stored(model, windows, pairwise=pairwise)
+    found = similarity_of_stored(model, windows, pairwise=pairwise)
     # Gram matrices of fp32 products, strips of them against whole ones
     torch.testing.assert_close(
         found, block_similarity(model, windows.split(1), 6), atol=1e-5, rtol=0

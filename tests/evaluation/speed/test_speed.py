@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.speed import speed as speed_module
 from sparsemend.evaluation.speed.forms import FORMS, bsr, csr, form_builders, semi_structured
-from sparsemend.evaluation.speed.speed import Speed, swapped
+from sparsemend.evaluation.speed.speed import Speed, with_products
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
 DEFAULTS: dict[str, Any] = {
@@ -162,7 +162,7 @@ def test_a_bf16_model_is_measured() -> None:
 def test_linears_return_when_measuring_fails() -> None:
     model = contracts.pruned_model()
     name, linear = next(sparse_linears(model))
-    with pytest.raises(RuntimeError, match="stopped"), swapped(model, {name: csr(linear)}):
+    with pytest.raises(RuntimeError, match="stopped"), with_products(model, {name: csr(linear)}):
         raise RuntimeError("stopped")
     assert model.get_submodule(name) is linear
 

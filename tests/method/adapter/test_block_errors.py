@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks, prunable_linears
 from sparsemend.method.adapter.block_errors import (
-    Pair,
+    ModelPair,
     output_errors,
     prune_and_compare,
     relative_error,
@@ -29,8 +29,8 @@ CPU = torch.device("cpu")
 UNSTRUCTURED = Pattern.parse("unstructured")
 
 
-def pair(model: nn.Module, dense: nn.Module) -> Pair:
-    return Pair(model, dense, windows(6).split(2), CPU, offload=False)
+def pair(model: nn.Module, dense: nn.Module) -> ModelPair:
+    return ModelPair(model, dense, windows(6).split(2), CPU, offload=False)
 
 
 def test_the_error_is_the_mean_over_channels_of_the_relative_squared_error() -> None:
@@ -92,5 +92,5 @@ def test_pruning_beside_the_dense_model_is_the_prune_loop(pruner: Pruner) -> Non
 def test_bringing_blocks_to_the_device_one_by_one_changes_no_error() -> None:
     dense, model = random_model("llama"), pruned_model()
     batches = windows(4).split(2)
-    here, brought = (Pair(model, dense, batches, CPU, offload=o) for o in (False, True))
+    here, brought = (ModelPair(model, dense, batches, CPU, offload=o) for o in (False, True))
     assert output_errors(here) == output_errors(brought)

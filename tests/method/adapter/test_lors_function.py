@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from sparsemend.method.adapter.fold import folded
+from sparsemend.method.adapter.fold import fold_linear
 from sparsemend.method.adapter.lors import LorsLinear
 from sparsemend.method.adapter.lors_function import (
     GRAD_MODES,
@@ -340,7 +340,7 @@ def test_forward_backward_and_fold_use_one_rounded_weight(fuse_dtype: str, deriv
     (backward,) = torch.autograd.grad(layer(probe), probe, outer)
     assert torch.equal(forward.T, layer.effective_weight())
     assert torch.equal(backward, layer.effective_weight())
-    assert torch.equal(folded(layer).weight, layer.effective_weight())
+    assert torch.equal(fold_linear(layer).weight, layer.effective_weight())
     wide = layer.weight.double() + SCALE * layer.lora_b.double() @ layer.lora_a.double()
     assert not torch.equal(backward.double(), wide * layer.keep)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsemend.method.adapter.lors_function import LorsSettings
-from sparsemend.method.losa.linear import LosaLinear, resized
+from sparsemend.method.losa.linear import LosaLinear, resize
 from sparsemend.sparse.linear import SparseLinear
 
 OUTPUTS, INPUTS, SCALE = 12, 20, 1.7
@@ -214,9 +214,9 @@ def test_under_autocast_both_products_are_in_its_dtype() -> None:
 
 def test_resizing_cuts_or_adds_zeros() -> None:
     matrix = torch.arange(6.0).view(2, 3)
-    assert resized(matrix, 2, dim=1).tolist() == [[0, 1], [3, 4]]
-    assert resized(matrix, 3, dim=0).tolist() == [[0, 1, 2], [3, 4, 5], [0, 0, 0]]
-    assert resized(matrix, 2, dim=1).is_contiguous()
+    assert resize(matrix, 2, dim=1).tolist() == [[0, 1], [3, 4]]
+    assert resize(matrix, 3, dim=0).tolist() == [[0, 1, 2], [3, 4, 5], [0, 0, 0]]
+    assert resize(matrix, 2, dim=1).is_contiguous()
 
 
 def test_it_is_a_sparse_linear_to_everyone_else() -> None:

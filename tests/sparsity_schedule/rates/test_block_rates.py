@@ -14,7 +14,7 @@ from sparsemend.sparsity_schedule.rates.block_rates import (
     importance,
     slsqp_rates,
     solve,
-    weighted,
+    weighted_sum,
 )
 
 # worked by hand in the sheet of the reference code
@@ -78,7 +78,7 @@ def test_the_exact_solution_is_the_best_of_all_vertices(seed: int) -> None:
 
 
 def cost_of(rates: list[float], band: Band, costs: list[float]) -> float:
-    return weighted([c * x for c, x in zip(costs, rates, strict=True)], band.weights)
+    return weighted_sum([c * x for c, x in zip(costs, rates, strict=True)], band.weights)
 
 
 def vertices(band: Band) -> list[list[float]]:
@@ -87,7 +87,7 @@ def vertices(band: Band) -> list[list[float]]:
     for free, (low, high) in enumerate(bounds):
         others = [pair if i != free else (0.0,) for i, pair in enumerate(bounds)]
         for chosen in itertools.product(*others):
-            rest = band.target * sum(band.weights) - weighted(chosen, band.weights)
+            rest = band.target * sum(band.weights) - weighted_sum(chosen, band.weights)
             value = rest / band.weights[free]
             if low - 1e-12 <= value <= high + 1e-12:
                 found.append([value if i == free else x for i, x in enumerate(chosen)])

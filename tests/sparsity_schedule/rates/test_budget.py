@@ -3,7 +3,7 @@ import math
 import pytest
 
 from sparsemend.sparsity_schedule.rates.budget import (
-    centred,
+    centre,
     to_budget,
     unit_interval,
     weighted_mean,
@@ -50,7 +50,7 @@ def test_a_target_outside_the_limits_is_refused_with_them() -> None:
 
 
 def test_the_centred_map_spans_the_span_around_a_weighted_mean() -> None:
-    rates = centred([0.0, 0.25, 1.0], 0.2, 0.6, [10, 20, 70])
+    rates = centre([0.0, 0.25, 1.0], 0.2, 0.6, [10, 20, 70])
     assert rates[0] - rates[2] == pytest.approx(0.2)
     assert weighted_mean(rates, [10, 20, 70]) == pytest.approx(0.6, abs=1e-15)
 

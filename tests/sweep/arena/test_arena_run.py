@@ -11,7 +11,7 @@ from support.real_sweeps import finish, kill_once, results, start, tokens_run
 
 from sparsemend.files import write_json
 from sparsemend.result.window_losses import read_losses
-from sparsemend.sweep.arena.sweeper import Fit, fit_of, pilot_seconds
+from sparsemend.sweep.arena.sweeper import CostLine, fit_of, pilot_seconds
 
 SHORT = ("experiment=arena", "evaluation=[perplexity]", "arena.steps=5")
 
@@ -58,7 +58,7 @@ def test_a_budget_of_seconds_sets_the_steps(common: list[str], tmp_path: Path) -
     pilots = {p["repair"]["steps"]: p["cost"]["repair"]["seconds"] for p in found[2:]}
     assert sorted(pilots) == [30, 120]
     steps = found[1]["config"]["method"]["max_steps"]
-    assert steps == Fit("method.max_steps", 2.0, pilots).length
+    assert steps == CostLine("method.max_steps", 2.0, pilots).length
     assert found[1]["repair"]["steps"] == steps
     assert float(arena_csv(folder)["lors"]["share_of_budget"]) > 0  # how much is the clock's affair
     assert sorted(arena_csv(folder)) == ["dense", "lors", "none"]  # no pilot
@@ -108,4 +108,4 @@ def test_pilots_that_say_nothing_of_a_step_are_reported(
 def test_a_line_through_the_pilots_gives_the_length(
     seconds: dict[int, float], budget: float, length: int
 ) -> None:
-    assert Fit("method.max_steps", budget, seconds).length == length
+    assert CostLine("method.max_steps", budget, seconds).length == length

@@ -88,7 +88,7 @@ def _no_trainer(*, callbacks: list[Callback], **settings: object) -> Trainer:
 
 
 @dataclass(kw_only=True)
-class Row:
+class BenchRow:
     """One thing measured: raw seconds, one per round, and figures that do not vary by round."""
 
     label: str
@@ -112,9 +112,9 @@ class Section:
     title: str
     baseline: str
     columns: Sequence[Column]
-    rows: list[Row]
+    rows: list[BenchRow]
 
-    def ratios(self, row: Row) -> list[float]:
+    def ratios(self, row: BenchRow) -> list[float]:
         """Seconds over the baseline's, round by round; [] where the baseline was refused."""
         base = next(other for other in self.rows if other.label == self.baseline)
         return [own / floor for own, floor in zip(row.seconds, base.seconds, strict=False)]
@@ -127,7 +127,7 @@ class Section:
             "rows": [self._row_content(row) for row in self.rows],
         }
 
-    def _row_content(self, row: Row) -> dict[str, Any]:
+    def _row_content(self, row: BenchRow) -> dict[str, Any]:
         ratios = self.ratios(row)
         return {
             "label": row.label,

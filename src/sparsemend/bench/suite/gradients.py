@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsemend.bench.suite.base import Column, Row, Section, Setting, Suite, schedule
-from sparsemend.instruments import timed
+from sparsemend.bench.suite.base import BenchRow, Column, Section, Setting, Suite, schedule
+from sparsemend.instruments import time_and_peak
 from sparsemend.method.adapter.lors_function import LorsFunction, LorsSettings
 from sparsemend.sparse.packing import pack
 from sparsemend.terminal import track
@@ -74,12 +74,12 @@ class Gradients(Suite):
     def sections(self, setting: Setting) -> Iterator[Section]:
         for density in self.densities:
             problems = self.problems(setting, density)
-            rows = {label: Row(label=label) for label in (EXACT, self.grad_mode)}
+            rows = {label: BenchRow(label=label) for label in (EXACT, self.grad_mode)}
             for label, row in rows.items():
                 row.figures["cosine"] = {k: p.cosine(label) for k, p in problems.items()}
             for _, label in track(schedule(list(rows), setting.rounds), f"density {density}"):
                 work = partial(problems[UNRELATED].factor_gradients, label)
-                rows[label].seconds.append(timed(work, setting.device)[0])
+                rows[label].seconds.append(time_and_peak(work, setting.device)[0])
             yield Section(
                 title=f"density {density}, rank {self.rank}",
                 baseline=EXACT,

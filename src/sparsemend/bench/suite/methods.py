@@ -23,9 +23,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.bench.candidate import Candidate, saved_for_backward
-from sparsemend.bench.choices import built
-from sparsemend.bench.suite.base import PEAK_MEMORY, Column, Row, Section, Setting, Suite, schedule
-from sparsemend.instruments import timed
+from sparsemend.bench.choices import build
+from sparsemend.bench.suite.base import (
+    PEAK_MEMORY,
+    BenchRow,
+    Column,
+    Section,
+    Setting,
+    Suite,
+    schedule,
+)
+from sparsemend.instruments import time_and_peak
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.pruner.magnitude import Magnitude
 from sparsemend.terminal import track
@@ -71,7 +79,7 @@ class Methods(Suite):
         methods = {label: self._method(label, setting) for label in self.labels()}
         base = setting.pruned_model(max(length for _, length in self.tokens))
         base.requires_grad_(False).train()
-        rows = {label: Row(label=label) for label in methods}
+        rows = {label: BenchRow(label=label) for label in methods}
         candidates: dict[str, Candidate] = {}
         for label in track(list(methods), "attach"):
             with refusals(rows[label]):
@@ -79,7 +87,7 @@ class Methods(Suite):
         for checkpointed in self.activation_checkpointing:
             for batch, length in self.tokens:
                 measured = {
-                    label: Row(label=label, refused=row.refused) for label, row in rows.items()
+                    label: BenchRow(label=label, refused=row.refused) for label, row in rows.items()
                 }
                 with checkpointing([base, *(c.model for c in candidates.values())], checkpointed):
                     tokens = setting.tokens(batch, length).to(setting.device)
@@ -95,7 +103,7 @@ class Methods(Suite):
 
     def _method(self, label: str, setting: Setting) -> TrainedRepair:
         key = f"suite.methods.{label}"
-        method = built(key, self.methods[label], setting.search)
+        method = build(key, self.methods[label], setting.search)
         if not isinstance(method, TrainedRepair):
             raise ValueError(
                 f"{key} is {type(method).__name__}, which trains nothing; measure it with "
@@ -116,7 +124,7 @@ def measure(
     candidates: Mapping[str, Candidate],
     base: PreTrainedModel,
     tokens: Tensor,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, BenchRow],
     setting: Setting,
 ) -> None:
     """Fill `rows`: figures of every candidate first, which warm it up, then the timed rounds."""
@@ -131,7 +139,7 @@ def measure(
         if row.refused is not None:
             continue
         with refusals(row):
-            seconds, peak = timed(partial(candidate.step, tokens), setting.device)
+            seconds, peak = time_and_peak(partial(candidate.step, tokens), setting.device)
             row.seconds.append(seconds)
             row.figures["process_peak_bytes"] = max(peak, row.figures.get("process_peak_bytes", 0))
             log.info("round %d/%d  %s  %.3f s", index + 1, setting.rounds, label, seconds)
@@ -139,7 +147,7 @@ def measure(
 
 
 @contextmanager
-def refusals(row: Row) -> Iterator[None]:
+def refusals(row: BenchRow) -> Iterator[None]:
     """The reason goes into `row` where a method refuses this model or runs out of memory."""
     try:
         yield

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.bench.choices import built
+from sparsemend.bench.choices import build
 from sparsemend.bench.suite.base import (
     PEAK_MEMORY,
     UNSTRUCTURED,
-    Row,
+    BenchRow,
     Section,
     Setting,
     Suite,
@@ -27,7 +27,7 @@ from sparsemend.bench.suite.base import (
 )
 from sparsemend.blocks.walk import walk
 from sparsemend.files import write_text
-from sparsemend.instruments import timed
+from sparsemend.instruments import time_and_peak
 from sparsemend.method.base import RepairMethod
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.prune import prune
@@ -52,16 +52,16 @@ class Pruning(Suite):
     def sections(self, setting: Setting) -> Iterator[Section]:
         labels = self.only or list(self.jobs)
         jobs = {
-            label: built(f"suite.jobs.{label}", self.jobs[label], setting.search)
+            label: build(f"suite.jobs.{label}", self.jobs[label], setting.search)
             for label in labels
         }
         for label, job in jobs.items():
             if isinstance(job, TrainedRepair):
                 raise ValueError(f"suite.jobs.{label} trains; measure it with suite=methods")
-        rows = {label: Row(label=label) for label in (FLOOR, *labels)}
-        self._prepared(setting, None)()  # warm up
+        rows = {label: BenchRow(label=label) for label in (FLOOR, *labels)}
+        self._prepare(setting, None)()  # warm up
         for _, label in track(schedule(list(rows), setting.rounds), "pruning"):
-            seconds, peak = timed(self._prepared(setting, jobs.get(label)), setting.device)
+            seconds, peak = time_and_peak(self._prepare(setting, jobs.get(label)), setting.device)
             rows[label].seconds.append(seconds)
             rows[label].figures["peak_bytes"] = max(rows[label].figures.get("peak_bytes", 0), peak)
             log.info("%-12s  %.2f s", label, seconds)
@@ -70,15 +70,15 @@ class Pruning(Suite):
         if self.profile:
             for label, job in jobs.items():
                 path = setting.out / f"profile_{label}.txt"
-                write_text(path, profiled(self._prepared(setting, job), setting.device))
+                write_text(path, profile(self._prepare(setting, job), setting.device))
                 log.info("profile of %s: %s", label, path)
 
-    def _prepared(self, setting: Setting, job: object) -> Callable[[], object]:
+    def _prepare(self, setting: Setting, job: object) -> Callable[[], object]:
         """`job` (None: the floor) on a fresh model, ready to run."""
         windows = setting.tokens(self.samples, self.seqlen)
         if isinstance(job, RepairMethod):
             repaired = setting.pruned_model(self.seqlen)
-            wanda = built("suite", {"pruner": "wanda"}, setting.search)  # what the method starts at
+            wanda = build("suite", {"pruner": "wanda"}, setting.search)  # what the method starts at
             return lambda: job.repair(repaired, setting.bench(repaired, windows, wanda))
         model = setting.model(self.seqlen)
         if job is None:
@@ -96,7 +96,7 @@ def two_passes(model: PreTrainedModel, windows: Tensor) -> None:
     visit.outputs()  # the walk leaves out the last block's second pass; the floor has it
 
 
-def profiled(work: Callable[[], object], device: torch.device) -> str:
+def profile(work: Callable[[], object], device: torch.device) -> str:
     """Where the time of `work` goes, by operator, from torch's profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":

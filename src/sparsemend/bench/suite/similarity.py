@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.bench.suite.base import PEAK_MEMORY, Row, Section, Setting, Suite, schedule
+from sparsemend.bench.suite.base import PEAK_MEMORY, BenchRow, Section, Setting, Suite, schedule
 from sparsemend.blocks.walk import walk
-from sparsemend.instruments import peak_bytes, timed
+from sparsemend.instruments import peak_bytes, time_and_peak
 from sparsemend.sparsity_schedule.rates.similarity import block_similarity, centre
 from sparsemend.terminal import track
 
@@ -41,15 +41,15 @@ class SimilaritySuite(Suite):
         ways: dict[str, Callable[[], object]] = {
             FLOOR: lambda: one_pass(model, windows),
             "streamed": lambda: block_similarity(model, windows.split(1), self.samples),
-            "stored_once": lambda: stored(model, windows, pairwise=False),
-            "stored": lambda: stored(model, windows, pairwise=True),
+            "stored_once": lambda: similarity_of_stored(model, windows, pairwise=False),
+            "stored": lambda: similarity_of_stored(model, windows, pairwise=True),
         }
-        rows = {label: Row(label=label) for label in ways}
+        rows = {label: BenchRow(label=label) for label in ways}
         for label, row in rows.items():
             held = [*model.parameters(), *model.buffers()]
             row.figures["peak_bytes"] = peak_bytes(ways[label], held, setting.device)
         for _, label in track(schedule(list(rows), setting.rounds), "similarity"):
-            seconds, _ = timed(ways[label], setting.device)
+            seconds, _ = time_and_peak(ways[label], setting.device)
             rows[label].seconds.append(seconds)
             log.info("%-12s  %.2f s", label, seconds)
         title = f"{self.samples} x {self.seqlen} tokens"
@@ -64,7 +64,7 @@ def one_pass(model: PreTrainedModel, windows: Tensor) -> None:
 
 
 @torch.no_grad()
-def stored(model: PreTrainedModel, windows: Tensor, *, pairwise: bool) -> Tensor:
+def similarity_of_stored(model: PreTrainedModel, windows: Tensor, *, pairwise: bool) -> Tensor:
     """C (L, L) from the stored inputs of every block."""
     features = [torch.cat(list(visit.inputs)) for visit in walk(model, windows.split(1))]
 

@@ -82,7 +82,7 @@ class Speed(Evaluation):
             # the name of the cache argument that every family knows
             warnings.filterwarnings("ignore", message=".*past_key_values. is deprecated")
             agreeing = self._agreeing(model, self._forms(linears), prompt)
-            timed = self._timed(model, agreeing, prompt)
+            timed = self._time_forms(model, agreeing, prompt)
         rounds = {form: asdict(measured) for form, measured in timed.items()}
         content = {**self.describe(), "forms": rounds, "not_measured": self._refused}
         write_json(given.out / "speed" / f"{given.state}.json", content)
@@ -129,7 +129,7 @@ class Speed(Evaluation):
         expected = None
         for form, products in forms.items():
             try:
-                with swapped(model, products):
+                with with_products(model, products):
                     logits = model(input_ids=prompt, use_cache=False).logits
             except (RuntimeError, NotImplementedError) as error:
                 self._refuse(form, str(error))
@@ -145,20 +145,20 @@ class Speed(Evaluation):
             agreeing[form] = products
         return agreeing
 
-    def _timed(
+    def _time_forms(
         self, model: PreTrainedModel, forms: Mapping[str, Products], prompt: Tensor
     ) -> dict[str, Timed]:
         timed = {form: Timed() for form in forms}
         for round_ in track(range(-self.warmups, self.rounds), "speed"):
             order = list(forms) if round_ % 2 == 0 else list(forms)[::-1]
             for form in order:
-                with swapped(model, forms[form]):
+                with with_products(model, forms[form]):
                     prefill, decode = self._once(model, prompt)
                 if round_ >= 0:
                     timed[form].prefill.append(prefill)
                     timed[form].decode.append(decode)
         for form, products in forms.items():
-            with swapped(model, products):
+            with with_products(model, products):
                 held = [*model.parameters(), *model.buffers()]
                 held += [tensor for product in products.values() for tensor in product.stored]
                 timed[form].peak = peak_bytes(
@@ -208,7 +208,7 @@ class Speed(Evaluation):
 
 
 @contextmanager
-def swapped(model: PreTrainedModel, products: Products) -> Iterator[None]:
+def with_products(model: PreTrainedModel, products: Products) -> Iterator[None]:
     """`model` with these products in place of its linears, until the block ends."""
     before = {name: model.get_submodule(name) for name in products}
     for name, product in products.items():

@@ -27,7 +27,7 @@ def find_tasks(wanted: Iterable[str], include_path: str | None) -> dict[str, Pat
     The user's folder (None: there is none) goes before the shipped tasks, those before the
     harness's.  Raises ValueError with the nearest names where a task is in none of them.
     """
-    files, known = _located(wanted, include_path)
+    files, known = _locate(wanted, include_path)
     for name in wanted:
         if name not in files:
             near = difflib.get_close_matches(name, known, n=3)
@@ -46,13 +46,13 @@ def folders_of(wanted: Iterable[str], include_path: str | None) -> set[Path]:
     left = set(wanted)
     while left:
         seen |= left
-        files, _ = _located(left, include_path)  # what is missing of a group's members are tags
+        files, _ = _locate(left, include_path)  # what is missing of a group's members are tags
         folders |= {_own_folder(*place) for place in files.values()}
         left = {member for path, _ in files.values() for member in members(path)} - seen
     return folders
 
 
-def _located(
+def _locate(
     wanted: Iterable[str], include_path: str | None
 ) -> tuple[dict[str, tuple[Path, Path]], set[str]]:
     """The yaml of each name and the root it lies under, and every name of the roots looked at.

@@ -22,7 +22,7 @@ from sparsemend.sparse.pattern import Pattern
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """A model, the dense one it is compared with, and the token batches (B, T) both are walked on.
 
     The dense one may live on the host while the model is on `device`.
@@ -44,13 +44,13 @@ class Pair:
         )
 
 
-def output_errors(pair: Pair) -> list[float]:
+def output_errors(pair: ModelPair) -> list[float]:
     """e_i of every block."""
     return list(_errors(pair.walk()))
 
 
 def prune_and_compare(
-    pair: Pair, pruner: Pruner, allocation: Mapping[str, float], pattern: Pattern
+    pair: ModelPair, pruner: Pruner, allocation: Mapping[str, float], pattern: Pattern
 ) -> list[float]:
     """Prune the model block by block, in place; e_i of every block as pruned."""
 

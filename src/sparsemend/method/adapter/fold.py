@@ -24,7 +24,7 @@ def fold_adapters(model: nn.Module) -> dict[str, int]:
     """Replace every adapter by a SparseLinear of its effective weight; what that lost."""
     before = dict(adapters(model))
     for name, adapter in before.items():
-        model.set_submodule(name, folded(adapter))
+        model.set_submodule(name, fold_linear(adapter))
     return count_lost(before, model)
 
 
@@ -43,7 +43,7 @@ def count_lost(before: Mapping[str, SparseLinear], model: nn.Module) -> dict[str
 
 
 @torch.no_grad()
-def folded(adapter: SparseLinear) -> SparseLinear:
+def fold_linear(adapter: SparseLinear) -> SparseLinear:
     """A plain SparseLinear holding the adapter's effective weight in its base weight's dtype."""
     weight = adapter.effective_weight().detach().to(adapter.weight.dtype)
     bias = adapter.bias

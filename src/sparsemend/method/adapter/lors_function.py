@@ -65,7 +65,7 @@ def fused_weight(
         part = slice(start, start + strip)
         merged = weight[part].to(wide, copy=True)  # the only wide one: added to in place
         merged.addmm_(b[part], a, beta=settings.base, alpha=settings.scale)
-        zero_off_(merged, _kept(weight, packed_keep, part))
+        zero_off_(merged, _support_rows(weight, packed_keep, part))
         if fused is None:
             return merged.to(settings.dtype)
         fused[part] = merged
@@ -73,7 +73,7 @@ def fused_weight(
     return fused
 
 
-def _kept(weight: Tensor, packed_keep: Tensor | None, part: slice) -> Tensor:
+def _support_rows(weight: Tensor, packed_keep: Tensor | None, part: slice) -> Tensor:
     """The support of some output rows."""
     if packed_keep is None:
         return weight[part] != 0
@@ -148,7 +148,7 @@ def _factor_gradients(
     for start in range(0, weight.shape[0], strip):
         part = slice(start, start + strip)
         g = d[:, part].T @ x
-        g = zero_off_(g, _kept(weight, packed_keep, part)).to(a.dtype)
+        g = zero_off_(g, _support_rows(weight, packed_keep, part)).to(a.dtype)
         db[part] = settings.scale * (g @ a.T)
         da.addmm_(b[part].T, g, alpha=settings.scale)
     return da, db

@@ -49,7 +49,7 @@ CHOICES = {
 }
 
 
-class Observed(Statistic):
+class ObservedInputs(Statistic):
     """Moments of a linear's inputs, and what the pruner wants to know of them."""
 
     def __init__(self, moments: Moments, of_pruner: Statistic | None) -> None:
@@ -64,10 +64,12 @@ class Observed(Statistic):
             self._apart.update(inputs)
 
 
-def observer(pruner: Pruner, in_features: int, device: torch.device, *, pooled: bool) -> Observed:
+def observer(
+    pruner: Pruner, in_features: int, device: torch.device, *, pooled: bool
+) -> ObservedInputs:
     """A fresh accumulator for one linear."""
     moments = Moments(in_features, device, pooled=pooled)
-    return Observed(moments, pruner.statistic(in_features, device))
+    return ObservedInputs(moments, pruner.statistic(in_features, device))
 
 
 @dataclass(frozen=True)
@@ -235,13 +237,13 @@ class DSnoT(RepairMethod):
             full_name = visit.full_name(name)
             sparsity = bench.allocation[full_name]
             pattern = bench.pattern.at(sparsity)
-            observed = _as(Observed, statistics.pop(name))
+            observed = _as(ObservedInputs, statistics.pop(name))
             start = self._start(
                 linear.weight, given[full_name], observed, bench.pruner, sparsity, pattern
             )
             keep = start.keep
             if self.refine == "all" or (self.refine == "attention" and in_attention(name)):
-                refined = self._refined(start, observed.moments, pattern)
+                refined = self._refine(start, observed.moments, pattern)
                 tally, keep = tally + Tally.of(start.keep, refined), refined.keep
             else:
                 tally += Tally(weights=keep.numel())
@@ -252,7 +254,7 @@ class DSnoT(RepairMethod):
         self,
         dense: Tensor,
         given: Given,
-        observed: Observed,
+        observed: ObservedInputs,
         pruner: Pruner,
         sparsity: float,
         pattern: Pattern,
@@ -270,7 +272,7 @@ class DSnoT(RepairMethod):
             weight, keep = pruned.weight, pruned.keep
         return Start(dense if weight is None else torch.where(keep, weight, dense), keep, score)
 
-    def _refined(self, start: Start, moments: Moments, pattern: Pattern) -> Refined:
+    def _refine(self, start: Start, moments: Moments, pattern: Pattern) -> Refined:
         # Nothing to revive, or an expert no token chose; the authors' code would not come here.
         if start.keep.all() or not moments.tokens:
             nothing = start.weight.new_zeros(len(start.keep), dtype=torch.float32)

@@ -189,10 +189,10 @@ def _orders(
         for part, part_keep in zip(weight.split(rows), keep.split(rows), strict=True)
     ]
     errors, grows, prunes = zip(*chunks, strict=True)
-    return torch.cat(errors), _stacked(grows), _stacked(prunes)
+    return torch.cat(errors), _stack(grows), _stack(prunes)
 
 
-def _stacked(parts: Sequence[Picks]) -> Picks:
+def _stack(parts: Sequence[Picks]) -> Picks:
     return Picks(
         torch.cat([part.columns for part in parts]),
         torch.cat([part.contribution for part in parts]),

@@ -101,7 +101,7 @@ class LosaLinear(LorsLinear):
         new = start[stay:].to(a)
         self.rank = rank
         self.lora_a = nn.Parameter(torch.cat([a[:stay], new]), requires_grad=False)
-        self.lora_b = nn.Parameter(resized(b[:, :stay], rank, dim=1), requires_grad=False)
+        self.lora_b = nn.Parameter(resize(b[:, :stay], rank, dim=1), requires_grad=False)
 
     @torch.no_grad()
     def restore_(self, base: Tensor, keep: Tensor, a: Tensor, b: Tensor, rank: int) -> None:
@@ -112,7 +112,7 @@ class LosaLinear(LorsLinear):
         self.lora_b = nn.Parameter(b.to(self.lora_b.device), requires_grad=False)
 
 
-def resized(tensor: Tensor, size: int, dim: int) -> Tensor:
+def resize(tensor: Tensor, size: int, dim: int) -> Tensor:
     """`tensor` cut to `size` along `dim`, or grown by zeros, contiguous."""
     kept = tensor.narrow(dim, 0, min(size, tensor.shape[dim]))
     missing = size - kept.shape[dim]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.data.base import Examples
-from sparsemend.method.adapter.block_errors import Pair, output_errors, prune_and_compare
+from sparsemend.method.adapter.block_errors import ModelPair, output_errors, prune_and_compare
 from sparsemend.method.adapter.lors_function import LorsSettings
 from sparsemend.method.adapter.low_rank import attach_adapters, check_ranks, factors, kaiming_start
 from sparsemend.method.base import Workbench
@@ -58,7 +58,7 @@ from sparsemend.method.losa.rounds import (
 )
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.pruner.base import Pruner
-from sparsemend.rounding import rounded
+from sparsemend.rounding import apply_rounding
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparsity_schedule.base import Allocation
 from sparsemend.sparsity_schedule.rates.block_rates import (
@@ -90,15 +90,15 @@ class Work:
     objective: Objective
 
     @property
-    def pair(self) -> Pair:
+    def pair(self) -> ModelPair:
         bench = self.bench
-        return Pair(self.model, self.dense, bench.calibration, bench.device, bench.offload)
+        return ModelPair(self.model, self.dense, bench.calibration, bench.device, bench.offload)
 
-    def rounded(self, rates: Sequence[float]) -> tuple[Pruner, Allocation]:
+    def pruner_and_rates(self, rates: Sequence[float]) -> tuple[Pruner, Allocation]:
         """The pruner, and the blocks' rates by linear, with the run's rounding."""
         mean = Band(0, 0, block_weights(self.model)).mean(rates)
         allocation = block_allocation(self.model, rates, mean)
-        return rounded(self.bench.rounding, self.bench.pruner, allocation)
+        return apply_rounding(self.bench.rounding, self.bench.pruner, allocation)
 
 
 @dataclass(kw_only=True)
@@ -225,7 +225,7 @@ class Losa(TrainedRepair):
                 self._train(work, progress, steps)
             progress.save(path, model, work.dense)
         assert progress.rates is not None
-        _, asked = work.rounded(progress.rates)
+        _, asked = work.pruner_and_rates(progress.rates)
         return {**self._report(progress.records), **self.fold(model), "asked": asked}
 
     def _report(self, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -245,7 +245,7 @@ class Losa(TrainedRepair):
         rates = self._rates(work, progress)
         allocated = perf_counter()
         before = {name: m.packed_keep.clone() for name, m in losa_linears(work.model).items()}
-        pruner, allocation = work.rounded(rates)
+        pruner, allocation = work.pruner_and_rates(rates)
         errors = prune_and_compare(work.pair, pruner, allocation, work.bench.pattern)
         mean = self.ranks.means(self.rounds)[progress.round - 1]
         ranks = allocate_ranks(errors, mean, self.ranks)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.files import replacing
-from sparsemend.method.losa.linear import LosaLinear, resized
+from sparsemend.method.losa.linear import LosaLinear, resize
 from sparsemend.sparse.linear import sparse_linears
 from sparsemend.sparse.packing import unpack
 
-Moments = dict[str, dict[str, Tensor]]  # parameter name -> AdamW's state of it
+AdamStates = dict[str, dict[str, Tensor]]  # parameter name -> AdamW's state of it
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Progress:
     trained: bool = True
     rates: list[float] | None = None  # of the blocks, as the last pruning asked for them
     delta: float | None = None  # what it allowed them
-    moments: Moments = field(default_factory=dict)
+    moments: AdamStates = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, path: Path, model: nn.Module, dense: nn.Module) -> None:
@@ -122,7 +122,7 @@ class RoundMark(Callback):
 class CarriedMoments(Callback):
     """Starts a fit from the optimizer's moments of the fit before, and takes its own out."""
 
-    def __init__(self, moments: Moments) -> None:
+    def __init__(self, moments: AdamStates) -> None:
         self.moments = moments
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -145,7 +145,7 @@ class CarriedMoments(Callback):
         }
 
 
-def resize_moments(moments: Moments, model: nn.Module) -> Moments:
+def resize_moments(moments: AdamStates, model: nn.Module) -> AdamStates:
     """Moments for the factors as they are now: components that are new or hidden have none.
 
     model: the one whose parameters the moments are named after, less the leading `model.`.
@@ -156,7 +156,7 @@ def resize_moments(moments: Moments, model: nn.Module) -> Moments:
             key, size = f"model.{name}.{factor}", len(linear.lora_a)
             if key in moments:
                 moved[key] = {
-                    of: m if m.ndim == 0 else resized(resized(m, linear.rank, dim), size, dim)
+                    of: m if m.ndim == 0 else resize(resize(m, linear.rank, dim), size, dim)
                     for of, m in moments[key].items()
                 }
     return moved

@@ -54,7 +54,7 @@ class BlockPlan(StepPlan):
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitOutcome:
     """What the fit of a block came to."""
 
     steps: int
@@ -62,7 +62,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class BlockError:
+class OutputError:
     """How far a block's outputs y are from targets Y.
 
     mse: mean (y - Y)^2.  relative: the mean over channels k of |y_k - Y_k|^2 / |Y_k|^2, without
@@ -74,7 +74,7 @@ class BlockError:
 
 
 @torch.no_grad()
-def block_error(visit: Visit, targets: Sequence[Tensor], *, first: int = 0) -> BlockError | None:
+def block_error(visit: Visit, targets: Sequence[Tensor], *, first: int = 0) -> OutputError | None:
     """The error of the visited block as it is now, over its batches from `first` on, if any.
 
     targets: (B, T, D) per batch of the visit.
@@ -84,7 +84,7 @@ def block_error(visit: Visit, targets: Sequence[Tensor], *, first: int = 0) -> B
     wanted = targets[first:]
     squared, energy = channel_sums(wanted, (visit.forward(x) for x in visit.inputs[first:]))
     count = sum(target.numel() for target in wanted)
-    return BlockError(float(squared.sum() / count), mean_relative(squared, energy))
+    return OutputError(float(squared.sum() / count), mean_relative(squared, energy))
 
 
 class BlockFit:
@@ -103,7 +103,7 @@ class BlockFit:
         ]
         self.device = next(iter(self.parameters.values())).device
 
-    def run(self) -> Fit:
+    def run(self) -> FitOutcome:
         """Take the plan's steps, or fewer where the held-out loss stops falling; keep the best."""
         plan, rows = self.plan, sum(len(target) for target in self.targets[: self.trained])
         per_epoch = math.ceil(rows / plan.batch_size)
@@ -120,7 +120,7 @@ class BlockFit:
         batches = SteppedBatches(
             rows=rows, batch_size=plan.batch_size, batches=steps, seed=self.seed, start=lambda: 0
         )
-        progress = Progress(self.held_out_loss(), self.values())
+        progress = BestSoFar(self.held_out_loss(), self.values())
         taken = track(list(batches), f"block {self.visit.index + 1}/{self.visit.count}")
         for step, chosen in enumerate(taken, start=1):
             self.step(chosen, optimizer, scaler, step)
@@ -131,7 +131,7 @@ class BlockFit:
                     break
         if progress.best is not None:
             self.restore(progress.values)
-        return Fit(step, step < steps)
+        return FitOutcome(step, step < steps)
 
     def step(
         self,
@@ -141,7 +141,7 @@ class BlockFit:
         number: int,
     ) -> None:
         """One optimizer step on the windows `chosen`; the support holds before and after it."""
-        inputs, targets = (self.gathered(w, chosen) for w in (self.visit.inputs, self.targets))
+        inputs, targets = (self.gather(w, chosen) for w in (self.visit.inputs, self.targets))
         loss = self.loss(inputs, targets)
         self.check_finite("loss", loss, number)
         optimizer.zero_grad(set_to_none=True)
@@ -191,7 +191,7 @@ class BlockFit:
             )
         return loss
 
-    def gathered(self, batches: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+    def gather(self, batches: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
         """Windows by their number, over batches (B, T, D) that are all of one B but the last."""
         size = len(batches[0])
         return torch.stack([batches[row // size][row % size] for row in chosen])
@@ -205,7 +205,7 @@ class BlockFit:
             parameter.copy_(value)
 
 
-class Progress:
+class BestSoFar:
     """The lowest held-out loss so far and the values that gave it."""
 
     def __init__(self, loss: float | None, values: list[Tensor]) -> None:

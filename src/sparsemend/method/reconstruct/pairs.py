@@ -18,7 +18,7 @@ from sparsemend.blocks.walk import Visit, walk
 
 
 @dataclass(frozen=True)
-class Pair:
+class BlockPair:
     """The block that is tuned, on its inputs, and the dense one on those its targets come from."""
 
     tuned: Visit
@@ -33,7 +33,7 @@ def pairs(
     *,
     device: torch.device,
     offload: bool,
-) -> Iterator[Pair]:
+) -> Iterator[BlockPair]:
     """Every block in order; what the loop body makes of it is what later inputs come from.
 
     stream: whose outputs both blocks are given, `sparse` or `dense`, or `cross`: each its own
@@ -44,19 +44,19 @@ def pairs(
         tuned = walk(model, batches, device=device, offload=offload)
         twins = walk(dense, batches, device=device, offload=True)
         for one, twin in zip(tuned, twins, strict=True):
-            yield Pair(one, twin)
+            yield BlockPair(one, twin)
     elif stream == "sparse":
         for visit in walk(model, batches, device=device, offload=offload):
-            with borrowed(visit, dense, device) as twin:
-                yield Pair(visit, twin)
+            with borrow(visit, dense, device) as twin:
+                yield BlockPair(visit, twin)
     else:
         for visit in walk(dense, batches, device=device, offload=True):
-            with borrowed(visit, model, device) as one:
-                yield Pair(one, visit)
+            with borrow(visit, model, device) as one:
+                yield BlockPair(one, visit)
 
 
 @contextmanager
-def borrowed(visit: Visit, other: nn.Module, device: torch.device) -> Iterator[Visit]:
+def borrow(visit: Visit, other: nn.Module, device: torch.device) -> Iterator[Visit]:
     """The block of `other` at the visited place, on the visit's inputs; on `device` meanwhile."""
     block = find_blocks(other)[1][visit.index]
     home = next(block.parameters()).device

@@ -45,7 +45,7 @@ from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
 from sparsemend.method.adapter.vectors import narrow, original, vectors, widen
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.method.reconstruct.block_fit import BlockFit, BlockPlan, block_error
-from sparsemend.method.reconstruct.pairs import Pair, pairs
+from sparsemend.method.reconstruct.pairs import BlockPair, pairs
 from sparsemend.method.reconstruct.windows import check_windows, training_batches
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
 from sparsemend.training.plan import check_choice
@@ -119,7 +119,7 @@ class Reconstruct(BlockPlan, RepairMethod):
             "trained_parameters": sum(row["trained_parameters"] for row in rows),
         }
 
-    def tune(self, pair: Pair, seed: int) -> dict[str, Any]:
+    def tune(self, pair: BlockPair, seed: int) -> dict[str, Any]:
         """Fit the block of one pair, fold what was attached; what is reported of it."""
         started = perf_counter()
         visit, targets = pair.tuned, pair.dense.outputs()
@@ -177,9 +177,11 @@ class Reconstruct(BlockPlan, RepairMethod):
                 return MaskedLoraLinear(linear, start, scale)
 
             attach_adapters(block, make)
-        widen(self.chosen(block))  # last: an adapter takes over a bias as the parameter it is
+        widen(
+            self.trained_tensors(block)
+        )  # last: an adapter takes over a bias as the parameter it is
 
-    def chosen(self, block: nn.Module) -> list[tuple[nn.Module, str]]:
+    def trained_tensors(self, block: nn.Module) -> list[tuple[nn.Module, str]]:
         """(module, attribute) of what trains in place."""
         found = vectors(block, biases=self.biases, norms=self.norms)
         if self.form == "weights":
@@ -188,7 +190,7 @@ class Reconstruct(BlockPlan, RepairMethod):
 
     def free_trainable(self, block: nn.Module) -> int:
         """Let gradients reach what trains; how many parameters that is, pruned ones apart."""
-        trained = [original(*place) for place in self.chosen(block)] + factors(block)
+        trained = [original(*place) for place in self.trained_tensors(block)] + factors(block)
         for parameter in trained:
             parameter.requires_grad_(True)
         count = sum(parameter.numel() for parameter in trained)

@@ -149,7 +149,7 @@ def split(chosen: Tensor, scored: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
 def scores(each: Moved, rule: Adaptation) -> tuple[Tensor, Tensor]:
     """(flat positions, score) of what may be pruned in one layer after its deltas moved."""
     layer = _seft(each)
-    positions, gradient = _measured(each, rule, layer.prunable())
+    positions, gradient = _multipliers(each, rule, layer.prunable())
     eligible = layer.keep.reshape(-1)
     eligible[layer.indices[each.grown].long()] = False
     if rule.candidates == "base_only":
@@ -163,13 +163,13 @@ def refill_scores(each: Moved, rule: Adaptation) -> tuple[Tensor, Tensor]:
     """(flat positions, score) of the pruned base weights that may come back, by their old value."""
     layer = _seft(each)
     assert layer.spare is not None
-    positions, gradient = _measured(each, rule, layer.refillable())
+    positions, gradient = _multipliers(each, rule, layer.refillable())
     chosen = layer.refillable().reshape(-1)[positions]
     weight = layer.spare.reshape(-1)[positions[chosen]]
     return positions[chosen], (weight.to(wider(weight.dtype)) * gradient[chosen]).abs()
 
 
-def _measured(each: Moved, rule: Adaptation, places: Tensor) -> tuple[Tensor, Tensor]:
+def _multipliers(each: Moved, rule: Adaptation, places: Tensor) -> tuple[Tensor, Tensor]:
     """(positions, what their weight is multiplied by): the window's mean gradient, or 1."""
     if rule.score == "magnitude":
         positions = places.reshape(-1).nonzero().view(-1)

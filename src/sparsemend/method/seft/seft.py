@@ -151,7 +151,7 @@ class Seft(DeltaRepair):
         )
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
-        evolved = self.evolved(model)
+        evolved = self.evolution_record(model)
         trimmed = trim_(model, self.make_rounds().adaptation)
         return {"trimmed": trimmed, **super().fold(model), **evolved}
 

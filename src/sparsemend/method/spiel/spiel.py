@@ -27,7 +27,7 @@ from sparsemend.method.base import Workbench
 from sparsemend.method.delta_repair import DeltaRepair
 from sparsemend.method.spiel.sm3 import Sm3, best_products
 from sparsemend.prune import prune
-from sparsemend.rounding import rounded
+from sparsemend.rounding import apply_rounding
 from sparsemend.sparse.drop_and_grow import Move, exchange
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.sparse.pattern import Pattern
@@ -111,7 +111,7 @@ class Spiel(DeltaRepair):
         report = super().repair(model, bench)
         if self.prune_back == "pruner":
             assert isinstance(bench.allocation, Allocation)  # else nothing was pruned here
-            pruner, allocation = rounded(bench.rounding, bench.pruner, bench.allocation)
+            pruner, allocation = apply_rounding(bench.rounding, bench.pruner, bench.allocation)
             if not bench.offload:
                 nn.Module.to(model, bench.device)  # a fit leaves it on the host
             prune(
@@ -131,16 +131,18 @@ class Spiel(DeltaRepair):
     @torch.no_grad()
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
         """Merge; prune back unless the run's pruner will do that (prune_back=pruner)."""
-        evolved, before, filled = self.evolved(model), dict(delta_linears(model)), 0
+        evolved, before, filled = self.evolution_record(model), dict(delta_linears(model)), 0
         for name, layer in before.items():
             weight = layer.effective_weight().detach().clone()
             filled += int(weight.masked_fill(layer.keep, 0).count_nonzero())
             merged = nn.Parameter(weight, requires_grad=False)
             # SparseLinear zeroes what lies off the support
-            model.set_submodule(name, SparseLinear(merged, layer.bias, self._kept(layer, weight)))
+            model.set_submodule(
+                name, SparseLinear(merged, layer.bias, self._support_of(layer, weight))
+            )
         return {"filled_zeros": filled, **evolved}
 
-    def _kept(self, layer: DeltaLinear, weight: Tensor) -> Tensor:
+    def _support_of(self, layer: DeltaLinear, weight: Tensor) -> Tensor:
         """What stays of a merged weight, bool (O, I)."""
         if self.prune_back == "support":
             return layer.keep

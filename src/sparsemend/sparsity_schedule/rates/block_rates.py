@@ -76,7 +76,7 @@ class Band:
         return [max(most, low) for low in self.lower]
 
     def mean(self, rates: Vector) -> float:
-        return weighted(rates, self.weights) / math.fsum(self.weights)
+        return weighted_sum(rates, self.weights) / math.fsum(self.weights)
 
     def check(self) -> None:
         """Raise ValueError where blocks are sparser already than the target allows."""
@@ -89,7 +89,7 @@ class Band:
             )
 
 
-def weighted(rates: Vector, weights: Vector) -> float:
+def weighted_sum(rates: Vector, weights: Vector) -> float:
     """sum_i w_i x_i."""
     return math.fsum(rate * weight for rate, weight in zip(rates, weights, strict=True))
 
@@ -106,7 +106,7 @@ def exact_rates(band: Band, costs: Vector) -> list[float]:
     Of equally important blocks the earlier one counts as more important.
     """
     rates, upper, weights = band.lower, band.upper, band.weights
-    left = band.target * math.fsum(weights) - weighted(rates, weights)
+    left = band.target * math.fsum(weights) - weighted_sum(rates, weights)
     for i in sorted(range(len(rates)), key=lambda i: (costs[i], -i)):
         room = (upper[i] - rates[i]) * weights[i]
         if room >= left:

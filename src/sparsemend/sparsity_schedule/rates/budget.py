@@ -30,7 +30,7 @@ def unit_interval(scores: Sequence[float]) -> list[float]:
     return [(score - low) / (high - low) if high > low else 0.0 for score in scores]
 
 
-def centred(
+def centre(
     importance: Sequence[float], span: float, target: float, weights: Sequence[int]
 ) -> list[float]:
     """1 - (t_b - mean(t) + 1 - S), t_b = span * importance in [0, 1]: the map of OWL and DLP.
@@ -59,14 +59,14 @@ def to_budget(
     if inside and abs(weighted_mean(rates, weights) - target) <= 1e-12:
         return list(rates)
 
-    def shifted(mu: float) -> list[float]:
+    def shift(mu: float) -> list[float]:
         return [min(max(rate + mu, low), high) for rate in rates]
 
     below, above = low - max(rates), high - min(rates)  # everything at low, everything at high
     for _ in range(100):  # halves an interval of width 3 to less than an ulp
         middle = (below + above) / 2
-        if weighted_mean(shifted(middle), weights) < target:
+        if weighted_mean(shift(middle), weights) < target:
             below = middle
         else:
             above = middle
-    return shifted((below + above) / 2)
+    return shift((below + above) / 2)

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-Shape = tuple[int, ...]
+MatrixShape = tuple[int, ...]
 
 
 def rates(
-    shapes: Mapping[str, Shape], sparsity: float, dense: Collection[str] = ()
+    shapes: Mapping[str, MatrixShape], sparsity: float, dense: Collection[str] = ()
 ) -> dict[str, float]:
     """Sparsity per linear of shapes (O, I), 0 for those in `dense`.
 

@@ -22,10 +22,10 @@ def lowest_counts(scores: Callable[[], Iterable[Tensor]], count: int) -> list[in
     scores() gives the matrices anew, fp32, finite, >= 0; it is called twice.
     """
     upper = torch.stack([_histogram(_bits(score) >> HALF) for score in scores()])
-    bucket = _crossed(upper.sum(dim=0), count)
+    bucket = _crossing(upper.sum(dim=0), count)
     below = upper[:, :bucket].sum(dim=1)
     lower = torch.stack([_histogram(_inside(_bits(score), bucket)) for score in scores()])
-    value = _crossed(lower.sum(dim=0), count - int(below.sum()))
+    value = _crossing(lower.sum(dim=0), count - int(below.sum()))
     below += lower[:, :value].sum(dim=1)
     missing = count - int(below.sum())
     counts = []
@@ -49,7 +49,7 @@ def _histogram(values: Tensor) -> Tensor:
     return torch.bincount(values, minlength=BUCKETS).cpu()
 
 
-def _crossed(histogram: Tensor, count: int) -> int:
+def _crossing(histogram: Tensor, count: int) -> int:
     """The first entry with which the running sum reaches `count`."""
     running = histogram.cumsum(dim=0)
     return int(torch.searchsorted(running, torch.tensor(count)).clamp(max=len(running) - 1))

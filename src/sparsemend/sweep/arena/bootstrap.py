@@ -53,13 +53,13 @@ def perplexity_ratio(
             "compare runs with the same seeds and the same test windows"
         )
     apart = other - best
-    means = _resampled_means(_unbiased(apart), resamples, np.random.default_rng(seed))
+    means = _resampled_means(_widen_deviations(apart), resamples, np.random.default_rng(seed))
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Ratio(*(float(np.exp(value)) for value in (apart.mean(), low, high)))
 
 
-def _unbiased(apart: np.ndarray) -> np.ndarray:
+def _widen_deviations(apart: np.ndarray) -> np.ndarray:
     """(S, W) with the deviations of its rows from their mean as large as those of new seeds."""
     seeds = len(apart)
     if seeds == 1:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsemend.config.values import differences
 from sparsemend.names import MEAN, METRIC
-from sparsemend.result.runs import Run, find_runs
+from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.result.window_losses import read_losses
 from sparsemend.sweep.arena.bootstrap import Ratio, perplexity_ratio
 from sparsemend.sweep.arena.settings import LOW_RANK, check_one_setting
@@ -29,12 +29,12 @@ DENSE = "dense"
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArenaRow:
     """One row: what it reached, and what it took."""
 
     row: str
     state: str  # of its runs that is measured
-    runs: tuple[Run, ...]  # by seed
+    runs: tuple[RunRecord, ...]  # by seed
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -89,21 +89,21 @@ class Arena:
     budget: str
     amount: float  # of the budget; tokens, parameters or seconds
     seeds: tuple[int, ...]
-    dense: Entry
-    entries: tuple[Entry, ...]
-    best: Entry
+    dense: ArenaRow
+    entries: tuple[ArenaRow, ...]
+    best: ArenaRow
     ratios: Mapping[str, Ratio]  # by row, against the best
 
-    def share(self, entry: Entry) -> float:
+    def share(self, entry: ArenaRow) -> float:
         """How much of the budget a row used."""
         name = {"tokens": "tokens", "trainable": "trained", "seconds": "seconds"}[self.budget]
         return entry.cost(name) / self.amount
 
-    def within(self, entry: Entry) -> bool:
+    def within(self, entry: ArenaRow) -> bool:
         """Whether a row used no more than the budget."""
         return self.share(entry) <= 1 + TOLERANCE
 
-    def eligible(self, entry: Entry) -> bool:
+    def eligible(self, entry: ArenaRow) -> bool:
         """Whether a row may be the best: within the budget, foldable, finite, with every seed."""
         whole = entry.seeds == self.seeds and math.isfinite(entry.perplexity)
         return whole and entry.foldable and self.within(entry)
@@ -121,7 +121,10 @@ def read_arena(folders: Sequence[Path]) -> Arena:
     rows = _rows(runs)
     entries = tuple(
         sorted(
-            (Entry(row, "repaired", tuple(of[s] for s in sorted(of))) for row, of in rows.items()),
+            (
+                ArenaRow(row, "repaired", tuple(of[s] for s in sorted(of)))
+                for row, of in rows.items()
+            ),
             key=lambda entry: entry.perplexity,
         )
     )
@@ -133,9 +136,9 @@ def read_arena(folders: Sequence[Path]) -> Arena:
     return replace(arena, best=best, ratios=_ratios(entries, best))
 
 
-def _rows(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
+def _rows(runs: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
     """Runs by row and seed; of two runs of one configuration the later folder counts."""
-    rows: dict[str, dict[int, Run]] = {}
+    rows: dict[str, dict[int, RunRecord]] = {}
     for run in runs:
         row = run.config["arena"]["row"]
         known = rows.setdefault(row, {}).get(run.seed)
@@ -163,18 +166,18 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return front
 
 
-def _is_row(run: Run) -> bool:
+def _is_row(run: RunRecord) -> bool:
     arena = run.config.get("arena") or {}
     return bool(arena.get("row")) and not arena.get("pilot")
 
 
-def _dense(entries: Sequence[Entry]) -> Entry:
+def _dense(entries: Sequence[ArenaRow]) -> ArenaRow:
     """The dense model, as the row that asked it most has it."""
     source = max(entries, key=lambda e: e.runs[0].value(DENSE, ZERO_SHOT) is not None)
-    return Entry(DENSE, DENSE, source.runs)
+    return ArenaRow(DENSE, DENSE, source.runs)
 
 
-def _ratios(entries: Sequence[Entry], best: Entry) -> dict[str, Ratio]:
+def _ratios(entries: Sequence[ArenaRow], best: ArenaRow) -> dict[str, Ratio]:
     found = {}
     for entry in entries:
         seeds = [seed for seed in best.seeds if seed in entry.seeds]
@@ -186,7 +189,7 @@ def _ratios(entries: Sequence[Entry], best: Entry) -> dict[str, Ratio]:
     return found
 
 
-def _cost(run: Run, name: str) -> float:
+def _cost(run: RunRecord, name: str) -> float:
     if name == "tokens":
         return float(run.content["repair"].get("tokens", 0))
     if name == "trained":
@@ -194,7 +197,7 @@ def _cost(run: Run, name: str) -> float:
     return run.seconds("repair") if name == "seconds" else run.peak_bytes("repair")
 
 
-def _amount(budget: str, run: Run, entries: Sequence[Entry]) -> float:
+def _amount(budget: str, run: RunRecord, entries: Sequence[ArenaRow]) -> float:
     """What every row is given: by the config, or, of parameters, what low-rank rows train."""
     arena = run.config["arena"]
     if budget == "seconds":
@@ -211,7 +214,7 @@ def _amount(budget: str, run: Run, entries: Sequence[Entry]) -> float:
     return statistics.median(entry.cost("trained") for entry in low_rank)
 
 
-def _window(low_rank: Sequence[Entry], run: Run) -> float:
+def _window(low_rank: Sequence[ArenaRow], run: RunRecord) -> float:
     """Tokens of a training window: as a low-rank row counted them, else those of a test window."""
     for entry in low_rank:
         repair = entry.runs[0].content["repair"]

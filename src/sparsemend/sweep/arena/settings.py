@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsemend.config.values import differences
 from sparsemend.names import HARNESS, METRIC
-from sparsemend.result.runs import Run
+from sparsemend.result.runs import RunRecord
 
 BUDGETS = ("tokens", "trainable", "seconds")
 LOW_RANK = ("lora", "masked_lora", "lors", "lora_prune")  # whose parameters are the budget's
@@ -34,18 +34,18 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_one_setting(runs: list[Run]) -> None:
+def check_one_setting(runs: list[RunRecord]) -> None:
     """All runs agree in what must be equal; ValueError names two that do not."""
-    first, shared = runs[0], _measured(runs[0])
+    first, shared = runs[0], _measured_settings(runs[0])
     for run in runs[1:]:
-        if found := differences(shared, _measured(run)):
+        if found := differences(shared, _measured_settings(run)):
             raise ValueError(
                 f"two arenas cannot share a table, they differ in {'; '.join(found[:4])}\n"
                 f"  there: {first.folder}\n  here: {run.folder}\ngive the folders of one of them"
             )
 
 
-def _measured(run: Run) -> dict[str, Any]:
+def _measured_settings(run: RunRecord) -> dict[str, Any]:
     """The settings of a finished run, and what it was measured with."""
     content = run.content
     return {

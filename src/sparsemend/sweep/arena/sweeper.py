@@ -40,7 +40,7 @@ class ArenaSweeper(BasicSweeper):
         chosen = [self._within(job, fits) for job in jobs]
         return self._launch(chosen, 0)
 
-    def _measure(self, jobs: Sequence[list[str]]) -> dict[tuple[str, ...], Fit]:
+    def _measure(self, jobs: Sequence[list[str]]) -> dict[tuple[str, ...], CostLine]:
         """What a row costs, by its overrides apart from the seed."""
         rows: dict[tuple[str, ...], list[str]] = {}
         for job in jobs:
@@ -66,7 +66,7 @@ class ArenaSweeper(BasicSweeper):
             if (fit := fit_of(settings[row], found)) is not None
         }
 
-    def _within(self, job: list[str], fits: Mapping[tuple[str, ...], Fit]) -> list[str]:
+    def _within(self, job: list[str], fits: Mapping[tuple[str, ...], CostLine]) -> list[str]:
         fit = fits.get(row_of(job))
         return job if fit is None else [*job, f"{fit.key}={fit.length}"]
 
@@ -94,7 +94,7 @@ class ArenaSweeper(BasicSweeper):
         return [results]
 
 
-class Fit:
+class CostLine:
     """Seconds of a row as a line through its pilots, and the length that fits into a budget."""
 
     def __init__(self, key: str, budget: float, seconds: Mapping[int, float]) -> None:
@@ -127,9 +127,9 @@ def pilot_seconds(folder: Path) -> float | None:
     return float(content["cost"]["repair"]["seconds"])
 
 
-def fit_of(arena: Mapping[str, Any], seconds: Mapping[int, float]) -> Fit | None:
+def fit_of(arena: Mapping[str, Any], seconds: Mapping[int, float]) -> CostLine | None:
     """A row's line through its pilots; None, with an error, where they say nothing of a step."""
-    fit = Fit(str(arena["length"]), arena["seconds"], seconds) if len(seconds) > 1 else None
+    fit = CostLine(str(arena["length"]), arena["seconds"], seconds) if len(seconds) > 1 else None
     if fit is None:
         log.error(
             "row %s: %d of its pilots gave a time, two are needed; it keeps its own %s, whatever "

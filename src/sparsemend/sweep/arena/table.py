@@ -14,7 +14,7 @@ from rich.table import Table
 from sparsemend.files import replacing, write_text
 from sparsemend.names import HARNESS, METRIC
 from sparsemend.sweep.arena.bootstrap import LEVEL, RESAMPLES
-from sparsemend.sweep.arena.rows import ZERO_SHOT, Arena, Entry, pareto
+from sparsemend.sweep.arena.rows import ZERO_SHOT, Arena, ArenaRow, pareto
 from sparsemend.table.formats import latex_table, markdown_table
 from sparsemend.table.paper_table import Ours
 
@@ -62,7 +62,7 @@ def notes(arena: Arena) -> list[str]:
         "its share and cannot be the best, nor one with an open adapter",
         "mean ± sample deviation over seeds; costs are means of the repair stage alone",
         f"x best: ratio of perplexities to {arena.best.row}, {LEVEL:.0%} interval of {RESAMPLES:,} "
-        f"paired resamples of {_resampled(len(arena.seeds))}; * where it does not hold 1",
+        f"paired resamples of {_resampling_note(len(arena.seeds))}; * where it does not hold 1",
     ]
     found += [
         f"{entry.row}: {_seeds(entry.seeds)} alone, which cannot be the best"
@@ -86,7 +86,7 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _resampled(seeds: int) -> str:
+def _resampling_note(seeds: int) -> str:
     if seeds == 1:
         return "test windows, for one seed"
     few = f" ({seeds} seeds are few: the interval is narrow)" if seeds < FEW_SEEDS else ""
@@ -189,7 +189,7 @@ def _dense_name(arena: Arena) -> str:
     return "as loaded" if arena.dense.runs[0].member("pruner") == "existing" else "dense"
 
 
-def _row(arena: Arena, entry: Entry) -> list[str]:
+def _row(arena: Arena, entry: ArenaRow) -> list[str]:
     ratio = arena.ratios.get(entry.row)
     over = " (over)" if not arena.within(entry) else ""
     return [
@@ -210,7 +210,7 @@ def _row(arena: Arena, entry: Entry) -> list[str]:
     ]
 
 
-def _against_best(arena: Arena, entry: Entry) -> str:
+def _against_best(arena: Arena, entry: ArenaRow) -> str:
     if entry is arena.best:
         return "best" if arena.eligible(entry) else "lowest"
     ratio = arena.ratios.get(entry.row)
@@ -240,7 +240,7 @@ CSV_COLUMNS = (
 )
 
 
-def _record(arena: Arena, entry: Entry) -> Sequence[object]:
+def _record(arena: Arena, entry: ArenaRow) -> Sequence[object]:
     ratio, dense = arena.ratios.get(entry.row), entry is arena.dense
     numbers: list[object] = []
     for metric in (METRIC, ZERO_SHOT):

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsemend.names import METRIC, VALIDATION_METRIC
-from sparsemend.sweep.read import Cell, shown
+from sparsemend.sweep.read import Cell, format_perplexity
 
 PLOT = "search"
 
@@ -99,8 +99,8 @@ def search_table(points: Sequence[Point], best: Point, search: Mapping[str, Any]
         table.add_row(
             point.cell.name,
             f"{point.value:.6g}" if isinstance(point.value, float) else str(point.value),
-            shown(_known(point.validation)),
-            shown(_known(point.test)),
+            format_perplexity(_finite_or_none(point.validation)),
+            format_perplexity(_finite_or_none(point.test)),
             " ".join(filter(None, ["baseline" if uniform else "", mark])),
         )
     return table
@@ -208,5 +208,5 @@ def _finite(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _known(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None

@@ -44,7 +44,9 @@ class OneKey(BaseSampler):
     ) -> dict[str, Any]:
         return {}
 
-    def known(self, study: Study, trial: FrozenTrial, key: str) -> list[tuple[Any, float]]:
+    def finished_trials(
+        self, study: Study, trial: FrozenTrial, key: str
+    ) -> list[tuple[Any, float]]:
         """(value of the key, objective) of the trials that count; infinite where none is known."""
         found = []
         for other in study.get_trials(deepcopy=False):
@@ -62,7 +64,7 @@ class Listed(OneKey):
         self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
     ) -> Any:
         assert isinstance(distribution, CategoricalDistribution)
-        tried = [value for value, _ in self.known(study, trial, name)]
+        tried = [value for value, _ in self.finished_trials(study, trial, name)]
         left = [point for point in distribution.choices if point not in tried]
         return left[0] if left else distribution.choices[-1]
 
@@ -75,7 +77,7 @@ class Golden(OneKey):
     ) -> float:
         assert isinstance(distribution, FloatDistribution)
         return next_golden(
-            distribution.low, distribution.high, dict(self.known(study, trial, name))
+            distribution.low, distribution.high, dict(self.finished_trials(study, trial, name))
         )
 
 

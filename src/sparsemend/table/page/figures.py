@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from sparsemend.names import METRIC
-from sparsemend.result.runs import Run
+from sparsemend.result.runs import RunRecord
 from sparsemend.table.page.groups import (
     STAGES,
     Group,
@@ -76,7 +76,7 @@ def sparsity_by_block(found: Sequence[Group]) -> str:
 
 def common_difference(found: Sequence[Group]) -> str:
     """Perplexity against ATP's common difference, where runs vary it."""
-    lines: dict[str, dict[float, list[tuple[Run, float]]]] = {}
+    lines: dict[str, dict[float, list[tuple[RunRecord, float]]]] = {}
     for group in found:
         for run in group.runs:
             at, value = difference_of(run), run.value(group.state, METRIC)

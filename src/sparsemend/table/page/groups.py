@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from sparsemend.result.runs import Row, Run
+from sparsemend.result.runs import Row, RunRecord
 from sparsemend.table.paper_table import Ours, differing, ours_of
 
 STAGES = ("load", "evaluate", "prune", "repair", "export")
@@ -27,7 +27,7 @@ class Group:
     model: str
     row: Row
     settings: Mapping[str, Any]
-    runs: tuple[Run, ...]
+    runs: tuple[RunRecord, ...]
 
     @property
     def state(self) -> str:
@@ -50,17 +50,17 @@ class Group:
         told = {key: value for key, value in self.settings.items() if "schedule" in key}
         return f"{self.row.schedule}{knobs(told)} ({self.row.pruner})"
 
-    def mean(self, read: Callable[[Run], float | None]) -> float | None:
+    def mean(self, read: Callable[[RunRecord], float | None]) -> float | None:
         """Mean over seeds of what `read` finds; None where it finds nothing."""
         ours = self._ours(read)
         return None if ours is None else ours.mean
 
-    def deviation(self, read: Callable[[Run], float | None]) -> float:
+    def deviation(self, read: Callable[[RunRecord], float | None]) -> float:
         """Sample deviation over seeds, 0 for a single one."""
         ours = self._ours(read)
         return 0.0 if ours is None else ours.deviation or 0.0
 
-    def _ours(self, read: Callable[[Run], float | None]) -> Ours | None:
+    def _ours(self, read: Callable[[RunRecord], float | None]) -> Ours | None:
         found = [(run, value) for run in self.runs if (value := read(run)) is not None]
         return ours_of(found) if found else None
 
@@ -78,9 +78,9 @@ def knobs(settings: Mapping[str, Any]) -> str:
     return "".join(f", {key.rpartition('.')[2]}={value}" for key, value in settings.items())
 
 
-def groups(runs: Sequence[Run]) -> list[Group]:
+def groups(runs: Sequence[RunRecord]) -> list[Group]:
     """The runs by model and row; within one, by the knobs in which they differ."""
-    return _grouped(
+    return _group_runs(
         [(run.row if run.row.method != "none" else run.pruned_row, run) for run in runs]
     )
 
@@ -88,17 +88,17 @@ def groups(runs: Sequence[Run]) -> list[Group]:
 def with_unrepaired(found: Sequence[Group]) -> list[Group]:
     """The groups, and the pruned states that they were repaired from, each seed once."""
     given = {(group.model, group.row) for group in found}
-    seeds: dict[tuple[str, Row, str, int], Run] = {}
+    seeds: dict[tuple[str, Row, str, int], RunRecord] = {}
     for run in (run for group in found for run in group.runs):
         if (run.model, run.pruned_row) not in given:
             key = (run.model, run.pruned_row, repr(run.settings("pruned")), run.seed)
             seeds.setdefault(key, run)
-    added = _grouped([(run.pruned_row, run) for run in seeds.values()])
+    added = _group_runs([(run.pruned_row, run) for run in seeds.values()])
     return sorted([*found, *added], key=_order)
 
 
-def _grouped(pairs: Sequence[tuple[Row, Run]]) -> list[Group]:
-    rows: dict[tuple[str, Row], list[Run]] = {}
+def _group_runs(pairs: Sequence[tuple[Row, RunRecord]]) -> list[Group]:
+    rows: dict[tuple[str, Row], list[RunRecord]] = {}
     for row, run in pairs:
         rows.setdefault((run.model, row), []).append(run)
     found = []
@@ -106,7 +106,7 @@ def _grouped(pairs: Sequence[tuple[Row, Run]]) -> list[Group]:
         state = "pruned" if row.method == "none" else "repaired"
         settings = [run.settings(state) for run in members]
         keys = differing(settings)
-        parts: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
+        parts: dict[str, list[tuple[RunRecord, dict[str, Any]]]] = {}
         for run, known in zip(members, settings, strict=True):
             told = {key: known.get(key, "unset") for key in keys}
             parts.setdefault(repr(told), []).append((run, told))
@@ -147,30 +147,30 @@ def block_values(values: Mapping[str, float]) -> list[float]:
     return [numbered[index] for index in sorted(numbered)]
 
 
-def block_errors(run: Run, state: str) -> list[float]:
+def block_errors(run: RunRecord, state: str) -> list[float]:
     """The measured error of every block, empty where the run did not measure it."""
     metrics = run.content["metrics"].get(state, {})
     found = {k: v for k, v in metrics.items() if k.startswith("block_error/") and v is not None}
     return block_values({k: v for k, v in found.items() if k.rpartition("/")[2].isdigit()})
 
 
-def total_seconds(run: Run) -> float:
+def total_seconds(run: RunRecord) -> float:
     """Seconds of all measured stages."""
     return sum(run.seconds(stage) for stage in STAGES)
 
 
-def peak_bytes(run: Run) -> float:
+def peak_bytes(run: RunRecord) -> float:
     """The highest peak of any stage."""
     return max(run.peak_bytes(stage) for stage in STAGES)
 
 
-def difference_of(run: Run) -> float | None:
+def difference_of(run: RunRecord) -> float | None:
     """The common difference of a run with that schedule."""
     found = run.config["sparsity_schedule"].get("common_difference")
     return None if found is None else float(found)
 
 
-def curve(run: Run, column: str) -> list[tuple[float, float]]:
+def curve(run: RunRecord, column: str) -> list[tuple[float, float]]:
     """(step, value) of one column of the training curves, over all parts of a resumed run."""
     points: dict[float, float] = {}
     for path in sorted(run.folder.glob("training*/metrics.csv"), key=_part):
@@ -202,7 +202,7 @@ class Supports:
         return both / either if either else 1.0
 
 
-def supports(run: Run) -> Supports | None:
+def supports(run: RunRecord) -> Supports | None:
     """The supports that a run ended with, None where it left none."""
     path = run.folder / "masks.safetensors"
     if not path.exists():
@@ -221,8 +221,10 @@ def _without_padding(packed: np.ndarray[Any, Any], inputs: int) -> np.ndarray[An
 
 
 def _ones(packed: np.ndarray[Any, Any]) -> int:
-    return int(np.bitwise_count(packed).sum()) if hasattr(np, "bitwise_count") else _counted(packed)
+    return (
+        int(np.bitwise_count(packed).sum()) if hasattr(np, "bitwise_count") else _count_ones(packed)
+    )
 
 
-def _counted(packed: np.ndarray[Any, Any]) -> int:
+def _count_ones(packed: np.ndarray[Any, Any]) -> int:
     return int(np.unpackbits(packed).sum())

@@ -14,7 +14,7 @@ from sparsemend.config.locations import PACKAGE
 from sparsemend.files import write_text
 from sparsemend.names import METRIC
 from sparsemend.result.protocol import Protocol
-from sparsemend.result.runs import Run, find_runs
+from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.table.page import figures as sections
 from sparsemend.table.page.groups import Group, groups
 from sparsemend.table.page.summary import summary
@@ -51,7 +51,7 @@ def report(folders: Sequence[Path], path: Path) -> Path:
     return path
 
 
-def page(runs: Sequence[Run], measured: Mapping[str, Protocol]) -> str:
+def page(runs: Sequence[RunRecord], measured: Mapping[str, Protocol]) -> str:
     """The whole page as text."""
     found = groups(runs)
     style = (PACKAGE / "assets" / "report.css").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from sparsemend.method.adapter.delta.function import (
 )
 from sparsemend.method.adapter.delta.linear import DeltaLinear, fastest_kernel
 from sparsemend.method.adapter.delta.window import Window
-from sparsemend.method.adapter.fold import folded
+from sparsemend.method.adapter.fold import fold_linear
 
 OUTPUTS, INPUTS, COUNT = 6, 7, 9
 EVERY_KERNEL = pytest.mark.parametrize("kernel", KERNELS)
@@ -228,7 +228,7 @@ def test_folding_is_the_adapters_weight_to_the_bit(dtype: torch.dtype) -> None:
     layer = delta_linear("gather", dtype=dtype)
     with torch.no_grad():
         layer.values[~layer.keep.reshape(-1)[layer.indices.long()]] = 0
-    assert torch.equal(folded(layer).weight, layer.effective_weight())
+    assert torch.equal(fold_linear(layer).weight, layer.effective_weight())
 
 
 @EVERY_KERNEL

@@ -79,7 +79,7 @@ def test_a_saved_window_goes_on_where_it_was() -> None:
     given = gradients(4, 1)
     whole = shown(Window(5, "mean", watched=0), given)
     half = shown(Window(5, "mean", watched=0), given[:2])
-    again = shown(Window.restored(half.state(), torch.device("cpu")), given[2:])
+    again = shown(Window.from_state(half.state(), torch.device("cpu")), given[2:])
     for name, value in whole.state().items():
         other = again.state()[name]
         assert torch.equal(value, other) if isinstance(value, Tensor) else value == other

@@ -22,7 +22,7 @@ SUMMARIES = 200  # about as many items as there are continuations; their order i
 
 def continuations(**_: Any) -> dict[str, Any]:
     """The split `test` of docs_continuation; the harness passes the yaml's metadata."""
-    return _split(list(_continued()))
+    return _split(list(_stretches()))
 
 
 def summaries(**_: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def summaries(**_: Any) -> dict[str, Any]:
     return _split(found[:SUMMARIES])
 
 
-def _continued() -> Iterator[tuple[str, str, str]]:
+def _stretches() -> Iterator[tuple[str, str, str]]:
     """(page, context, continuation) of stretches that follow each other without overlap."""
     from sparsemend.data.documentation import documents
 

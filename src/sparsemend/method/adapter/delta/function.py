@@ -54,7 +54,7 @@ def csr(indices: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     rows, columns = shape
     edges = torch.arange(rows + 1, device=indices.device, dtype=torch.int64) * columns
     starts = torch.searchsorted(indices.long(), edges)
-    return compressed(starts, indices % columns, values, shape)
+    return csr_int32(starts, indices % columns, values, shape)
 
 
 def transposed_csr(indices: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
@@ -63,12 +63,12 @@ def transposed_csr(indices: Tensor, values: Tensor, shape: torch.Size) -> Tensor
     column, order = (indices % columns).sort(stable=True)
     edges = torch.arange(columns + 1, device=indices.device, dtype=column.dtype)
     starts = torch.searchsorted(column.contiguous(), edges)
-    return compressed(
+    return csr_int32(
         starts, (indices // columns)[order], values[order], torch.Size((columns, rows))
     )
 
 
-def compressed(starts: Tensor, columns: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+def csr_int32(starts: Tensor, columns: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     """A CSR matrix with 32-bit indices, which is what MKL and cuSPARSE are fast with."""
     return torch.sparse_csr_tensor(
         starts.int(), columns.int(), values, shape, check_invariants=False

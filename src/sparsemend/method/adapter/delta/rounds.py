@@ -80,7 +80,9 @@ class DeltaRounds(UpdateMasks):
             if layer.window is None:
                 kept = self._restored.pop(name, None)
                 layer.window = (
-                    Window.restored(kept, layer.weight.device) if kept else self.make_window(layer)
+                    Window.from_state(kept, layer.weight.device)
+                    if kept
+                    else self.make_window(layer)
                 )
             layer.window.final = final
 

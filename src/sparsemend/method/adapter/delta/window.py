@@ -21,7 +21,7 @@ from sparsemend.training.collectives import average_over_ranks_
 SENSITIVITY_GRADIENTS = ("mean", "last", "candidates")
 
 
-class Observed(Protocol):
+class ObservedLayer(Protocol):
     """The layer as its window sees it."""
 
     indices: Tensor
@@ -58,7 +58,7 @@ class Window:
     _running: Tensor | None = field(default=None, repr=False)  # the step's gradient so far
 
     @torch.no_grad()
-    def observe(self, gradient: Tensor, layer: Observed) -> None:
+    def observe(self, gradient: Tensor, layer: ObservedLayer) -> None:
         """Take what is needed of gradient (O, I), one backward call of `layer`.
 
         With several processes `gradient` becomes their mean.
@@ -75,7 +75,7 @@ class Window:
             assert self.sensitivity_sum is not None
             self.sensitivity_sum += flat[self._places(layer)]
 
-    def _choose(self, flat: Tensor, layer: Observed) -> None:
+    def _choose(self, flat: Tensor, layer: ObservedLayer) -> None:
         growable, score = layer.growable(), flat.abs()
         available = flat.numel()
         if growable is not None:
@@ -86,7 +86,7 @@ class Window:
         self.sums = flat.new_zeros(self.candidates.shape)
         self.squares, self._running = self.sums.clone(), self.sums.clone()
 
-    def _follow(self, flat: Tensor, layer: Observed) -> None:
+    def _follow(self, flat: Tensor, layer: ObservedLayer) -> None:
         prunable = layer.prunable()
         if self.sensitivity == "mean":
             self.followed = pack(prunable)
@@ -99,7 +99,7 @@ class Window:
         self.followed = positions[chosen].sort().values.to(layer.indices.dtype)
         self.sensitivity_sum = flat.new_zeros(self.followed.shape)
 
-    def _places(self, layer: Observed) -> Tensor:
+    def _places(self, layer: ObservedLayer) -> Tensor:
         """What indexes a flat gradient like `sensitivity_sum`: positions, or a mask."""
         assert self.followed is not None
         if self.sensitivity != "mean":
@@ -116,7 +116,7 @@ class Window:
             self.squares.addcmul_(self._running, self._running)
             self._running.zero_()
 
-    def sensitivity_gradient(self, layer: Observed) -> tuple[Tensor, Tensor]:
+    def sensitivity_gradient(self, layer: ObservedLayer) -> tuple[Tensor, Tensor]:
         """(flat positions int64, mean step's gradient there; with `last` a micro-batch's)."""
         assert self.sensitivity_sum is not None
         places = self._places(layer)
@@ -128,7 +128,7 @@ class Window:
         return {name: value for name, value in vars(self).items() if name != "_running"}
 
     @classmethod
-    def restored(cls, state: dict[str, Any], device: torch.device) -> Window:
+    def from_state(cls, state: dict[str, Any], device: torch.device) -> Window:
         """The window of `state`, its tensors on `device`."""
         moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else value
