@@ -1,13 +1,15 @@
-"""A group may be built by a class of the user's own, whose module must be found."""
+"""A group is built by a class of ours or of the user's own, whose module must be found."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from sparsemend.preflight.check import check_modules
+from sparsemend.config.locations import conf_folder
+from sparsemend.preflight.modules import check_modules
 
 CFG = OmegaConf.create({"seed": 0, "pruner": {"_target_": "of_mine_alone.Obd"}})
 
@@ -23,3 +25,28 @@ def test_a_class_in_a_module_on_the_path_is_accepted(
     (tmp_path / "of_mine_alone.py").write_text("raise AssertionError('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     check_modules(CFG)
+
+
+@pytest.mark.parametrize(
+    ("key", "target", "now"),
+    [
+        ("method", "sparsemend.method.lors.Lors", "sparsemend.method.lors.lors.Lors"),
+        ("logger", "sparsemend.tracking.CsvTracker", "sparsemend.logger.csv.CsvTracker"),
+        ("evaluation.speed", "sparsemend.evaluation.speed.Speed", "evaluation.speed.speed.Speed"),
+        ("pruner", "sparsemend.pruner.wanda.of.Wanda", "sparsemend.pruner.wanda.Wanda"),
+    ],
+)
+def test_a_class_of_ours_that_has_moved_is_refused_with_its_place(
+    key: str, target: str, now: str
+) -> None:
+    cfg = OmegaConf.create({})
+    OmegaConf.update(cfg, key, {"_target_": target})
+    with pytest.raises(ValueError, match=rf"{key} is built by {target}, which .*{now}"):
+        check_modules(cfg)
+
+
+def test_what_the_yamls_name_is_accepted() -> None:
+    texts = [path.read_text() for path in conf_folder().rglob("*.yaml")]
+    targets = {t for text in texts for t in re.findall(r"_target_: (sparsemend\.\S+)", text)}
+    assert len(targets) > 50
+    check_modules(OmegaConf.create({str(n): {"_target_": t} for n, t in enumerate(targets)}))

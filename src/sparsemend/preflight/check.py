@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from sparsemend.preflight.method import (
     check_similarity,
     check_training,
 )
+from sparsemend.preflight.modules import check_modules
 from sparsemend.preflight.sparsity_schedule import check_rounding, check_schedule
 from sparsemend.result.finished import resolve_from_run
 from sparsemend.result.resume import check_resumable
@@ -318,16 +318,3 @@ def _name(group: DictConfig) -> str:
 
 def _uniform(cfg: DictConfig) -> bool:
     return _builds(cfg.sparsity_schedule, "uniform")
-
-
-def check_modules(cfg: DictConfig) -> None:
-    """Raise ValueError on a group whose `_target_` begins with a module that does not exist."""
-    for key, section in cfg.items():
-        group = str(key)
-        target = section.get("_target_") if isinstance(section, DictConfig) else None
-        module = str(target).partition(".")[0]
-        if target is not None and find_spec(module) is None:
-            raise ValueError(
-                f"{group} is built by {target}, but Python finds no module {module}; put the "
-                f"folder of {module}.py on PYTHONPATH"
-            )
