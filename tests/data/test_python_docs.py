@@ -6,7 +6,10 @@ The quick tests read a small library of their own; the slow ones read all that t
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from sparsemend.data import documentation as python_docs
+from sparsemend.data import extension_docs
 from sparsemend.data.documentation import Document, documents, library_source, split_text
 from sparsemend.data.python_docs import PythonDocs
 
@@ -216,17 +220,54 @@ def test_nothing_trained_on_shares_a_tenth_of_its_words_with_what_is_held_out(ki
         assert len(found & held_out) <= 0.1 * len(found), text
 
 
-def test_a_replaced_exception_hook_does_not_change_the_corpus(
+def test_what_a_program_replaced_does_not_change_the_corpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The command replaces it; the workers of a parallel launcher need not."""
-
-    def of_sys() -> set[str]:
-        found = python_docs._docstrings_of_object(sys, "sys", depth=2)
-        return {document.name for document in found}
-
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    built_in = of_sys()
-    assert "sys.exit" in built_in
+    """A tracker replaces sys.exit, the command sys.excepthook, a profiler whatever it likes."""
+    before = list(python_docs._docstrings_of_extensions())
+    assert {"sys.exit", "math.sqrt"} <= {document.name for document in before}
+    monkeypatch.setattr(sys, "exit", lambda code=0: None)
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: None)
-    assert of_sys() == built_in
+    monkeypatch.setattr(math, "sqrt", lambda x: x)
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")  # would strip docstrings
+    assert list(python_docs._docstrings_of_extensions()) == before
+
+
+def test_a_fresh_process_that_fails_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(RuntimeError, match="embedded documentation cannot be read"):
+        extension_docs.read_in_a_fresh_process()
+
+
+FINGERPRINT = """
+from sparsemend.data.python_docs import PythonDocs
+settings = dict(seqlen=256, calibration_samples=8, include_source=False, documentation_repeats=1)
+print(PythonDocs(name="python_docs", **settings).fingerprint())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import wandb, lightning, datasets",
+        "import wandb; wandb.init(mode='offline', settings=wandb.Settings(silent=True))",
+        "import sys; sys.exit = sys.excepthook = sys.stdout.write",
+    ],
+)
+def test_the_fingerprint_is_that_of_a_process_which_did_nothing_before(
+    tmp_path: Path, first: str
+) -> None:
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", f"{before}\n{FINGERPRINT}"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()[-1]
+        for before in ("", first)
+    ]
+    assert said[0] == said[1]

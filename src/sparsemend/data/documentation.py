@@ -2,8 +2,9 @@
 
 Documents are the language-reference topics of `pydoc_data.topics`, the docstrings of the standard
 library's Python files (read through `ast`, nothing is executed) and the docstrings of built-in
-and extension modules (read through introspection).  A document belongs to train, validation or
-test by a hash of its qualified name alone, so it stays on its side on every Python version.
+and extension modules (read through introspection, in a process of its own).  A document belongs to
+train, validation or test by a hash of its qualified name alone, so it stays on its side on every
+Python version.
 
 Two passages with the same words are one document; text in train that repeats test or validation
 (topics quote each other) is dropped paragraph by paragraph.
@@ -13,25 +14,19 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
-import importlib.machinery
-import importlib.util
-import inspect
 import re
-import sys
 import sysconfig
-import types
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import starmap
 from pathlib import Path
+
+from sparsemend.data.extension_docs import read_in_a_fresh_process
 
 SPLITS = ("train", "validation", "test")
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__", "_bundled"}
-SKIPPED_EXTENSIONS = {"antigravity", "this", "idlelib"}
-# what a running program puts in its place (the command does) is no documentation of Python's
-REPLACED = {"sys.excepthook"}
 SHINGLE_WORDS = 8  # two texts sharing eight words in a row share a sentence, not an idiom
 SEPARATOR = "\n\n\n"
 
@@ -138,58 +133,8 @@ def _docstrings_of_node(node: ast.AST, name: str) -> Iterator[Document]:
 
 
 def _docstrings_of_extensions() -> Iterator[Document]:
-    for name in sorted(sys.stdlib_module_names | set(sys.builtin_module_names)):
-        if name in SKIPPED_EXTENSIONS or not _is_extension(name):
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                module = importlib.import_module(name)
-        except ImportError:
-            continue  # compiled without it (no Tk, no dbm): this Python lacks these documents
-        yield from _docstrings_of_object(module, name, depth=2)
-
-
-def _docstrings_of_object(owner: object, name: str, *, depth: int) -> Iterator[Document]:
-    text = inspect.getattr_static(owner, "__doc__", None) if depth == 2 else owner.__doc__
-    if isinstance(text, types.GetSetDescriptorType):
-        text = owner.__doc__
-    if isinstance(text, str) and text.strip():
-        signature = _text_signature(owner)
-        yield Document(name, signature, inspect.cleandoc(text).strip())
-    if depth == 0 or not isinstance(owner, types.ModuleType | type):
-        return
-    for attribute, member in sorted(vars(owner).items()):
-        private = attribute.startswith("__") and attribute.endswith("__") and depth == 2
-        documented = isinstance(member, type | types.BuiltinFunctionType) or (
-            depth < 2 and type(member).__name__.endswith(("descriptor", "staticmethod"))
-        )
-        if documented and not private and f"{name}.{attribute}" not in REPLACED:
-            yield from _docstrings_of_object(member, f"{name}.{attribute}", depth=depth - 1)
-
-
-def _text_signature(owner: object) -> str:
-    signature = inspect.getattr_static(owner, "__text_signature__", None)
-    if not isinstance(signature, str):
-        callable_ = isinstance(owner, _BUILTIN_CALLABLES)
-        signature = getattr(owner, "__text_signature__", None) if callable_ else None
-    return re.sub(r"\$(self|module|type)(, /)?(, )?", "", signature) if signature else ""
-
-
-_BUILTIN_CALLABLES = (
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.ClassMethodDescriptorType,
-)
-
-
-def _is_extension(name: str) -> bool:
-    if name in sys.builtin_module_names:
-        return True
-    spec = importlib.util.find_spec(name)
-    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
-    return spec is not None and spec.origin is not None and spec.origin.endswith(suffixes)
+    """Read in a process of its own: what this one has imported may have changed built-ins."""
+    return starmap(Document, read_in_a_fresh_process())
 
 
 def _library_files() -> Iterator[Path]:
