@@ -8,9 +8,9 @@ With G = X^T X, d = sqrt(diag G), V = W d (columns scaled) and Gs = G / (d d^T) 
 where K = (Gs + rho I)^-1 and V0 is the dense V; the new weight is (V + U) * keep / d.  The support
 moves during the first `mask_iterations` and then stays while the weights settle.
 
-Paper and authors' code differ in how fast: the paper grows the sparsity by a cubic ramp; the code
-does so within rows and for N:M, but takes the full sparsity at once over a whole matrix.  The code
-knows no other pattern than 2:4; here the M - N candidates of every M inputs go by the same ramp.
+Paper and authors' code differ in how fast the sparsity grows: the paper follows a cubic ramp; the
+code does so within rows and for N:M, but takes the full sparsity at once over a whole matrix.  The
+code supports 2:4 only; here the same ramp removes the M - N candidates of every M inputs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sparsemend.sparse.selection import (
     lowest_per_row,
 )
 
-# what goes, bool (O, I), given scores (O, I) and the share of the final zeros that goes by now
+# (scores (O, I), share of the final zeros to remove by now) -> removal mask, bool (O, I)
 ChooseShare = Callable[[Tensor, float], Tensor]
 
 
@@ -63,7 +63,7 @@ class Gram(Hessian):
         return (self.matrix.diagonal() * (self.sequences / 2)).sqrt() + 1e-8
 
     def system(self, damping: float, rho: float) -> System:
-        """What ADMM solves; damping is a fraction of the mean diagonal of the scaled G."""
+        """The system that ADMM solves; damping is a fraction of the scaled G's mean diagonal."""
         if self._system is None or self._system[0] != (damping, rho):
             self._system = ((damping, rho), self._solve(damping, rho))
         return self._system[1]
@@ -135,7 +135,7 @@ class ADMM(Pruner):
         return Pruned(pruned, ~removed)
 
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
-        """|W| d (O, I), fp32: what the first iteration compares."""
+        """|W| d (O, I), fp32, the score that the first iteration compares."""
         return checked_finite(weight.float().abs() * _gram(statistic).scale())
 
     def _alternate(

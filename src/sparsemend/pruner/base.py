@@ -39,7 +39,7 @@ class Pruner(ABC):
 
     @abstractmethod
     def statistic(self, in_features: int, device: torch.device) -> Statistic | None:
-        """A fresh accumulator of what this pruner reads of a linear's inputs, or None."""
+        """A fresh accumulator of the input statistic this pruner needs of a linear, or None."""
 
     @abstractmethod
     def __call__(
@@ -52,9 +52,9 @@ class Pruner(ABC):
         raise ValueError(f"{type(self).__name__} has no exact count; use rounding=pruner")
 
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
-        """Importance (O, I), fp32, higher stays; what DSnoT ranks for its initial mask."""
+        """Importance (O, I), fp32; higher stays.  DSnoT ranks it for its initial mask."""
         raise ValueError(f"{type(self).__name__} has no score; DSnoT cannot start from it")
 
     def supports(self, model_path: str | Path) -> dict[str, Tensor] | None:
-        """Supports (O, I) by linear name that a pruned checkpoint brings; None: its zeros do."""
+        """Supports (O, I) by linear name that a pruned checkpoint states; None: read its zeros."""
         return None

@@ -1,7 +1,7 @@
-"""An already pruned checkpoint: what is there stays, what is zero is off the support.
+"""An already pruned checkpoint: non-zero weights stay, zeros are off the support.
 
 Zeros alone are a guess: a weight that was grown, or trained to exactly 0, is on the support and
-looks as if it were not.  So a `masks.safetensors`, named or beside the model, goes first.
+looks as if it were not.  So a `masks.safetensors`, named or beside the model, takes precedence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sparsemend.sparse.pattern import Pattern
 
 @dataclass(kw_only=True)
 class Existing(Pruner):
-    """Reads the support off a checkpoint, whose sparsity it keeps; a `pattern` must hold in it."""
+    """Reads the support from a checkpoint and keeps its sparsity; a `pattern` must hold in it."""
 
     needs_calibration: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
@@ -30,20 +30,20 @@ class Existing(Pruner):
     masks: str | None
 
     def statistic(self, in_features: int, device: torch.device) -> None:
-        """None: nothing is read of the inputs."""
+        """None: the inputs are not read."""
         return None
 
     def __call__(
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
     ) -> Pruned:
-        """Keep what is not zero."""
+        """Keep every weight that is not zero."""
         return Pruned(weight, weight != 0)
 
     def supports(self, model_path: str | Path) -> dict[str, Tensor] | None:
         """Supports by linear name from the masks file, or None where there is no file.
 
-        `model_path` is the checkpoint's folder, or a hub name, which has none beside it.  Raises
-        FileNotFoundError if the file that `masks` names does not exist.
+        `model_path` is the checkpoint's folder, or a hub name, which has no such file beside it.
+        Raises FileNotFoundError if the file that `masks` names does not exist.
         """
         if self.masks is not None:
             path = Path(self.masks).expanduser()

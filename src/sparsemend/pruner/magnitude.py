@@ -1,9 +1,9 @@
 """Magnitude: the smallest |W| go, the baseline of every pruning paper.
 
-With `layer` one threshold serves the whole matrix and everything up to and including it goes, so
-slightly more than asked: the rule of the baseline in Wanda's repository.  With `row` exactly
-int(inputs * sparsity) weights leave every row, as in DSnoT's starting mask (Zhang et al. 2024,
-arXiv 2310.08915).
+With `layer` one threshold serves the whole matrix and everything up to and including it goes,
+slightly more than asked; this is the rule of the baseline in Wanda's repository.  With `row`
+exactly int(inputs * sparsity) weights leave every row, as in DSnoT's starting mask (Zhang et al.
+2024, arXiv 2310.08915).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class NoPruner(Pruner):
     prunes: ClassVar[bool] = False
 
     def statistic(self, in_features: int, device: torch.device) -> None:
-        """None: nothing is read of the inputs."""
+        """None: the inputs are not read."""
         return None
 
     def __call__(

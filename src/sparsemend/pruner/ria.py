@@ -3,10 +3,10 @@
     R_ij = |W_ij| / sum_k |W_kj|  +  |W_ij| / sum_k |W_ik|        score_ij = R_ij * ||X_j||_2^a
 
 Zhang et al. 2024, "Plug-and-Play: an efficient post-training pruning method for large language
-models" (ICLR).  Relative importance keeps whole channels from dying.  Compared over the whole
-matrix, as the authors' code does unless told otherwise, or within rows.  An all-zero row or column
+models" (ICLR).  Relative importance keeps whole channels from dying.  Scores are compared over the
+whole matrix, as the authors' code does by default, or within rows.  An all-zero row or column
 scores 0 where that code divides 0 by 0.  Its channel permutation for N:M is left out: the zeros of
-a permuted linear are N:M in no order that the exported model has.
+a permuted linear are N:M only in an order that the exported model does not have.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ class RIA(Pruner):
 
 
 def relative_importance(magnitude: Tensor) -> Tensor:
-    """Share of its column plus share of its row, magnitude (O, I) >= 0, in that dtype.
+    """Each weight's share of its column plus its share of its row, (O, I).
 
-    Half precision has few distinct shares of a wide matrix, and the ties decide the mask.
+    magnitude: (O, I) >= 0; the shares are in its dtype.  In half precision a wide matrix has few
+    distinct shares, and the ties decide the mask.
     """
     return _share(magnitude, dim=0) + _share(magnitude, dim=1)
 

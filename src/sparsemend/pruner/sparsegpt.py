@@ -1,9 +1,9 @@
 """SparseGPT: optimal brain surgeon, column by column, with one Hessian for all rows.
 
 Frantar and Alistarh 2023, arXiv 2301.00774.  With H^-1 = U^T U (U upper), a weight's score is
-w^2 / U_jj^2, and removing w_j moves the columns k to its right by -(w_j / U_jj) U_jk.  The score
-of unstructured pruning is taken once on entering a block of columns, one threshold for all rows,
-everything up to and including it goes (authors' code); that of N:M pruning on reaching a group.
+w^2 / U_jj^2, and removing w_j moves the columns k to its right by -(w_j / U_jj) U_jk.  Unstructured
+pruning scores a block of columns once, on entering it, and removes everything up to and including
+one threshold for all rows (authors' code); N:M pruning scores each group on reaching it.
 
 The columns are kept as the rows of a transposed copy, so each step works on contiguous memory.
 """
@@ -27,7 +27,7 @@ from sparsemend.sparse.selection import (
     lowest_per_group,
 )
 
-# what goes of a block of columns, bool (J, O), given its scores (J, O) and its number
+# (scores (J, O) of a block of columns, number of the block) -> removal mask, bool (J, O)
 ChooseCount = Callable[[Tensor, int], Tensor]
 
 
@@ -65,7 +65,7 @@ class SparseGPT(Pruner):
         return self._prune(weight, statistic, lambda s, _: lowest_of_layer(s, sparsity), pattern)
 
     def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
-        """Column blocks share the zeros by their widths, those left over to the first blocks."""
+        """Share the zeros among the column blocks by their widths and prune that many in each."""
         if not zeros:
             return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
         ends = range(0, weight.shape[1] + self.block_size, self.block_size)
@@ -127,12 +127,12 @@ def eliminate_(
     *,
     pattern: Pattern,
 ) -> None:
-    """Prune one block of the columns (I, O) and compensate in all to its right, in place.
+    """Prune one block of the columns (I, O) and compensate in all columns to its right, in place.
 
-    What goes of the block is in `removed` (I, O) already, or is filled in here, group by group of
-    an N:M pattern.  A column's value is final once the loop is past it, so the errors e_j = w_j
-    (removed ones) of the whole block follow from one product, and the columns beyond the block
-    are updated by a single matrix multiplication.
+    `removed` (I, O) marks the block's pruned weights already, or is filled in here, group by group,
+    for an N:M pattern.  A column's value is final once the loop is past it, so the errors e_j = w_j
+    of the block's removed weights follow from one product, and the columns beyond the block are
+    updated by a single matrix multiplication.
     """
     inside, gone, diagonal = columns[block], removed[block], factor.diagonal[block]
     unit = factor.unit[block]  # rows of U over their diagonal: the division by U_jj is in there
