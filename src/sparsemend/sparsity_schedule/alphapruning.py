@@ -1,7 +1,7 @@
 """AlphaPruning: matrices whose spectrum is heavier-tailed stay denser.
 
 alpha of a matrix: exponent of a power law fitted to its largest eigenvalues (squared singular
-values).  Per block the plain mean of its linears' alphas, then multiplicatively
+values).  m_b is the plain mean of the alphas of block b's linears and scales its rate:
 
     u_b = (m_b - min m) / (max m - min m) * 2 epsilon + 1 - epsilon,   s_b = u_b S sum n / sum(n u)
 

@@ -18,7 +18,7 @@ class Allocation(Mapping[str, float]):
     """Linear name -> sparsity in [0, 1], with the parameter-weighted mean checked on construction.
 
     `tolerance` is the documented deviation of that schedule's formula from the target.  `scores`:
-    what the rates were made from, by block or linear name, where the schedule measured something.
+    the measurements that the rates follow from, by block or linear name; empty without any.
     """
 
     rates: Mapping[str, float]
@@ -58,7 +58,7 @@ class Allocation(Mapping[str, float]):
 
 
 def mixed_tolerance(pattern: Pattern, blocks: int) -> float:
-    """What rounding to whole N per block may add to the mean: half a unit of blocks * M."""
+    """Largest deviation of the mean by rounding to whole N per block: half of 1 / (blocks * M)."""
     return 0.5 / (pattern.group_size * blocks) + 1e-9
 
 

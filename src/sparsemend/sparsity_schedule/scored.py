@@ -1,8 +1,9 @@
-"""What OWL, DLP and AlphaPruning share: a score per unit, a map to rates, a budget.
+"""The common base of OWL, DLP and AlphaPruning: a score per unit, a map to rates, a budget.
 
-The published codes let a rate leave its range: OWL and DLP raise what is <= 0 to 0.01 and miss the
+The published codes let a rate leave its range: OWL and DLP raise rates <= 0 to 0.01 and miss the
 target, AlphaPruning fails above 1.  budget=exact clips to [min_sparsity, max_sparsity] and moves
-all rates until the parameter-weighted mean is the target again; budget=reference does as coded.
+all rates until the parameter-weighted mean is the target again; budget=reference does what those
+codes do.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sparsemend.sparsity_schedule.rates.units import Granularity, Units, check_p
 
 log = logging.getLogger(__name__)
 
-LOWEST = 0.01  # what OWL's code makes of a rate <= 0
+LOWEST = 0.01  # OWL's code puts it in the place of a rate <= 0
 
 
 @dataclass(kw_only=True)
@@ -55,7 +56,7 @@ class ScoredSchedule(SparsitySchedule):
     def rates(
         self, scores: Sequence[float], weights: Sequence[int], sparsity: float
     ) -> list[float]:
-        """The published map to rates with weighted mean `sparsity`; they may leave [0, 1]."""
+        """Rates by the published map, with weighted mean `sparsity`; they may leave [0, 1]."""
 
     def allocate(
         self,
@@ -127,7 +128,7 @@ def reduce_scores(
     """`reduce` of the Wanda scores |W| * sqrt(v) of every unit, from one pass of the dense model.
 
     Nothing is pruned between blocks, so each sees the dense outputs of the one before it.  reduce
-    is given the scores (O, I), fp32, of all linears of the unit.
+    receives the scores (O, I), fp32, of all linears of the unit.
     """
     values = []
     for visit in walk(model, batches, device=device, offload=offload):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 log = logging.getLogger(__name__)
 
 SOLVERS = ("lp", "slsqp")
-# LoSA reference code: half the width of the band of rates, by the mean they have
+# LoSA reference code: (mean rate, half the width of the band of rates up to that mean)
 DELTAS = ((0.5, 0.01), (0.6, 0.02), (0.7, 0.03))
 Vector = Sequence[float]
 
@@ -55,7 +55,7 @@ def importance(similarity: Sequence[Vector], beta: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Band:
-    """What block rates must obey: weighted mean `target`, each between its two bounds.
+    """The constraints on block rates: weighted mean `target`, each rate between its two bounds.
 
     weights: parameters per block; floors: rates that blocks have already and cannot go below.
     """
@@ -118,9 +118,10 @@ def exact_rates(band: Band, costs: Vector) -> list[float]:
 
 
 def slsqp_rates(band: Band, costs: Vector) -> list[float]:
-    """What SciPy's SLSQP makes of it from a start at the upper bounds, as the reference calls it.
+    """The rates SciPy's SLSQP ends at from a start at the upper bounds, as the reference calls it.
 
-    Default tolerances, and the result is used even where SLSQP reports failure (which is logged).
+    Tolerances are SciPy's defaults; the rates are used even where SLSQP reports failure (which is
+    logged).
     """
     import numpy as np
     from scipy.optimize import Bounds, minimize
@@ -129,7 +130,7 @@ def slsqp_rates(band: Band, costs: Vector) -> list[float]:
     share = share / share.mean()
     slope = np.asarray(costs, dtype=np.float64) * share
     lower, upper = np.asarray(band.lower), np.asarray(band.upper)
-    found = minimize(
+    solution = minimize(
         lambda x: float(slope @ x),
         upper,
         jac=lambda x: slope,
@@ -137,15 +138,16 @@ def slsqp_rates(band: Band, costs: Vector) -> list[float]:
         bounds=Bounds(lower, upper),
         constraints={"type": "eq", "fun": lambda x: float((share * x).mean() - band.target)},
     )
-    if not found.success:
-        log.warning("SLSQP: %s; its rates are used all the same", found.message)
-    return [float(value) for value in np.clip(found.x, lower, upper)]
+    if not solution.success:
+        log.warning("SLSQP: %s; its rates are used all the same", solution.message)
+    return [float(value) for value in np.clip(solution.x, lower, upper)]
 
 
 def check_rule(prefix: str, *, samples: int, beta: float, delta: float | None, solver: str) -> None:
     """Raise ValueError on settings that no allocation can have; `prefix` names their config group.
 
-    Of one sequence the centred Gram matrix is zero, of two all are multiples of one matrix.
+    With one sequence the centred Gram matrix is zero; with two, all blocks' centred Gram matrices
+    are multiples of one matrix.
     """
     if samples < 3:
         raise ValueError(

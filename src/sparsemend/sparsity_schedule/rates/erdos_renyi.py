@@ -53,7 +53,7 @@ def _check_room(sparsity: float, size: Mapping[str, int], dense: Collection[str]
 
 
 def last_layer(names: Collection[str], block_of: Mapping[str, int], keep: str) -> list[str]:
-    """The linears that ER-plus keeps dense: of the last block all, or its last one.
+    """The linears that ER-plus keeps dense: all of the last block, or only its last one.
 
     keep: last_linear | last_block.  names in module order, block_of gives their block's index.
     """

@@ -1,5 +1,5 @@
-"""What the named options of the schedules may be, free of torch: checked before a run starts and
-again where a schedule is made."""
+"""The values that the schedules' options may have, free of torch; they are checked before a run
+starts and again where a schedule is made."""
 
 from __future__ import annotations
 

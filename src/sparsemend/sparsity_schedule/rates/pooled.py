@@ -17,9 +17,9 @@ BUCKETS = 2**HALF
 
 
 def lowest_counts(scores: Callable[[], Iterable[Tensor]], count: int) -> list[int]:
-    """How many of the `count` lowest of all scores lie in each matrix; ties to the earlier one.
+    """Number of the `count` lowest of all scores in each matrix; ties go to the earlier matrix.
 
-    scores() gives the matrices anew, fp32, finite, >= 0; it is called twice.
+    scores() yields all matrices, fp32, finite, >= 0; it is called twice.
     """
     upper = torch.stack([_histogram(_bits(score) >> HALF) for score in scores()])
     bucket = _crossing(upper.sum(dim=0), count)
@@ -37,7 +37,7 @@ def lowest_counts(scores: Callable[[], Iterable[Tensor]], count: int) -> list[in
 
 
 def _bits(score: Tensor) -> Tensor:
-    """int32 (n,) that rank as the scores do."""
+    """The bit patterns of the scores, int32 (n,), which rank as the scores do."""
     return (score.flatten().float() + 0.0).view(torch.int32)  # + 0.0 makes a -0.0 a 0.0
 
 
@@ -50,6 +50,6 @@ def _histogram(values: Tensor) -> Tensor:
 
 
 def _crossing(histogram: Tensor, count: int) -> int:
-    """The first entry with which the running sum reaches `count`."""
+    """Index of the first entry at which the running sum of `histogram` reaches `count`."""
     running = histogram.cumsum(dim=0)
     return int(torch.searchsorted(running, torch.tensor(count)).clamp(max=len(running) - 1))

@@ -31,9 +31,9 @@ def alpha_peak(spectrum: Tensor, *, logarithmic_bound: bool) -> float:
     """alpha of the tail that fits best among those that start near the spectrum's peak.
 
     Starts: i <= N - 2 with lower <= l_i <= 1.5 x, x the left edge of the fullest histogram bin;
-    lower = 0.95 x, or with `logarithmic_bound` log10(0.95 x), which the authors' code compares
-    with (below any l_i where x < 1, so that it bounds nothing).  The best has the smallest D, the
-    lowest i on ties.  No start at all: alpha_mid, where the authors' code returns 0.
+    lower = 0.95 x, or with `logarithmic_bound` log10(0.95 x), the bound in the authors' code (below
+    any l_i where x < 1, so that it bounds nothing).  The best has the smallest D, the lowest i on
+    ties.  Without any start the value is alpha_mid, where the authors' code returns 0.
     """
     if len(spectrum) < 2:
         return alpha_mid(spectrum)
@@ -43,9 +43,9 @@ def alpha_peak(spectrum: Tensor, *, logarithmic_bound: bool) -> float:
     best, distance = None, torch.inf
     for start in inside.nonzero().flatten().tolist():
         alpha = tail_alpha(spectrum, start)
-        found = tail_distance(spectrum, start, alpha)
-        if found < distance and alpha != torch.inf:
-            best, distance = alpha, found
+        gap = tail_distance(spectrum, start, alpha)
+        if gap < distance and alpha != torch.inf:
+            best, distance = alpha, gap
     return alpha_mid(spectrum) if best is None else best
 
 

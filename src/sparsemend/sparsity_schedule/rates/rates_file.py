@@ -1,8 +1,9 @@
 """Rates from a file, free of torch: .yaml, .json or .csv, by linear or by block.
 
 A key names a linear (`model.layers.3.mlp.up_proj`, or short `3.mlp.up_proj`) or a block
-(`model.layers.3`, or `3`); a linear's own key goes before its block's.  A .csv has two columns,
-name and sparsity, with or without a header.  The result.json of a run gives that run's rates.
+(`model.layers.3`, or `3`); a linear's own key takes precedence over its block's.  A .csv has two
+columns, name and sparsity, with or without a header.  The result.json of a run gives that run's
+rates.
 """
 
 from __future__ import annotations
@@ -49,27 +50,27 @@ def read_rates(path: Path) -> dict[str, float]:
 def by_linear(rates: Mapping[str, float], linears: Collection[str]) -> dict[str, float]:
     """The rate of every linear; raises ValueError naming linears without one and unused keys.
 
-    linears: full names; what stands before the block's index is not compared.
+    linears: full names; the part before the block's index is not compared.
     """
     short = {name: _within(name) for name in linears}
     inside = {_within(key): rate for key, rate in rates.items() if _within(key) in short.values()}
     others = {key: rate for key, rate in rates.items() if _within(key) not in short.values()}
     blocks = {match[1]: rate for key, rate in others.items() if (match := BLOCK.fullmatch(key))}
-    known = {name.split(".")[0] for name in short.values()}
-    extra = [key for key in others if not (m := BLOCK.fullmatch(key)) or m[1] not in known]
+    indices = {name.split(".")[0] for name in short.values()}
+    extra = [key for key in others if not (m := BLOCK.fullmatch(key)) or m[1] not in indices]
     if extra:
         raise ValueError(
             f"{len(extra)} keys name no linear and no block of this model, first {extra[0]!r}; "
-            f"a linear is for example {next(iter(short.values()))!r}, a block {min(known)!r}"
+            f"a linear is for example {next(iter(short.values()))!r}, a block {min(indices)!r}"
         )
-    found = {name: inside.get(key, blocks.get(key.split(".")[0])) for name, key in short.items()}
-    missing = [name for name, rate in found.items() if rate is None]
+    by_name = {name: inside.get(key, blocks.get(key.split(".")[0])) for name, key in short.items()}
+    missing = [name for name, rate in by_name.items() if rate is None]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(found)} linears have no rate, first {missing[0]}; give each "
+            f"{len(missing)} of {len(by_name)} linears have no rate, first {missing[0]}; give each "
             "linear or its block one"
         )
-    return {name: rate for name, rate in found.items() if rate is not None}
+    return {name: rate for name, rate in by_name.items() if rate is not None}
 
 
 def check_rates(
@@ -79,7 +80,10 @@ def check_rates(
     pattern: Pattern,
     tolerance: float,
 ) -> None:
-    """The weighted mean is the sparsity, and with a mixed pattern every rate keeps whole N >= 1."""
+    """Raise ValueError on a mean off `sparsity`, or a rate that a mixed pattern cannot keep.
+
+    The weighted mean may be off by `tolerance`; a mixed pattern needs a whole N >= 1 of every rate.
+    """
     if pattern.mixed:
         for name, rate in rates.items():
             try:
@@ -127,7 +131,7 @@ def _of_mapping(path: Path, text: str) -> list[tuple[str, Any]]:
 
 
 def _number(value: Any) -> float:
-    """As a float; NaN, which is in no range, where it is none."""
+    """`value` as a float; NaN, which lies in no range, where it is not a number."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

@@ -5,7 +5,7 @@
 
 Biased linear CKA (normalised HSIC) over sequences, LoSA's representation mutual information (Huang
 et al. 2025, arXiv 2502.14816).  The reference stores X_i of every block and forms two Gram matrices
-per pair; a block's K_i is all that its activations leave here, and C is one product.
+per pair; here only K_i is kept of a block's activations, and C is one product.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def block_similarity(
         products = gram(visit.inputs).cpu()
         centred = centre(products)
         norm = centred.norm()
-        # of equal rows centring leaves the rounding of fp32 products, 6e-8 of them
+        # centring equal rows leaves only the rounding of fp32 products, 6e-8 of their size
         if not norm > 1e-7 * products.norm():
             raise ValueError(
                 f"{visit.name} gets the same input for all {samples} calibration sequences, so its "

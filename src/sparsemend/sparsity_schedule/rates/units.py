@@ -1,4 +1,4 @@
-"""What a schedule gives one rate to: a whole block, or each linear by itself."""
+"""The units that get one rate each from a schedule: whole blocks, or single linears."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Units:
 
     @staticmethod
     def of(model: nn.Module, granularity: Granularity) -> Units:
-        """The units of `model`; a block without linears is none."""
+        """The units of `model`; a block without linears is not a unit."""
         prefix, blocks = find_blocks(model)
         names = {f"{prefix}.{i}": [*linears_of(block)] for i, block in enumerate(blocks)}
         full = {block: [f"{block}.{name}" for name in inner] for block, inner in names.items()}
@@ -42,7 +42,7 @@ class Units:
         return [sum(self.size[name] for name in inner) for inner in self.members.values()]
 
     def by_linear(self, values: Sequence[float]) -> dict[str, float]:
-        """The value of its unit for every linear."""
+        """Map every linear's full name to the value of its unit; `values` are one per unit."""
         pairs = zip(self.members.values(), values, strict=True)
         return {name: value for inner, value in pairs for name in inner}
 
@@ -68,9 +68,9 @@ class Units:
         return Allocation(self.by_linear(rates), self.size, target, tolerance, named)
 
     def from_counts(self, counts: Mapping[str, int], target: float, pattern: Pattern) -> Allocation:
-        """Rates that remove so many weights of every linear, pooled over each unit.
+        """The allocation that removes `counts` weights of the linears, pooled over each unit.
 
-        Whole weights miss the target by at most half a weight of the model.
+        Counts are whole, so the mean misses the target by at most half a weight of the model.
         """
         removed = [sum(counts[name] for name in inner) for inner in self.members.values()]
         rates = [count / size for count, size in zip(removed, self.weights, strict=True)]
