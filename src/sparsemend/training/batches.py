@@ -1,4 +1,4 @@
-"""Which examples a training step reads, and the loss it takes of them.
+"""The examples that a training step reads, and its loss on them.
 
 Micro-batch k of a run is a function of (seed, k) alone, whatever was interrupted in between; with
 several processes each takes its share of it, so the global batch does not depend on their number.
@@ -22,7 +22,7 @@ class SteppedBatches(Sampler[list[int]]):
     """Batches of row indices, each epoch a fresh permutation, starting at the micro-batch `start`.
 
     A global micro-batch holds batch_size * world rows, of which process `rank` reads every
-    world-th; `batches` is how many a whole run reads.
+    world-th; `batches` is the number of micro-batches of a whole run.
     """
 
     def __init__(
@@ -74,18 +74,18 @@ def next_token_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same from logits (B, T, V), of which the last position predicts nothing."""
+    """`next_token_loss` from logits (B, T, V), whose last position predicts nothing."""
     return F.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=UNLABELLED
     )
 
 
 def mean_loss(model: nn.Module, examples: Examples, device: torch.device, batch_size: int) -> float:
-    """The mean over all labelled tokens of `examples` (NaN where there is none)."""
+    """The mean loss over all labelled tokens of `examples`; NaN if there are none."""
     home = next(model.parameters()).device
     model.to(device)
     total, count = 0.0, 0
-    # within it a move would leave parameters that nobody may write to afterwards
+    # moving the model inside inference mode would leave parameters that cannot be written to later
     with torch.inference_mode():
         for start in range(0, len(examples), batch_size):
             part = slice(start, start + batch_size)
@@ -98,7 +98,7 @@ def mean_loss(model: nn.Module, examples: Examples, device: torch.device, batch_
 
 
 def count_labels(labels: Tensor) -> int:
-    """How many next-token positions of labels (B, T) count."""
+    """The number of next-token positions of labels (B, T) that count."""
     return int((labels[:, 1:] != UNLABELLED).sum())
 
 

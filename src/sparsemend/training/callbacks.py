@@ -1,4 +1,4 @@
-"""What every fit brings to the Trainer: the resumable checkpoint and the lines one watches."""
+"""The callbacks that every fit gives the Trainer: resumable checkpoint, speed, progress lines."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ VALIDATION_LOSS = "validation/loss"
 
 
 class LastCheckpoint(Checkpoint):
-    """last.ckpt every plan.checkpoint_every steps, after that step's validation if there is one.
+    """Writes last.ckpt every plan.checkpoint_every steps, after that step's validation if any.
 
-    Lightning does not repeat on resume a validation that was due when the checkpoint was written,
-    so it must not be written before it.
+    On resume Lightning does not repeat a validation that was due when the checkpoint was written,
+    so the checkpoint must not be written before that validation.
     """
 
     def __init__(self, plan: TrainingPlan, path: Path) -> None:
@@ -57,7 +57,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class Pace(Callback):
-    """Tokens per second of the training steps alone, and a line per validation."""
+    """Logs the tokens per second of the training steps alone, and a line per validation."""
 
     def __init__(self, plan: TrainingPlan) -> None:
         self.plan = plan

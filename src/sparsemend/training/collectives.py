@@ -1,4 +1,4 @@
-"""What the ranks of a fit tell each other beside gradients: buffers, mean losses, digests."""
+"""Messages between the ranks of a fit besides gradients: buffers, mean losses, digests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def send_buffers(module: nn.Module) -> None:
 
 
 def mean_over_ranks(mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(mean over all ranks' items, what this rank's mean must be scaled by).
+    """(mean over all ranks' items, factor by which this rank must scale its mean).
 
     mean: of this rank's `count` items.  DistributedDataParallel averages gradients over ranks as
     if counts were equal; with the scaled loss it averages over items.
@@ -31,7 +31,10 @@ def mean_over_ranks(mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def average_over_ranks_(tensor: Tensor) -> Tensor:
-    """`tensor`, replaced by its mean over the ranks, the same bits on each; itself if alone."""
+    """Replace `tensor` by its mean over the ranks, the same bits on each, and return it.
+
+    Without a process group it is returned unchanged.
+    """
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(tensor)
         tensor /= distributed.get_world_size()
@@ -41,12 +44,12 @@ def average_over_ranks_(tensor: Tensor) -> Tensor:
 def check_equal_over_ranks(tensors: Mapping[str, Tensor], device: torch.device) -> None:
     """Raise RuntimeError, on every rank, naming the first tensor whose bits differ between ranks.
 
-    device: where the process group works.
+    device: the one that the process group communicates on.
     """
-    own = torch.tensor([digest(tensor) for tensor in tensors.values()], device=device)
-    first = own.clone()
+    digests = torch.tensor([digest(tensor) for tensor in tensors.values()], device=device)
+    first = digests.clone()
     distributed.broadcast(first, src=0)
-    differs = (own != first).to(torch.int64)
+    differs = (digests != first).to(torch.int64)
     distributed.all_reduce(differs)
     for name, ranks in zip(tensors, differs.tolist(), strict=True):
         if ranks:

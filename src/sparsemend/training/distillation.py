@@ -1,4 +1,4 @@
-"""Learn from the dense model beside the text: its distribution and its hidden states.
+"""Learn from the dense model's distribution and hidden states besides the text.
 
     loss = (1 - w) CE + w t^2 KL(dense || sparse, both at temperature t)
          + h mean over blocks of |s - d|^2 / |d|^2,   s, d: hidden states of one position
@@ -7,8 +7,8 @@ The first line is Hinton, Vinyals, Dean 2015 (arXiv 1503.02531).  The second is 
 et al. 2023, arXiv 2310.06927) with its norm taken per position instead of per batch, so that it
 adds up over micro-batches and processes.  All are means over the labelled positions.
 
-The teacher is no part of the module that trains: it is in no checkpoint, may be of another dtype
-and live on another device, and every process loads its own.
+The teacher is not part of the module that trains: no checkpoint holds it, its dtype and device may
+differ, and every process loads its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """How much a fit listens to the dense model; the values live in conf/training/default.yaml."""
+    """The settings of learning from the dense model; values live in conf/training/default.yaml."""
 
     weight: float
     temperature: float
@@ -61,7 +61,7 @@ class Distillation:
 
 
 class Teacher(Objective):
-    """The dense model as what is learnt from; loaded once per process, before the first step."""
+    """The objective that learns from the dense model, loaded once per process before step 1."""
 
     def __init__(self, settings: Distillation, load: Callable[[], PreTrainedModel]) -> None:
         self.settings, self.load = settings, load
@@ -78,14 +78,14 @@ class Teacher(Objective):
 
     def prepare(self, device: torch.device) -> None:
         if self._model is not None:
-            return  # of an earlier fit of the same method
+            return  # loaded for an earlier fit of the same method
         asked = self.settings.teacher_device
         place = device if asked is None else checked_device(asked)
-        with torch.random.fork_rng(devices=[]):  # a model of random weights seeds it
+        with torch.random.fork_rng(devices=[]):  # a model of random weights seeds the generator
             model = self.load()
         nn.Module.to(model, place)
         if self.settings.teacher_dtype is not None:
-            # as a model is loaded in a dtype: rotary frequencies and other buffers stay fp32
+            # as when a model is loaded in a dtype: rotary frequencies and other buffers stay fp32
             for parameter in model.parameters():
                 parameter.data = parameter.data.to(getattr(torch, self.settings.teacher_dtype))
         self._model = model.requires_grad_(False).eval()
@@ -97,7 +97,7 @@ class Teacher(Objective):
         )
 
     def report(self) -> dict[str, Any]:
-        """dtype, device and bytes of the teacher, where it was needed."""
+        """dtype, device and bytes of the teacher; empty before it is loaded."""
         if self._model is None:
             return {}
         held = [*self.model.parameters(), *self.model.buffers()]
@@ -111,19 +111,19 @@ class Teacher(Objective):
 
     def __call__(self, model: nn.Module, tokens: Tensor, labels: Tensor) -> Loss:
         weight, hidden = self.settings.weight, self.settings.hidden_weight
-        taught = self._outputs(tokens)
-        own = model(input_ids=tokens, use_cache=False, output_hidden_states=hidden > 0)
+        teacher = self._outputs(tokens)
+        student = model(input_ids=tokens, use_cache=False, output_hidden_states=hidden > 0)
         counts = labels[:, 1:] != UNLABELLED
-        cross_entropy = token_loss(own.logits, labels)
+        cross_entropy = token_loss(student.logits, labels)
         total = (1 - weight) * cross_entropy
         parts = {"train/cross_entropy": cross_entropy.detach()}
         if weight:
-            taught_logits = taught.logits[:, :-1].to(tokens.device)[counts]
-            kl = divergence(own.logits[:, :-1][counts], taught_logits, self.settings.temperature)
+            wanted = teacher.logits[:, :-1].to(tokens.device)[counts]
+            kl = divergence(student.logits[:, :-1][counts], wanted, self.settings.temperature)
             total = total + weight * kl
             parts["train/distillation"] = kl.detach()
         if hidden:
-            distance = hidden_distance(own.hidden_states, taught.hidden_states, counts)
+            distance = hidden_distance(student.hidden_states, teacher.hidden_states, counts)
             total = total + hidden * distance
             parts["train/hidden_distance"] = distance.detach()
         return Loss(total, parts)
@@ -131,7 +131,7 @@ class Teacher(Objective):
     @torch.no_grad()
     def _outputs(self, tokens: Tensor) -> Any:
         device = self.model.device
-        with torch.autocast(device.type, enabled=False):  # in the dtype it was asked for
+        with torch.autocast(device.type, enabled=False):  # the teacher computes in its own dtype
             return self.model(
                 input_ids=tokens.to(device),
                 use_cache=False,
@@ -139,34 +139,34 @@ class Teacher(Objective):
             )
 
 
-def divergence(own: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """t^2 KL(taught || own) of logits (P, V) at temperature t, mean over P positions, in fp32.
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """t^2 KL(teacher || student) of logits (P, V) at temperature t, mean over P positions, in fp32.
 
     The factor keeps the gradient's size as t grows (Hinton et al. 2015, Sec. 2.1).
     """
-    ours = F.log_softmax(own.float() / temperature, dim=-1)
-    theirs = F.log_softmax(taught.float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+    log_q = F.log_softmax(student.float() / temperature, dim=-1)
+    log_p = F.log_softmax(teacher.float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
-def hidden_distance(own: Sequence[Tensor], taught: Sequence[Tensor], counts: Tensor) -> Tensor:
+def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], counts: Tensor) -> Tensor:
     """Mean over blocks and counted positions of |s - d|^2 / |d|^2, in fp32.
 
-    own, taught: hidden states (B, T, D), the embeddings first, which are left out.  counts: bool
-    (B, T - 1), the positions whose next token is labelled.
+    student, teacher: hidden states (B, T, D), the embeddings first, which are left out.  counts:
+    bool (B, T - 1), the positions whose next token is labelled.
     """
-    total = own[0].new_zeros((), dtype=torch.float32)
-    for ours, theirs in zip(own[1:], taught[1:], strict=True):
-        wanted = theirs[:, :-1].to(ours.device)[counts].float()
-        error = (ours[:, :-1][counts].float() - wanted).square().sum(dim=-1)
+    total = student[0].new_zeros((), dtype=torch.float32)
+    for s, d in zip(student[1:], teacher[1:], strict=True):
+        wanted = d[:, :-1].to(s.device)[counts].float()
+        error = (s[:, :-1][counts].float() - wanted).square().sum(dim=-1)
         norm = wanted.square().sum(dim=-1)
         norm = norm.masked_fill(norm == 0, torch.inf)  # such a state has no relative distance
         total = total + (error / norm).mean()
-    return total / (len(own) - 1)
+    return total / (len(student) - 1)
 
 
 def checked_device(name: str) -> torch.device:
-    """The device of this name; raises ValueError unless it is here."""
+    """The device of this name; raises ValueError unless this machine has it."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

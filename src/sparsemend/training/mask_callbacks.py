@@ -1,4 +1,4 @@
-"""The two callbacks that hold supports while a method trains, and move them when it wants that.
+"""Two callbacks: one holds supports while a method trains, the other moves them when due.
 
 Each leaves the invariant true by itself, so their order cannot matter.
 """
@@ -15,7 +15,7 @@ from sparsemend.sparse.linear import sparse_linears, zero_off_
 
 
 class EnforceMasks(Callback):
-    """Gradient times keep before the optimizer step, projection after it."""
+    """Multiplies gradients by keep before the optimizer step and projects weights after it."""
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -49,7 +49,7 @@ class UpdateMasks(Callback):
 
     @abstractmethod
     def update(self, module: LightningModule, optimizer: Optimizer, step: int) -> None:
-        """Move supports through `set_effective_` and reset what the optimizer knew of them."""
+        """Move supports through `set_effective_` and reset the optimizer state of what moved."""
 
     def on_train_batch_end(
         self,

@@ -53,7 +53,7 @@ class RepairModule(LightningModule):
         first_step: int = 0,
         objective: Objective | None = None,
     ) -> None:
-        """first_step: optimizer steps of earlier fits whose reading and draws this one goes on."""
+        """first_step: optimizer steps of earlier fits, whose data order and draws continue here."""
         super().__init__()
         self.model = model
         self.plan = plan
@@ -87,8 +87,8 @@ class RepairModule(LightningModule):
             callbacks=[best, last, stop, Pace(self.plan)],
             max_steps=self.plan.max_steps,
             max_epochs=1,
-            # bf16-true is done to the parameters by the method: Lightning's would round every
-            # buffer of the model too, the rotary frequencies among them
+            # for bf16-true the method rounds the parameters: Lightning would round every buffer of
+            # the model too, the rotary frequencies among them
             precision=self.plan.precision if self.plan.precision != "bf16-true" else "32-true",
             accumulate_grad_batches=self.plan.accumulate,
             gradient_clip_val=self.plan.gradient_clip or None,
@@ -113,7 +113,7 @@ class RepairModule(LightningModule):
 
     @contextmanager
     def _training_mode(self) -> Iterator[None]:
-        """Train mode, and what the plan asks of the model's forward, all undone at the end."""
+        """Enter train mode, with checkpointing and compilation by the plan until the end."""
         self.model.train()
         if self.plan.activation_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -128,7 +128,7 @@ class RepairModule(LightningModule):
 
     def on_fit_start(self) -> None:
         self.objective.prepare(self.device)
-        # not earlier: what it hooks into the model could not be sent to other processes
+        # not earlier: a model with these hooks could not be sent to other processes
         self._after_fit.enter_context(self._training_mode())
         if self.trainer.world_size > 1:
             send_buffers(self)
@@ -143,22 +143,22 @@ class RepairModule(LightningModule):
         torch.manual_seed((self.seed * 1_000_003 + number) * 101 + self.global_rank)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Tensor], batch_index: int) -> None:
-        # a stop that is asked for is preceded by a validation, the last of the plan's steps is not
+        # Lightning validates before a requested stop, but not after the last of the plan's steps
         if self.global_step >= self.plan.max_steps:
             self.trainer.should_stop = True
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
-        found = self.objective(self.model, *batch)
-        own = found.total
-        loss, share = own.detach(), None
+        step_loss = self.objective(self.model, *batch)
+        rank_mean = step_loss.total
+        loss, share = rank_mean.detach(), None
         if self.trainer.world_size > 1:
-            loss, share = mean_over_ranks(own, count_labels(batch[1]))
+            loss, share = mean_over_ranks(rank_mean, count_labels(batch[1]))
         if not torch.isfinite(loss):  # the same on every rank, so that all stop
             self._stop("loss", float(loss))
         self.log("train/loss", loss, prog_bar=True)
-        for name, part in found.parts.items():
+        for name, part in step_loss.parts.items():
             self.log(name, part, rank_zero_only=True)  # of rank 0's own windows
-        return own if share is None else own * share
+        return rank_mean if share is None else rank_mean * share
 
     def configure_gradient_clipping(
         self,
@@ -223,7 +223,7 @@ class RepairModule(LightningModule):
         examples = self.validation_examples
         rows = range(self.global_rank, len(examples), self.trainer.world_size)
         if not rows and len(examples):
-            # a rank without a window still takes part in the validation, with one that counts not
+            # a rank without a window joins the validation with a window that does not count
             first = examples.first(1)
             rows, examples = (
                 range(1),
@@ -258,7 +258,7 @@ class RepairModule(LightningModule):
         }
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """What is trained or `moving` (supports), under their names in this module's state."""
+        """Tensors that are trained or `moving` (supports), by name in this module's state."""
         changing = {name for name, p in self.named_parameters() if p.requires_grad}
         for name, linear in sparse_linears(self):
             changing |= {f"{name}.{tensor}" for tensor in linear.moving}

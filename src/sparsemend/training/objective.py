@@ -1,4 +1,4 @@
-"""What a training step minimises: next-token cross-entropy, or what replaces it."""
+"""The loss that a training step minimises: next-token cross-entropy, or a replacement of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparsemend.training.batches import next_token_loss
 
 @dataclass(frozen=True)
 class Loss:
-    """The scalar to minimise, and detached scalars to log that it is made of, by name."""
+    """The scalar to minimise, and its parts by name, detached scalars to log."""
 
     total: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class Loss:
 class Objective(ABC):
     """The loss of a model on labelled windows; a mean over labelled positions, in fp32.
 
-    One that is no such mean would not add up over micro-batches and processes.
+    A loss that is not such a mean would not add up over micro-batches and processes.
     """
 
     @abstractmethod
@@ -32,11 +32,11 @@ class Objective(ABC):
         """The loss of `model` on windows `tokens` and `labels` (B, T)."""
 
     def prepare(self, device: torch.device) -> None:
-        """Called in every process before its first step, with the device it trains on."""
+        """Get ready to train on `device`; called in every process before its first step."""
         return
 
     def report(self) -> dict[str, Any]:
-        """What the result tells of it."""
+        """Entries that the run's result has about this objective."""
         return {}
 
 

@@ -93,7 +93,7 @@ class MuonWithAdamW(Optimizer):
 
 
 def state_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
-    """What an optimizer of `make_optimizer` knows of one parameter; {} where nothing yet."""
+    """The state that an optimizer of `make_optimizer` has for one parameter; {} if none yet."""
     parts = optimizer.parts if isinstance(optimizer, MuonWithAdamW) else [optimizer]
     return next((part.state[parameter] for part in parts if parameter in part.state), {})
 

@@ -40,7 +40,7 @@ COUNTS = (
 
 @dataclass(kw_only=True)
 class StepPlan:
-    """How an optimizer takes its steps, whatever the loss."""
+    """The settings of the optimizer and its steps, whatever the loss."""
 
     learning_rate: float
     min_learning_rate: float
@@ -66,7 +66,7 @@ class StepPlan:
             )
 
     def make_optimizer(self, model: nn.Module) -> Optimizer:
-        """The optimizer of what requires gradients in `model`; a method may bring its own."""
+        """The optimizer of all parameters that require gradients; a method may override it."""
         return make_optimizer(
             self.optimizer,
             {name: p for name, p in model.named_parameters() if p.requires_grad},
@@ -125,7 +125,7 @@ class TrainingPlan(StepPlan):
         for name in COUNTS:
             check_count(name, getattr(self, name))
         super().__post_init__()
-        _ = self.distillation  # refused here where it cannot work
+        _ = self.distillation  # raises ValueError here on settings that cannot work
 
     @property
     def distillation(self) -> Distillation:

@@ -5,8 +5,8 @@ the values of its parameters and buffers; those follow through the process group
 launcher would repeat the command in every process instead: each would load, measure and prune,
 and the children of a sweep's first job would repeat the whole sweep.
 
-Whoever fails ends all: a rank whose rank 0 is gone ends itself, and rank 0 raises what a lost
-rank reported, or ends after GRACE seconds where it waits for that rank inside a collective.
+A failure anywhere ends all ranks: a rank ends itself when rank 0 is gone, and rank 0 raises the
+report of a lost rank, or ends after GRACE seconds if it waits for that rank inside a collective.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ READY = ""  # the report of a rank that has its module
 
 @dataclass(frozen=True, kw_only=True)
 class Team:
-    """The processes of one fit: on what, how many, with how many torch threads each."""
+    """The processes of one fit: their accelerator and number, and the torch threads of each."""
 
     accelerator: str
     world: int
@@ -54,7 +54,7 @@ class Team:
     out: Path
 
     def settings(self, rank: int) -> dict[str, Any]:
-        """What the Trainer of process `rank` is given besides the settings of the fit."""
+        """Trainer arguments of process `rank` besides the settings of the fit."""
         return {
             "accelerator": self.accelerator,
             "devices": self.world,
@@ -115,7 +115,7 @@ class StopAtOnce(Callback):
 
 @contextmanager
 def with_threads(count: int) -> Iterator[None]:
-    """Within, torch computes with `count` threads, which Lightning leaves alone."""
+    """Let torch compute with `count` threads inside; Lightning does not change that number."""
     before, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(count)
     os.environ["OMP_NUM_THREADS"] = str(count)
@@ -130,14 +130,17 @@ def with_threads(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Follower:
-    """A process of rank > 0 as rank 0 sees it: it reports READY, and why where it fails."""
+    """A process of rank > 0 as rank 0 sees it; it reports READY, and its traceback if it fails."""
 
     rank: int
     process: BaseProcess
     reports: connection.Connection
 
     def report(self, *, seconds: float | None) -> str | None:
-        """What it says within this time (None: whatever that takes), also if it is just gone."""
+        """The process's next report, or None if none comes within `seconds` (None: no limit).
+
+        The report of a process that ended without one tells its exit code.
+        """
         try:
             return str(self.reports.recv()) if self.reports.poll(seconds) else None
         except EOFError:
@@ -147,9 +150,9 @@ class Follower:
 
 @contextmanager
 def start_followers(team: Team, module: RepairModule, checkpoint: Path | None) -> Iterator[None]:
-    """Within, ranks 1 ... world - 1 fit `module` too and this process is rank 0 of their group.
+    """Let ranks 1 ... world - 1 fit `module` too; inside, this process is rank 0 of their group.
 
-    Raises RuntimeError with its report where another rank fails first.
+    If another rank fails first, raises RuntimeError with that rank's report.
     """
     store = distributed.TCPStore(HOST, 0, team.world, is_master=True, wait_for_workers=False)
     followers = start(team, module, store.port, checkpoint)
@@ -198,18 +201,19 @@ def start(team: Team, module: RepairModule, port: int, checkpoint: Path | None) 
 
 
 def blame(followers: Sequence[Follower], error: RuntimeError) -> None:
-    """Raise RuntimeError from `error`, a collective's perhaps, where another rank failed first.
+    """Raise RuntimeError from `error`, perhaps of a collective, if another rank failed first.
 
-    The group must still be alive: until it is left, the others only report errors of their own.
+    The group must still be alive: until this rank leaves it, the others report only their own
+    errors.
     """
     for follower in followers:
         report = follower.report(seconds=1.0)
-        if report and str(error) not in report:  # else all ranks found the same
+        if report and str(error) not in report:  # otherwise all ranks met the same error
             raise RuntimeError(f"rank {follower.rank} failed: {report}") from error
 
 
 def end_with_any(followers: Sequence[Follower], over: threading.Event) -> None:
-    """End this process where another has ended and the fit is not over within GRACE seconds."""
+    """End this process if another ends and the fit is not over GRACE seconds later."""
     ended = connection.wait([follower.process.sentinel for follower in followers])
     if over.wait(GRACE):
         return
@@ -222,7 +226,7 @@ def end_with_any(followers: Sequence[Follower], over: threading.Event) -> None:
 
 @contextmanager
 def join_group(team: Team, rank: int, store: distributed.Store) -> Iterator[None]:
-    """Within, this process is `rank` of the default process group."""
+    """Make this process `rank` of the default process group while inside."""
     on_gpu = team.accelerator == "gpu"
     if on_gpu:
         torch.cuda.set_device(rank)
@@ -249,10 +253,10 @@ def follow(
     checkpoint: Path | None,
     reports: connection.Connection,
 ) -> None:
-    """The life of a process of rank > 0: fit the module that rank 0 sent, say nothing, leave."""
+    """Run a process of rank > 0: fit the module that rank 0 sent, without log lines, and return."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts all; rank 0 decides
     threading.Thread(target=end_with_parent, daemon=True).start()
-    logging.disable(logging.WARNING)  # rank 0 says it
+    logging.disable(logging.WARNING)  # rank 0 logs for all
     warnings.simplefilter("ignore")
     try:
         module: RepairModule = pickle.loads(sent)
