@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """What a method may use besides the model.
+    """The data, tools and settings that a method may use besides the model.
 
     calibration: token batches (B, T); train and validation: labelled windows (N, T), empty where
     the method does not train.
@@ -73,7 +73,7 @@ class RepairMethod(ABC):
     holds_support: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = False
     needs_dense: ClassVar[bool] = False  # reads dense weights; refused on pruned checkpoints
-    # sparsities of single linears become the method's own, their mean stays; `asked` of the
+    # the method changes the sparsities of single linears and keeps their mean; `asked` in the
     # diagnostics gives them by name
     reallocates: ClassVar[bool] = False
 
@@ -86,16 +86,16 @@ class RepairMethod(ABC):
         return
 
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
-        """Raise ValueError, before any long work, where this model cannot be repaired so.
+        """Raise ValueError, before any long work, if the method cannot repair this model.
 
         supports: bool (O, I) per linear of an already pruned checkpoint, None before pruning.
         """
         return
 
     def save_adapter(self, model: PreTrainedModel, folder: Path, *, base: str) -> None:
-        """Write what is kept apart from the weights of `base`; nothing for foldable methods."""
+        """Write the adapter that stays apart from the weights of `base`; nothing if foldable."""
         return
 
     def load_adapter(self, model: PreTrainedModel, folder: Path) -> None:
-        """Attach what `save_adapter` wrote to the SparseLinears of its base; ValueError if none."""
+        """Attach what `save_adapter` wrote to its base's linears; ValueError if it writes none."""
         raise ValueError(f"{type(self).__name__} reads no adapter back, but there is {folder}")

@@ -1,4 +1,4 @@
-"""What SEFT and SpIEL share: a budget of deltas, where they start, their optimizer and rounds."""
+"""The base of SEFT and SpIEL: a budget of deltas, their starts, their optimizer and rounds."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class DeltaRepair(TrainedRepair):
         check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
         if self.seed_age_offset not in (0, 1):
             raise ValueError(f"method.seed_age_offset={self.seed_age_offset} is not 0 or 1")
-        SlotAdamW([nn.Parameter(torch.zeros(1))], **self._adamw())  # refuses what cannot be
+        SlotAdamW([nn.Parameter(torch.zeros(1))], **self._adamw())  # raises on bad values
 
     @abstractmethod
     def make_layer(self, linear: SparseLinear, positions: Tensor) -> DeltaLinear:
@@ -63,7 +63,7 @@ class DeltaRepair(TrainedRepair):
 
     @abstractmethod
     def make_window(self, layer: DeltaLinear) -> Window:
-        """What collects the gradients of `layer` before a round."""
+        """The window that collects the gradients of `layer` before a round."""
 
     @abstractmethod
     def make_rounds(self) -> DeltaRounds:
@@ -71,16 +71,16 @@ class DeltaRepair(TrainedRepair):
 
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
         linears = prunable_linears(model)
-        # that a file of supports fits the model is checked where it is used
+        # whether a file of supports fits the model is checked where the file is used
         if supports is not None and supports.keys() == linears.keys():
             self.shares(model, {name: int(keep.sum()) for name, keep in supports.items()})
 
     def counts(self, model: PreTrainedModel) -> dict[str, int]:
-        """How many deltas every linear gets; raises ValueError where it keeps fewer weights."""
+        """Linear name -> number of deltas; raises ValueError if a linear keeps fewer weights."""
         return self.shares(model, {name: int(m.keep.sum()) for name, m in sparse_linears(model)})
 
     def shares(self, model: PreTrainedModel, kept: Mapping[str, int]) -> dict[str, int]:
-        """The same of linears that keep so many weights."""
+        """`counts` for linears of which each keeps the `kept` number of weights."""
         linears = prunable_linears(model)
         shapes = {name: tuple(linears[name].weight.shape) for name in kept}
         counts = self.deltas.per_linear(shapes, sum(p.numel() for p in model.parameters()))
@@ -102,7 +102,7 @@ class DeltaRepair(TrainedRepair):
         return [layer.values for _, layer in delta_linears(model)]
 
     def ready_for(self, model: PreTrainedModel, step: int) -> None:
-        """Fresh windows where that step is observed, none elsewhere."""
+        """Give every layer a fresh window if optimizer step `step` is observed, else none."""
         make_window = self.make_rounds().make_window
         for _, layer in delta_linears(model):
             layer.window = None
@@ -127,7 +127,7 @@ class DeltaRepair(TrainedRepair):
         }
 
     def evolution_record(self, model: PreTrainedModel) -> dict[str, Any]:
-        """The rounds of the fit, also those after the weights it ends with (keep_best).
+        """The record of all rounds of the fit, even those after its best weights (keep_best).
 
         Every list of a round has a number per entry of `linears`.
         """

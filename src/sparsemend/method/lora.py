@@ -3,8 +3,8 @@
     y = x W^T + s (drop(x) A^T) B^T,   s = alpha / r   (Hu et al. 2021, arXiv 2106.09685)
 
 The update is dense, so merging it fills the zeros in.  The repaired model therefore stays base +
-adapter, which is what is measured; the adapter is saved in the layout of PEFT and the base beside
-it keeps its zeros.  `allow_densify` merges all the same and reports the sparsity that cost.
+adapter and is measured so; the adapter is saved in the layout of PEFT and the base beside it keeps
+its zeros.  `allow_densify` merges all the same and reports the sparsity that this costs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Lora(TrainedRepair):
         return factors(model)
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Nothing, or (allow_densify) the dense sum with an all-kept support."""
+        """Leave base and adapter apart, or (allow_densify) merge them on an all-kept support."""
         if not self.allow_densify:
             return {"merged": False}
         before = support_sparsity(model)
@@ -72,11 +72,11 @@ class Lora(TrainedRepair):
         return {"merged": True, "lost_sparsity": before - support_sparsity(model)}
 
     def save_adapter(self, model: PreTrainedModel, folder: Path, *, base: str) -> None:
-        """PEFT's adapter_config.json and adapter_model.safetensors; nothing once merged."""
-        found = {name: m for name, m in adapters(model) if isinstance(m, LoraLinear)}
-        if found:
+        """Write PEFT's adapter_config.json and adapter_model.safetensors; nothing once merged."""
+        linears = {name: m for name, m in adapters(model) if isinstance(m, LoraLinear)}
+        if linears:
             save_peft(
-                {name: (m.lora_a, m.lora_b) for name, m in found.items()},
+                {name: (m.lora_a, m.lora_b) for name, m in linears.items()},
                 model,
                 folder,
                 base=base,

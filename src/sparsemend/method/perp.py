@@ -107,11 +107,11 @@ class Perp(TrainedRepair):
         widen(self._vectors(model))
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        found = [original(module, name) for module, name in self._vectors(model)]
+        parameters = [original(module, name) for module, name in self._vectors(model)]
         for _, adapter in adapters(model):
             if isinstance(adapter, ScaleLoraLinear):
-                found += [adapter.scale_a, adapter.scale_b]
-        return found
+                parameters += [adapter.scale_a, adapter.scale_b]
+        return parameters
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
         narrow(model)

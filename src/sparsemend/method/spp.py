@@ -54,8 +54,8 @@ class SppLinear(SparseLinear):
 
     def effective_weight(self) -> Tensor:
         factor = self.spp_a.repeat_interleave(self.out_features // len(self.spp_a), dim=0)
-        one = 1 + self.scale * factor * self.spp_b.unsqueeze(1)
-        return (self.weight.to(one.dtype) * one).to(self.weight.dtype)
+        multiplier = 1 + self.scale * factor * self.spp_b.unsqueeze(1)
+        return (self.weight.to(multiplier.dtype) * multiplier).to(self.weight.dtype)
 
     @torch.no_grad()
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
@@ -119,8 +119,8 @@ class Spp(TrainedRepair):
         attach_adapters(model, make)
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        found = [m for _, m in adapters(model) if isinstance(m, SppLinear)]
-        return [p for adapter in found for p in (adapter.spp_a, adapter.spp_b)]
+        linears = [m for _, m in adapters(model) if isinstance(m, SppLinear)]
+        return [p for linear in linears for p in (linear.spp_a, linear.spp_b)]
 
 
 class GroupedProduct(torch.autograd.Function):

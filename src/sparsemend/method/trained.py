@@ -46,17 +46,17 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         return
 
     def callbacks(self) -> list[Callback]:
-        """What the method brings to the Trainer."""
+        """The callbacks that the method gives the Trainer."""
         return [EnforceMasks()]
 
     def objective(self, bench: Workbench) -> Objective:
-        """What a step minimises, as the plan has it."""
+        """The objective of a step: by the plan, distillation or the next-token loss."""
         if self.distillation.on:
             return Teacher(self.distillation, bench.load_dense)
         return NextToken()
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Replace every adapter by a SparseLinear with the same effective weight; diagnostics."""
+        """Replace every adapter by a SparseLinear of its effective weight; return diagnostics."""
         return fold_adapters(model)
 
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
@@ -78,13 +78,13 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         report |= self.fold(model)
         check_supports(model)
         if self.foldable and not self.holds_support:
-            # what validation saw was denser than what is left
+            # validation saw a denser model than the one that is left
             loss = mean_loss(model, module.validation_examples, bench.device, self.batch_size)
             report[f"{VALIDATION_LOSS}/folded"] = loss
         return {**report, "trained_parameters": parameters}
 
     def free_trainable(self, model: PreTrainedModel) -> int:
-        """Freeze all but what is trained; how many parameters that is, pruned weights apart."""
+        """Freeze all but the trained parameters; return their number without pruned weights."""
         model.requires_grad_(False)
         parameters = self.trainable(model)
         if not parameters:

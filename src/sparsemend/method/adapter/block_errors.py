@@ -4,7 +4,7 @@
 
 D is the dense output of block i, y that of the pruned model on its own path, so errors accumulate
 with depth (LoSA, Huang et al. 2025, arXiv 2502.14816).  The dense outputs are streamed, where the
-released code stores those of every block; fp32 where it takes bf16.
+released code stores those of every block, and errors are fp32, where it takes bf16.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sparsemend.sparse.pattern import Pattern
 
 @dataclass(frozen=True)
 class ModelPair:
-    """A model, the dense one it is compared with, and the token batches (B, T) both are walked on.
+    """A model, its dense counterpart, and the token batches (B, T) on which both are walked.
 
-    The dense one may live on the host while the model is on `device`.
+    The dense model may live on the host while the other is on `device`.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ def output_errors(pair: ModelPair) -> list[float]:
 def prune_and_compare(
     pair: ModelPair, pruner: Pruner, allocation: Mapping[str, float], pattern: Pattern
 ) -> list[float]:
-    """Prune the model block by block, in place; e_i of every block as pruned."""
+    """Prune the model block by block, in place, and return e_i of every pruned block."""
 
     def pruning() -> Iterator[tuple[Visit, Visit]]:
         for dense, visit in pair.walk():
@@ -77,9 +77,9 @@ def relative_error(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> float:
 
 
 def mean_relative(squared: Tensor, energy: Tensor) -> float:
-    """The same from sums per channel (d,).
+    """`relative_error` from sums per channel (d,).
 
-    Channels in which all dense values are 0 are left out; 0 if that is all of them.
+    Channels in which all dense values are 0 are left out; the error is 0 if no channel is left.
     """
     alive = energy > 0
     return float((squared[alive] / energy[alive]).mean()) if alive.any() else 0.0
@@ -89,12 +89,12 @@ def mean_relative(squared: Tensor, energy: Tensor) -> float:
 def channel_sums(dense: Sequence[Tensor], other: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """(squared error, energy of `dense`) per channel, (d,) each, over batches (B, T, d).
 
-    In fp32 within a batch, fp64 over batches; `other` may be made one by one.
+    Sums are fp32 within a batch and fp64 over batches; `other` may yield batches one by one.
     """
     squared = torch.zeros(dense[0].shape[-1], dtype=torch.float64, device=dense[0].device)
     energy = torch.zeros_like(squared)
-    for wanted, found in zip(dense, other, strict=True):
-        wide = wanted.float().flatten(0, -2)
-        squared += (wide - found.float().flatten(0, -2)).square().sum(dim=0)
+    for target, output in zip(dense, other, strict=True):
+        wide = target.float().flatten(0, -2)
+        squared += (wide - output.float().flatten(0, -2)).square().sum(dim=0)
         energy += wide.square().sum(dim=0)
     return squared, energy

@@ -21,7 +21,7 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
 
 
 def fold_adapters(model: nn.Module) -> dict[str, int]:
-    """Replace every adapter by a SparseLinear of its effective weight; what that lost."""
+    """Replace every adapter by a SparseLinear of its effective weight and count what that lost."""
     before = dict(adapters(model))
     for name, adapter in before.items():
         model.set_submodule(name, fold_linear(adapter))
@@ -29,7 +29,7 @@ def fold_adapters(model: nn.Module) -> dict[str, int]:
 
 
 def count_lost(before: Mapping[str, SparseLinear], model: nn.Module) -> dict[str, int]:
-    """How many kept weights folding rounded or cancelled to exactly zero, also as a warning.
+    """Count the kept weights that folding rounded or cancelled to exactly zero; warn if any.
 
     They stay in the support but add to the sparsity.  before: the adapters that were replaced.
     """

@@ -13,7 +13,7 @@ from sparsemend.sparse.linear import SparseLinear
 
 
 class LorsLinear(LowRankLinear):
-    """LorsFunction with its factors; `derived` reads the support from W != 0."""
+    """LorsFunction with its factors; with `derived` the support is read from W != 0."""
 
     def __init__(
         self, base: SparseLinear, start: Tensor, settings: LorsSettings, *, derived: bool

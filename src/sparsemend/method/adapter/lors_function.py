@@ -7,7 +7,7 @@ With G = D^T x, the exact gradients dB = s (keep * G) A^T and dA = s B^T (keep *
 weight-sized G.  LoRS puts the rank-r factor first, which drops the mask from the gradient:
 
     ste           dB = s D^T (x A^T)         dA = s (D B)^T x        straight-through estimate
-    released      the same without s, as the published code has it
+    released      the same without s, as in the published code
     exact         through the whole G
     exact_tiled   exact, a strip of output rows of G at a time, summed in fp32
 

@@ -1,4 +1,4 @@
-"""What the low-rank adapters share: two factors beside a frozen sparse weight, start and scale.
+"""The base of the low-rank adapters: two factors beside a frozen sparse weight, start and scale.
 
     update = s B A,   B (O, R),  A (R, I),   s = alpha / r  or  alpha / sqrt(r)
 
@@ -67,7 +67,7 @@ def kaiming_start(rank: int, in_features: int, generator: torch.Generator) -> Te
 
 
 def attach_adapters(model: nn.Module, make: Callable[[str, SparseLinear], SparseLinear]) -> None:
-    """Replace every SparseLinear, frozen, by what `make` builds of its name and itself."""
+    """Freeze every SparseLinear and replace it by `make(name, linear)`."""
     for name, linear in list(sparse_linears(model)):
         linear.requires_grad_(False)
         model.set_submodule(name, make(name, linear).train(model.training))

@@ -20,7 +20,7 @@ class MaskedLoraLinear(LowRankLinear):
 
 
 class TwoGemmLinear(MaskedLoraLinear):
-    """The same function as a base product and an update product, with dropout on the latter."""
+    """MaskedLoraLinear as a base product and an update product, with dropout on the latter."""
 
     def __init__(self, base: SparseLinear, start: Tensor, scale: float, dropout: float) -> None:
         super().__init__(base, start, scale)

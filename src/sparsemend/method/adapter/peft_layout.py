@@ -1,4 +1,4 @@
-"""Low-rank factors as the two files that PEFT reads, written without it."""
+"""Low-rank factors as the two files that PEFT reads, written without PEFT."""
 
 from __future__ import annotations
 

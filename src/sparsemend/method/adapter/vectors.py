@@ -1,4 +1,4 @@
-"""Biases and norms as parameters that train: found by what they are, held in fp32 while they do.
+"""Biases and norms as parameters that train, chosen by module type and kept in fp32 meanwhile.
 
 In a model of lower precision each trains through an fp32 original that is rounded on use, since
 an AdamW step is often smaller than the spacing of bf16.
@@ -26,29 +26,29 @@ class Rounded(nn.Module):
         return original.to(self.dtype)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor]:
-        # as a tuple: torch lets a single original not differ in dtype
+        # as a tuple: torch does not let a single original differ in dtype
         return (value.to(wider(value.dtype)),)
 
 
 def vectors(model: nn.Module, *, biases: bool, norms: bool) -> list[tuple[nn.Module, str]]:
-    """(module, attribute) of every bias of a linear and every parameter of a norm asked for.
+    """(module, attribute) of every linear's bias if `biases`, of every norm's parameter if `norms`.
 
-    A norm is any other module that owns nothing but vectors.
+    A norm is any other module all of whose own parameters are vectors.
     """
-    found: list[tuple[nn.Module, str]] = []
+    places: list[tuple[nn.Module, str]] = []
     for module in model.modules():
         if isinstance(module, nn.Linear):
             if biases and module.bias is not None:
-                found.append((module, "bias"))
+                places.append((module, "bias"))
         elif norms and not isinstance(module, parametrize.ParametrizationList):
             names = _own_parameters(module)
             if all(getattr(module, name).ndim == 1 for name in names):
-                found += [(module, name) for name in names]
-    return found
+                places += [(module, name) for name in names]
+    return places
 
 
 def widen(chosen: Iterable[tuple[nn.Module, str]]) -> None:
-    """Give each an fp32 original where its dtype is narrower; its value does not change."""
+    """Give each parameter narrower than fp32 an fp32 original; its value does not change."""
     for module, name in chosen:
         dtype = getattr(module, name).dtype
         if wider(dtype) != dtype:
@@ -69,9 +69,9 @@ def narrow(model: nn.Module) -> None:
 def original(module: nn.Module, name: str) -> nn.Parameter:
     """The tensor that trains: the parameter, or the fp32 original behind it."""
     if parametrize.is_parametrized(module, name):
-        found = module.parametrizations[name].original0  # type: ignore[index,union-attr]
-        assert isinstance(found, nn.Parameter)
-        return found
+        wide = module.parametrizations[name].original0  # type: ignore[index,union-attr]
+        assert isinstance(wide, nn.Parameter)
+        return wide
     parameter = getattr(module, name)
     assert isinstance(parameter, nn.Parameter)
     return parameter
@@ -79,7 +79,7 @@ def original(module: nn.Module, name: str) -> nn.Parameter:
 
 def _own_parameters(module: nn.Module) -> list[str]:
     """Names of the module's own parameters, seen through parametrizations."""
-    own = [name for name, _ in module.named_parameters(recurse=False)]
+    names = [name for name, _ in module.named_parameters(recurse=False)]
     if parametrize.is_parametrized(module):
-        own += list(module.parametrizations)  # type: ignore[arg-type]
-    return own
+        names += list(module.parametrizations)  # type: ignore[arg-type]
+    return names

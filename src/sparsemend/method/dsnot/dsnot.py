@@ -3,7 +3,7 @@
 Block by block, every row revives pruned weights and prunes kept ones so that its expected output
 error, the sum over pruned weights of W * mean(x), goes towards zero; revived weights return with
 their dense value (Zhang, Zhao, Lin et al. 2024, arXiv 2310.08915).  The swaps themselves are in
-`swaps`.  Deviations, each an option: all linears are refined, as the paper has it, where the
+`swaps`.  Deviations, each an option: all linears are refined, as in the paper, where the
 released code skips the MLP (`refine`); stopped rows are frozen (`mode`); and a SparseGPT start
 works, where the released code never accumulates its Hessian.
 """
@@ -50,7 +50,7 @@ CHOICES = {
 
 
 class ObservedInputs(Statistic):
-    """Moments of a linear's inputs, and what the pruner wants to know of them."""
+    """Moments of a linear's inputs, and the statistic that the pruner needs of them."""
 
     def __init__(self, moments: Moments, of_pruner: Statistic | None) -> None:
         self.moments = moments
@@ -73,27 +73,27 @@ def observer(
 
 
 @dataclass(frozen=True)
-class Given:
-    """Packed support a linear arrived with, and its weight where that is wanted."""
+class PrunedState:
+    """Packed support of a linear before the repair, and its weight, or None if not needed."""
 
     packed_keep: Tensor
     weight: Tensor | None
 
 
-def restore_dense_(model: nn.Module, dense: nn.Module, *, weights: bool) -> dict[str, Given]:
-    """Put the dense weights back, on a full support; returns what was there.
+def restore_dense_(model: nn.Module, dense: nn.Module, *, weights: bool) -> dict[str, PrunedState]:
+    """Put the dense weights back on a full support; return every linear's pruned state by name.
 
-    The pruned weights are among it only if `weights`, for they double the memory.
+    The states hold the pruned weights only if `weights`, because those double the memory.
     """
-    given = {}
+    states = {}
     originals = prunable_linears(dense)
     for name, linear in prunable_linears(model).items():
         sparse = _as(SparseLinear, linear)
         pruned = sparse.effective_weight().clone() if weights else None
-        given[name] = Given(sparse.packed_keep.clone(), pruned)
+        states[name] = PrunedState(sparse.packed_keep.clone(), pruned)
         full = torch.ones_like(sparse.weight, dtype=torch.bool)
         sparse.set_effective_(originals[name].weight, full)
-    return given
+    return states
 
 
 def _as(kind: type[T], value: object) -> T:
@@ -104,7 +104,7 @@ def _as(kind: type[T], value: object) -> T:
 
 @dataclass(frozen=True)
 class Start:
-    """Where the swaps of one linear begin: values of kept and revived weights, support, score."""
+    """The start of one linear's swaps: values of kept and revived weights, support, score."""
 
     weight: Tensor
     keep: Tensor
@@ -113,7 +113,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Tally:
-    """What the swaps did to some linears; errors are sums of |E| over `rows` refined rows."""
+    """Counts of the swaps in some linears; errors are sums of |E| over `rows` refined rows."""
 
     revived: int = 0
     moved: int = 0
@@ -194,13 +194,13 @@ class DSnoT(RepairMethod):
 
     @torch.no_grad()
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
-        """Diagnostics: swaps per block, share of the mask moved, mean |E| in token sums."""
+        """Return swaps per block, the share of the mask that moved and mean |E| in token sums."""
         self._check_targets(model)
         updated = self.start == "given" and self.sparsegpt_weights == "obs"
-        given = restore_dense_(model, bench.load_dense(), weights=updated)
+        states = restore_dense_(model, bench.load_dense(), weights=updated)
         tallies = []
         for visit in walk(model, bench.calibration, device=bench.device, offload=bench.offload):
-            tally = self._repair_block(visit, bench, given)
+            tally = self._repair_block(visit, bench, states)
             log.info(
                 "block %d/%d  swapped %.2f %%  |E| %.3g -> %.3g",
                 visit.index + 1,
@@ -226,7 +226,9 @@ class DSnoT(RepairMethod):
                 f"{', '.join(sorted(set(names)))} starts with an attention module"
             )
 
-    def _repair_block(self, visit: Visit, bench: Workbench, given: Mapping[str, Given]) -> Tally:
+    def _repair_block(
+        self, visit: Visit, bench: Workbench, states: Mapping[str, PrunedState]
+    ) -> Tally:
         statistics = visit.observe(
             lambda width, device: observer(
                 bench.pruner, width, device, pooled=self.variance == "pooled"
@@ -239,7 +241,7 @@ class DSnoT(RepairMethod):
             pattern = bench.pattern.at(sparsity)
             observed = _as(ObservedInputs, statistics.pop(name))
             start = self._start(
-                linear.weight, given[full_name], observed, bench.pruner, sparsity, pattern
+                linear.weight, states[full_name], observed, bench.pruner, sparsity, pattern
             )
             keep = start.keep
             if self.refine == "all" or (self.refine == "attention" and in_attention(name)):
@@ -253,7 +255,7 @@ class DSnoT(RepairMethod):
     def _start(
         self,
         dense: Tensor,
-        given: Given,
+        state: PrunedState,
         observed: ObservedInputs,
         pruner: Pruner,
         sparsity: float,
@@ -262,8 +264,8 @@ class DSnoT(RepairMethod):
         updated = self.sparsegpt_weights == "obs"
         if self.start == "given":
             score = dense.float().abs() * observed.moments.squared.sqrt()
-            weight = None if given.weight is None else given.weight.to(dense.device)
-            keep = unpack(given.packed_keep.to(dense.device), dense.shape[1])
+            weight = None if state.weight is None else state.weight.to(dense.device)
+            keep = unpack(state.packed_keep.to(dense.device), dense.shape[1])
         else:
             score = pruner.score(dense, observed.of_pruner)
             if not updated:

@@ -65,7 +65,7 @@ class Refined:
 
 @dataclass(frozen=True)
 class Picks:
-    """What rows take from either end of an order: entries [0, T) from the left, [T, 2T) right.
+    """The entries that rows may take from the ends of an order: [0, T) left, [T, 2T) right.
 
     columns (R, 2T) int64, contribution = D there (fp32), legal = whether a row may go on with it.
     """
@@ -95,7 +95,7 @@ def initial_keep(score: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
 
 
 def refine(weight: Tensor, moments: InputMoments, keep: Tensor, rule: SwapRule) -> Refined:
-    """Swap within rows; the kept weights go by |W| * sqrt(q), whatever chose `keep`."""
+    """Swap within rows; kept weights are pruned by |W| * sqrt(q), whatever chose `keep`."""
     error, grow, prune = _orders(weight, moments, keep, rule)
     cursor = _Cursor(prune)
     return _swap(keep, error, grow, lambda cycle, E, _: cursor.take(cycle, left=E >= 0), rule)
@@ -134,7 +134,7 @@ def refine_groups(
 
 
 class _Cursor:
-    """How much each row has taken from the left end; the rest of its takes came from the right."""
+    """Counts the entries each row has taken from the left end; it took the rest from the right."""
 
     def __init__(self, picks: Picks) -> None:
         self._picks = picks
@@ -150,7 +150,7 @@ class _Cursor:
 
 
 def _swap(keep: Tensor, error: Tensor, grow: Picks, prune: Prune, rule: SwapRule) -> Refined:
-    """The T cycles.  The threshold is tested on E before the swap; nothing asks that |E| shrink."""
+    """Run the T cycles.  The threshold is tested on E before the swap; |E| need not shrink."""
     keep, E = keep.clone(), error
     initial_sign = E.sign()
     active = torch.ones_like(E, dtype=torch.bool)
@@ -181,7 +181,7 @@ def _swap(keep: Tensor, error: Tensor, grow: Picks, prune: Prune, rule: SwapRule
 def _orders(
     weight: Tensor, moments: InputMoments, keep: Tensor, rule: SwapRule
 ) -> tuple[Tensor, Picks, Picks]:
-    """Initial E (R, 1), what to revive and what to prune, worked out a few rows at a time."""
+    """(initial E (R, 1), picks to revive, picks to prune), computed a few rows at a time."""
     budget = CHUNK_WEIGHTS.get(weight.device.type, LARGE_CHUNK_WEIGHTS)
     rows = max(1, budget // weight.shape[1])
     chunks = [
@@ -239,8 +239,8 @@ def _sorted_keys(D: Tensor, G: Tensor, omega: Tensor, pruned: Tensor) -> Tensor:
     """Each row's weights in both orders at once, as int64 keys that end in the column.
 
     First the pruned weights by ascending `G`; then the kept ones: D < 0 by ascending `omega`,
-    D = 0, and D > 0 by descending `omega`.  Ties: lower column first, except that of kept weights
-    with D > 0 the lower comes last, for they are read from the right.
+    D = 0, and D > 0 by descending `omega`.  Ties go to the lower column first, except among kept
+    weights with D > 0, where it comes last because they are read from the right.
     """
     grow = G.view(torch.int32)
     grow = grow ^ ((grow >> 31) & 0x7FFFFFFF)  # the integers now order as the floats do
@@ -257,9 +257,9 @@ def _sorted_keys(D: Tensor, G: Tensor, omega: Tensor, pruned: Tensor) -> Tensor:
 
 
 def _ends(order: Tensor, start: Tensor, end: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` first and the `count` last, last first, of each row's order[start:end].
+    """(entries, exists): the first `count` of each row's order[start:end], then the last, reversed.
 
-    Both (R, 2 * count); the second says which of them exist.  start, end (R, 1).
+    Both (R, 2 * count); `exists` is False past the ends of short rows.  start, end (R, 1).
     """
     step = torch.arange(count, device=order.device)
     position = torch.cat([start + step, end - 1 - step], dim=1)
@@ -268,10 +268,10 @@ def _ends(order: Tensor, start: Tensor, end: Tensor, count: int) -> tuple[Tensor
 
 
 def _prune_columns(entries: Tensor, exists: Tensor, omega: Tensor, keep: Tensor) -> Tensor:
-    """Columns of kept entries; one with D = 0 stands for the row's weakest kept weight.
+    """Columns of kept entries; an entry with D = 0 is replaced by the row's weakest kept weight.
 
-    That substitution is the authors' code's; it matters only where a row runs out of kept weights
-    of the sign it wants.
+    The authors' code substitutes so; it matters only where a row runs out of kept weights of the
+    sign it wants.
     """
     value, column = entries >> COLUMN_BITS, entries & COLUMN_MASK
     column = torch.where(exists & (value > KEPT), column ^ COLUMN_MASK, column)
@@ -283,5 +283,5 @@ def _prune_columns(entries: Tensor, exists: Tensor, omega: Tensor, keep: Tensor)
 
 
 def _contribution(weight: Tensor, total: Tensor, columns: Tensor) -> Tensor:
-    """D at `columns` (R, n), with the very product D is made of."""
+    """D at `columns` (R, n), computed by the same product as D itself."""
     return weight.gather(1, columns).float() * total[columns]

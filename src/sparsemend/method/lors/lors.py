@@ -88,7 +88,7 @@ class Lors(TrainedRepair):
         if self.mask == "derived" and supports is not None:
             for name, linear in prunable_linears(model).items():
                 keep = supports.get(name)
-                # that the file fits the model is checked where it is used
+                # whether the file fits the model is checked where it is used
                 if keep is not None and keep.shape == linear.weight.shape:
                     check_derivable(name, linear.weight, keep)
 

@@ -28,7 +28,7 @@ from sparsemend.training.batches import next_token_loss, permutation
 
 @dataclass(frozen=True, kw_only=True)
 class GradientStart:
-    """How A is found: `samples` examples in batches, and which singular vectors."""
+    """The settings of A's start: `samples` examples in batches, and which singular vectors."""
 
     rank: int
     samples: int
@@ -50,14 +50,14 @@ class GradientStart:
         index = {name: i for i, name in enumerate(linears)}
         home = next(model.parameters()).device
         nn.Module.to(model, device)
-        found = {}
+        starts = {}
         for names in _groups(list(linears), self.linears_per_pass):
             part = {name: linears[name] for name in names}
             for name, gradient in self._gradients(model, part, examples, device).items():
                 kept = gradient * linears[name].keep.cpu() if self.masked else gradient
-                found[name] = self._rows(kept.to(device), index[name]).cpu()
+                starts[name] = self._rows(kept.to(device), index[name]).cpu()
         nn.Module.to(model, home)
-        return found
+        return starts
 
     def _gradients(
         self,

@@ -2,11 +2,12 @@
 
     W_eff = keep * (W + s B A),   A (r, I), B (O, r), s fixed while r moves
 
-What moves between rounds leaves the function alone.  The support: W := keep' * (W_eff' - s B A).
-The rank: new rows of A start Kaiming-uniform beside zero columns of B, and components that go are
-folded into W, so nothing is seen before the next optimizer step.  With a cap, as released, the
-factors have `cap` rows for good, of which the first r are in use: growing beyond it does nothing,
-and what shrinking hides is gone from the function until the rank grows back.
+Moves between rounds leave the function alone.  The support moves by W := keep' * (W_eff' - s B A).
+The rank moves too: new rows of A start Kaiming-uniform beside zero columns of B, and components
+that go are folded into W, so that no effect shows before the next optimizer step.  With a cap, as
+in the released code, the factors always have `cap` rows, of which the first r are in use: growing
+beyond the cap does nothing, and the components that shrinking hides are missing from the function
+until the rank grows back.
 
 In training y = x W^T + drop(x) (keep * s B A)^T; without dropout, and in evaluation, one product
 with W_eff.  Gradients are exact and nothing weight-sized is kept for them (adapter/lors_function).
@@ -72,10 +73,10 @@ class LosaLinear(LorsLinear):
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
         """Make `weight` effective on the support by moving the base under the factors.
 
-        With exact_base a base weight whose effective value stays is not touched; without, it is
-        merged and unmerged as released, two roundings in a bf16 model.  With nested a weight comes
-        back to the support only with a value of its own: zeros stay off it, as where the support
-        is read from W != 0.
+        With exact_base, a base weight whose effective value stays is not touched; without, it is
+        merged and unmerged as in the released code, which rounds twice in a bf16 model.  With
+        nested, a weight comes back to the support only if it is not zero, as if the support were
+        read from W != 0.
         """
         if self.nested:
             keep = keep & (self.keep | (weight != 0))

@@ -82,7 +82,7 @@ FILE = "rounds.pt"
 
 @dataclass(frozen=True)
 class Work:
-    """The model under repair, the dense one it is compared with, the bench, what steps minimise."""
+    """The model under repair, its dense counterpart, the bench, and the objective of its steps."""
 
     model: PreTrainedModel
     dense: PreTrainedModel
@@ -208,7 +208,7 @@ class Losa(TrainedRepair):
         return factors(model)
 
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
-        """Diagnostics: `rounds`, each with what it asked, reached and cost, by block."""
+        """Return the diagnostics; `rounds` has what each asked, reached and cost, by block."""
         check_fixed_pattern(bench.pattern, fixed=self.fixed_pattern)
         check_slices(self.data_slices, self.rounds, len(bench.train))
         steps = round_steps(self.round_steps, self.max_steps, self.rounds)
@@ -239,7 +239,7 @@ class Losa(TrainedRepair):
         }
 
     def _prune(self, work: Work, progress: Progress) -> None:
-        """The next round up to its training: rates, supports, ranks."""
+        """Run the next round up to its training: set rates, supports and ranks."""
         progress.round, progress.trained = progress.round + 1, False
         started = perf_counter()
         rates = self._rates(work, progress)
@@ -295,7 +295,7 @@ class Losa(TrainedRepair):
         progress.moments = resize_moments(progress.moments, work.model)
 
     def _train(self, work: Work, progress: Progress, steps: Sequence[int]) -> None:
-        """One fit on the round's share of the data, from where it was killed if it was."""
+        """Run one fit on the round's share of the data, resumed from where it was killed, if so."""
         model, bench, number = work.model, work.bench, progress.round
         home = next(model.parameters()).device
         parameters = self.free_trainable(model)

@@ -1,4 +1,4 @@
-"""What LoSA's rounds ask for, free of torch: sparsities, steps, mean ranks, ranks, data slices.
+"""The plan of LoSA's rounds, free of torch: sparsities, steps, mean ranks, ranks, data slices.
 
     s_t = s - s (1 - t/T)^3                 the cubic ramp, t = 1..T
     r_t = r_1 + g (t - 1)                   the mean rank
@@ -22,16 +22,17 @@ def cubic_ramp(sparsity: float, rounds: int) -> list[float]:
     return [sparsity - sparsity * (1 - t / rounds) ** 3 for t in range(1, rounds + 1)]
 
 
-def round_targets(given: Sequence[float] | None, sparsity: float, rounds: int) -> list[float]:
-    """The ramp, or the given sparsities, which rise to `sparsity`; raises ValueError otherwise."""
-    if given is None:
+def round_targets(targets: Sequence[float] | None, sparsity: float, rounds: int) -> list[float]:
+    """The cubic ramp, or `targets`; raises ValueError unless those rise to `sparsity`."""
+    if targets is None:
         return cubic_ramp(sparsity, rounds)
-    if len(given) != rounds:
+    if len(targets) != rounds:
         raise ValueError(
-            f"method.targets has {len(given)} sparsities for method.rounds={rounds}; give one each"
+            f"method.targets has {len(targets)} sparsities for method.rounds={rounds}; "
+            "give one each"
         )
     reached = 0.0
-    for number, target in enumerate(given, start=1):
+    for number, target in enumerate(targets, start=1):
         if not 0 <= target < 1:
             raise ValueError(f"method.targets: {target} of round {number} is not in [0, 1)")
         if target < reached:
@@ -40,34 +41,37 @@ def round_targets(given: Sequence[float] | None, sparsity: float, rounds: int) -
                 "before has reached, and what is pruned stays pruned; give rising sparsities"
             )
         reached = target
-    if abs(given[-1] - sparsity) > 1e-9:
+    if abs(targets[-1] - sparsity) > 1e-9:
         raise ValueError(
-            f"method.targets ends at {given[-1]}, not at sparsity={sparsity}; set sparsity="
-            f"{given[-1]} or the last of method.targets to {sparsity}"
+            f"method.targets ends at {targets[-1]}, not at sparsity={sparsity}; set sparsity="
+            f"{targets[-1]} or the last of method.targets to {sparsity}"
         )
-    return list(given)
+    return list(targets)
 
 
-def round_steps(given: Sequence[int] | None, max_steps: int, rounds: int) -> list[int]:
-    """Optimizer steps of every round, `max_steps` in all; equal shares, later rounds the larger."""
-    if given is None:
+def round_steps(steps: Sequence[int] | None, max_steps: int, rounds: int) -> list[int]:
+    """Optimizer steps of every round, `max_steps` in all; raises ValueError otherwise.
+
+    Without `steps` the rounds get equal shares, within one step of each other.
+    """
+    if steps is None:
         if max_steps < rounds:
             raise ValueError(
                 f"method.max_steps={max_steps} is less than a step for each of method.rounds="
                 f"{rounds}; raise max_steps or lower rounds"
             )
         return [max_steps * (t + 1) // rounds - max_steps * t // rounds for t in range(rounds)]
-    if len(given) != rounds or min(given) < 1 or sum(given) != max_steps:
+    if len(steps) != rounds or min(steps) < 1 or sum(steps) != max_steps:
         raise ValueError(
-            f"method.round_steps={list(given)} are not {rounds} positive counts that add up to "
-            f"method.max_steps={max_steps}; set method.max_steps={sum(given)} if those are meant"
+            f"method.round_steps={list(steps)} are not {rounds} positive counts that add up to "
+            f"method.max_steps={max_steps}; set method.max_steps={sum(steps)} if those are meant"
         )
-    return list(given)
+    return list(steps)
 
 
 @dataclass(frozen=True)
 class RankPlan:
-    """mean: of the first round, per block; growth: added in each later round; repair: of REPAIRS.
+    """mean: per block in the first round; growth: added in each later one; repair: one of REPAIRS.
 
     The formula's ranks are kept within [least, most].
     """
@@ -105,9 +109,10 @@ class RankPlan:
 def allocate_ranks(errors: Sequence[float], mean: float, plan: RankPlan) -> list[int]:
     """A rank per block in proportion to its error, `mean` on average where the limits allow.
 
-    Rounding half to even; then one each is taken from the blocks of least error or given to those
-    of largest error, in one pass over them as released (`single_pass`: where limits cut much, the
-    budget is missed), or until it is met.  Ties go to the earlier block.
+    Shares are rounded half to even; then single ranks are taken from the blocks of least error or
+    added to those of largest error, in one pass as in the released code (`single_pass`, which
+    misses the budget where limits cut much) or until the budget is met.  Ties go to the earlier
+    block.
     """
     total = sum(errors)
     shares = [e / total for e in errors] if total else [1 / len(errors)] * len(errors)

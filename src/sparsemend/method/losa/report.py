@@ -1,4 +1,4 @@
-"""What a round of LoSA did, by block: for result.json and, line by line, for the log."""
+"""Reports of LoSA's rounds by block: records for result.json and lines for the log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def block_zeros(model: nn.Module) -> list[float]:
 
 
 def off_support(linears: Mapping[str, LosaLinear]) -> LinearCount:
-    """Weights off the support; one that is kept does not count, also if it is exactly 0."""
+    """Count the weights off the support; a kept weight does not count even if exactly 0."""
     keeps = [linear.keep for linear in linears.values()]
     return sum((LinearCount(int((~k).sum()), k.numel()) for k in keeps), LinearCount(0, 0))
 
@@ -44,7 +44,10 @@ def block_records(
     ranks: Sequence[int],
     errors: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Per block what was asked and reached; `before`: packed supports of the round before."""
+    """A record per block of what was asked and reached.
+
+    before: packed supports of the round before.
+    """
     records = []
     for index, linears in enumerate(by_block(model)):
         both = either = regrown = 0
@@ -69,7 +72,7 @@ def block_records(
 
 
 def report_pruned(record: Mapping[str, Any], rounds: int) -> None:
-    """A line per block of a round that has been pruned, and one for the round."""
+    """Log a line per block of a round that has been pruned, and one for the round."""
     head = f"round {record['round']}/{rounds}"
     count = len(record["blocks"])
     for number, block in enumerate(record["blocks"], start=1):
@@ -99,7 +102,7 @@ def report_pruned(record: Mapping[str, Any], rounds: int) -> None:
 
 
 def report_trained(record: Mapping[str, Any], rounds: int) -> None:
-    """A line for a round that has been trained."""
+    """Log a line for a round that has been trained."""
     errors = [(block["error_pruned"], block["error_trained"]) for block in record["blocks"]]
     moved = "  ".join(f"{a:.3g}->{b:.3g}" for a, b in errors if b is not None)
     log.info(
@@ -113,7 +116,7 @@ def report_trained(record: Mapping[str, Any], rounds: int) -> None:
 
 
 def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all rounds took together; overhead: allocating and pruning as a share of training."""
+    """Totals of all rounds; overhead: time of allocating and pruning as a share of training."""
     seconds = {
         what: sum(record["seconds"][what] for record in records)
         for what in ("allocate", "prune", "train", "measure")

@@ -1,9 +1,8 @@
-"""What LoSA's rounds hand on to each other, and to the attempt that continues a killed one.
+"""The state that LoSA's rounds hand on to each other, and to the attempt that resumes a killed one.
 
-One file, written whole after a round's pruning and again after its training: supports, factors,
-base weights (only those that are more than the kept dense ones), rates, optimizer moments, and the
-diagnostics of what was done.  Inside a round the fit's own last.ckpt serves, which is marked with
-the round's number.
+It is one file, written whole after a round's pruning and again after its training: supports,
+factors, base weights (only where they differ from keep * dense), rates, optimizer moments, and the
+diagnostics so far.  Inside a round the fit's own last.ckpt serves, marked with the round's number.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Progress:
     round: int = 0
     trained: bool = True
     rates: list[float] | None = None  # of the blocks, as the last pruning asked for them
-    delta: float | None = None  # what it allowed them
+    delta: float | None = None  # how far from the target it allowed them to be
     moments: AdamStates = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -68,7 +67,7 @@ def restore_dense_(model: nn.Module, dense: nn.Module) -> None:
 
 @torch.no_grad()
 def linear_states(model: nn.Module, dense: nn.Module) -> dict[str, dict[str, Any]]:
-    """Of every linear its support, factors, rank and, where it is not keep * dense, its base."""
+    """Every linear's support, factors, rank and, where it is not keep * dense, base, by name."""
     originals, states = prunable_linears(dense), {}
     for name, linear in losa_linears(model).items():
         weight, original = linear.weight.detach().cpu(), originals[name].weight.cpu()
@@ -86,7 +85,7 @@ def linear_states(model: nn.Module, dense: nn.Module) -> dict[str, dict[str, Any
 def restore_linears_(
     model: nn.Module, dense: nn.Module, states: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Put back what `linear_states` gave."""
+    """Put the states that `linear_states` returned back into `model`."""
     originals = prunable_linears(dense)
     for name, linear in losa_linears(model).items():
         state = states[name]
@@ -96,7 +95,7 @@ def restore_linears_(
 
 
 class RoundMark(Callback):
-    """Numbers a fit's steps on from the rounds before it, and its checkpoints with its round."""
+    """Continues the step numbers of earlier rounds and marks checkpoints with their round."""
 
     def __init__(self, number: int, first_step: int) -> None:
         self.round, self.first_step = number, first_step
@@ -120,7 +119,7 @@ class RoundMark(Callback):
 
 
 class CarriedMoments(Callback):
-    """Starts a fit from the optimizer's moments of the fit before, and takes its own out."""
+    """Starts a fit from the moments of the fit before, and holds its own moments at the end."""
 
     def __init__(self, moments: AdamStates) -> None:
         self.moments = moments
@@ -146,9 +145,9 @@ class CarriedMoments(Callback):
 
 
 def resize_moments(moments: AdamStates, model: nn.Module) -> AdamStates:
-    """Moments for the factors as they are now: components that are new or hidden have none.
+    """Moments resized to the factors as they are now; new and hidden components have zeros.
 
-    model: the one whose parameters the moments are named after, less the leading `model.`.
+    model: the moments' names are its parameters' names with a leading `model.`.
     """
     moved = {}
     for name, linear in losa_linears(model).items():
@@ -156,7 +155,7 @@ def resize_moments(moments: AdamStates, model: nn.Module) -> AdamStates:
             key, size = f"model.{name}.{factor}", len(linear.lora_a)
             if key in moments:
                 moved[key] = {
-                    of: m if m.ndim == 0 else resize(resize(m, linear.rank, dim), size, dim)
-                    for of, m in moments[key].items()
+                    entry: m if m.ndim == 0 else resize(resize(m, linear.rank, dim), size, dim)
+                    for entry, m in moments[key].items()
                 }
     return moved

@@ -6,8 +6,8 @@ Every `interval` steps the smallest |w| leave each linear's support and as many 
     rigl            where the last |gradient| is largest (Evci et al. 2020, arXiv 1911.11134)
     rigl_momentum   where its running mean is (Dettmers and Zettlemoyer 2019, arXiv 1907.04840)
 
-What enters starts at 0, and the optimizer knows nothing of what moved.  rigl holds one dense
-gradient from backward to update, rigl_momentum one per weight throughout.
+Weights that enter start at 0, and the optimizer state of all that moved is reset.  rigl holds one
+dense gradient from backward to update, rigl_momentum one per weight throughout.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ RULES = ("none", "set", "rigl", "rigl_momentum")
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateRule:
-    """One of RULES but none; every `interval` steps up to step `last`; the share that moves."""
+    """One of RULES but `none`, applied every `interval` steps up to step `last`.
+
+    initial, decay: the share of the support that moves.
+    """
 
     rule: str
     interval: int
@@ -54,7 +57,7 @@ class DenseUpdate(UpdateMasks):
         super().__init__()
         self.rule, self.starting = rule, starting
         self.records: list[dict[str, Any]] = []
-        self.growth: dict[str, Tensor] = {}  # (O, I) by name: what the next growth is scored by
+        self.growth: dict[str, Tensor] = {}  # (O, I) by name: scores of the next growth
         self._final = False
 
     def due(self, step: int) -> bool:
@@ -66,7 +69,7 @@ class DenseUpdate(UpdateMasks):
         self._final = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the gradients of the step before they are masked, averaged over processes."""
+        """Record the step's gradients, averaged over processes, before they are masked."""
         averages = self.rule.rule == "rigl_momentum"
         if not self._final or self.rule.rule == "set":
             return

@@ -34,7 +34,7 @@ class MaskedFull(TrainedRepair):
     initial_drop_rate: float
     drop_schedule: str
     momentum: float
-    evolution: DenseUpdate = field(init=False, repr=False, compare=False)  # where mask_update is
+    evolution: DenseUpdate = field(init=False, repr=False, compare=False)  # unless mask_update=none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +46,7 @@ class MaskedFull(TrainedRepair):
             raise ValueError(f"method.scope {self.scope!r} is not one of: linears, all")
 
     def check_model(self, model: PreTrainedModel, supports: object) -> None:
-        """The weights, which are the parameters, must be able to move."""
+        """Raise ValueError if the model's dtype would round most updates of its weights away."""
         if model.dtype != torch.float32 and self.precision != "bf16-true":
             raise ValueError(
                 f"method=masked_full trains the weights in place, and at usual learning rates "
@@ -55,7 +55,7 @@ class MaskedFull(TrainedRepair):
             )
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
-        """Nothing to attach; a support that moves needs to know where it started."""
+        """Record where supports start if they will move; nothing is attached."""
         self.check_model(model, None)
         if self.mask_update != "none":
             if not bench.pattern.unstructured:
@@ -77,8 +77,8 @@ class MaskedFull(TrainedRepair):
         )
 
     def callbacks(self) -> list[Callback]:
-        own = [] if self.mask_update == "none" else [self.evolution]
-        return [*super().callbacks(), *own]
+        updates = [] if self.mask_update == "none" else [self.evolution]
+        return [*super().callbacks(), *updates]
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
         report = super().fold(model)

@@ -3,8 +3,8 @@
     minimise  mean (f(X) - Y)^2   over whatever requires gradients in the block f
 
 X and Y are the windows' hidden states, both in the model's dtype; the loss is fp32.  Some windows
-are held out: their loss is looked at after every epoch, and the block ends with the values of the
-lowest one, those it came with included, so that on them it is never left worse.
+are held out: their loss is measured after every epoch, and the block ends with the values of the
+lowest loss, its starting values included, so that it never ends worse on those windows.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class BlockPlan(StepPlan):
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """What the fit of a block came to."""
+    """The outcome of one block's fit."""
 
     steps: int
     stopped_early: bool
@@ -63,7 +63,7 @@ class FitOutcome:
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far a block's outputs y are from targets Y.
+    """The distance of a block's outputs y from targets Y.
 
     mse: mean (y - Y)^2.  relative: the mean over channels k of |y_k - Y_k|^2 / |Y_k|^2, without
     channels whose target is zero throughout (the e_i of LoSA, Huang et al. 2025, arXiv 2502.14816).
@@ -75,7 +75,7 @@ class OutputError:
 
 @torch.no_grad()
 def block_error(visit: Visit, targets: Sequence[Tensor], *, first: int = 0) -> OutputError | None:
-    """The error of the visited block as it is now, over its batches from `first` on, if any.
+    """The error of the visited block as it is now over its batches from `first` on; None if none.
 
     targets: (B, T, D) per batch of the visit.
     """
@@ -192,7 +192,7 @@ class BlockFit:
         return loss
 
     def gather(self, batches: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
-        """Windows by their number, over batches (B, T, D) that are all of one B but the last."""
+        """Stack the windows numbered `chosen` of batches (B, T, D); only the last B may differ."""
         size = len(batches[0])
         return torch.stack([batches[row // size][row % size] for row in chosen])
 

@@ -1,7 +1,7 @@
-"""Every block of a model beside its dense twin, each on the inputs it is to be given.
+"""Pairs of every block of a model and its dense twin, each with its inputs.
 
-Where both are given the same inputs one walk is enough: the twin is run on the walker's hidden
-states, so that a second set of them need not be kept.
+Where both get the same inputs one walk is enough: the twin runs on the walker's hidden states, so
+that no second set of them is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sparsemend.blocks.walk import Visit, walk
 
 @dataclass(frozen=True)
 class BlockPair:
-    """The block that is tuned, on its inputs, and the dense one on those its targets come from."""
+    """The tuned block with its inputs, and the dense block with those that give the targets."""
 
     tuned: Visit
     dense: Visit
@@ -34,30 +34,30 @@ def pairs(
     device: torch.device,
     offload: bool,
 ) -> Iterator[BlockPair]:
-    """Every block in order; what the loop body makes of it is what later inputs come from.
+    """Yield every block in order; later inputs come from the block as the loop body leaves it.
 
-    stream: whose outputs both blocks are given, `sparse` or `dense`, or `cross`: each its own
-    model's.  The dense model stays where it was loaded, its visited block apart; so does the other
-    model with `offload`.
+    stream: the model whose outputs both blocks get as inputs, `sparse` or `dense`; with `cross`
+    each block gets its own model's.  The dense model stays where it was loaded, except for its
+    visited block; so does the other model with `offload`.
     """
     if stream == "cross":
         tuned = walk(model, batches, device=device, offload=offload)
         twins = walk(dense, batches, device=device, offload=True)
-        for one, twin in zip(tuned, twins, strict=True):
-            yield BlockPair(one, twin)
+        for visit, twin in zip(tuned, twins, strict=True):
+            yield BlockPair(visit, twin)
     elif stream == "sparse":
         for visit in walk(model, batches, device=device, offload=offload):
             with borrow(visit, dense, device) as twin:
                 yield BlockPair(visit, twin)
     else:
         for visit in walk(dense, batches, device=device, offload=True):
-            with borrow(visit, model, device) as one:
-                yield BlockPair(one, visit)
+            with borrow(visit, model, device) as model_visit:
+                yield BlockPair(model_visit, visit)
 
 
 @contextmanager
 def borrow(visit: Visit, other: nn.Module, device: torch.device) -> Iterator[Visit]:
-    """The block of `other` at the visited place, on the visit's inputs; on `device` meanwhile."""
+    """Visit the same block of `other` on the visit's inputs; it lives on `device` meanwhile."""
     block = find_blocks(other)[1][visit.index]
     home = next(block.parameters()).device
     block.to(device)

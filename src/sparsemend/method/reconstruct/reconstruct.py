@@ -58,13 +58,13 @@ CHOICES = {
     "targets": ("same_inputs", "dense_stream"),
     "scale_rule": SCALE_RULES,
 }
-HELD_OUT_ERROR = "held_out/relative_error"  # mean over blocks; what a learning rate is chosen by
+HELD_OUT_ERROR = "held_out/relative_error"  # mean over blocks; learning rates are chosen by it
 CROSS = ("sparse", "dense_stream")  # inputs and targets that come from two streams
 
 
 @dataclass(kw_only=True)
 class Reconstruct(BlockPlan, RepairMethod):
-    """Tunes each block towards the dense block's outputs, then goes on with what it became."""
+    """Tunes each block towards the dense block's outputs, then goes on behind the tuned block."""
 
     form: str
     inputs: str
@@ -120,7 +120,7 @@ class Reconstruct(BlockPlan, RepairMethod):
         }
 
     def tune(self, pair: BlockPair, seed: int) -> dict[str, Any]:
-        """Fit the block of one pair, fold what was attached; what is reported of it."""
+        """Fit the block of one pair and fold what was attached; return the block's report row."""
         started = perf_counter()
         visit, targets = pair.tuned, pair.dense.outputs()
         before = self.errors(visit, targets)
@@ -159,15 +159,15 @@ class Reconstruct(BlockPlan, RepairMethod):
 
     def errors(self, visit: Visit, targets: Sequence[Tensor]) -> dict[str, dict[str, float]]:
         """Errors of the block as it is, over all windows and over the held-out ones."""
-        held = training_batches(len(targets), self.held_out)
-        found = {
+        first = training_batches(len(targets), self.held_out)
+        errors = {
             "all": block_error(visit, targets),
-            "held_out": block_error(visit, targets, first=held),
+            "held_out": block_error(visit, targets, first=first),
         }
-        return {name: asdict(error) for name, error in found.items() if error is not None}
+        return {name: asdict(error) for name, error in errors.items() if error is not None}
 
     def attach(self, block: nn.Module, seed: int) -> None:
-        """Give the block what trains, its function unchanged."""
+        """Attach the tensors that train to the block without changing its function."""
         if self.form == "masked_lora":
             generator = torch.Generator().manual_seed(seed)
             scale = scale_of(self.alpha, self.rank, self.scale_rule)
@@ -177,19 +177,18 @@ class Reconstruct(BlockPlan, RepairMethod):
                 return MaskedLoraLinear(linear, start, scale)
 
             attach_adapters(block, make)
-        widen(
-            self.trained_tensors(block)
-        )  # last: an adapter takes over a bias as the parameter it is
+        # last: an adapter takes over a bias as a plain parameter
+        widen(self.trained_tensors(block))
 
     def trained_tensors(self, block: nn.Module) -> list[tuple[nn.Module, str]]:
-        """(module, attribute) of what trains in place."""
-        found = vectors(block, biases=self.biases, norms=self.norms)
+        """(module, attribute) of every tensor that trains in place."""
+        places = vectors(block, biases=self.biases, norms=self.norms)
         if self.form == "weights":
-            found += [(linear, "weight") for _, linear in sparse_linears(block)]
-        return found
+            places += [(linear, "weight") for _, linear in sparse_linears(block)]
+        return places
 
     def free_trainable(self, block: nn.Module) -> int:
-        """Let gradients reach what trains; how many parameters that is, pruned ones apart."""
+        """Let gradients reach what trains; return its parameter count without pruned weights."""
         trained = [original(*place) for place in self.trained_tensors(block)] + factors(block)
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -200,19 +199,19 @@ class Reconstruct(BlockPlan, RepairMethod):
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def save_block(path: Path, block: nn.Module, row: Mapping[str, Any]) -> None:
-    """Write a finished block, whole or not at all, with what is reported of it."""
+    """Write a finished block with its report row, whole or not at all."""
     tensors = {name: value.cpu().contiguous() for name, value in block.state_dict().items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"row": json.dumps(row)})
 
 
 def load_block(path: Path, visit: Visit) -> dict[str, Any]:
-    """Put a finished block's tensors into the visited one; what was reported of it.
+    """Load a finished block's tensors into the visited block; return its report row.
 
     Raises ValueError where the two have different supports.
     """

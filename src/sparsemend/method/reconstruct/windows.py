@@ -1,12 +1,12 @@
-"""How many calibration windows train a block and how many are held out (no torch)."""
+"""The split of calibration windows into training and held-out ones (no torch)."""
 
 from __future__ import annotations
 
 
 def check_windows(count: int, batch_size: int, held_out: float) -> None:
-    """Raise ValueError unless so many calibration windows leave a full batch to train on."""
+    """Raise ValueError unless `count` calibration windows leave a full batch for training."""
     if not isinstance(batch_size, int) or batch_size < 1 or not 0 <= held_out < 1:
-        return  # said by the method itself
+        return  # the method itself refuses these
     if count >= batch_size and training_batches(-(-count // batch_size), held_out):
         return
     least = batch_size
@@ -20,5 +20,5 @@ def check_windows(count: int, batch_size: int, held_out: float) -> None:
 
 
 def training_batches(batches: int, held_out: float) -> int:
-    """How many of so many batches are trained on; the others, the last, are held out."""
+    """The number of training batches among `batches`; the last ones are held out."""
     return batches - (max(1, round(held_out * batches)) if held_out else 0)

@@ -23,12 +23,12 @@ DEAD, ON_BASE, GROWN = 0, 1, 2
 class SeftLinear(DeltaLinear):
     """W + d on `keep`; states (k,) uint8 of DEAD, ON_BASE, GROWN.
 
-    starting_keep is the packed support at the start; spare (O, I), or None, its weight, where
-    pruned base weights may come back.
+    starting_keep is the packed support at the start.  spare (O, I) is the starting weight where
+    pruned base weights may come back, else None.
     """
 
     holds_support = True
-    # the base too: a round may prune it, and an earlier checkpoint may be gone back to
+    # the base too: a round may prune it, and training may go back to an earlier checkpoint
     moving = (*DeltaLinear.moving, "states", "weight")
 
     states: Tensor
@@ -45,7 +45,7 @@ class SeftLinear(DeltaLinear):
         untouched_candidates: bool,
         refill: bool,
     ) -> None:
-        """growth: `all` or `active`; untouched_candidates: deltas are no growth candidates.
+        """growth: `all` or `active`; untouched_candidates: deltas are not growth candidates.
 
         refill: keep a copy of the starting weight.
         """
@@ -62,7 +62,7 @@ class SeftLinear(DeltaLinear):
 
     @property
     def budget(self) -> int:
-        """How many weights may be allocated after a round."""
+        """The number of weights that may be allocated after a round."""
         return self.starting_count
 
     @property
@@ -102,7 +102,7 @@ class SeftLinear(DeltaLinear):
         return places
 
     def prunable(self) -> Tensor:
-        """Where adaptation may prune or refill, bool (O, I), under deltas too: those may move."""
+        """Where adaptation may prune or refill, bool (O, I), also under deltas, which may move."""
         return self.keep | self.refillable() if self.spare is not None else self.keep
 
     def refillable(self) -> Tensor:
@@ -111,9 +111,10 @@ class SeftLinear(DeltaLinear):
 
     @torch.no_grad()
     def replace_(self, move: Move, *, release: bool = True) -> Tensor:
-        """Carry a move out: a grown slot frees the position it leaves (release), values become 0.
+        """Carry out `move` with values 0; return the slots that are now new growth.
 
-        Also a dead slot whose own position was chosen is new growth.
+        With `release` a grown slot frees the position it leaves.  A dead slot whose own position
+        was chosen again is new growth too.
         """
         revived = move.returning[self.states[move.returning] == DEAD]
         grown = torch.cat([move.slots, revived])
@@ -137,7 +138,7 @@ class SeftLinear(DeltaLinear):
 
     @torch.no_grad()
     def prune_(self, positions: Tensor) -> Tensor:
-        """Zero flat `positions` for good and take them off the support; the slots that die."""
+        """Zero flat `positions` for good, off the support too; return the slots that die."""
         keep = self.keep.contiguous()
         gone = torch.zeros_like(keep)
         gone.view(-1)[positions] = True

@@ -1,4 +1,4 @@
-"""What growth inside the groups of an N:M pattern asks of SEFT's settings (no torch)."""
+"""The settings that SEFT needs to grow inside the groups of an N:M pattern (no torch)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsemend.sparse.pattern import Pattern
 
-# what growth inside the groups of an N:M pattern compares weights by
+# settings by which growth inside the groups of an N:M pattern compares weights
 WITHIN_GROUP = {
     "sensitivity_gradient": "mean",
     "refill": False,
@@ -17,9 +17,9 @@ WITHIN_GROUP = {
 
 
 def check_within_group(method: Mapping[str, Any], pattern: Pattern) -> None:
-    """Growth of sparse deltas beyond the support inside groups of M (SEFT), where it is asked for.
+    """Raise ValueError on settings with which growth inside groups of M could not hold the pattern.
 
-    Raises ValueError on settings that could not hold the pattern.
+    They matter only if SEFT's deltas are to grow beyond the support inside groups of M.
     """
     if pattern.unstructured or method.get("pattern_growth") != "within_group":
         return

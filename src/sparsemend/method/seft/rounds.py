@@ -40,7 +40,7 @@ ADAPT_SCORES = ("sensitivity", "magnitude")
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """How a round comes back to the budget; within: the N:M pattern that growth must keep."""
+    """How a round returns to the budget; within: the N:M pattern that growth must keep."""
 
     adapt: bool
     scope: str
@@ -97,8 +97,8 @@ class SeftRounds(DeltaRounds):
         elif rule.adapt:
             groups = [[each] for each in moved] if rule.scope == "layer" else [moved]
             both = [adapt(group, rule, optimizer.state) for group in groups]
-            pruned = [count for one, _ in both for count in one]
-            refilled = [count for _, one in both for count in one]
+            pruned = [count for counts, _ in both for count in counts]
+            refilled = [count for _, counts in both for count in counts]
         return {
             "reactivated": reactivated,
             "pruned": pruned,
@@ -113,9 +113,10 @@ States = Mapping[Tensor, Mapping[str, object]]  # an optimizer's, by parameter
 
 
 def adapt(group: list[Moved], rule: Adaptation, states: States) -> tuple[list[int], list[int]]:
-    """Bring the supports of a group of layers to the sum of their budgets; pruned, refilled.
+    """Bring the supports of a group of layers to the sum of their budgets.
 
-    A group under its budget stays so, unless weights that were pruned may come back.
+    Returns (pruned, refilled), numbers of weights per layer.  A group under its budget stays so,
+    unless weights that were pruned may come back.
     """
     layers = [_seft(each) for each in group]
     excess = sum(int(layer.keep.sum()) - layer.budget for layer in layers)
@@ -137,7 +138,7 @@ def adapt(group: list[Moved], rule: Adaptation, states: States) -> tuple[list[in
 
 
 def split(chosen: Tensor, scored: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Positions of every layer among `chosen` indices into all layers' scores one after another."""
+    """Flat positions per layer of `chosen`, indices into the concatenated scores of all layers."""
     parts, start = [], 0
     for positions, _ in scored:
         end = start + positions.numel()
@@ -147,7 +148,7 @@ def split(chosen: Tensor, scored: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
 
 
 def scores(each: Moved, rule: Adaptation) -> tuple[Tensor, Tensor]:
-    """(flat positions, score) of what may be pruned in one layer after its deltas moved."""
+    """(flat positions, score) of the weights that may be pruned in a layer whose deltas moved."""
     layer = _seft(each)
     positions, gradient = _multipliers(each, rule, layer.prunable())
     eligible = layer.keep.reshape(-1)
@@ -170,7 +171,7 @@ def refill_scores(each: Moved, rule: Adaptation) -> tuple[Tensor, Tensor]:
 
 
 def _multipliers(each: Moved, rule: Adaptation, places: Tensor) -> tuple[Tensor, Tensor]:
-    """(positions, what their weight is multiplied by): the window's mean gradient, or 1."""
+    """(positions, factors of their weights): the factor is the window's mean gradient, or 1."""
     if rule.score == "magnitude":
         positions = places.reshape(-1).nonzero().view(-1)
         wide = wider(each.layer.weight.dtype)
@@ -180,7 +181,7 @@ def _multipliers(each: Moved, rule: Adaptation, places: Tensor) -> tuple[Tensor,
 
 
 def keep_pattern(each: Moved, rule: Adaptation, states: States) -> int:
-    """Prune, in every group of M with more than N allocated, the lowest scores; how many."""
+    """Prune the lowest scores of every group of M with more than N allocated; return how many."""
     assert rule.within is not None
     layer = _seft(each)
     positions, score = scores(each, rule)

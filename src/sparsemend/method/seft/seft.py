@@ -87,7 +87,7 @@ class Seft(DeltaRepair):
 
     @property
     def growth(self) -> str:
-        """Where deltas may be in this run: in a pattern on the support, unless asked."""
+        """Where deltas may be in this run; with a pattern `active`, unless within_group is set."""
         if self.pattern.unstructured or self.pattern_growth == "within_group":
             return self.grow_scope
         return "active"
@@ -157,10 +157,10 @@ class Seft(DeltaRepair):
 
 
 def trim_(model: PreTrainedModel, rule: Adaptation) -> int:
-    """Prune the smallest weights beyond the budget; how many.
+    """Prune the smallest weights beyond the budget; return how many.
 
-    There are some only where the checkpoint kept is from before the first round, which makes room
-    for deltas that started on pruned positions.
+    There are some only if the kept checkpoint is from before the first round, which makes room for
+    deltas that started on pruned positions.
     """
     rule = replace(rule, score="magnitude", candidates="all", refill=False)
     none = torch.empty(0, dtype=torch.int64)

@@ -1,10 +1,10 @@
-"""SpIEL on a sparse model, pruned back afterwards: sparse deltas that know of no support.
+"""SpIEL on a sparse model, pruned back afterwards: sparse deltas that ignore the support.
 
     train: W + d, d anywhere        end: the run's zeros again, by magnitude, support or the pruner
 
 Deltas drop by |d| and grow by accumulated gradient over a window (selection=gradient, SpIEL-AG) or
 by the product of SM3's row and column accumulators (selection=moments, SpIEL-MA).  At most k zeros
-per linear fill in, and pruning back is what losing them costs; SEFT is what avoids it.
+per linear fill in, and pruning back loses as many weights again; SEFT avoids this cost.
 
 Ansell et al. 2024, arXiv 2401.16405, and its code.
 """
@@ -42,7 +42,7 @@ PRUNE_BACK = ("magnitude", "support", "pruner")
 
 
 class ProductRounds(DeltaRounds):
-    """Grows where the product of the accumulators is largest; what just left cannot come back."""
+    """Grows where the accumulators' product is largest; a position just left cannot come back."""
 
     def choose(self, layer: DeltaLinear, optimizer: Optimizer, count: int) -> Move:
         assert isinstance(optimizer, Sm3)
@@ -143,7 +143,7 @@ class Spiel(DeltaRepair):
         return {"filled_zeros": filled, **evolved}
 
     def _support_of(self, layer: DeltaLinear, weight: Tensor) -> Tensor:
-        """What stays of a merged weight, bool (O, I)."""
+        """The support of a merged weight, bool (O, I)."""
         if self.prune_back == "support":
             return layer.keep
         if self.prune_back == "pruner":

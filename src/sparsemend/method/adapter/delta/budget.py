@@ -1,4 +1,4 @@
-"""How many sparse deltas a model gets, and each linear of it (no torch).
+"""The number of sparse deltas of a model, and of each of its linears (no torch).
 
     K = deltas | floor(density * all parameters) | r * sum (inputs + outputs) as LoRA of rank r has
     k = floor(K n / sum n) for a linear of n weights
@@ -17,7 +17,7 @@ MATCHES = ("density", "deltas", "lora_rank")
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaBudget:
-    """The number of deltas by one of MATCHES; what the others say is not read."""
+    """The number of deltas by one of MATCHES; the values of the others are not read."""
 
     match: str
     density: float | None
@@ -40,7 +40,7 @@ class DeltaBudget:
             )
 
     def total(self, shapes: Mapping[str, tuple[int, ...]], parameters: int) -> int:
-        """K for linears of these shapes (O, I) in a model of so many parameters."""
+        """K for linears of these shapes (O, I) in a model with that number of parameters."""
         if self.match == "lora_rank":
             assert self.lora_rank is not None
             return self.lora_rank * sum(sum(shape) for shape in shapes.values())
@@ -51,7 +51,7 @@ class DeltaBudget:
         return int(self.density * parameters)
 
     def per_linear(self, shapes: Mapping[str, tuple[int, ...]], parameters: int) -> dict[str, int]:
-        """Name -> k, in proportion to the weights of each."""
+        """Linear name -> k, in proportion to the linear's number of weights."""
         total, weights = self.total(shapes, parameters), sum(map(prod, shapes.values()))
         return {name: total * prod(shape) // weights for name, shape in shapes.items()}
 

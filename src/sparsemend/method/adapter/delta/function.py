@@ -69,7 +69,7 @@ def transposed_csr(indices: Tensor, values: Tensor, shape: torch.Size) -> Tensor
 
 
 def csr_int32(starts: Tensor, columns: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
-    """A CSR matrix with 32-bit indices, which is what MKL and cuSPARSE are fast with."""
+    """A CSR matrix with 32-bit indices, the kind for which MKL and cuSPARSE are fast."""
     return torch.sparse_csr_tensor(
         starts.int(), columns.int(), values, shape, check_invariants=False
     )

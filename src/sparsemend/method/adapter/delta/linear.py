@@ -27,7 +27,8 @@ KERNEL_CHOICES = (*KERNELS, "auto")
 class DeltaLinear(SparseLinear):
     """x (W + d)^T + bias with d sparse; indices (k,) ascend, values (k,) are fp32.
 
-    The delta may leave the support of W, which stays what it was: dense in effect by that little.
+    The delta may lie off the support of W, which does not change; at most k entries of the
+    effective weight are then off the support.
     """
 
     holds_support = False
@@ -97,14 +98,14 @@ class DeltaLinear(SparseLinear):
 
     @torch.no_grad()
     def replace_(self, move: Move) -> Tensor:
-        """Carry a move out, values there at 0; the slots (P,) that are now new growth."""
+        """Carry out `move` with values 0; return the slots (P,) that are now new growth."""
         self.indices[move.slots] = move.positions.to(self.indices.dtype)
         self.values[move.slots] = 0
         return move.slots
 
     @torch.no_grad()
     def sort_(self) -> Tensor:
-        """Put the slots in ascending order of their positions; that order, for other state."""
+        """Sort the slots by position; return the order (k,), which other state must follow."""
         order = self.indices.argsort()
         self.indices.copy_(self.indices[order])
         self.values.copy_(self.values[order])

@@ -1,7 +1,8 @@
-"""When and how sparse deltas move: windows before, a round after, one layer's deltas at a time.
+"""When and how sparse deltas move: a window observes gradients, then a round moves the deltas.
 
-A round drops the smallest |value|, grows where |sum of gradients| is largest, keeps what is both,
-and seeds the optimizer of what moved.  What a method does besides is `settle`.
+A round takes one layer at a time.  It drops the smallest |value|, grows where |sum of gradients| is
+largest, keeps deltas that are both dropped and chosen, and seeds the optimizer state of those that
+moved.  A method adds its own steps in `settle`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sparsemend.training.mask_callbacks import UpdateMasks
 
 @dataclass(kw_only=True)
 class Round:
-    """What one round did, a number per linear in module order."""
+    """The record of one round; each list has a number per linear in module order."""
 
     step: int
     fraction: float
@@ -40,7 +41,7 @@ class Round:
 
 @dataclass
 class Moved:
-    """One layer in a round: its slots of new growth before and after sorting is done."""
+    """One layer that a round has moved; `grown` are its slots of new growth after sorting."""
 
     layer: DeltaLinear
     window: Window | None
@@ -48,7 +49,7 @@ class Moved:
 
 
 class DeltaRounds(UpdateMasks):
-    """Opens windows, collects, moves; `records` says what happened, in order."""
+    """Opens windows, collects gradients and moves deltas; `records` has an entry per round."""
 
     def __init__(
         self,
@@ -124,11 +125,11 @@ class DeltaRounds(UpdateMasks):
         )
 
     def replace_(self, layer: DeltaLinear, move: Move) -> Tensor:
-        """Carry a move out on one layer; its slots of new growth."""
+        """Carry out `move` on one layer; return its slots of new growth (P,)."""
         return layer.replace_(move)
 
     def settle(self, moved: list[Moved], optimizer: Optimizer) -> Mapping[str, list[int]]:
-        """What is done when every layer has moved, and diagnostics, a list over layers each."""
+        """Finish the round once every layer has moved; return diagnostics, lists over layers."""
         return {}
 
     def _carry_out(self, layer: DeltaLinear, move: Move, optimizer: Optimizer) -> Moved:
@@ -163,7 +164,7 @@ class DeltaRounds(UpdateMasks):
         )
 
     def _choose_kernels(self, module: LightningModule, rows: int) -> None:
-        """Settle `kernel=auto`, on all processes as on the first, once per fit."""
+        """Replace `kernel=auto` on all processes by the first one's fastest, once per fit."""
         for name, layer in delta_linears(module):
             if layer.kernel != "auto":
                 continue

@@ -59,7 +59,7 @@ class RoundSchedule:
         return opened and phase <= self.window and last <= self.steps
 
     def fraction(self, step: int) -> float:
-        """Share of the deltas that the round after `step` replaces; all in a linear's first."""
+        """Share of the deltas that the round after `step` replaces; 1 in a linear decay's first."""
         if self.decay == "linear" and step == self.window:
             return 1.0
         return drop_fraction(self.initial, self.decay, step / self.steps)

@@ -1,11 +1,12 @@
-"""AdamW over sparse deltas, each with an age of its own, which moves may set.
+"""AdamW over sparse deltas; each delta has its own age, which a move may set.
 
     m <- b1 m + (1 - b1) g      v <- b2 v + (1 - b2) g^2      a <- a + 1
     value <- value - lr m / (1 - b1^a) * sqrt(1 - b2^a) / (sqrt(v) + eps)
     value <- value - lr * decay * value
 
-A delta that moves is seeded from what a window saw at its new place: with mean gradient g and mean
-square q over a steps, m = (1 - b1^a) g and v = (1 - b2^a) q, Adam's moments had g been constant.
+A delta that moves is seeded from the window's sums at its new position: with mean gradient g and
+mean square q over a steps, m = (1 - b1^a) g and v = (1 - b2^a) q, which Adam's moments would be if
+g were constant.
 Ages are 16-bit and stop at 32767, where both corrections are 1 to the last bit of fp32.
 
 SpIEL, Ansell et al. 2024, arXiv 2401.16405.

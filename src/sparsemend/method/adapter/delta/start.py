@@ -18,7 +18,7 @@ from sparsemend.training.batches import next_token_loss
 def random_positions(
     places: Mapping[str, Tensor], counts: Mapping[str, int], seed: int
 ) -> dict[str, Tensor]:
-    """For every linear `counts` distinct flat positions among its places, bool (O, I).
+    """Linear name -> `counts` distinct flat positions out of its `places`, bool (O, I).
 
     Drawn on the CPU in module order, so that every device starts alike.
     """
@@ -39,19 +39,19 @@ def gradient_positions(
     *,
     windows: int,
 ) -> dict[str, Tensor]:
-    """For every linear the flat positions of largest |gradient| among its places, bool (O, I).
+    """Linear name -> flat positions of largest |gradient| out of its `places`, bool (O, I).
 
-    The gradient of the first training `windows`, one linear's at a time.
+    The gradient is that of the first training `windows`; one linear's exists at a time.
     """
     linears, device = dict(sparse_linears(model)), bench.device
-    found: dict[str, Tensor] = {}
+    positions: dict[str, Tensor] = {}
 
     def note(name: str, linear: SparseLinear) -> Callable[[Tensor], None]:
         def hook(weight: Tensor) -> None:
             assert weight.grad is not None
             score = weight.grad.to(wider(weight.dtype)).abs().reshape(-1)
             score[~places[name].reshape(-1)] = -1
-            found[name] = highest(score, counts[name]).cpu()
+            positions[name] = highest(score, counts[name]).cpu()
             weight.grad = None
 
         linear.weight.requires_grad_(True)
@@ -70,4 +70,4 @@ def gradient_positions(
         for hook in hooks:
             hook.remove()
     nn.Module.to(model.requires_grad_(False), home)
-    return found
+    return positions

@@ -1,8 +1,8 @@
-"""What a layer's weight-sized gradients leave behind while a window is open: a few sums.
+"""Windows: the few sums that are kept of a layer's weight-sized gradients before a round.
 
 Growth: the positions of largest |gradient| in the first call, and the signed sum and the sum of
 squares of the optimizer-step gradient there.  Sensitivity: the sum of the gradient where weights
-may be pruned.  Each gradient is averaged over the processes of a fit, read and let go.
+may be pruned.  Each gradient is averaged over the processes of a fit, read and freed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ObservedLayer(Protocol):
         """Where deltas may grow, bool (O, I); None: everywhere."""
 
     def prunable(self) -> Tensor:
-        """Where the sensitivity will be asked for, bool (O, I)."""
+        """Where the sensitivity will be needed, bool (O, I)."""
 
     def effective_weight(self) -> Tensor: ...
 
@@ -59,7 +59,7 @@ class Window:
 
     @torch.no_grad()
     def observe(self, gradient: Tensor, layer: ObservedLayer) -> None:
-        """Take what is needed of gradient (O, I), one backward call of `layer`.
+        """Add gradient (O, I) of one backward call of `layer` to the sums.
 
         With several processes `gradient` becomes their mean.
         """
@@ -100,14 +100,14 @@ class Window:
         self.sensitivity_sum = flat.new_zeros(self.followed.shape)
 
     def _places(self, layer: ObservedLayer) -> Tensor:
-        """What indexes a flat gradient like `sensitivity_sum`: positions, or a mask."""
+        """Index of `sensitivity_sum`'s entries in a flat gradient: positions, or a mask."""
         assert self.followed is not None
         if self.sensitivity != "mean":
             return self.followed
         return unpack(self.followed, layer.in_features).reshape(-1)
 
     def end_step(self) -> None:
-        """The gradient of an optimizer step is complete."""
+        """Count an optimizer step, whose gradient is complete now, and add it to the sums."""
         self.steps += 1
         if self._running is not None:
             assert self.sums is not None
@@ -124,7 +124,7 @@ class Window:
         return positions, self.sensitivity_sum / self.steps
 
     def state(self) -> dict[str, Any]:
-        """Everything between two optimizer steps, for `restored`."""
+        """All fields that matter between two optimizer steps, for `from_state`."""
         return {name: value for name, value in vars(self).items() if name != "_running"}
 
     @classmethod
