@@ -1,9 +1,9 @@
-"""What the raw bits of a checkpoint say about its zeros: numpy alone, a few rows at a time.
+"""Find the zeros of a checkpoint from its raw bits: numpy alone, a few rows at a time.
 
-A float is zero where every bit but its sign is, so bf16, which numpy does not know, needs no
+A float is zero where every bit but its sign is zero, so bf16, which numpy does not know, needs no
 conversion.  The non-zeros of a matrix are packed to one bit each, lowest bit first, as in
-`masks.safetensors`; counting, N:M and the comparison with a mask then read an eighth of a byte per
-weight.  Neither torch nor the model is loaded.
+`masks.safetensors`; counting zeros, finding N:M and comparing with a mask then read an eighth of a
+byte per weight.  Neither torch nor the model is loaded.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Bits = NDArray[np.uint8]
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # bytes
 READ_AT_ONCE = 2**21  # bytes of a weight at a time, within a processor's cache
-SIZES = (2, 4, 8, 16, 32)  # M of the N:M that are looked for
+SIZES = (2, 4, 8, 16, 32)  # the values of M for which an N:M pattern is looked for
 FULL = 0.95  # share of the N places of N:M that hold a non-zero
 
 
 def _table(size: int) -> Bits:
-    """For every byte, the most non-zeros in any of its groups of `size` bits."""
+    """The most non-zeros in any group of `size` bits, for each of the 256 values of a byte."""
     groups = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).reshape(256, -1, size)
     return groups.sum(axis=2, dtype=np.uint8).max(axis=1)
 
@@ -38,10 +38,10 @@ MOST = {size: _table(size) for size in (2, 4, 8)}
 
 @dataclass(frozen=True)
 class Support:
-    """What one weight (O, I) shows.
+    """The zeros of one weight (O, I), and how they agree with its mask.
 
-    most: group size M -> most non-zeros in M consecutive inputs of any row; escaped and unused:
-    non-zeros off the mask, zeros on it; both None without a mask.
+    most: group size M -> most non-zeros in M consecutive inputs of any row; escaped: number of
+    non-zeros off the mask; unused: number of zeros on it; both None without a mask.
     """
 
     shape: tuple[int, ...]
@@ -92,25 +92,28 @@ def support_of(
                 keep = mask[start : start + shape[0]]
                 escaped += set_bits(packed & ~keep)
                 unused += set_bits(keep & ~packed)
-    found = (escaped, unused) if mask is not None else (None, None)
-    return Support(tensor.shape, tensor.dtype, zeros, most, *found)
+    mismatches = (escaped, unused) if mask is not None else (None, None)
+    return Support(tensor.shape, tensor.dtype, zeros, most, *mismatches)
 
 
 def most_in_group(packed: Bits, columns: int, sizes: list[int]) -> dict[int, int]:
-    """Size -> most non-zeros in so many consecutive inputs, of rows packed lowest bit first."""
+    """Group size -> the most non-zeros in any group of that many consecutive inputs.
+
+    packed: rows of bits, lowest bit first; columns: number of inputs I of a row.
+    """
     if not packed.size:
         return dict.fromkeys(sizes, 0)
     seen = np.zeros(256, dtype=bool)
     seen[packed] = True
-    found = {size: int(MOST[size][seen].max()) for size in sizes if size in MOST}
+    most = {size: int(MOST[size][seen].max()) for size in sizes if size in MOST}
     for size in (size for size in sizes if size not in MOST):
         if size % 8 == 0:
             counts = MOST[8][packed]
-            found[size] = _fullest(counts if size < 256 else counts.astype(np.uint16), size // 8)
+            most[size] = _fullest(counts if size < 256 else counts.astype(np.uint16), size // 8)
         else:
             bits = np.unpackbits(packed, axis=1, count=columns, bitorder="little")
-            found[size] = _fullest(bits if size < 256 else bits.astype(np.uint16), size)
-    return found
+            most[size] = _fullest(bits if size < 256 else bits.astype(np.uint16), size)
+    return most
 
 
 def _fullest(counts: Bits, length: int) -> int:
@@ -125,14 +128,14 @@ def _fullest(counts: Bits, length: int) -> int:
 
 
 def set_bits(packed: Bits) -> int:
-    """Ones in an array of bytes."""
+    """The number of ones in an array of bytes."""
     if not packed.any():
         return 0
     return int(MOST[8][packed].sum(dtype=np.int64))
 
 
 def pattern_of(supports: list[Support]) -> Pattern:
-    """The tightest pattern that all of them follow: N:M, mixed:M, or unstructured.
+    """The tightest pattern that all supports follow: N:M, mixed:M, or unstructured.
 
     Tightest is the lowest bound on the density, then the smallest M (2:4 is also a 4:8).  A mixed
     pattern has a smaller N for some linear than for another.
@@ -154,8 +157,9 @@ def pattern_of(supports: list[Support]) -> Pattern:
 def _follows(support: Support, size: int) -> bool:
     """Whether nearly every group is as full as the fullest.
 
-    Any sparse matrix obeys some N:M, such as 26:32 at 60 % zeros; only one made so fills its
-    groups.  Kept weights that are zero and short last groups leave a few per cent.
+    Any sparse matrix obeys some N:M, such as 26:32 at 60 % zeros; only a matrix that was pruned to
+    N:M fills its groups.  Kept weights that are zero and short last groups leave a few per cent
+    unfilled.
     """
     return support.most[size] / size * FULL <= 1 - support.sparsity
 

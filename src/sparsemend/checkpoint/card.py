@@ -1,6 +1,6 @@
-"""The README.md of an exported model: what it is, how good, under which protocol, how to repeat it.
+"""Write the README.md of an exported model: what it is, its metrics, its protocol, its command.
 
-Everything comes from the run's result.json; the licence from the base model.
+Everything comes from the run's result.json, except the licence, which the base model states.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ ADAPTER = """
 it were merged; it lies in `adapter/` of the run, in PEFT's layout, and the metrics of `repaired`
 are those of base and adapter together.
 """
-PROTOCOL = {  # key of result.json's protocol -> how the card calls it
+PROTOCOL = {  # key of result.json's protocol -> its name in the card
     "corpus": "corpus",
     "split": "split",
     "windows": "windows",
@@ -81,7 +81,7 @@ PROTOCOL = {  # key of result.json's protocol -> how the card calls it
 
 
 def model_card(result: Mapping[str, Any], command: str) -> str:
-    """The card, from the content of a result.json and the command that repeats the run."""
+    """The card's text, from the content of a result.json and the command that repeats the run."""
     config, sparsity = result["config"], result["sparsity"]
     base = base_model(config["model"])
     return CARD.format(

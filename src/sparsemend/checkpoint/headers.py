@@ -33,7 +33,7 @@ class TensorHeader:
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
-    """Tensor name -> header; raises ValueError on a file that is no safetensors file."""
+    """Tensor name -> header; raises ValueError on a file that is cut short or not safetensors."""
     size = path.stat().st_size
     entries, length = _entries(path)
     entries.pop("__metadata__", None)
@@ -50,13 +50,13 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What the writer of a safetensors file said about it; {} where it said nothing."""
+    """The metadata that the writer of a safetensors file put into its header; {} without any."""
     metadata: dict[str, str] = _entries(path)[0].get("__metadata__", {})
     return metadata
 
 
 def _entries(path: Path) -> tuple[dict[str, Any], int]:
-    """(the header's JSON, its length in bytes)."""
+    """Return the header's JSON and its length in bytes; raises ValueError where there is none."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -131,15 +131,17 @@ def has_transposed_layers(blocks: dict[str, TensorShape]) -> bool:
 
 
 def has_experts(blocks: dict[str, TensorShape]) -> bool:
-    """Whether blocks hold experts, which transformers fuses into 3-D weights even where the file
-    numbers them."""
+    """Whether blocks hold experts.
+
+    Transformers fuses experts into 3-D weights, even where the file numbers them.
+    """
     return any(re.search(r"\bexperts\b", name) for name in blocks)
 
 
 def linear_shapes(blocks: dict[str, TensorShape]) -> dict[str, TensorShape]:
     """Name -> (O, I) of the linears inside the blocks, by shape alone.
 
-    A square weight looks the same transposed; it counts as transposed where another one is.
+    A square weight looks the same transposed; it counts as transposed where another weight is.
     """
     transposed = has_transposed_layers(blocks)
     return {

@@ -1,4 +1,4 @@
-"""What an exported model says of the model it was made from: its name and its licence.
+"""Find the name and the licence of the model that an exported model was made from.
 
 A licence is read, never guessed: from the front matter of the base folder's README.md (for a hub
 id, of the copy in the local cache), else from the first lines of its LICENSE file.
@@ -38,24 +38,27 @@ TITLE_LINES = 5
 
 @dataclass(frozen=True)
 class BaseModel:
-    """name: hub id or folder name.  front_matter: its licence entries.  said: where they stand."""
+    """The model that a run started from.
+
+    name: hub id or folder name.  front_matter: its licence entries.  source: the file they are in.
+    """
 
     name: str
     front_matter: Mapping[str, Any]
-    said: str
+    source: str
 
     @property
     def licence(self) -> str:
-        """In words, for the card's table."""
-        known = self.front_matter["license"]
-        if known == UNKNOWN:
+        """The licence in words, for the card's table."""
+        identifier = self.front_matter["license"]
+        if identifier == UNKNOWN:
             return "unknown, see base model"
-        named = self.front_matter.get("license_name")
-        return f"{named or known} ({self.said})"
+        name = self.front_matter.get("license_name")
+        return f"{name or identifier} ({self.source})"
 
 
 def base_model(model: Mapping[str, Any]) -> BaseModel:
-    """What the `model` section of a config was loaded from."""
+    """The base model, with its licence, that the `model` section of a config was loaded from."""
     path = model.get("path")
     if path is None:  # random weights
         return BaseModel(str(model["name"]), {"license": UNKNOWN}, "")
@@ -75,9 +78,9 @@ def _name(model: Mapping[str, Any], folder: Path) -> str:
     """The folder's name, or for an export of this package the model that it was made from."""
     if str(model["path"]).startswith(EMBEDDED):
         return str(model["name"])
-    given = _card(folder)
-    made_here = "sparsemend" in (given.get("tags") or []) and "base_model" in given
-    return str(given["base_model"]) if made_here else folder.resolve().name
+    card = _card(folder)
+    made_here = "sparsemend" in (card.get("tags") or []) and "base_model" in card
+    return str(card["base_model"]) if made_here else folder.resolve().name
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -88,30 +91,30 @@ def _card(folder: Path) -> dict[str, Any]:
 
 
 def _licence(folder: Path) -> tuple[dict[str, Any], str]:
-    given = _card(folder)
+    card = _card(folder)
     keys = ("license", "license_name", "license_link")
-    if given.get("license"):
-        return {key: given[key] for key in keys if given.get(key)}, "its model card"
+    if card.get("license"):
+        return {key: card[key] for key in keys if card.get(key)}, "its model card"
     for path in sorted(folder.glob("LICEN[CS]E*")):
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         title = " ".join(lines[:TITLE_LINES]).lower()
         for start, identifier in TITLES.items():
             if start in title:
                 return {"license": identifier}, f"its {path.name}"
-        found = lines[0].strip() if lines else path.name
-        return {"license": "other", "license_name": found}, f"its {path.name}"
+        first_line = lines[0].strip() if lines else path.name
+        return {"license": "other", "license_name": first_line}, f"its {path.name}"
     return {"license": UNKNOWN}, ""
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The YAML between the two lines `---` that open a model card; {} without or if unreadable."""
+    """The YAML between the two lines `---` that open a model card; {} if missing or unreadable."""
     lines = text.splitlines()
     if not lines or lines[0].strip() != "---" or "---" not in (line.strip() for line in lines[1:]):
         return {}
     end = next(i for i, line in enumerate(lines[1:], 1) if line.strip() == "---")
     try:
-        given = yaml.safe_load("\n".join(lines[1:end]))
+        entries = yaml.safe_load("\n".join(lines[1:end]))
     except yaml.YAMLError as error:
         log.warning("front matter of the base model's card is no YAML: %s", error)
         return {}
-    return given if isinstance(given, dict) else {}
+    return entries if isinstance(entries, dict) else {}

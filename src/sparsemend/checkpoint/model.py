@@ -1,4 +1,4 @@
-"""What this machine knows of the model before loading it: config.json and safetensors headers.
+"""Read what this machine knows of a model before loading it: config.json, safetensors headers.
 
 Each family has its own names for the few numbers that checks need.
 """
@@ -30,8 +30,8 @@ class ModelConfig:
     @property
     def blocks(self) -> int | None:
         """Number of decoder blocks L, or None where the config does not state it."""
-        found = self._first(BLOCKS)
-        return found[1] if found else None
+        entry = self._first(BLOCKS)
+        return entry[1] if entry else None
 
     @property
     def positions(self) -> tuple[str, int] | None:
@@ -41,8 +41,8 @@ class ModelConfig:
     @property
     def vocabulary(self) -> int | None:
         """Number of embeddings, or None where the config does not state it."""
-        found = self._first(("vocab_size",))
-        return found[1] if found else None
+        entry = self._first(("vocab_size",))
+        return entry[1] if entry else None
 
     def _first(self, names: tuple[str, ...]) -> tuple[str, int] | None:
         inner = [self.values[key] for key in NESTED if isinstance(self.values.get(key), dict)]
@@ -72,12 +72,12 @@ def read_config(folder: Path) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of the model: its configuration, and the shapes inside its blocks."""
+    """A model before it is loaded: its configuration, and the tensor shapes inside its blocks."""
 
     path: str
     config: ModelConfig | None  # None: on the hub, known only after a download
     blocks: dict[str, TensorShape] | None  # None: no safetensors headers at hand
-    parameters: int | None = None  # of the whole checkpoint, where its headers are
+    parameters: int | None = None  # of the whole checkpoint; None without its headers
 
 
 def find_model(model: DictConfig) -> Model:
@@ -85,8 +85,8 @@ def find_model(model: DictConfig) -> Model:
     if "architecture" in model:
         settings = OmegaConf.to_container(model.architecture, resolve=True)
         assert isinstance(settings, dict)
-        known = {str(key): value for key, value in settings.items()}
-        config = ModelConfig({"vocab_size": model.get("vocabulary"), **known})
+        architecture = {str(key): value for key, value in settings.items()}
+        config = ModelConfig({"vocab_size": model.get("vocabulary"), **architecture})
         return Model(str(model.name), config, None)
     path = str(model.get("path", ""))
     folder = Path(resolve_path(path))

@@ -1,4 +1,4 @@
-"""Reading the supports of a whole checkpoint: any folder of safetensors, one file or shards."""
+"""Read the supports of a whole checkpoint: any folder of safetensors, one file or shards."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from sparsemend.checkpoint.headers import (
 from sparsemend.sparse.pattern import Pattern
 
 MASKS = "masks.safetensors"
-THREADS = 8  # beyond, the disk is the limit
+THREADS = 8  # with more threads, the disk is the limit
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a checkpoint holds: the support of every prunable linear, by name."""
+    """A checkpoint as read: the support of every prunable linear, by name."""
 
     path: Path
     masks: Path | None
@@ -50,13 +50,13 @@ class Checked:
 
     def blocks(self) -> dict[str, list[Support]]:
         """Supports by decoder block, in the order of their numbers."""
-        found: dict[str, list[Support]] = {}
+        by_block: dict[str, list[Support]] = {}
         for name, support in self.supports.items():
-            found.setdefault(_block(name), []).append(support)
-        return dict(sorted(found.items(), key=lambda item: _number(item[0])))
+            by_block.setdefault(_block(name), []).append(support)
+        return dict(sorted(by_block.items(), key=lambda item: _number(item[0])))
 
     def failures(self, asked: Pattern | None) -> list[str]:
-        """One line per tensor with a weight off its mask, or against the pattern asked for."""
+        """One line per violation: weights of a tensor off its mask, or against pattern `asked`."""
         lines = []
         for name, support in self.supports.items():
             if support.escaped:
@@ -70,10 +70,10 @@ class Checked:
 
 
 def read_checkpoint(path: Path, masks: Path | None, asked: Pattern | None) -> Checked:
-    """Read every prunable weight once.
+    """Read the supports of all prunable weights, each weight once.
 
     Raises FileNotFoundError or ValueError, with a remedy, where there is nothing to read or the
-    masks are not those of these weights.
+    masks belong to other weights.
     """
     started = perf_counter()
     files = _files(path)
@@ -81,21 +81,21 @@ def read_checkpoint(path: Path, masks: Path | None, asked: Pattern | None) -> Ch
     linears = _linears(path, {name: header for name, (_, header) in headers.items()})
     beside = (path if path.is_dir() else path.parent) / MASKS
     masks = masks or (beside if beside.is_file() else None)
-    supports = read_masks(masks) if masks else {}
-    if path.is_file():  # one shard of several, perhaps
-        supports = {name: of for name, of in supports.items() if name in linears}
+    packed_masks = read_masks(masks) if masks else {}
+    if path.is_file():  # it may be one shard of several, and the masks those of all
+        packed_masks = {name: packed for name, packed in packed_masks.items() if name in linears}
     if masks:
-        _check_masks(masks, {name: shape for name, (shape, _) in supports.items()}, linears)
+        _check_masks(masks, {name: shape for name, (shape, _) in packed_masks.items()}, linears)
     sizes = tuple(sorted({*SIZES, asked.group_size})) if asked else SIZES
 
     def read(name: str) -> Support:
-        mask: Bits | None = supports[name][1] if masks else None
+        mask: Bits | None = packed_masks[name][1] if masks else None
         return support_of(*headers[f"{name}.weight"], mask, sizes)
 
     with ThreadPoolExecutor(min(THREADS, cpu_count() or 1)) as threads:  # numpy runs freely
-        found = dict(zip(linears, threads.map(read, linears), strict=True))
+        supports = dict(zip(linears, threads.map(read, linears), strict=True))
     total = sum(prod(header.shape) for _, header in headers.values())
-    return Checked(path, masks, found, total, perf_counter() - started)
+    return Checked(path, masks, supports, total, perf_counter() - started)
 
 
 def _files(path: Path) -> list[Path]:
@@ -135,13 +135,13 @@ def _linears(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, tuple
 
 
 def _check_masks(
-    masks: Path, given: Mapping[str, tuple[int, ...]], linears: Mapping[str, tuple[int, ...]]
+    masks: Path, shapes: Mapping[str, tuple[int, ...]], linears: Mapping[str, tuple[int, ...]]
 ) -> None:
     odd = sorted(
-        name for name in given.keys() | linears.keys() if given.get(name) != linears.get(name)
+        name for name in shapes.keys() | linears.keys() if shapes.get(name) != linears.get(name)
     )
     if odd:
-        of_mask = given.get(odd[0], "no mask")
+        of_mask = shapes.get(odd[0], "no mask")
         raise ValueError(
             f"{masks} is not of these weights: {odd[0]} has {of_mask} there and "
             f"{linears.get(odd[0], 'no weight')} in the checkpoint ({len(odd)} linears differ); "
