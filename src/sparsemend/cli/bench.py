@@ -21,18 +21,18 @@ CONFIG_NAME = "bench"
     execution_whitelist=LOGGING_TARGETS,
 )
 def bench_job(cfg: DictConfig) -> None:
-    """One job: check, then import what is heavy and measure."""
+    """Run one job: check its config, then import the heavy modules and measure."""
     search = user_folders()
     bench_preflight.check(cfg, search)
     from sparsemend.bench.run import run
 
-    # the list above is for logging; a method or pruner may come from any module of the user's
+    # the list above is for logging; a method or pruner may come from any module of the user
     with execution_whitelist(None, reset=True):
         run(cfg, search)
 
 
 def user_folders() -> list[str]:
-    """The override that puts this job's --config-dir and hydra.searchpath on the search path."""
+    """The override that adds this job's --config-dir and hydra.searchpath to the search path."""
     sources = HydraConfig.get().runtime.config_sources
     folders = [s.path for s in sources if s.schema == "file" and s.provider != "main"]
     return [search_line(folders)] if folders else []

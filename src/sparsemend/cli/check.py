@@ -1,4 +1,4 @@
-"""The command `sparsemend-check`: what is zero in a checkpoint, and do its masks hold.
+"""The command `sparsemend-check`: count the zeros of a checkpoint and compare it with its masks.
 
 Reads any folder of safetensors (one file or shards), written by sparsemend or not, in seconds and
 without loading the model.  Exit codes: 0 all holds, 1 a weight off the mask is not zero or the
@@ -22,7 +22,7 @@ from sparsemend.sparse.pattern import Pattern
 
 
 def as_json(checked: Checked, failures: list[str]) -> dict[str, Any]:
-    """Everything that was found, under fixed keys."""
+    """The whole check as plain values under fixed keys."""
     return {
         "path": str(checked.path),
         "masks": str(checked.masks) if checked.masks else None,
@@ -50,20 +50,20 @@ def as_json(checked: Checked, failures: list[str]) -> dict[str, Any]:
 
 
 def table(checked: Checked, *, linears: bool) -> Table:
-    """A row per decoder block, or per linear; the masks' columns only where there is a mask."""
+    """A table with a row per decoder block, or per linear; mask columns only where masks exist."""
     rows = {name: [s] for name, s in checked.supports.items()} if linears else checked.blocks()
-    found = Table(title=str(checked.path), caption=f"masks: {checked.masks or 'none'}")
-    found.add_column("linear" if linears else "block")
+    summary = Table(title=str(checked.path), caption=f"masks: {checked.masks or 'none'}")
+    summary.add_column("linear" if linears else "block")
     for column in ("weights", "sparsity", "pattern"):
-        found.add_column(column, justify="right")
+        summary.add_column(column, justify="right")
     if checked.masks:
-        found.add_column("off mask, not 0", justify="right")
-        found.add_column("on mask, 0", justify="right")
+        summary.add_column("off mask, not 0", justify="right")
+        summary.add_column("on mask, 0", justify="right")
     for name, supports in rows.items():
-        found.add_row(name, *_cells(supports, checked.masks is not None))
-    found.add_section()
-    found.add_row("total", *_cells(list(checked.supports.values()), checked.masks is not None))
-    return found
+        summary.add_row(name, *_cells(supports, checked.masks is not None))
+    summary.add_section()
+    summary.add_row("total", *_cells(list(checked.supports.values()), checked.masks is not None))
+    return summary
 
 
 def _cells(supports: list[Support], masked: bool) -> list[str]:
@@ -89,20 +89,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pattern", type=Pattern.parse, help="N:M that must hold in every linear")
     parser.add_argument("--linears", action="store_true", help="a row per linear, not per block")
     parser.add_argument("--json", action="store_true", help="print JSON, always per linear")
-    given = parser.parse_args(arguments)
-    asked = given.pattern
+    args = parser.parse_args(arguments)
+    asked = args.pattern
     if asked and (asked.unstructured or asked.mixed):
         parser.error(f"--pattern {asked} forbids nothing; give N:M, for example 2:4")
     try:
-        checked = read_checkpoint(given.path, given.masks, asked)
+        checked = read_checkpoint(args.path, args.masks, asked)
     except (ValueError, OSError) as error:
         _say(str(error))
         sys.exit(1)
     failures = checked.failures(asked)
-    if given.json:
+    if args.json:
         print(json.dumps(as_json(checked, failures), indent=2))
     else:
-        _print(checked, linears=given.linears)
+        _print(checked, linears=args.linears)
     for line in failures:
         _say(line)
     if failures:
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _say(message: str) -> None:
-    # as the other commands say it; theirs would import hydra first, longer than the check takes
+    # looks like the errors of the other commands (sparsemend.terminal.say)
     Console(stderr=True, soft_wrap=True).print(
         f"error: {message}", style="bold red", highlight=False, markup=False
     )

@@ -1,4 +1,4 @@
-"""What the commands share: names and values are checked first, errors end as one line.
+"""The start and the end that commands share: check names and values first, end errors as one line.
 
 A command line is checked before Hydra makes a run folder and before torch is imported, so that a
 typo costs a second and leaves nothing behind.  Exit codes: 0 done, 1 a refused value or a failed
@@ -35,9 +35,9 @@ logging.getLogger("sparsemend").addHandler(logging.NullHandler())
 class Command:
     """One console command: a Hydra app on conf/<config_name>.yaml.
 
-    check(cfg, search) raises ValueError or OSError on a value that cannot work; `search` are the
+    check(cfg, search) raises ValueError or OSError on a value that cannot work; `search` holds the
     override lines that put the user's own config folders on the search path.  check_sweep(configs,
-    lines) does so for a sweep's jobs and its command line.
+    lines) does the same for the jobs of a sweep and its command line.
     """
 
     name: str
@@ -47,7 +47,8 @@ class Command:
 
     def launch(self, job: Callable[[], object]) -> None:
         """Check the command line, then run the Hydra app `job`."""
-        # names the run folder; workers of a parallel launcher inherit it and agree on the sweep's
+        # names the run folder; workers of a parallel launcher inherit it, so they agree on the
+        # sweep's folder
         os.environ["SPARSEMEND_RUN_ID"] = str(os.getpid())
         previous_hook, sys.excepthook = sys.excepthook, report
         try:
@@ -69,8 +70,8 @@ class Command:
     def check_command_line(self) -> None:
         """Raise OverrideError on an unknown name; exit 1 on a value that cannot work.
 
-        The jobs of a sweep check their values again when they start: a sweep may touch the edge of
-        a range.
+        The jobs of a sweep check their values again when they start, since a sweep may touch the
+        edge of a range.
         """
         args = get_args_parser().parse_intermixed_args()
         if args.help or args.hydra_help or args.shell_completion:
@@ -80,7 +81,7 @@ class Command:
                 "--cfg and --info show one job; leave -m out and give each key one value"
             )
         if args.config_path is not None or args.experimental_rerun is not None:
-            return  # another tree of configs: Hydra's own messages, and the check inside the job
+            return  # another tree of configs: Hydra reports errors, and the job checks the values
         extra = Path(args.config_dir) if args.config_dir else None
         configs, sweep = compose_jobs(
             args.overrides,

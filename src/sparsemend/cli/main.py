@@ -29,7 +29,10 @@ TARGETS = [*LOGGING_TARGETS, "sparsemend.sweep.report.SweepReport"]
     execution_whitelist=TARGETS,
 )
 def run_job(cfg: DictConfig) -> float:
-    """One job: check, then import what is heavy and run; a sweep outlives its failing cells."""
+    """Run one job: check its config, then import the heavy modules; return its objective.
+
+    A sweep outlives its failing cells.
+    """
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         folder = Path(HydraConfig.get().runtime.output_dir)
         return sweep.run_cell(cfg, folder, preflight.check, _run)
@@ -40,7 +43,7 @@ def run_job(cfg: DictConfig) -> float:
 def _run(cfg: DictConfig) -> float:
     from sparsemend.run.run import run
 
-    # the list above is for what Hydra constructs; a method may come from any module of the user's
+    # the list above is for what Hydra constructs; a method may come from any module of the user
     with execution_whitelist(None, reset=True):
         return run(cfg)
 
@@ -53,14 +56,14 @@ def main() -> None:
 
 
 def check_run(cfg: DictConfig) -> None:
-    """A single run can work; raises ValueError or OSError."""
+    """Raise ValueError or OSError where a single run cannot work."""
     if cfg.get("search") is not None:
         raise ValueError("a search is a sweep; add -m: sparsemend -m +search=...")
     preflight.check(cfg)
 
 
 def _register_sweepers() -> None:
-    """Make our sweepers known to Hydra, which takes no class by its name alone."""
+    """Register our sweepers with Hydra, which does not take a sweeper by its class name alone."""
     Plugins.instance().register(ArenaSweeper)
     if any(argument.startswith("+search=") for argument in sys.argv):
         from sparsemend.sweep.search.sweeper import SearchSweeper

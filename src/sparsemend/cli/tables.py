@@ -6,7 +6,7 @@
     arena     the runs of experiment=arena as one table and one plot
     report    result folders as one HTML page
 
-Nothing here imports torch.  Exit codes as of `sparsemend`.
+Nothing here imports torch.  The exit codes are those of `sparsemend`.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ COSTS = ("seconds", "peak_bytes", "trained", "tokens")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours: one line, nearest names, exit code 2."""
+    """An argument parser with our kind of errors: one line, nearest names, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         near = _nearest(message.split()[-1], self.options())
         raise OverrideError(f"{message}\n{near}`{self.prog} --help` lists what it takes")
 
     def options(self) -> list[str]:
-        """Every option, those of its commands too."""
-        found: list[str] = []
+        """Every option of the parser and of its commands."""
+        names: list[str] = []
         for action in self._actions:
-            found += action.option_strings
+            names += action.option_strings
             if isinstance(action.choices, dict):  # the commands
-                found += [o for command in action.choices.values() for o in command.options()]
-        return found
+                names += [o for command in action.choices.values() for o in command.options()]
+        return names
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parser, commands = _parser()
-        _check_name(given, commands)
-        asked = parser.parse_args(given)
-        asked.do(asked)
+        _check_name(words, commands)
+        args = parser.parse_args(words)
+        args.do(args)
     except OverrideError as error:
         say(str(error))
         sys.exit(2)
@@ -62,30 +62,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exit_interrupted()
 
 
-def _check_name(given: Sequence[str], commands: Sequence[str]) -> None:
-    """Raise OverrideError with the nearest names where the first word is no command."""
-    if not given or given[0].startswith("-") or given[0] in commands:
+def _check_name(words: Sequence[str], commands: Sequence[str]) -> None:
+    """Raise OverrideError with the nearest names where the first word is not a command."""
+    if not words or words[0].startswith("-") or words[0] in commands:
         return
     raise OverrideError(
-        f"unknown command {given[0]!r}\n{_nearest(given[0], commands)}all: {', '.join(commands)}"
+        f"unknown command {words[0]!r}\n{_nearest(words[0], commands)}all: {', '.join(commands)}"
     )
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=2)
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=2)
     return f"nearest: {', '.join(close)}\n" if close else ""
 
 
 def _parser() -> tuple[Parser, list[str]]:
     parser = Parser(prog=COMMAND, description="Published numbers beside ours.", allow_abbrev=False)
-    added = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     commands: list[str] = []
 
-    def command(name: str, do: Callable[[argparse.Namespace], None], says: str) -> Parser:
+    def command(name: str, do: Callable[[argparse.Namespace], None], purpose: str) -> Parser:
         commands.append(name)
-        made: Parser = added.add_parser(name, help=says, description=says, allow_abbrev=False)
-        made.set_defaults(do=do)
-        return made
+        subparser: Parser = subparsers.add_parser(
+            name, help=purpose, description=purpose, allow_abbrev=False
+        )
+        subparser.set_defaults(do=do)
+        return subparser
 
     listing = command("list", _list, "every published number and what repeating it needs")
     listing.add_argument("--paper", help="only this paper, for example dsnot")
