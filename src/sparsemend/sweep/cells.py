@@ -56,25 +56,25 @@ def run_cell(
         content = read_result(folder)
         if content is None or content["status"] != "failed" or not process_here(content):
             _record(cfg, folder, error)
-        known = isinstance(error, ValueError | OSError | FloatingPointError)
-        log.error("failed: %s", error, exc_info=None if known else error)
+        user_error = isinstance(error, ValueError | OSError | FloatingPointError)
+        log.error("failed: %s", error, exc_info=None if user_error else error)
         return math.nan
 
 
 def _record(cfg: DictConfig, folder: Path, error: Exception) -> None:
-    """The result of a cell that was refused before it began."""
+    """Write the result of a cell that was refused before it began."""
     from sparsemend.result.record import Result
 
     Result(folder / RESULT, cfg).fail(error)
 
 
 def identity(overrides: Sequence[str]) -> list[str]:
-    """What makes two command lines the same sweep: overrides, whose order numbers the cells."""
+    """The overrides that identify a sweep, in order, since their order numbers the cells."""
     return [line for line in overrides if not line.startswith(("resume=", "hydra."))]
 
 
 def begin(folder: Path, overrides: Sequence[str]) -> None:
-    """Note in the sweep's folder what it is and that it runs."""
+    """Write into the sweep's folder which sweep it is and that it runs."""
     facts = {
         "schema": SCHEMA,
         "status": "running",
@@ -85,9 +85,9 @@ def begin(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def end(folder: Path, *, finished: bool) -> None:
-    """Note how the sweep ended."""
-    known = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
-    write_json(folder / SWEEP, {**known, "status": "finished" if finished else "unfinished"})
+    """Write into the sweep's folder how the sweep ended."""
+    facts = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    write_json(folder / SWEEP, {**facts, "status": "finished" if finished else "unfinished"})
 
 
 def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
@@ -95,7 +95,7 @@ def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
 
     Raises ValueError where it may still run: a second one would write into the same cells.
     """
-    found = []
+    candidates = []
     for path in root.glob(f"*/{SWEEP}"):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -103,10 +103,10 @@ def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
             continue
         same = content.get("overrides") == identity(overrides)
         if same and content.get("status") != "finished":
-            found.append((path.stat().st_mtime, path.parent, content))
-    if not found:
+            candidates.append((path.stat().st_mtime, path.parent, content))
+    if not candidates:
         return None
-    _, folder, content = max(found, key=lambda item: item[0])
+    _, folder, content = max(candidates, key=lambda item: item[0])
     if alive(content):
         process = content["process"]
         raise ValueError(
@@ -117,13 +117,13 @@ def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
 
 
 def check_cells(folder: Path, configs: Sequence[DictConfig]) -> None:
-    """Raise ValueError where a cell of `folder` is of another configuration than the same job."""
+    """Raise ValueError where a cell of `folder` has another configuration than its job."""
     for number, cfg in enumerate(configs):
         content = read_result(folder / str(number))
         if content is None or content["config_hash"] == config_hash(plain(cfg)):
             continue
-        found = differences(content["config"], plain(cfg))
+        mismatches = differences(content["config"], plain(cfg))
         raise ValueError(
-            f"{folder}/{number} holds a cell of another sweep ({'; '.join(found[:4])}); give that "
-            "sweep's own overrides, or another hydra.sweep.dir"
+            f"{folder}/{number} holds a cell of another sweep ({'; '.join(mismatches[:4])}); give "
+            "that sweep's own overrides, or another hydra.sweep.dir"
         )

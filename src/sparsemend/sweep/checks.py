@@ -23,9 +23,10 @@ log = logging.getLogger(__name__)
 
 
 def check_sweep(configs: Sequence[DictConfig], lines: Sequence[str]) -> None:
-    """Raise ValueError or OSError; sets the folder that `resume=auto` continues in.
+    """Raise ValueError or OSError on a sweep that cannot work.
 
-    configs: those of the (first) jobs; lines: the command line's overrides.
+    Sets the folder that `resume=auto` continues in.  configs: those of the (first) jobs; lines: the
+    command line's overrides.
     """
     first = configs[0]
     folder = choose_folder(first, lines)
@@ -44,9 +45,9 @@ def check_sweep(configs: Sequence[DictConfig], lines: Sequence[str]) -> None:
 def choose_folder(cfg: DictConfig, lines: Sequence[str]) -> Path | None:
     """The existing sweep folder that this sweep continues in, None for a new one."""
     os.environ.pop("SPARSEMEND_SWEEP", None)
-    named = [line.split("=", 1)[1] for line in lines if line.startswith("hydra.sweep.dir=")]
-    if named:
-        folder = Path(named[-1].strip("'\""))
+    folders = [line.split("=", 1)[1] for line in lines if line.startswith("hydra.sweep.dir=")]
+    if folders:
+        folder = Path(folders[-1].strip("'\""))
         return folder if folder.is_dir() else None
     if cfg.resume is None:
         return None
@@ -55,14 +56,17 @@ def choose_folder(cfg: DictConfig, lines: Sequence[str]) -> Path | None:
             f"resume={cfg.resume} names a single run; a sweep continues with resume=auto, or with "
             "hydra.sweep.dir=FOLDER"
         )
-    found = sweep.find_unfinished_sweep(Path("multirun") / str(cfg.name), lines)
-    if found is not None:
-        os.environ["SPARSEMEND_SWEEP"] = found.name  # conf/run.yaml, hydra.sweep.dir
-    return found
+    unfinished_sweep = sweep.find_unfinished_sweep(Path("multirun") / str(cfg.name), lines)
+    if unfinished_sweep is not None:
+        os.environ["SPARSEMEND_SWEEP"] = unfinished_sweep.name  # conf/run.yaml, hydra.sweep.dir
+    return unfinished_sweep
 
 
 def check_jobs(configs: Sequence[DictConfig]) -> None:
-    """At least one job can begin; one that is refused later is a failed cell, no reason to stop."""
+    """Raise the first job's error unless at least one job can begin.
+
+    A job that is refused later is a failed cell, which does not stop the sweep.
+    """
     reasons = []
     for cfg in configs:
         try:
@@ -75,7 +79,10 @@ def check_jobs(configs: Sequence[DictConfig]) -> None:
 
 
 def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
-    """The space is legal and a run works at both its ends; nothing else varies."""
+    """Raise ValueError or OSError where the search cannot work.
+
+    Its space must be legal, a run must work at both ends of it, and nothing else may vary.
+    """
     for override in OverridesParser.create().parse_overrides(list(lines)):
         if override.is_sweep_override():
             raise ValueError(
@@ -102,13 +109,13 @@ def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
 
 
 def check_same_search(folder: Path | None, lines: Sequence[str]) -> None:
-    """A search continues in the folder of the very same search only."""
+    """Raise ValueError where `folder` holds another search: only the same one continues in it."""
     path = folder / sweep.SWEEP if folder is not None else None
     if path is None or not path.is_file():
         return
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if known["overrides"] != sweep.identity(lines):
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if record["overrides"] != sweep.identity(lines):
         raise ValueError(
-            f"{folder} holds another search ({' '.join(known['overrides'])}); give its own "
+            f"{folder} holds another search ({' '.join(record['overrides'])}); give its own "
             "overrides, or another hydra.sweep.dir"
         )

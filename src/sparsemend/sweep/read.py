@@ -1,4 +1,4 @@
-"""The cells of a sweep as their folders tell them."""
+"""Read the cells of a sweep from their folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATES = ("dense", "pruned", "repaired")
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell as its folder tells it."""
+    """One cell of a sweep, as read from its folder."""
 
     name: str
     overrides: Mapping[str, str]
@@ -74,8 +74,8 @@ def read_cells(folder: Path) -> list[Cell]:
     cells = []
     for path in folder.glob("*/.hydra/overrides.yaml"):
         lines: list[str] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-        given = dict(line.split("=", 1) for line in lines if "=" in line)
-        overrides = {key: value for key, value in given.items() if key != "resume"}
+        pairs = dict(line.split("=", 1) for line in lines if "=" in line)
+        overrides = {key: value for key, value in pairs.items() if key != "resume"}
         home = path.parents[1]
         cells.append(Cell(home.name, overrides, read_result(home) or {}))
     done = [cell.overrides for cell in cells if cell.status == "finished"]
@@ -90,5 +90,5 @@ def varying_keys(cells: Sequence[Cell]) -> list[str]:
 
 
 def format_perplexity(value: float | None) -> str:
-    """A perplexity for a table."""
+    """The text of a perplexity in a table, `-` for None."""
     return "-" if value is None else f"{value:.3f}" if value < 1e5 else f"{value:.3g}"

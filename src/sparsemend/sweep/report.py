@@ -1,7 +1,7 @@
-"""What a sweep leaves behind: one table on the terminal, summary.csv, and an honest exit code.
+"""Report how a sweep ended: one table on the terminal, summary.csv, and an honest exit code.
 
-A Hydra callback: it notes in the sweep's folder that the sweep began (so that `resume=auto` finds
-one that was killed) and reports when it ends, also when it ends early.
+A Hydra callback: it writes into the sweep's folder that the sweep began (so that `resume=auto`
+finds one that was killed) and reports when the sweep ends, even when it ends early.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SUMMARY = "summary.csv"
 
 
 class SweepReport(Callback):
-    """Notes the sweep's beginning; reports its cells at the end."""
+    """Records that a sweep began; reports its cells at the end."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         sweep.begin(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task))
@@ -72,7 +72,7 @@ class SweepReport(Callback):
 
 
 def _report_arena(folder: Path) -> None:
-    """Table and plot of the rows that finished; why there is none, where there is none."""
+    """Show and write the table and plot of the finished rows, or print why there is none."""
     from sparsemend.sweep.arena.rows import read_arena
     from sparsemend.sweep.arena.table import show, write
 
@@ -91,7 +91,7 @@ def _report_arena(folder: Path) -> None:
 
 
 def summary_csv(cells: Sequence[Cell]) -> str:
-    """One line per cell; columns in the order in which cells bring them."""
+    """The text of summary.csv: a line per cell, columns in the order of their first appearance."""
     rows = [cell.row(varying_keys(cells)) for cell in cells]
     columns = {key: None for row in rows for key in row}
     file = io.StringIO()
@@ -102,7 +102,10 @@ def summary_csv(cells: Sequence[Cell]) -> str:
 
 
 def summary_table(cells: Sequence[Cell], folder: Path) -> Table:
-    """What varies, how it ended, test perplexity per state, sparsity, seconds."""
+    """A table with a row per cell.
+
+    Columns: what varies, status, test perplexity per state, sparsity, seconds, the run that pruned.
+    """
     varying = varying_keys(cells)
     table = Table(title=str(folder), caption=f"{METRIC}; all measurements in {SUMMARY}")
     for column in ("cell", *varying, "status"):
@@ -125,7 +128,7 @@ def summary_table(cells: Sequence[Cell], folder: Path) -> Table:
 
 
 def _maker(origin: Mapping[str, Any] | None, folder: Path) -> str:
-    """Who pruned the model of a cell: itself, another cell, or a run elsewhere."""
+    """The name of the run that pruned a cell's model: itself, another cell, or a run elsewhere."""
     if not origin or not origin["hit"]:
         return "itself" if origin else "-"
     maker = Path(origin["made_by"])

@@ -18,16 +18,16 @@ log = logging.getLogger(__name__)
 
 
 def check_arena(configs: Sequence[DictConfig]) -> None:
-    """Raise ValueError where the jobs are an arena's and their budget or settings are not one."""
+    """Raise ValueError where the jobs of an arena do not share one legal budget and settings."""
     rows = [cfg for cfg in configs if cfg.get("arena") is not None]
     for cfg in rows:
         if cfg.budget not in BUDGETS:
             raise ValueError(f"budget={cfg.budget} is not one of: {', '.join(BUDGETS)}")
     shared = settings_of(plain(rows[0])) if rows else {}
     for cfg in rows[1:]:
-        if found := differences(shared, settings_of(plain(cfg))):
+        if mismatches := differences(shared, settings_of(plain(cfg))):
             raise ValueError(
-                f"the rows of an arena share their settings, these differ in {found[0]}; give "
+                f"the rows of an arena share their settings, these differ in {mismatches[0]}; give "
                 "one value, and an arena for each"
             )
     if rows and rows[0].budget == "seconds":
@@ -65,19 +65,22 @@ def _point_out_epochs(cfg: DictConfig) -> None:
         -(-cfg.data.calibration_samples // method.batch_size), method.held_out
     )
     windows = batches * method.batch_size
-    given = arena.steps * arena.batch_size * arena.accumulate * cfg.hardware.devices
-    share = method.epochs * windows / given
+    budget_windows = arena.steps * arena.batch_size * arena.accumulate * cfg.hardware.devices
+    share = method.epochs * windows / budget_windows
     if not 0.5 <= share <= 1.05:
         log.warning(
             "row %s reads %.2f of the budget's tokens; set arena.epochs=%d",
             arena.row,
             share,
-            max(1, given // windows),
+            max(1, budget_windows // windows),
         )
 
 
 def as_measured(folder: Path, cfg: DictConfig) -> DictConfig:
-    """A job of budget=seconds with the length that its cell in `folder` was given by pilots."""
+    """The job's config, under budget=seconds with the length that pilots gave its cell in `folder`.
+
+    Any other job's config is returned as it is.
+    """
     content = read_result(folder)
     if content is None or cfg.get("budget") != "seconds" or cfg.arena.length is None:
         return cfg

@@ -1,4 +1,4 @@
-"""Quality against cost: a point per row with its deviation, the Pareto front, labels that part."""
+"""Plot quality against cost: points with deviations, the Pareto front, labels that stay apart."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def draw(
     """
     fig, axes = plt.subplots(figsize=(8.2, 5), layout="constrained")
     for colour, rows in ((FRONT, front), (OTHER, [row for row in points if row not in front])):
-        known = [points[row] for row in rows]
-        if known:
-            x, y = zip(*known, strict=True)
-            apart = [deviations[row] for row in rows]
-            axes.errorbar(x, y, yerr=apart, fmt="o", ms=5, color=colour, capsize=2, lw=1)
+        pairs = [points[row] for row in rows]
+        if pairs:
+            x, y = zip(*pairs, strict=True)
+            errors = [deviations[row] for row in rows]
+            axes.errorbar(x, y, yerr=errors, fmt="o", ms=5, color=colour, capsize=2, lw=1)
     if front:
         axes.plot(*zip(*(points[row] for row in front), strict=True), "-", color=FRONT, lw=1.2)
     for name, level in levels.items():
@@ -60,8 +60,8 @@ def draw(
     axes.set_axisbelow(True)
     title = "red: Pareto front, no row that keeps to the budget is better and cheaper"
     if left_out:
-        said = f"not drawn, not better than pruned: {', '.join(left_out)}"
-        title = "\n".join([title, *wrap(said, TITLE)])
+        remark = f"not drawn, not better than pruned: {', '.join(left_out)}"
+        title = "\n".join([title, *wrap(remark, TITLE)])
     axes.set_title(title, loc="left", fontsize=10)
     fig.canvas.draw()  # limits are final, so that labels can be placed
     _label(axes, points, front)
@@ -81,7 +81,7 @@ def _scale(axes: Axes, which: str, values: Sequence[float]) -> None:
 
 
 def _label(axes: Axes, points: Mapping[str, tuple[float, float]], front: Sequence[str]) -> None:
-    """Names in the right margin by height, joined to their points."""
+    """Write the names into the right margin, by height, and join them to their points."""
     to_axes = axes.transData + axes.transAxes.inverted()
     places = {row: to_axes.transform(point) for row, point in points.items()}
     heights = spread({name: float(place[1]) for name, place in places.items()}, LINE)
@@ -101,7 +101,10 @@ def _label(axes: Axes, points: Mapping[str, tuple[float, float]], front: Sequenc
 
 
 def spread(heights: Mapping[str, float], gap: float) -> dict[str, float]:
-    """Heights, none below 0, in the same order and at least `gap` apart, groups about in place."""
+    """Move heights at least `gap` apart, none below 0, in the same order.
+
+    Each group of heights that had to move stays centred on its mean, where that is not too low.
+    """
     groups: list[tuple[list[str], float]] = []  # names from below, middle
     for name in sorted(heights, key=lambda n: heights[n]):
         names, middle = [name], heights[name]

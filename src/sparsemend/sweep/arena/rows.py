@@ -1,8 +1,8 @@
 """The arena: finished runs of `experiment=arena` as rows that may be compared.
 
 A row is one member of conf/arena with one run per seed.  All rows agree in model, pruning and
-protocol.  What is equal is the budget: tokens read in training, trained parameters, or seconds of
-repair; a row's share of it says whether it kept to it, and only rows that did can be the best.
+protocol.  They have the same budget: tokens read in training, trained parameters, or seconds of
+repair; a row's share of it says whether the row kept to it, and only rows that did can be the best.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from sparsemend.sweep.arena.settings import LOW_RANK, check_one_setting
 from sparsemend.table.paper_table import Ours, ours_of
 
 ZERO_SHOT = MEAN
-TOLERANCE = 0.05  # of the budget; whole groups, deltas and epochs do not come out even
+TOLERANCE = 0.05  # of the budget, which whole groups, deltas and epochs do not hit exactly
 DENSE = "dense"
 
 
 @dataclass(frozen=True)
 class ArenaRow:
-    """One row: what it reached, and what it took."""
+    """One row of an arena: its runs, the quality they reached and their cost."""
 
     row: str
-    state: str  # of its runs that is measured
+    state: str  # the measured state of its runs
     runs: tuple[RunRecord, ...]  # by seed
 
     @property
@@ -42,9 +42,9 @@ class ArenaRow:
 
     def ours(self, metric: str) -> Ours | None:
         """Mean and deviation over seeds; None where a run lacks the metric."""
-        found = [(run, run.value(self.state, metric)) for run in self.runs]
-        known = [(run, value) for run, value in found if value is not None]
-        return ours_of(known) if len(known) == len(found) else None
+        pairs = [(run, run.value(self.state, metric)) for run in self.runs]
+        complete = [(run, value) for run, value in pairs if value is not None]
+        return ours_of(complete) if len(complete) == len(pairs) else None
 
     @property
     def perplexity(self) -> float:
@@ -53,21 +53,21 @@ class ArenaRow:
         return ours.mean if ours is not None and math.isfinite(ours.mean) else math.inf
 
     def cost(self, name: str) -> float:
-        """Mean over seeds of seconds, peak_bytes, trained, tokens, of the repair alone.
+        """Mean over seeds of one cost of the repair alone: seconds, peak_bytes, trained or tokens.
 
-        A run that was continued has the seconds of all its attempts.
+        A run that was continued counts the seconds of all its attempts.
         """
         return statistics.fmean(_cost(run, name) for run in self.runs)
 
     @property
     def partly_timed(self) -> bool:
-        """Whether an attempt was killed within the repair, whose seconds nobody noted."""
+        """Whether an attempt was killed during the repair, so that its seconds are not recorded."""
         earlier = (cost for run in self.runs for cost in run.attempts[:-1])
         return any("prune" in cost and "repair" not in cost for cost in earlier)
 
     @property
     def sparsity(self) -> float:
-        """The lowest sparsity of what is multiplied by, over seeds."""
+        """The lowest sparsity, over seeds, of the weights that the forward pass multiplies by."""
         return min(run.sparsity for run in self.runs)
 
     @property
@@ -75,16 +75,16 @@ class ArenaRow:
         return all(run.foldable for run in self.runs)
 
     def losses(self, seeds: Sequence[int]) -> np.ndarray | None:
-        """(S, W) losses of the test windows by seed; None where a run kept none."""
+        """Losses (S, W) of the test windows, a row per seed; None where a run stored none."""
         by_seed = {run.seed: run for run in self.runs}
-        found = [read_losses(by_seed[seed].folder, self.state, METRIC) for seed in seeds]
-        known = [losses for losses in found if losses is not None]
-        return np.stack(known) if len(known) == len(found) and known else None
+        by_run = [read_losses(by_seed[seed].folder, self.state, METRIC) for seed in seeds]
+        arrays = [losses for losses in by_run if losses is not None]
+        return np.stack(arrays) if len(arrays) == len(by_run) and arrays else None
 
 
 @dataclass(frozen=True)
 class Arena:
-    """Rows by perplexity, the budget, who is best, how far the others are from it."""
+    """Rows by perplexity, their budget, the best row, and how far the others are from it."""
 
     budget: str
     amount: float  # of the budget; tokens, parameters or seconds
@@ -110,7 +110,7 @@ class Arena:
 
 
 def read_arena(folders: Sequence[Path]) -> Arena:
-    """The arena under these folders; ValueError where runs do not belong into one table."""
+    """Read the arena under these folders; raises ValueError where runs do not fit one table."""
     runs = [run for run in find_runs(folders) if _is_row(run)]
     if not runs:
         raise ValueError(
@@ -122,8 +122,8 @@ def read_arena(folders: Sequence[Path]) -> Arena:
     entries = tuple(
         sorted(
             (
-                ArenaRow(row, "repaired", tuple(of[s] for s in sorted(of)))
-                for row, of in rows.items()
+                ArenaRow(row, "repaired", tuple(by_seed[s] for s in sorted(by_seed)))
+                for row, by_seed in rows.items()
             ),
             key=lambda entry: entry.perplexity,
         )
@@ -137,26 +137,27 @@ def read_arena(folders: Sequence[Path]) -> Arena:
 
 
 def _rows(runs: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
-    """Runs by row and seed; of two runs of one configuration the later folder counts."""
+    """Runs by row and seed; of two runs with one configuration, that of the later folder counts."""
     rows: dict[str, dict[int, RunRecord]] = {}
     for run in runs:
         row = run.config["arena"]["row"]
-        known = rows.setdefault(row, {}).get(run.seed)
-        if known is not None:
-            found = differences(known.config, run.config)
-            if found:
+        earlier = rows.setdefault(row, {}).get(run.seed)
+        if earlier is not None:
+            mismatches = differences(earlier.config, run.config)
+            if mismatches:
                 raise ValueError(
-                    f"row {row} with seed {run.seed} is there twice, and differs in {found[0]}\n"
-                    f"  there: {known.folder}\n  here: {run.folder}\ngive the folders of one arena"
+                    f"row {row} with seed {run.seed} is there twice, and differs in "
+                    f"{mismatches[0]}\n  there: {earlier.folder}\n  here: {run.folder}\n"
+                    "give the folders of one arena"
                 )
         rows[row][run.seed] = run
     return rows
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names that no other is at least as good as in both of (cost, perplexity), by cost.
+    """The names of the points on the Pareto front of (cost, perplexity), by cost.
 
-    Of equal points the first counts.
+    A point is on it if no other is at least as good in both; of equal points the first counts.
     """
     front, least = [], float("inf")
     for name, (_, value) in sorted(points.items(), key=lambda item: item[1]):
@@ -172,21 +173,21 @@ def _is_row(run: RunRecord) -> bool:
 
 
 def _dense(entries: Sequence[ArenaRow]) -> ArenaRow:
-    """The dense model, as the row that asked it most has it."""
+    """The dense model as a row, from the runs of a row that measured its zero-shot mean, if any."""
     source = max(entries, key=lambda e: e.runs[0].value(DENSE, ZERO_SHOT) is not None)
     return ArenaRow(DENSE, DENSE, source.runs)
 
 
 def _ratios(entries: Sequence[ArenaRow], best: ArenaRow) -> dict[str, Ratio]:
-    found = {}
+    ratios = {}
     for entry in entries:
         seeds = [seed for seed in best.seeds if seed in entry.seeds]
-        theirs, ours = (e.losses(seeds) if seeds else None for e in (entry, best))
-        if entry is best or theirs is None or ours is None:
+        entry_losses, best_losses = (e.losses(seeds) if seeds else None for e in (entry, best))
+        if entry is best or entry_losses is None or best_losses is None:
             continue
-        if np.isfinite(theirs).all() and np.isfinite(ours).all():
-            found[entry.row] = perplexity_ratio(theirs, ours)
-    return found
+        if np.isfinite(entry_losses).all() and np.isfinite(best_losses).all():
+            ratios[entry.row] = perplexity_ratio(entry_losses, best_losses)
+    return ratios
 
 
 def _cost(run: RunRecord, name: str) -> float:
@@ -198,7 +199,11 @@ def _cost(run: RunRecord, name: str) -> float:
 
 
 def _amount(budget: str, run: RunRecord, entries: Sequence[ArenaRow]) -> float:
-    """What every row is given: by the config, or, of parameters, what low-rank rows train."""
+    """The amount of the budget that every row gets.
+
+    Seconds and tokens follow from the config; for parameters it is the median that low-rank rows
+    train.
+    """
     arena = run.config["arena"]
     if budget == "seconds":
         return float(arena["seconds"])
@@ -215,7 +220,7 @@ def _amount(budget: str, run: RunRecord, entries: Sequence[ArenaRow]) -> float:
 
 
 def _window(low_rank: Sequence[ArenaRow], run: RunRecord) -> float:
-    """Tokens of a training window: as a low-rank row counted them, else those of a test window."""
+    """The tokens of a training window, as a low-rank row counted them, else of a test window."""
     for entry in low_rank:
         repair = entry.runs[0].content["repair"]
         windows = repair.get("steps", 0) * repair.get("windows_per_step", 0)

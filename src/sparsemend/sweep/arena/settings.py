@@ -1,4 +1,4 @@
-"""What all runs of one arena have in common: read from configs and results, without torch."""
+"""Read the settings that all runs of one arena share, from configs and results, without torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sparsemend.names import HARNESS, METRIC
 from sparsemend.result.runs import RunRecord
 
 BUDGETS = ("tokens", "trainable", "seconds")
-LOW_RANK = ("lora", "masked_lora", "lors", "lora_prune")  # whose parameters are the budget's
+LOW_RANK = ("lora", "masked_lora", "lors", "lora_prune")  # their parameters set the budget
 SHARED = (
     *("model", "data", "pruner", "sparsity_schedule", "sparsity", "pattern", "pattern_tail"),
     *("rounding", "statistics", "budget"),
 )
-# the others are a row's own
+# all other keys of the `arena` section belong to one row
 SHARED_ARENA = (
     *("items", "steps", "batch_size", "accumulate", "validate_every", "validation_windows"),
     *("rates", "rank", "seconds"),
@@ -23,7 +23,7 @@ SHARED_ARENA = (
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's config its arena's other rows have too."""
+    """The part of a run's config that all rows of its arena share."""
     arena = config.get("arena") or {}
     zero_shot = (config.get("evaluation") or {}).get(HARNESS) or {}
     tasks = {key: zero_shot.get(key) for key in ("suite", "tasks", "limit")}
@@ -35,18 +35,18 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_one_setting(runs: list[RunRecord]) -> None:
-    """All runs agree in what must be equal; ValueError names two that do not."""
+    """Raise ValueError, naming two runs, where runs differ in a setting that must be equal."""
     first, shared = runs[0], _measured_settings(runs[0])
     for run in runs[1:]:
-        if found := differences(shared, _measured_settings(run)):
+        if mismatches := differences(shared, _measured_settings(run)):
             raise ValueError(
-                f"two arenas cannot share a table, they differ in {'; '.join(found[:4])}\n"
+                f"two arenas cannot share a table, they differ in {'; '.join(mismatches[:4])}\n"
                 f"  there: {first.folder}\n  here: {run.folder}\ngive the folders of one of them"
             )
 
 
 def _measured_settings(run: RunRecord) -> dict[str, Any]:
-    """The settings of a finished run, and what it was measured with."""
+    """The shared settings of a finished run, and the conditions of its measurement."""
     content = run.content
     return {
         **settings_of(run.config),

@@ -2,9 +2,9 @@
 
 With budget=seconds it first runs two short pilots of every row, on the first seed: a fit of n steps
 takes a + b n seconds, so the row gets n = (seconds - a) / b steps.  Pilots are whole multiples of
-the steps between two validations, so that b holds their share.  Learning-rate schedules, rounds
-and ramps then end where the budget does, which stopping by the clock would cut off.  Pilots have
-the numbers after the rows' own, so that the same command in the same folder continues.
+the steps between two validations, so that b holds the share of validation.  Learning-rate
+schedules, rounds and ramps then end where the budget does; stopping by the clock would cut them
+off.  Pilots are numbered after the rows, so that the same command in the same folder continues.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class ArenaSweeper(BasicSweeper):
         if self.config.get("budget") != "seconds":
             return super().sweep(arguments)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given = parser.parse_overrides([*self._parse_config(), *arguments])
-        jobs = self.split_arguments(given, None)[0]
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        jobs = self.split_arguments(overrides, None)[0]
         fits = self._measure(jobs)
         chosen = [self._within(job, fits) for job in jobs]
         return self._launch(chosen, 0)
 
     def _measure(self, jobs: Sequence[list[str]]) -> dict[tuple[str, ...], CostLine]:
-        """What a row costs, by its overrides apart from the seed."""
+        """Run the pilots; return the cost of each row, by its overrides apart from the seed."""
         rows: dict[tuple[str, ...], list[str]] = {}
         for job in jobs:
             rows.setdefault(row_of(job), job)
@@ -57,13 +57,13 @@ class ArenaSweeper(BasicSweeper):
         folder = Path(self.config.hydra.sweep.dir)  # type: ignore[union-attr]
         seconds: dict[tuple[str, ...], dict[int, float]] = {row: {} for row, _, _ in pilots}
         for number, (row, length, _) in enumerate(pilots, start=len(jobs)):
-            found = pilot_seconds(folder / str(number))
-            if found is not None:
-                seconds[row][length] = found
+            duration = pilot_seconds(folder / str(number))
+            if duration is not None:
+                seconds[row][length] = duration
         return {
             row: fit
-            for row, found in seconds.items()
-            if (fit := fit_of(settings[row], found)) is not None
+            for row, durations in seconds.items()
+            if (fit := fit_of(settings[row], durations)) is not None
         }
 
     def _within(self, job: list[str], fits: Mapping[tuple[str, ...], CostLine]) -> list[str]:
@@ -98,7 +98,7 @@ class CostLine:
     """Seconds of a row as a line through its pilots, and the length that fits into a budget."""
 
     def __init__(self, key: str, budget: float, seconds: Mapping[int, float]) -> None:
-        """key: what makes the row longer.  budget: seconds.  seconds: by length, two or more."""
+        """key: config key of the length.  budget: seconds.  seconds: by length, two or more."""
         self.key = key
         short, long = min(seconds), max(seconds)
         self.slope = (seconds[long] - seconds[short]) / (long - short) if long > short else 0.0
@@ -109,7 +109,8 @@ class CostLine:
     def length(self) -> int:
         """Steps that fit; at least those of the shorter pilot, which the table then shows as over.
 
-        Where the pilots differ by less than the clock's noise, so does every length: the shortest.
+        Where the longer pilot took no longer, the clock's noise hides the cost of a step, so the
+        row gets the shortest length.
         """
         if self.slope <= 0:
             return self.shortest
@@ -117,7 +118,7 @@ class CostLine:
 
 
 def pilot_seconds(folder: Path) -> float | None:
-    """Seconds that a pilot repaired; None where it did not finish, or not in one piece."""
+    """Seconds of a pilot's repair; None where it did not finish, or was interrupted."""
     content = read_result(folder)
     if content is None or content["status"] != "finished":
         return None
@@ -128,7 +129,10 @@ def pilot_seconds(folder: Path) -> float | None:
 
 
 def fit_of(arena: Mapping[str, Any], seconds: Mapping[int, float]) -> CostLine | None:
-    """A row's line through its pilots; None, with an error, where they say nothing of a step."""
+    """A row's line through its pilots; None where fewer than two gave a time.
+
+    Logs an error then, and where the longer pilot took no longer.
+    """
     fit = CostLine(str(arena["length"]), arena["seconds"], seconds) if len(seconds) > 1 else None
     if fit is None:
         log.error(
@@ -148,5 +152,5 @@ def fit_of(arena: Mapping[str, Any], seconds: Mapping[int, float]) -> CostLine |
 
 
 def row_of(job: Sequence[str]) -> tuple[str, ...]:
-    """A job's overrides but its seed: what all its seeds share."""
+    """A job's overrides except its seed, which all seeds of the row share."""
     return tuple(line for line in job if not line.startswith("seed="))

@@ -45,17 +45,17 @@ BUDGET_LABELS = {"tokens": "tokens read", "trainable": "trained parameters", "se
 
 
 def body(arena: Arena) -> list[list[str]]:
-    """The dense model, then every row by perplexity, as text."""
+    """The cells of the table as text: the dense model, then every row by perplexity."""
     return [_dense(arena), *(_row(arena, entry) for entry in arena.entries)]
 
 
 def notes(arena: Arena) -> list[str]:
-    """Setting, budget, and what the columns say."""
+    """The lines below the table: setting, budget, and the meaning of the columns."""
     runs = [run for entry in arena.entries for run in entry.runs]
     run, config = runs[0], runs[0].config
     items = (config["evaluation"].get(HARNESS) or {}).get("limit")
     target = run.content["sparsity"].get("target", config["sparsity"])
-    found = [
+    lines = [
         f"{run.model}, {run.member('pruner')}, sparsity {target:g}, pattern "
         f"{config['pattern']}; {run.protocol(METRIC).label}; {_seeds(arena.seeds)}",
         f"budget: {arena.amount:,.0f} {BUDGET_LABELS[arena.budget]}; a row above it is shown with "
@@ -64,22 +64,22 @@ def notes(arena: Arena) -> list[str]:
         f"x best: ratio of perplexities to {arena.best.row}, {LEVEL:.0%} interval of {RESAMPLES:,} "
         f"paired resamples of {_resampling_note(len(arena.seeds))}; * where it does not hold 1",
     ]
-    found += [
+    lines += [
         f"{entry.row}: {_seeds(entry.seeds)} alone, which cannot be the best"
         for entry in arena.entries
         if entry.seeds != arena.seeds
     ]
     if run.content.get("peak_scope") != "cuda":
-        found.append("peak: resident memory of the whole process, what earlier rows left included")
+        lines.append("peak: resident memory of the whole process, what earlier rows left included")
     if any(entry.partly_timed for entry in arena.entries):
-        found.append("≥: an attempt was killed within the repair, its seconds are not known")
+        lines.append("≥: an attempt was killed within the repair, its seconds are not known")
     if items is not None:
-        found.append(f"zero-shot: mean accuracy, the first {items} items of each task only")
+        lines.append(f"zero-shot: mean accuracy, the first {items} items of each task only")
     if any(run.dirty for run in runs):
-        found.append("some runs are of uncommitted sources")
+        lines.append("some runs are of uncommitted sources")
     if len({run.content.get("provenance", {}).get("commit") for run in runs}) > 1:
-        found.append("the runs are of several commits")
-    return found
+        lines.append("the runs are of several commits")
+    return lines
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -113,20 +113,24 @@ def show(arena: Arena) -> None:
 
 
 def arena_line(arena: Arena) -> str:
-    """Who is best, whom that does not set apart, and who could not be compared."""
+    """One line: the best row, the rows not told apart from it, and those not compared with it."""
     close = [row for row, ratio in arena.ratios.items() if not ratio.differs]
-    alone = [e.row for e in arena.entries if e is not arena.best and e.row not in arena.ratios]
-    said = (
+    without_ratio = [
+        e.row for e in arena.entries if e is not arena.best and e.row not in arena.ratios
+    ]
+    verdict = (
         f"best within the budget: {arena.best.row}"
         if arena.eligible(arena.best)
         else f"no row may be the best; lowest perplexity: {arena.best.row}"
     )
-    said += f"; not told apart from it: {', '.join(close)}" if close else ""
-    return said + (f"; not compared with it: {', '.join(alone)}" if alone else "")
+    verdict += f"; not told apart from it: {', '.join(close)}" if close else ""
+    return verdict + (
+        f"; not compared with it: {', '.join(without_ratio)}" if without_ratio else ""
+    )
 
 
 def write(arena: Arena, folder: Path, cost: str) -> list[Path]:
-    """arena.md, .tex, .csv, .png and .svg; the paths written."""
+    """Write arena.md, .tex, .csv, .png and .svg into `folder`; return their paths."""
     left, cells, below = 1, body(arena), [*notes(arena), arena_line(arena)]
     texts = {
         f"{STEM}.md": markdown_table(f"arena, budget {arena.budget}", HEADINGS, cells, left, below),
@@ -144,19 +148,22 @@ def write(arena: Arena, folder: Path, cost: str) -> list[Path]:
 
 
 def draw(arena: Arena, path: Path, suffix: str, cost: str) -> None:
-    """Perplexity against a cost; the Pareto front joined, dense and pruned model as lines."""
-    from sparsemend.sweep.arena.plot import draw as drawn
+    """Draw perplexity against a cost: the Pareto front joined, dense and pruned model as lines."""
+    from sparsemend.sweep.arena.plot import draw as draw_plot
 
     unit = UNITS.get(cost, 1)
-    named = {e.row: e.perplexity for e in arena.entries}
-    levels = {_dense_name(arena): arena.dense.perplexity, "pruned": named.get("none", math.inf)}
+    perplexities = {e.row: e.perplexity for e in arena.entries}
+    levels = {
+        _dense_name(arena): arena.dense.perplexity,
+        "pruned": perplexities.get("none", math.inf),
+    }
     levels = {name: level for name, level in levels.items() if math.isfinite(level)}
     worst = levels.get("pruned", math.inf)
     repaired = [entry for entry in arena.entries if entry.row != "none"]
     shown = [e for e in repaired if math.isfinite(e.perplexity) and e.perplexity <= worst]
     points = {entry.row: (entry.cost(cost) / unit, entry.perplexity) for entry in shown}
     deviations = {e.row: (o.deviation or 0.0) for e in shown if (o := e.ours(METRIC)) is not None}
-    drawn(
+    draw_plot(
         points,
         deviations,
         front=pareto({e.row: points[e.row] for e in shown if arena.eligible(e)}),
@@ -185,7 +192,7 @@ def _dense(arena: Arena) -> list[str]:
 
 
 def _dense_name(arena: Arena) -> str:
-    """A checkpoint that was pruned already is no dense model."""
+    """The name of the dense row: `as loaded` where the checkpoint was pruned already."""
     return "as loaded" if arena.dense.runs[0].member("pruner") == "existing" else "dense"
 
 
@@ -220,8 +227,8 @@ def _against_best(arena: Arena, entry: ArenaRow) -> str:
 def _mean(ours: Ours | None, digits: int) -> str:
     if ours is None:
         return "-"
-    apart = "" if ours.deviation is None else f" ± {ours.deviation:.{digits}f}"
-    return f"{ours.mean:.{digits}f}{apart}"
+    deviation = "" if ours.deviation is None else f" ± {ours.deviation:.{digits}f}"
+    return f"{ours.mean:.{digits}f}{deviation}"
 
 
 def _comma_separated(arena: Arena) -> str:
@@ -247,14 +254,14 @@ def _record(arena: Arena, entry: ArenaRow) -> Sequence[object]:
         ours = entry.ours(metric)
         numbers.append("" if ours is None else ours.mean)
         numbers.append("" if ours is None or ours.deviation is None else ours.deviation)
-    between = ["", "", ""] if ratio is None else [ratio.mean, ratio.low, ratio.high]
+    ratio_cells = ["", "", ""] if ratio is None else [ratio.mean, ratio.low, ratio.high]
     costs = [entry.cost(name) for name in ("trained", "tokens", "seconds", "peak_bytes")]
     facts = [arena.share(entry), *costs, entry.sparsity, str(entry.foldable).lower()]
     return [
         entry.row,
         arena.budget,
         *numbers[:2],
-        *between,
+        *ratio_cells,
         *numbers[2:],
         *([""] * 7 if dense else facts),
         len(entry.runs),

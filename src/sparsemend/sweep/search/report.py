@@ -1,4 +1,4 @@
-"""What a search found: a table, a plot, the best overrides, the optimism gap, and what it cost.
+"""Report a search: a table, a plot, the best overrides, the optimism gap, and the cost.
 
 Optimism gap: the least test perplexity among the trials, minus the test perplexity of the trial
 that validation selects.  Selecting by the test text reports the former.
@@ -35,7 +35,7 @@ class Point:
     validation: float  # NaN where it was not measured
 
     def objective(self, select_on: str) -> float:
-        """What is minimised; infinite where it is not finite."""
+        """The perplexity that is minimised; infinite where it is not finite."""
         value = self.test if select_on == "test" else self.validation
         return value if math.isfinite(value) else math.inf
 
@@ -45,22 +45,22 @@ def report(
 ) -> None:
     """Print table, best point, gap and cost; write the plot.  config: the search's own."""
     search = config["search"]
-    found, exact = points_of(cells, config)
-    if not any(math.isfinite(point.objective(search["select_on"])) for point in found):
+    points, exact = points_of(cells, config)
+    if not any(math.isfinite(point.objective(search["select_on"])) for point in points):
         return  # the sweeper says so, with the first error
-    best = best_of(found, search["select_on"])
+    best = best_of(points, search["select_on"])
     console = Console()
-    console.print(search_table(found, best, search))
+    console.print(search_table(points, best, search))
     say = Console(soft_wrap=True, highlight=False, markup=False).print
     for line in (
-        *conclusions(found, best, search),
+        *conclusions(points, best, search),
         *([against_exact(best, exact)] if exact else []),
-        *([cost] if (cost := cost_line([p.cell for p in found])) else []),
+        *([cost] if (cost := cost_line([p.cell for p in points])) else []),
     ):
         say(line)
     say(f"best: {paste(overrides, search['key'], best.value)}")
-    if all(isinstance(point.value, int | float) for point in found):
-        plot(found, best, search, folder)
+    if all(isinstance(point.value, int | float) for point in points):
+        plot(points, best, search, folder)
         say(f"plot: {folder / PLOT}.png, .svg")
 
 
@@ -84,7 +84,7 @@ def points_of(cells: Sequence[Cell], config: Mapping[str, Any]) -> tuple[list[Po
 
 
 def best_of(points: Sequence[Point], select_on: str) -> Point:
-    """The least objective; the smaller value of the key on ties, as the paper."""
+    """The point with the least objective; on ties the smaller value of the key, as in the paper."""
     return min(points, key=lambda point: point.objective(select_on))  # points are sorted
 
 
@@ -107,7 +107,7 @@ def search_table(points: Sequence[Point], best: Point, search: Mapping[str, Any]
 
 
 def conclusions(points: Sequence[Point], best: Point, search: Mapping[str, Any]) -> list[str]:
-    """The best point against the baseline, and what selecting by the test text would hide."""
+    """Lines on the best point against the baseline, and what selecting by test text would hide."""
     lines = []
     baseline = next((point for point in points if point.value == search["baseline"]), None)
     if baseline is best:
@@ -130,7 +130,7 @@ def conclusions(points: Sequence[Point], best: Point, search: Mapping[str, Any])
 
 
 def against_exact(best: Point, exact: Point) -> str:
-    """How far statistics=dense, which is not the papers' protocol, is from it at the best point."""
+    """One line that compares, at the best point, statistics=dense with the papers' protocol."""
     return (
         f"statistics=dense: test {best.test:.4f}, by the papers' protocol {exact.test:.4f} "
         f"({best.test / exact.test - 1:+.2%}), cell {exact.cell.name}"
@@ -138,7 +138,10 @@ def against_exact(best: Point, exact: Point) -> str:
 
 
 def cost_line(cells: Sequence[Cell]) -> str | None:
-    """Shared part of a run, bound and measured cost; None unless one process ran all trials."""
+    """One line on the shared part of a run, the bound and the measured cost.
+
+    None unless one process ran all trials.
+    """
     done = sorted(cells, key=lambda cell: int(cell.name))
     processes = {str(cell.content["process"]) for cell in done}
     memory = done[0].content.get("cache", {}).get("memory") if done else None
@@ -160,15 +163,15 @@ def cost_line(cells: Sequence[Cell]) -> str | None:
 
 
 def paste(overrides: Sequence[str], key: str, value: Any) -> str:
-    """The command of one run at the best value."""
-    own = ("+search=", "search.", "cache", "hydra", "resume=")
-    kept = [line for line in overrides if not line.startswith(own)]
+    """The command line of one run at `value` of the searched key."""
+    search_prefixes = ("+search=", "search.", "cache", "hydra", "resume=")
+    kept = [line for line in overrides if not line.startswith(search_prefixes)]
     implied = ["sparsity_schedule=atp"] if key.startswith("sparsity_schedule.") else []
     return shlex.join(["sparsemend", *implied, *kept, f"{key}={value}"])
 
 
 def plot(points: Sequence[Point], best: Point, search: Mapping[str, Any], folder: Path) -> None:
-    """search.png and search.svg: perplexity against the key, the baseline as a line."""
+    """Write search.png and search.svg: perplexity against the key, the baseline as a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.4), layout="constrained")

@@ -26,7 +26,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class OneKey(BaseSampler):
-    """What both share: a trial's value is a function of the trials before it.
+    """The shared base of both: a trial's value is a function of the trials before it.
 
     since: number of the first trial of this session; failures before it are tried again.
     """
@@ -47,18 +47,21 @@ class OneKey(BaseSampler):
     def finished_trials(
         self, study: Study, trial: FrozenTrial, key: str
     ) -> list[tuple[Any, float]]:
-        """(value of the key, objective) of the trials that count; infinite where none is known."""
-        found = []
+        """(value of the key, objective) of the trials that count.
+
+        The objective is infinite where a trial has none.
+        """
+        outcomes = []
         for other in study.get_trials(deepcopy=False):
             counts = other.state == TrialState.COMPLETE or other.number >= self.since
             if counts and other.number != trial.number and key in other.params:
                 objective = other.value if other.state == TrialState.COMPLETE else None
-                found.append((other.params[key], math.inf if objective is None else objective))
-        return found
+                outcomes.append((other.params[key], math.inf if objective is None else objective))
+        return outcomes
 
 
 class Listed(OneKey):
-    """The first of the points that no trial has."""
+    """Proposes the first of the listed points that no trial has tried."""
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
@@ -70,7 +73,7 @@ class Listed(OneKey):
 
 
 class Golden(OneKey):
-    """The next point of a golden section of the interval."""
+    """Proposes the next point of a golden section of the interval."""
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
@@ -86,7 +89,7 @@ def next_golden(low: float, high: float, objectives: Mapping[float, float]) -> f
 
     Equal objectives narrow to the lower side; an infinite one (a failed trial) is left behind.
     """
-    near = 1e-9 * (high - low)  # the point that serves again is recomputed, rounding included
+    near = 1e-9 * (high - low)  # a point that serves again is recomputed, with another rounding
     while True:
         inner = [high - GOLDEN * (high - low), low + GOLDEN * (high - low)]
         values = [_value_at(point, objectives, near) for point in inner]
@@ -123,7 +126,7 @@ def suggest(space: Space, trial: Trial) -> None:
 
 
 def choices(points: Sequence[Any]) -> list[Any]:
-    """Points as Optuna stores them."""
+    """The points in the types that Optuna stores; others as text."""
     return [
         point if isinstance(point, str | int | float | bool) else str(point) for point in points
     ]

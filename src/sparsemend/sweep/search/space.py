@@ -1,4 +1,4 @@
-"""Where a search may look: points or an interval of one key, inside the bound that key has.
+"""Build the space of a search: points or an interval of one key, inside the bound of that key.
 
 The bound of ATP's common difference, b = 2 min(s, 1-s) / (L-1), follows from the model's number of
 blocks and the sparsity, so nothing illegal is proposed.  The grids: multiples of 0.002 (Huang et
@@ -38,7 +38,7 @@ class Space:
 
     @property
     def total(self) -> int:
-        """How many trials the whole search has, the baseline among them."""
+        """The number of trials of the whole search, the baseline among them."""
         if self.points is not None and self.sampler == "listed":
             return len(self.points)
         return self.trials + (self.baseline is not None)
@@ -50,7 +50,7 @@ class Space:
 
 
 def space_of(cfg: DictConfig) -> Space:
-    """The space of a config's `search`; raises ValueError on what has no legal value."""
+    """The space of a config's `search`; raises ValueError on a setting that is not legal."""
     search = cfg.search
     if search.sampler not in SAMPLERS:
         raise ValueError(f"search.sampler={search.sampler} is not one of {', '.join(SAMPLERS)}")
@@ -104,18 +104,18 @@ def _points(cfg: DictConfig, limit: float | None) -> tuple[Any, ...] | None:
             f"search.points={search.points} needs search.bound; give search.points a list of values"
         )
     if search.points == "spread":
-        found: list[Any] = spread(limit or 0.0, search.count)
+        points: list[Any] = spread(limit or 0.0, search.count)
     elif search.points == "step":
-        found = steps(limit or 0.0, search.step)
+        points = steps(limit or 0.0, search.step)
     elif OmegaConf.is_list(search.points) and len(search.points):
-        found = list(search.points)
+        points = list(search.points)
     else:
         raise ValueError(
             f"search.points={search.points} is no list of values for {search.key}; "
             "for example 'search.points=[1,2,4]'"
         )
     first = [search.baseline] if search.baseline is not None else []
-    return tuple(dict.fromkeys([*first, *found]))  # each once
+    return tuple(dict.fromkeys([*first, *points]))  # each once
 
 
 def spread(limit: float, count: int) -> list[float]:
@@ -126,7 +126,7 @@ def spread(limit: float, count: int) -> list[float]:
 
 
 def steps(limit: float, step: float) -> list[float]:
-    """step, 2 step, ... up to the bound, in decimal arithmetic as the authors' shell script."""
+    """step, 2 step, ... up to the bound, in decimal arithmetic as in the authors' shell script."""
     if not isinstance(step, int | float) or not step > 0:
         raise ValueError(f"search.step={step} is not above 0; the paper has 0.002")
     exact = Decimal(str(step))
@@ -144,7 +144,10 @@ def _check_sparsity(sparsity: Any) -> None:
 
 
 def _blocks(cfg: DictConfig) -> int:
-    """L: as given, from config.json, or from the hub's (what the run would fetch anyway)."""
+    """The number of blocks L: search.blocks, else that of config.json, from the hub if need be.
+
+    The run would fetch the hub's config.json anyway.
+    """
     if cfg.search.blocks is not None:
         return int(cfg.search.blocks)
     model = find_model(cfg.model)
@@ -160,10 +163,10 @@ def _hub_config(cfg: DictConfig) -> ModelConfig:
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(cfg.model.path, revision=cfg.model.get("revision"))
+        config = AutoConfig.from_pretrained(cfg.model.path, revision=cfg.model.get("revision"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the config of {cfg.model.path} is out of reach, so the bound of the search is "
             f"unknown; give search.blocks=L ({str(error).splitlines()[0]})"
         ) from error
-    return ModelConfig(found.to_dict())
+    return ModelConfig(config.to_dict())

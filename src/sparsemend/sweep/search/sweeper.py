@@ -80,13 +80,13 @@ class SearchSweeper(Sweeper):
         except ValueError as error:
             if _complete(self.study):
                 raise
-            # the plugin asks for the best of no trial
+            # the plugin asks for the best trial where there is none
             raise CompactHydraException(_all_failed(self.folder)) from error
         if self.statistics == "dense":
             self._confirm(arguments)
 
     def _confirm(self, arguments: list[str]) -> None:
-        """One more cell: the best point by the papers' protocol, for the report to compare."""
+        """Run one more cell, the best point by the papers' protocol, for the report to compare."""
         best = self.study.best_trial.params[self.space.key]
         kept = [line for line in arguments if not line.startswith("statistics=")]
         overrides = [*kept, f"{self.space.key}={best}", "statistics=exact"]
@@ -104,7 +104,7 @@ def _complete(study: optuna.Study) -> list[Any]:
 
 
 def _settle(study: optuna.Study, folder: Path, config: DictConfig) -> None:
-    """End the trials that were running when the search was: by their result, or as failed."""
+    """End the trials that ran when the search was killed: by their result, or as failed."""
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         content = read_result(folder / str(trial.number))
         value = math.nan
@@ -122,7 +122,7 @@ def plain_search(config: DictConfig) -> dict[str, Any]:
 
 
 def _all_failed(folder: Path) -> str:
-    """Why a search in which every trial failed has no result."""
+    """The error message of a search in which every trial failed."""
     for path in sorted(folder.glob("*/result.json"), key=lambda p: p.parent.name):
         content = read_result(path.parent) or {}
         if content.get("error"):
