@@ -25,32 +25,35 @@ def collect(
     """
     runs = find_runs(folders)
     check_metric(runs, metric)
-    runs = with_metric(runs, metric)  # what others measured has no protocol of it
-    found = tables(select_runs(runs, where, metric), metric)
+    runs = with_metric(runs, metric)  # the other runs have no protocol of this metric
+    paper_tables = tables(select_runs(runs, where, metric), metric)
     target = out or folders[0]
-    for table in found:
+    for table in paper_tables:
         print(markdown(table))
-    return _write(found, target)
+    return _write(paper_tables, target)
 
 
 def select_runs(runs: Sequence[RunRecord], where: Sequence[str], metric: str) -> list[RunRecord]:
-    """The runs that meet every condition; raises where a key is unknown or none is left."""
+    """The runs that meet every condition.
+
+    Raises OverrideError on an unknown key, ValueError where no run is left.
+    """
     for condition in where:
         key, _, value = condition.partition("=")
-        left = [run for run in runs if _facts(run, metric).get(_check_key(key)) == value]
-        if not left:
+        matches = [run for run in runs if _facts(run, metric).get(_check_key(key)) == value]
+        if not matches:
             values = sorted({_facts(run, metric)[key] for run in runs})
             raise ValueError(f"no run has {condition}; {key} is one of {', '.join(values)}")
-        runs = left
+        runs = matches
     return list(runs)
 
 
 def _check_key(key: str) -> str:
-    known = [*(f.name for f in fields(Protocol)), "name", "model", "seed", "pruner", "method"]
-    if key not in known:
-        close = difflib.get_close_matches(key, known, n=2)
+    keys = [*(f.name for f in fields(Protocol)), "name", "model", "seed", "pruner", "method"]
+    if key not in keys:
+        close = difflib.get_close_matches(key, keys, n=2)
         nearest = f"nearest: {', '.join(close)}\n" if close else ""
-        raise OverrideError(f"unknown key {key!r} in --where\n{nearest}all: {', '.join(known)}")
+        raise OverrideError(f"unknown key {key!r} in --where\n{nearest}all: {', '.join(keys)}")
     return key
 
 
@@ -61,18 +64,18 @@ def _facts(run: RunRecord, metric: str) -> dict[str, str]:
     return facts | {group: run.member(group) for group in ("pruner", "method")}
 
 
-def _write(found: Sequence[PaperTable], target: Path) -> list[Path]:
+def _write(paper_tables: Sequence[PaperTable], target: Path) -> list[Path]:
     from sparsemend.table.plot import draw
 
     texts = {
-        "tables.md": "\n".join(map(markdown, found)),
-        "tables.tex": "\n".join(map(latex, found)),
-        "tables.csv": comma_separated(found),
+        "tables.md": "\n".join(map(markdown, paper_tables)),
+        "tables.tex": "\n".join(map(latex, paper_tables)),
+        "tables.csv": comma_separated(paper_tables),
     }
     for name, text in texts.items():
         write_text(target / name, text)
     paths = [target / name for name in texts]
-    for table in found:
+    for table in paper_tables:
         stem = table.title.replace("/", "_")
         for suffix in (".png", ".svg"):
             path = target / f"{stem}{suffix}"

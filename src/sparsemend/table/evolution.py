@@ -2,9 +2,9 @@
 
     sparsemend-evolution RUN_FOLDER        writes RUN_FOLDER/mask_evolution.png
 
-Above, per round and summed over linears: the share of deltas (or kept weights) asked to move and
-moved, reactivated positions, weights pruned for them.  Below, the share of every linear's starting
-support that is still in place.
+The upper chart shows, per round and summed over linears, the share of deltas (or kept weights)
+asked to move and moved, reactivated positions, and weights pruned for them.  The lower chart shows
+the share of every linear's starting support that is still in place.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ def shares(evolution: Mapping[str, Any]) -> dict[str, list[float]]:
     whole = sum(evolution.get("deltas", evolution["kept"]))
     rounds = evolution["rounds"]
     return {
-        legend: [sum(one[key]) / whole for one in rounds]
+        legend: [sum(record[key]) / whole for record in rounds]
         for key, legend in COUNTS.items()
-        if all(key in one for one in rounds)
+        if all(key in record for record in rounds)
     }
 
 
 def remaining(evolution: Mapping[str, Any]) -> list[list[float]] | None:
-    """Per linear, per round: the share of its starting support in place; None where it stays."""
+    """Per linear and round, the share of the starting support in place; None if not recorded."""
     rounds = evolution["rounds"]
-    if any("overlap" not in one for one in rounds):
+    if any("overlap" not in record for record in rounds):
         return None
     return [
-        [one["overlap"][index] / max(1, kept) for one in rounds]
+        [record["overlap"][index] / max(1, kept) for record in rounds]
         for index, kept in enumerate(evolution["kept"])
     ]
 
@@ -68,7 +68,7 @@ def draw(evolution: Mapping[str, Any], path: Path) -> None:
     """Write the picture (PNG)."""
     from matplotlib.figure import Figure
 
-    steps, table = [one["step"] for one in evolution["rounds"]], remaining(evolution)
+    steps, table = [record["step"] for record in evolution["rounds"]], remaining(evolution)
     linears: Sequence[str] = evolution["linears"]
     tall = 0.16 * min(len(linears), LABELLED) + 1 if table is not None else 0
     figure = Figure(figsize=(10, 3.5 + tall), layout="constrained")

@@ -27,18 +27,18 @@ from sparsemend.table.measurement import AVERAGE, AVERAGED, PERPLEXITY, measurem
 from sparsemend.table.published import UNKNOWN, Published
 
 GROUPS = ("model", "data", "pruner", "sparsity_schedule", "method", "evaluation")
-# texts that perplexity/test is measured on where data is this member
+# members of `data` with which perplexity/test is measured on WikiText-2
 TESTED_ON_WIKITEXT = (
     *("c4", "wikitext2", "slimpajama", "slimpajama_1b", "fineweb_edu"),
     *("alpaca_gpt4", "alpaca", "commonsense", "gsm8k"),
 )
-TEXTS = (WIKITEXT, "wikitext")  # a source that says no more is repeated on WikiText-2
+TEXTS = (WIKITEXT, "wikitext")  # a source that only says wikitext is repeated on WikiText-2
 CONTEXT = "model.context_length"
 DIFFERENCE = "sparsity_schedule.common_difference"
 STEPS = "method.max_steps"
 SEQLEN = "data.seqlen"  # of training windows; None where it is the context
 SAMPLES = "data.calibration_samples"
-PAPERS_SAMPLES = 128  # where a data set leaves them to the text inside it
+PAPERS_SAMPLES = 128  # where a data set leaves the number to the text inside it
 SUITE = "evaluation.zero_shot.suite"
 INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
@@ -59,7 +59,7 @@ class Job:
         return "uniform" if flat else str(self.values["sparsity_schedule"])
 
     def prunes(self, cell: Published) -> bool:
-        """Whether its pruned model is the cell's."""
+        """Whether the job's pruned model is that of the cell."""
         values = self.values
         pattern = "unstructured" if cell.pattern == UNKNOWN else cell.pattern
         return (
@@ -71,19 +71,19 @@ class Job:
         )
 
     def measures(self, cell: Published) -> bool:
-        """Whether the cell's metric is among what it measures, by the published protocol."""
-        found = measurement_of(cell)
-        if found is None or found.evaluation not in self.values["evaluation"]:
+        """Whether the job measures the cell's metric, by the published protocol."""
+        measurement = measurement_of(cell)
+        if measurement is None or measurement.evaluation not in self.values["evaluation"]:
             return False
         if cell.dataset == AVERAGE:
             return bool(self.values[SUITE] == AVERAGED[cell.paper])
-        if found.evaluation != PERPLEXITY:
+        if measurement.evaluation != PERPLEXITY:
             return cell.dataset in suites()[self.values[SUITE]]
         tested = self.values["data"] in TESTED_ON_WIKITEXT and cell.dataset in TEXTS
         return tested and cell.seqlen in (UNKNOWN, str(self.values[CONTEXT]))
 
     def covers(self, cell: Published) -> bool:
-        """Whether it repeats the cell."""
+        """Whether the job repeats the cell."""
         if self.values["model"] != cell.model or not self.measures(cell):
             return False
         if cell.dense:
@@ -107,10 +107,10 @@ class Experiment:
         return self.name.partition("/")[0]
 
     def job_for(self, cell: Published) -> Job | None:
-        """Its first job that covers the cell; one without repair is preferred for such a cell."""
-        found = [job for job in self.jobs if job.covers(cell)]
-        same = [job for job in found if job.values["method"] == cell.method]
-        return next(iter(same or found), None)
+        """The first job that covers the cell, preferably one with the cell's own method."""
+        jobs = [job for job in self.jobs if job.covers(cell)]
+        same = [job for job in jobs if job.values["method"] == cell.method]
+        return next(iter(same or jobs), None)
 
 
 @cache
@@ -121,15 +121,15 @@ def experiments() -> tuple[Experiment, ...]:
 
 
 def job_for(cell: Published) -> Job | None:
-    """The job that repeats a cell: of the table's own experiment, else of one of its paper's.
+    """The job that repeats a cell: of the table's own experiment, else of another of its paper.
 
-    Of a difference of two rows, the job of the first, where there is one for the second too.
+    For a difference of two rows it is the job of the first row, if the second row has a job too.
     """
     if cell.sides is not None:
         jobs = [job_for(side) for side in cell.sides]
         return jobs[0] if all(jobs) else None
-    own = [e for e in experiments() if e.paper == cell.paper]
-    for experiment in sorted(own, key=lambda e: e.name != cell.title):
+    candidates = [e for e in experiments() if e.paper == cell.paper]
+    for experiment in sorted(candidates, key=lambda e: e.name != cell.title):
         if job := experiment.job_for(cell):
             plain = cell.method == "none" or cell.dense
             return without_training(job) if plain and int(job.values[STEPS]) else job
@@ -137,11 +137,11 @@ def job_for(cell: Published) -> Job | None:
 
 
 def without_training(job: Job) -> Job:
-    """The job that prunes and measures as this one, and then repairs nothing."""
+    """The job that prunes and measures like this one, but repairs nothing."""
     content = _content(conf_folder() / "experiment" / f"{job.experiment}.yaml")
     swept = ("method=", "method.", "variant=")
     kept = [line for line in job.overrides if not line.startswith(swept)]
-    # what the experiment sets of its method has no place in none
+    # method none has none of the keys that the experiment sets for its method
     dropped = [f"~method.{key}" for key in content.get("method", {})]
     values = {**job.values, "method": "none", STEPS: 0, "variant": UNKNOWN}
     return Job(job.experiment, (*kept, "method=none", *dropped, "variant=null"), values)
@@ -164,29 +164,29 @@ def _job(name: str, base: Mapping[str, Any], overrides: Sequence[str]) -> Job:
     values.setdefault(STEPS, 0)
     for key, value in _windows(str(values["data"])).items():
         values.setdefault(key, value)
-    # of a row that a swept key tells apart: "r${method.rank} lr1e-4"
+    # a swept key may tell rows apart by their variant: "r${method.rank} lr1e-4"
     values["variant"] = INTERPOLATION.sub(lambda m: str(values[m[1]]), str(values["variant"]))
     return Job(name, tuple(overrides), values)
 
 
 def _values(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Chosen members by group, and top-level keys; nested keys of model and schedule as dotted."""
-    found = dict(_members(content.get("defaults", [])))
+    """The values of a yaml: members by group, top-level keys, and nested keys by dotted name."""
+    values = dict(_members(content.get("defaults", [])))
     for key in ("sparsity", "pattern", "variant"):
         if key in content:
-            found[key] = content[key] if content[key] is not None else UNKNOWN
+            values[key] = content[key] if content[key] is not None else UNKNOWN
     for dotted in (CONTEXT, DIFFERENCE, STEPS):
         group, key = dotted.split(".")
         if key in content.get(group, {}):
-            found[dotted] = content[group][key]
+            values[dotted] = content[group][key]
     if suite := content.get("evaluation", {}).get("zero_shot", {}).get("suite"):
-        found[SUITE] = suite
+        values[SUITE] = suite
     for key in (SEQLEN, SAMPLES):
         if (inner := key.partition(".")[2]) in content.get("data", {}):
-            found[key] = content["data"][inner]
+            values[key] = content["data"][inner]
     method = content.get("method", {})
-    found["windows_per_step"] = method.get("batch_size", 1) * method.get("accumulate", 1)
-    return found
+    values["windows_per_step"] = method.get("batch_size", 1) * method.get("accumulate", 1)
+    return values
 
 
 def _members(defaults: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -207,7 +207,7 @@ def _context_length(model: str) -> int:
 
 @cache
 def _windows(data: str) -> dict[str, int | None]:
-    """Length of training windows, None for the model's context, and how many calibrate."""
+    """Length of training windows (None: the model's context) and number of calibration windows."""
     content = _content(conf_folder() / "data" / f"{data}.yaml")
     seqlen = content.get("seqlen")
     samples = content.get("calibration_samples")

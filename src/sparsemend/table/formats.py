@@ -1,7 +1,7 @@
 """A paper table as Markdown, LaTeX (booktabs) and CSV.
 
 Marks: + a run whose sources were not exactly a commit, 1 a single seed, ~ a published number of
-another model or protocol, to which no difference is taken.  `-` is unknown.
+another model or protocol, so that no difference to it is taken.  `-` is unknown.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def models(table: PaperTable) -> list[str]:
 
 
 def headings(table: PaperTable) -> list[str]:
-    """Column heads: what a row is, then ours, paper, difference and runs of every model."""
-    found = ["sparsity", "row", *(["setting"] if _settings(table) else [])]
+    """Column heads: those that name a row, then ours, paper, difference and runs of every model."""
+    heads = ["sparsity", "row", *(["setting"] if _settings(table) else [])]
     for model in models(table):
-        found += [model, *_paper_headings(table, model), "runs"]
-    return found
+        heads += [model, *_paper_headings(table, model), "runs"]
+    return heads
 
 
 def body(table: PaperTable) -> list[list[str]]:
@@ -75,7 +75,7 @@ def markdown(table: PaperTable) -> str:
 
 
 def latex(table: PaperTable) -> str:
-    r"""The same as a LaTeX tabular; needs \usepackage{booktabs}."""
+    r"""The table as a LaTeX tabular; needs \usepackage{booktabs}."""
     left = 3 if _settings(table) else 2
     return latex_table(headings(table), body(table), left, notes(table))
 
@@ -96,7 +96,7 @@ def markdown_table(
 def latex_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], left: int, below: Sequence[str]
 ) -> str:
-    """The same as a LaTeX tabular, notes as comments."""
+    """A LaTeX tabular, notes below it as comments; the first `left` columns are text."""
     lines = [
         r"% needs \usepackage{booktabs}",
         rf"\begin{{tabular}}{{{'l' * left}{'r' * (len(heads) - left)}}}",
@@ -123,7 +123,7 @@ def comma_separated(tables: Sequence[PaperTable]) -> str:
 
 
 def notes(table: PaperTable) -> list[str]:
-    """Protocol, what the marks mean that occur, sources."""
+    """The lines below a table: protocol, meaning of the marks that occur, sources, changes."""
     text = "".join(cell for cells in body(table) for cell in cells)
     marks = [
         f"{mark} {meaning}"
@@ -140,12 +140,12 @@ def notes(table: PaperTable) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three decimals, scientific from 1e5."""
+    """A number as text: three decimals, three significant digits from 1e5."""
     return f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3g}"
 
 
 def ours(line: Line) -> str:
-    """`18.55 ± 0.02`, with marks."""
+    """Our number as text, `18.55 ± 0.02`, with marks."""
     shown = number(line.ours.mean)
     if line.ours.deviation is not None:
         shown += f" ± {number(line.ours.deviation)}"
@@ -157,19 +157,19 @@ def _paper_headings(table: PaperTable, model: str) -> list[str]:
     lines = [line for line in table.lines if line.model == model and line.theirs]
     if not lines:
         return []
-    others = dict.fromkeys(line.theirs.model for line in lines if line.theirs)
-    other = next(iter(others))
-    return ["paper" if other == model else f"paper ({other})", "difference"]
+    published_models = dict.fromkeys(line.theirs.model for line in lines if line.theirs)
+    reference = next(iter(published_models))
+    return ["paper" if reference == model else f"paper ({reference})", "difference"]
 
 
 def _cells(table: PaperTable, row: Row, settings: str) -> list[str]:
-    found = [row.amount if row.pruner != "none" else UNKNOWN, _name(row)]
+    cells = [row.amount if row.pruner != "none" else UNKNOWN, _name(row)]
     if _settings(table):
-        found.append(settings or UNKNOWN)
+        cells.append(settings or UNKNOWN)
     for model in models(table):
         same = [k for k in table.lines if (k.model, k.row, k.settings) == (model, row, settings)]
-        found += _of_model(same[0] if same else None, bool(_paper_headings(table, model)))
-    return found
+        cells += _of_model(same[0] if same else None, bool(_paper_headings(table, model)))
+    return cells
 
 
 def _of_model(line: Line | None, paper: bool) -> list[str]:
@@ -183,7 +183,7 @@ def _of_model(line: Line | None, paper: bool) -> list[str]:
 
 
 def _labels(table: PaperTable) -> list[str]:
-    """Every protocol once, with the models it is of where there are several."""
+    """Every protocol's label once, with its model where protocols differ."""
     labels = [protocol.label for protocol in table.protocols.values()]
     if len(set(labels)) == 1:
         return labels[:1]

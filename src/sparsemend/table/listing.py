@@ -1,4 +1,4 @@
-"""What `sparsemend-tables list` prints, and the command line that repeats one cell."""
+"""The output of `sparsemend-tables list`, and the command line that repeats one cell."""
 
 from __future__ import annotations
 
@@ -47,13 +47,16 @@ def _entry(cell: Published) -> ListedCell:
 
 
 def print_listing(paper: str | None, *, summary: bool) -> None:
-    """One line per cell, then published / with config / runnable here per paper."""
-    found = entries(paper)
+    """Print a line per cell, then the counts published / with config / runnable here per paper.
+
+    summary: print the counts alone.
+    """
+    cells = entries(paper)
     console = Console(soft_wrap=True)
     if not summary:
-        for entry in found:
+        for entry in cells:
             console.print(line(entry), highlight=False, markup=False)
-    console.print(counts(found))
+    console.print(counts(cells))
     here = this_machine()
     console.print(
         f"here: {here.name}, {here.bytes / 2**30:.0f} GiB.  Memory and time are estimates from the "
@@ -66,34 +69,34 @@ def line(entry: ListedCell) -> str:
     """`identity  value  needs  experiment`, or why there is no experiment."""
     cell = entry.cell
     mark = f" [{cell.mark}]" if cell.mark != UNKNOWN else ""
-    told = f"{cell.identity}  {cell.value}{mark}"
+    text = f"{cell.identity}  {cell.value}{mark}"
     if entry.job is None:
-        return f"{told}  no config: {reason(cell)}"
-    told += f"  {entry.job.experiment}{assumption(cell, entry.job)}"
+        return f"{text}  no config: {reason(cell)}"
+    text += f"  {entry.job.experiment}{assumption(cell, entry.job)}"
     if entry.needs is None:
-        return told
+        return text
     runnable = "runnable here" if entry.runnable else "not here"
     return (
-        f"{told}  {entry.needs.bytes / 2**30:.1f} GiB, "
+        f"{text}  {entry.needs.bytes / 2**30:.1f} GiB, "
         f"{_time(entry.needs.flops / GPU_RATE)} on an A100, "
         f"{_time(entry.needs.seconds(this_machine()))} here: {runnable}"
     )
 
 
 def assumption(cell: Published, job: Job) -> str:
-    """What the job takes where the source does not say: ` (pruner not stated: wanda here)`."""
+    """The job's choices where the source states none: ` (pruner not stated: wanda here)`."""
     open_ = {"pruner": cell.pruner, "schedule": cell.schedule}
     taken = {"pruner": job.values["pruner"], "schedule": job.schedule}
-    told = [f"{name} not stated: {taken[name]} here" for name in open_ if open_[name] == UNKNOWN]
-    return f" ({', '.join(told)})" if told and not cell.dense else ""
+    remarks = [f"{name} not stated: {taken[name]} here" for name in open_ if open_[name] == UNKNOWN]
+    return f" ({', '.join(remarks)})" if remarks and not cell.dense else ""
 
 
 def reason(cell: Published) -> str:
-    """Why no experiment repeats a cell, as far as the cell itself tells."""
+    """The reason why no experiment repeats a cell, as far as the cell itself shows it."""
     if cell.sides is not None:
         return next((reason(side) for side in cell.sides if job_for(side) is None), "no experiment")
-    found = measurement_of(cell)
-    if found is None:
+    measurement = measurement_of(cell)
+    if measurement is None:
         return why_unmeasured(cell)
     if cell.model not in shapes():
         return f"no preset of model {cell.model}"
@@ -106,35 +109,35 @@ def reason(cell: Published) -> str:
     unstated = [name for name in ("pruner", "sparsity") if getattr(cell, name) == UNKNOWN]
     if unstated:
         return f"{' and '.join(unstated)} not stated"
-    if not (conf_folder() / "evaluation" / f"{found.evaluation}.yaml").exists():
-        return f"no evaluation {found.evaluation}"
+    if not (conf_folder() / "evaluation" / f"{measurement.evaluation}.yaml").exists():
+        return f"no evaluation {measurement.evaluation}"
     return "no experiment"
 
 
 def why_unmeasured(cell: Published) -> str:
-    """Why no run measures a metric."""
+    """The reason why no run measures the metric of a cell."""
     if cell.metric == PERCENT:
         return f"the tasks of {cell.dataset} are not stated"
     return f"{cell.metric} is not a metric of a run"
 
 
-def counts(found: Sequence[ListedCell]) -> Table:
-    """Per paper: published cells, with a config, runnable on this machine."""
+def counts(cells: Sequence[ListedCell]) -> Table:
+    """A table of the number of cells per paper: published, with a config, runnable here."""
     table = Table(title="published cells")
     table.add_column("paper")
     for column in ("published", "with config", "runnable here"):
         table.add_column(column, justify="right")
-    for paper in dict.fromkeys(entry.cell.paper for entry in found):
-        table.add_row(paper, *_count_line([e for e in found if e.cell.paper == paper]))
+    for paper in dict.fromkeys(entry.cell.paper for entry in cells):
+        table.add_row(paper, *_count_line([e for e in cells if e.cell.paper == paper]))
     table.add_section()
-    table.add_row("all", *_count_line(found))
+    table.add_row("all", *_count_line(cells))
     return table
 
 
 def command_of(identity: str, scale: str | None, overrides: Sequence[str]) -> list[str]:
     """The `sparsemend` command line that repeats a cell.
 
-    With a scale the model stays that of the scale.  Raises OverrideError on an unknown cell,
+    With a scale, the model is that of the scale.  Raises OverrideError on an unknown cell,
     ValueError where no experiment repeats it.
     """
     cell = find_cell(identity)
@@ -149,10 +152,10 @@ def command_of(identity: str, scale: str | None, overrides: Sequence[str]) -> li
     return [*line, *chosen, *overrides]
 
 
-def _count_line(found: Sequence[ListedCell]) -> list[str]:
-    with_config = sum(entry.job is not None for entry in found)
-    runnable = sum(entry.runnable for entry in found)
-    return [str(len(found)), str(with_config), str(runnable)]
+def _count_line(cells: Sequence[ListedCell]) -> list[str]:
+    with_config = sum(entry.job is not None for entry in cells)
+    runnable = sum(entry.runnable for entry in cells)
+    return [str(len(cells)), str(with_config), str(runnable)]
 
 
 def _time(seconds: float) -> str:

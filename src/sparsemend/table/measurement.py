@@ -1,4 +1,4 @@
-"""What a run calls a published metric, which evaluation measures it, and in which unit.
+"""The name of a published metric in a run, the evaluation that measures it, and its unit.
 
     perplexity                          perplexity/test
     acc, acc_norm of a task             zero_shot/<task>/acc, zero_shot/<task>/acc_norm
@@ -22,7 +22,7 @@ from sparsemend.table.published import PERCENT, Published
 
 PERPLEXITY = "perplexity"
 AVERAGE = "zero_shot_average_7"
-# whose seven tasks a paper averages: a suite of conf/evaluation/zero_shot.yaml
+# paper -> the suite of conf/evaluation/zero_shot.yaml whose seven tasks it averages
 AVERAGED = {"atp": "atp", "sp_lora": "wanda"}
 NAMES = ("acc", "acc_norm")
 NAMES_OF_MEANS = {"acc": "acc", "acc_norm_if_available": "acc_norm"}
@@ -30,20 +30,27 @@ NAMES_OF_MEANS = {"acc": "acc", "acc_norm_if_available": "acc_norm"}
 
 @cache
 def suites() -> dict[str, dict[str, int]]:
-    """Solved examples per task of every suite of conf/evaluation/zero_shot.yaml."""
+    """Suite of conf/evaluation/zero_shot.yaml -> task -> number of solved examples."""
     path = conf_folder() / "evaluation" / "zero_shot.yaml"
     content: dict[str, dict[str, int]] = yaml.safe_load(path.read_text(encoding="utf-8"))["suites"]
     return content
 
 
-def shots_told(cell: Published) -> str | None:
-    """Solved examples before each item of a published accuracy; None where no suite tells."""
+def published_shots(cell: Published) -> str | None:
+    """The number of solved examples before each item of a published accuracy, as text.
+
+    None where no suite states it.
+    """
     averaged = suites().get(AVERAGED.get(cell.paper, ""), {})
     if cell.dataset == AVERAGE:
         return ", ".join(map(str, set(averaged.values()))) or None
-    own = [tasks for name, tasks in suites().items() if name.split("_")[0] == cell.paper]
-    own.append(averaged)
-    return next((str(tasks[cell.dataset]) for tasks in own if cell.dataset in tasks), None)
+    suites_of_paper = [
+        tasks for name, tasks in suites().items() if name.split("_")[0] == cell.paper
+    ]
+    suites_of_paper.append(averaged)
+    return next(
+        (str(tasks[cell.dataset]) for tasks in suites_of_paper if cell.dataset in tasks), None
+    )
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Measurement:
 
 
 def measurement_of(cell: Published) -> Measurement | None:
-    """None for what no run measures."""
+    """Our measurement of a cell's metric; None for one that no run measures."""
     if cell.metric == PERPLEXITY:
         return Measurement("perplexity/test", PERPLEXITY)
     if cell.dataset == AVERAGE:

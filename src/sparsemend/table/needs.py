@@ -1,4 +1,4 @@
-"""What a published cell needs: memory and time by a rule on the model's size, not measured.
+"""Estimate the memory and time that a published cell needs, by a rule on the model's size.
 
 With P parameters (N of them prunable), L blocks of width D, vocabulary V, C calibration windows of
 T tokens, training windows of S:
@@ -14,8 +14,8 @@ T tokens, training windows of S:
              of a step  +  SparseGPT's 2 C T I^2 per Hessian  +  reconstruct's 10 epochs of
              6 N C T) / rate
 
-The rate is 1.2e14 FLOP/s on a GPU (40 % of an A100's bf16 peak) and 2e10 per CPU core.  Loading,
-downloading and zero-shot tasks are left out.
+Nothing is measured.  The rate is 1.2e14 FLOP/s on a GPU (40 % of an A100's bf16 peak) and 2e10 per
+CPU core.  Loading, downloading and zero-shot tasks are left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CORE_RATE = 2e10
 UNTRAINED = ("none", "dsnot")
 BY_BLOCK = "reconstruct"
 EPOCHS = 10  # of reconstruct, EBFT's
-PATIENCE_HOURS = 24.0  # longer is not called runnable
+PATIENCE_HOURS = 24.0  # a longer job is not called runnable
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TransformerSize:
 
     @property
     def parameters(self) -> int:
-        """All of them but norms and biases, which are below 0.1 %."""
+        """All parameters but norms and biases, which are below 0.1 %."""
         tables = self.vocabulary * (1 if self.tied else 2) + self.positions
         return self.prunable + tables * self.hidden
 

@@ -1,10 +1,11 @@
-"""Results in the shape of a paper's table: rows of methods, a column of models, ours beside theirs.
+"""Show results in the shape of a paper's table: rows of methods, columns of models.
 
-Ours is the mean over seeds with the sample deviation (n - 1); every run of one row must agree in
-everything but the seed, so runs that differ in a knob become rows of their own, told apart by it.
-A published value is shown with its source; a difference is only taken where model and protocol are
-the published ones.  Where a table is repeated on another model (the embedded one, say), the
-published column is of one reference model and carries no difference.
+Each cell holds our number (`ours`) beside the published one (`theirs`).  Ours is the mean over
+seeds with the sample deviation (n - 1); every run of one row must agree in everything but the seed,
+so runs that differ in a knob become rows of their own, told apart by it.  A published value is
+shown with its source; a difference is only taken where model and protocol are the published ones.
+Where a table is repeated on another model (the embedded one, say), the published column is of one
+reference model and carries no difference.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from sparsemend.names import HARNESS
 from sparsemend.result.protocol import Protocol
 from sparsemend.result.runs import DENSE, Row, RunRecord
-from sparsemend.table.measurement import AVERAGE, AVERAGED, measurement_of, shots_told
+from sparsemend.table.measurement import AVERAGE, AVERAGED, measurement_of, published_shots
 from sparsemend.table.published import UNKNOWN, Published, nearest, published_numbers
 
 
@@ -41,7 +42,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of one model: ours, theirs, and whether the two may be compared."""
+    """One row of one model: our number, the published one, and whether the two are comparable."""
 
     model: str
     protocol: Protocol
@@ -61,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Change:
-    """One row minus another, where that is what was published ("atp minus uniform")."""
+    """One row minus another, where a difference was published ("atp minus uniform")."""
 
     model: str
     ours: float
@@ -119,88 +120,100 @@ def table(title: str, runs: Sequence[RunRecord], metric: str) -> PaperTable:
 
 
 def check_metric(runs: Sequence[RunRecord], metric: str) -> None:
-    """Raise ValueError naming what there is where no run has this metric."""
-    known = sorted({name for run in runs for s in run.content["metrics"].values() for name in s})
-    if metric not in known:
+    """Raise ValueError, naming the metrics that there are, where no run has this one."""
+    metrics = sorted({name for run in runs for s in run.content["metrics"].values() for name in s})
+    if metric not in metrics:
         raise ValueError(
-            f"no run measured {metric!r}\n{nearest(metric, known)}measured: "
-            f"{', '.join(known) or 'nothing'}; choose one with --metric"
+            f"no run measured {metric!r}\n{nearest(metric, metrics)}measured: "
+            f"{', '.join(metrics) or 'nothing'}; choose one with --metric"
         )
 
 
 def with_metric(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:
-    """Those runs that measured it in some state."""
+    """The runs that measured the metric in some state."""
     return [run for run in runs if any(metric in s for s in run.content["metrics"].values())]
 
 
 def protocols(runs: Sequence[RunRecord], metric: str) -> dict[str, Protocol]:
     """The protocol of every model; raises ValueError naming two that must not share a table.
 
-    Runs of one model agree in all of it.  Models may differ in dtype and, as their tokenizers do,
-    in the number of tokens: each has a column of its own.
+    Runs of one model agree in the whole protocol.  Models may differ in dtype and, as their
+    tokenizers do, in the number of tokens: each model has a column of its own.
     """
-    found: dict[str, tuple[Protocol, RunRecord]] = {}
+    by_model: dict[str, tuple[Protocol, RunRecord]] = {}
     for run in runs:
         protocol = run.protocol(metric)
-        for model, (other, earlier) in found.items():
+        for model, (other, earlier) in by_model.items():
             same = protocol == other if model == run.model else _alike(protocol, other)
             if not same:
                 raise ValueError(_mixture_error(other, earlier, protocol, run))
-        found.setdefault(run.model, (protocol, run))
-    return {model: protocol for model, (protocol, _) in found.items()}
+        by_model.setdefault(run.model, (protocol, run))
+    return {model: protocol for model, (protocol, _) in by_model.items()}
 
 
 def _alike(one: Protocol, other: Protocol) -> bool:
     return replace(one, dtype="", tokens=0) == replace(other, dtype="", tokens=0)
 
 
-def _mixture_error(one: Protocol, first: RunRecord, other: Protocol, second: RunRecord) -> str:
+def _mixture_error(
+    first: Protocol, first_run: RunRecord, second: Protocol, second_run: RunRecord
+) -> str:
     names = [field.name for field in fields(Protocol)]
-    key = next(n for n in names if getattr(one, n) != getattr(other, n))
+    key = next(n for n in names if getattr(first, n) != getattr(second, n))
     return (
-        f"{first.name} mixes two protocols, whose numbers cannot share a column:\n"
-        f"  {one.label} ({first.folder})\n  {other.label} ({second.folder})\n"
+        f"{first_run.name} mixes two protocols, whose numbers cannot share a column:\n"
+        f"  {first.label} ({first_run.folder})\n  {second.label} ({second_run.folder})\n"
         "give the folders of one protocol, or choose it, for example "
-        f"--where {key}={getattr(one, key)}"
+        f"--where {key}={getattr(first, key)}"
     )
 
 
 def distinguish_settings(
     members: Sequence[tuple[RunRecord, str]], metric: str
 ) -> Iterable[tuple[str, Ours]]:
-    """(what tells it apart, ours) of every setting among runs of one row."""
+    """Yield (the settings that tell runs apart, our number) for each setting among runs of one row.
+
+    members: pairs (run, state).
+    """
     settings = [run.settings(state) for run, state in members]
     keys = differing(settings)
     groups: dict[str, list[tuple[RunRecord, float]]] = {}
-    for (run, state), known in zip(members, settings, strict=True):
+    for (run, state), run_settings in zip(members, settings, strict=True):
         value = run.value(state, metric)
         if value is not None:
-            shown = ", ".join(f"{key}={known.get(key, 'unset')}" for key in keys)
+            shown = ", ".join(f"{key}={run_settings.get(key, 'unset')}" for key in keys)
             groups.setdefault(shown, []).append((run, value))
-    for shown, found in groups.items():
-        yield shown, ours_of(found)
+    for shown, pairs in groups.items():
+        yield shown, ours_of(pairs)
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys in which some of the settings differ."""
-    keys = {key for known in settings for key in known}
-    return sorted(k for k in keys if len({repr(known.get(k, "unset")) for known in settings}) > 1)
+    keys = {key for run_settings in settings for key in run_settings}
+    return sorted(
+        k
+        for k in keys
+        if len({repr(run_settings.get(k, "unset")) for run_settings in settings}) > 1
+    )
 
 
-def ours_of(found: Sequence[tuple[RunRecord, float]]) -> Ours:
-    """One value per seed: runs that repeat a seed (other methods on one pruned model) average."""
+def ours_of(pairs: Sequence[tuple[RunRecord, float]]) -> Ours:
+    """Our number with one value per seed.
+
+    Runs that repeat a seed (other methods on one pruned model) are averaged.
+    """
     seeds: dict[int, list[float]] = {}
-    for run, value in found:
+    for run, value in pairs:
         seeds.setdefault(run.seed, []).append(value)
     values = tuple(statistics.fmean(same) for same in seeds.values())
-    return Ours(values, len(found), any(run.dirty for run, _ in found))
+    return Ours(values, len(pairs), any(run.dirty for run, _ in pairs))
 
 
 def changes(title: str, metric: str, lines: Sequence[Line]) -> Iterator[Change]:
-    """Our differences of rows for each one that this table publishes, per model of ours.
+    """Yield our difference of two rows for each difference that the table publishes, per model.
 
     Of rows that only a setting tells apart (ATP's common difference) the best counts, as published.
-    Differences of accuracies are in points of a hundred.
+    Differences of accuracies are in percentage points.
     """
     accuracy = metric.startswith(HARNESS)
     best, unit = (max, 100) if accuracy else (min, 1)
@@ -217,42 +230,46 @@ def changes(title: str, metric: str, lines: Sequence[Line]) -> Iterator[Change]:
 
 @dataclass(frozen=True)
 class Beside:
-    """The published cells that may stand beside ours, and of which model where ours has none."""
+    """The published cells that may stand beside our rows.
+
+    cells: by model and row; reference: the model whose cells stand beside rows of a model without
+    cells of its own, or None; measured: our protocol by model.
+    """
 
     cells: Mapping[tuple[str, Row], Published]
     reference: str | None
     measured: Mapping[str, Protocol]
 
     def of(self, model: str, row: Row) -> tuple[Published | None, bool]:
-        """(published cell, whether model and protocol are its own)."""
-        own = self.cells.get((model, row))
-        if own is not None:
-            return own, agrees(own, self.measured[model])
+        """The published cell beside our row, and whether model and protocol are the cell's own."""
+        cell = self.cells.get((model, row))
+        if cell is not None:
+            return cell, agrees(cell, self.measured[model])
         if self.reference is None or model in {published for published, _ in self.cells}:
             return None, False
         return self.cells.get((self.reference, row)), False
 
 
 def published_cells(title: str, metric: str, measured: Mapping[str, Protocol]) -> Beside:
-    """Published cells of this table; of every table where the runs do not repeat one."""
+    """The published cells of the table `title`, or of every table where none has that title."""
     repeated = any(cell.title == title for cell in published_numbers())
     cells: dict[tuple[str, Row], Published] = {}
     for cell in published_numbers():
-        own = cell.title == title or not repeated
-        if own and metric_of(cell) == metric and cell.value != UNKNOWN:
+        relevant = cell.title == title or not repeated
+        if relevant and metric_of(cell) == metric and cell.value != UNKNOWN:
             key, protocol = (cell.model, row_of(cell)), measured.get(cell.model)
-            # of several sources of one number, one that agrees in protocol and is unmarked
+            # of several sources of one number, prefer one that agrees in protocol and is unmarked
             if key not in cells or _doubt(cell, protocol) < _doubt(cells[key], protocol):
                 cells[key] = cell
-    known = [model for model, _ in cells]
-    most = max(dict.fromkeys(known), key=known.count, default=None)
-    return Beside(cells, most if repeated else None, measured)
+    models = [model for model, _ in cells]
+    reference = max(dict.fromkeys(models), key=models.count, default=None)
+    return Beside(cells, reference if repeated else None, measured)
 
 
 def metric_of(cell: Published) -> str | None:
-    """What our runs call a published metric; None for one they do not measure."""
-    found = measurement_of(cell)
-    return found.name if found else None
+    """The name of a published metric in our runs; None for one that they do not measure."""
+    measurement = measurement_of(cell)
+    return measurement.name if measurement else None
 
 
 def row_of(cell: Published) -> Row:
@@ -264,14 +281,14 @@ def row_of(cell: Published) -> Row:
 
 
 def agrees(cell: Published, protocol: Protocol) -> bool:
-    """Whether a published number was measured as ours; what it does not state counts against it.
+    """Whether a published number was measured like ours; what it does not state counts against it.
 
-    An accuracy is compared where all items were asked after as many solved examples, whatever the
-    harness' version; a mean where it is over the paper's tasks.
+    An accuracy is comparable where all items were asked after equally many solved examples, in any
+    version of the harness; a mean is comparable where it is over the paper's tasks.
     """
     if protocol.text == HARNESS:
         same = cell.dataset != AVERAGE or protocol.split == AVERAGED.get(cell.paper)
-        same = same and shots_told(cell) in (None, protocol.shots)
+        same = same and published_shots(cell) in (None, protocol.shots)
         return same and protocol.items == "all" and protocol.statistics == "exact"
     theirs = (cell.dataset, cell.split, cell.seqlen)
     return theirs == (protocol.text, protocol.split, str(protocol.seqlen)) and (

@@ -1,4 +1,4 @@
-"""A paper table as a picture: one line per row, ours as dots with deviations, theirs as rings."""
+"""Draw a paper table: one line per row, our numbers as dots with deviations, theirs as rings."""
 
 from __future__ import annotations
 

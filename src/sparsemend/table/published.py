@@ -20,7 +20,7 @@ from sparsemend.errors import OverrideError
 
 UNKNOWN = "-"
 FILE = PACKAGE / "assets" / "published.csv"
-# metrics of a difference of two rows, and what it is a difference of
+# metric of a difference of two rows -> the metric of the two rows
 DIFFERENCE_OF = {"perplexity_change": "perplexity", "accuracy_points_change": "acc"}
 PERCENT = "accuracy_percent"
 MINUS = " minus "
@@ -69,7 +69,7 @@ class Published:
 
     @property
     def dense(self) -> bool:
-        """Whether it is of the model before pruning."""
+        """Whether the number is of the model before pruning."""
         return self.pruner == "none" and self.sparsity == "0" and self.method == "none"
 
     @cached_property
@@ -77,10 +77,10 @@ class Published:
         """The two cells whose difference this one is ("atp minus uniform"), None for any other."""
         if self.metric not in DIFFERENCE_OF or MINUS not in self.variant:
             return None
-        one, other = self.variant.split(MINUS)
-        group = "method" if "none" in (one, other) else "schedule"
+        first, second = self.variant.split(MINUS)
+        group = "method" if "none" in (first, second) else "schedule"
         plain = replace(self, variant=UNKNOWN, metric=DIFFERENCE_OF[self.metric], value=UNKNOWN)
-        return replace(plain, **{group: one}), replace(plain, **{group: other})
+        return replace(plain, **{group: first}), replace(plain, **{group: second})
 
     @property
     def number(self) -> float | None:
@@ -109,25 +109,25 @@ def published_numbers() -> tuple[Published, ...]:
 
 def find_cell(identity: str) -> Published:
     """The cell with this identity; raises OverrideError with the nearest ones."""
-    known = {cell.identity: cell for cell in published_numbers()}
-    if identity in known:
-        return known[identity]
+    cells = {cell.identity: cell for cell in published_numbers()}
+    if identity in cells:
+        return cells[identity]
     raise OverrideError(
-        f"unknown cell {identity!r}\n{nearest(identity, list(known))}"
+        f"unknown cell {identity!r}\n{nearest(identity, list(cells))}"
         "`sparsemend-tables list` shows every cell"
     )
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """A line with up to three of `known` that read like `name`, empty where none does.
+def nearest(name: str, names: list[str]) -> str:
+    """A line with up to three of `names` that resemble `name`, empty where none does.
 
     An identity is compared part by part, so that one wrong part is found among hundreds of others.
     """
     parts = name.split("/")
     if len(parts) == PARTS:
-        same = [other for other in known if _differing(parts, other.split("/")) <= 2]
-        known = sorted(same, key=lambda other: _differing(parts, other.split("/"))) or known
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        same = [other for other in names if _differing(parts, other.split("/")) <= 2]
+        names = sorted(same, key=lambda other: _differing(parts, other.split("/"))) or names
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"nearest: {', '.join(close)}\n" if close else ""
 
 

@@ -1,4 +1,4 @@
-"""Runs as the report shows them: one group per model, row and setting, over its seeds."""
+"""Group runs as the report shows them: one group per model, row and setting, over its seeds."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Group:
 
     @property
     def state(self) -> str:
-        """What these runs end with: the repaired model, or the pruned one where nothing repairs."""
+        """The last state of these runs: repaired, or pruned where nothing repairs."""
         return "pruned" if self.row.method == "none" else "repaired"
 
     @property
     def series(self) -> str:
-        """Its name without the sparsity: what a line over sparsities is called."""
+        """The group's name without the sparsity, for a line over sparsities."""
         return f"{self.row.label}{self.variant}{knobs(self.settings)}"
 
     @property
@@ -46,12 +46,14 @@ class Group:
 
     @property
     def allocation(self) -> str:
-        """What decides the sparsity of its blocks."""
-        told = {key: value for key, value in self.settings.items() if "schedule" in key}
-        return f"{self.row.schedule}{knobs(told)} ({self.row.pruner})"
+        """The schedule, its settings and the pruner, which decide the sparsity of the blocks."""
+        schedule_settings = {
+            key: value for key, value in self.settings.items() if "schedule" in key
+        }
+        return f"{self.row.schedule}{knobs(schedule_settings)} ({self.row.pruner})"
 
     def mean(self, read: Callable[[RunRecord], float | None]) -> float | None:
-        """Mean over seeds of what `read` finds; None where it finds nothing."""
+        """Mean over seeds of the values that `read` returns; None where it returns none."""
         ours = self._ours(read)
         return None if ours is None else ours.mean
 
@@ -61,8 +63,8 @@ class Group:
         return 0.0 if ours is None else ours.deviation or 0.0
 
     def _ours(self, read: Callable[[RunRecord], float | None]) -> Ours | None:
-        found = [(run, value) for run in self.runs if (value := read(run)) is not None]
-        return ours_of(found) if found else None
+        pairs = [(run, value) for run in self.runs if (value := read(run)) is not None]
+        return ours_of(pairs) if pairs else None
 
     def metric(self, name: str) -> float | None:
         """Mean of a metric of the final state."""
@@ -85,33 +87,33 @@ def groups(runs: Sequence[RunRecord]) -> list[Group]:
     )
 
 
-def with_unrepaired(found: Sequence[Group]) -> list[Group]:
-    """The groups, and the pruned states that they were repaired from, each seed once."""
-    given = {(group.model, group.row) for group in found}
+def with_unrepaired(run_groups: Sequence[Group]) -> list[Group]:
+    """The groups, and groups of the pruned states that were repaired, each seed once."""
+    rows = {(group.model, group.row) for group in run_groups}
     seeds: dict[tuple[str, Row, str, int], RunRecord] = {}
-    for run in (run for group in found for run in group.runs):
-        if (run.model, run.pruned_row) not in given:
+    for run in (run for group in run_groups for run in group.runs):
+        if (run.model, run.pruned_row) not in rows:
             key = (run.model, run.pruned_row, repr(run.settings("pruned")), run.seed)
             seeds.setdefault(key, run)
     added = _group_runs([(run.pruned_row, run) for run in seeds.values()])
-    return sorted([*found, *added], key=_order)
+    return sorted([*run_groups, *added], key=_order)
 
 
 def _group_runs(pairs: Sequence[tuple[Row, RunRecord]]) -> list[Group]:
     rows: dict[tuple[str, Row], list[RunRecord]] = {}
     for row, run in pairs:
         rows.setdefault((run.model, row), []).append(run)
-    found = []
+    run_groups = []
     for (model, row), members in rows.items():
         state = "pruned" if row.method == "none" else "repaired"
         settings = [run.settings(state) for run in members]
         keys = differing(settings)
         parts: dict[str, list[tuple[RunRecord, dict[str, Any]]]] = {}
-        for run, known in zip(members, settings, strict=True):
-            told = {key: known.get(key, "unset") for key in keys}
-            parts.setdefault(repr(told), []).append((run, told))
-        found += [Group(model, row, p[0][1], tuple(r for r, _ in p)) for p in parts.values()]
-    return sorted(found, key=_order)
+        for run, run_settings in zip(members, settings, strict=True):
+            distinction = {key: run_settings.get(key, "unset") for key in keys}
+            parts.setdefault(repr(distinction), []).append((run, distinction))
+        run_groups += [Group(model, row, p[0][1], tuple(r for r, _ in p)) for p in parts.values()]
+    return sorted(run_groups, key=_order)
 
 
 def _order(group: Group) -> tuple[Any, ...]:
@@ -121,28 +123,28 @@ def _order(group: Group) -> tuple[Any, ...]:
     return (group.model, row.sparsity, row.pattern, *members, row.method, values)
 
 
-def names(found: Sequence[Group]) -> list[str]:
+def names(run_groups: Sequence[Group]) -> list[str]:
     """A label per group: its series, with the amount and the model where those differ."""
-    several_models = len({group.model for group in found}) > 1
-    several_amounts = len({group.row.amount for group in found}) > 1
+    several_models = len({group.model for group in run_groups}) > 1
+    several_amounts = len({group.row.amount for group in run_groups}) > 1
     return [
         (f"{g.model}  " if several_models else "")
         + (f"{g.row.amount}  " if several_amounts else "")
         + g.series
-        for g in found
+        for g in run_groups
     ]
 
 
-def styles(found: Sequence[Group]) -> list[tuple[int, int]]:
+def styles(run_groups: Sequence[Group]) -> list[tuple[int, int]]:
     """(colour, dash) per group: one colour per series, one dash per amount, on the whole page."""
-    everything = with_unrepaired(found)
+    everything = with_unrepaired(run_groups)
     series = list(dict.fromkeys((group.model, group.series) for group in everything))
     amounts = list(dict.fromkeys(group.row.amount for group in everything))
-    return [(series.index((g.model, g.series)), amounts.index(g.row.amount)) for g in found]
+    return [(series.index((g.model, g.series)), amounts.index(g.row.amount)) for g in run_groups]
 
 
 def block_values(values: Mapping[str, float]) -> list[float]:
-    """Values of blocks in order of their number, from keys that end in it."""
+    """The values in order of their block's number, in which each key ends."""
     numbered = {int(key.replace("/", ".").rpartition(".")[2]): v for key, v in values.items()}
     return [numbered[index] for index in sorted(numbered)]
 
@@ -150,8 +152,8 @@ def block_values(values: Mapping[str, float]) -> list[float]:
 def block_errors(run: RunRecord, state: str) -> list[float]:
     """The measured error of every block, empty where the run did not measure it."""
     metrics = run.content["metrics"].get(state, {})
-    found = {k: v for k, v in metrics.items() if k.startswith("block_error/") and v is not None}
-    return block_values({k: v for k, v in found.items() if k.rpartition("/")[2].isdigit()})
+    errors = {k: v for k, v in metrics.items() if k.startswith("block_error/") and v is not None}
+    return block_values({k: v for k, v in errors.items() if k.rpartition("/")[2].isdigit()})
 
 
 def total_seconds(run: RunRecord) -> float:
@@ -166,8 +168,8 @@ def peak_bytes(run: RunRecord) -> float:
 
 def difference_of(run: RunRecord) -> float | None:
     """The common difference of a run with that schedule."""
-    found = run.config["sparsity_schedule"].get("common_difference")
-    return None if found is None else float(found)
+    difference = run.config["sparsity_schedule"].get("common_difference")
+    return None if difference is None else float(difference)
 
 
 def curve(run: RunRecord, column: str) -> list[tuple[float, float]]:
@@ -196,9 +198,9 @@ class Supports:
     def overlap(self, other: Supports) -> float:
         """|kept by both| / |kept by either|; padding bits are 0 in both."""
         both = either = 0
-        for name, mine in self.packed.items():
-            both += _ones(mine & other.packed[name])
-            either += _ones(mine | other.packed[name])
+        for name, bits in self.packed.items():
+            both += _ones(bits & other.packed[name])
+            either += _ones(bits | other.packed[name])
         return both / either if either else 1.0
 
 
@@ -214,7 +216,7 @@ def supports(run: RunRecord) -> Supports | None:
 
 
 def _without_padding(packed: np.ndarray[Any, Any], inputs: int) -> np.ndarray[Any, Any]:
-    """Bits beyond the last input set to 0, whatever wrote them."""
+    """Set the bits beyond the last input to 0, whatever wrote them, and return `packed`."""
     if inputs % 8:
         packed[:, -1] &= np.uint8((1 << inputs % 8) - 1)
     return packed

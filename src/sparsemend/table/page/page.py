@@ -1,7 +1,7 @@
 """`sparsemend-tables report`: result folders as one self-contained HTML page.
 
-No network, no library: style sheet and charts are inside.  Light or dark as the reader's system is,
-or by the button.
+The page needs no network and no library: style sheet and charts are inside.  It is light or dark as
+the reader's system is, or as its button says.
 """
 
 from __future__ import annotations
@@ -53,30 +53,30 @@ def report(folders: Sequence[Path], path: Path) -> Path:
 
 def page(runs: Sequence[RunRecord], measured: Mapping[str, Protocol]) -> str:
     """The whole page as text."""
-    found = groups(runs)
+    run_groups = groups(runs)
     style = (PACKAGE / "assets" / "report.css").read_text(encoding="utf-8")
-    figures = "".join(figure(found) for figure in FIGURES)
-    models = ", ".join(dict.fromkeys(group.model for group in found))
-    told = "; ".join(dict.fromkeys(protocol.label for protocol in measured.values()))
+    figures = "".join(figure(run_groups) for figure in FIGURES)
+    models = ", ".join(dict.fromkeys(group.model for group in run_groups))
+    labels = "; ".join(dict.fromkeys(protocol.label for protocol in measured.values()))
     experiments = ", ".join(dict.fromkeys(run.name for run in runs))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>sparsemend: {escape(models)}</title><style>{style}</style></head><body>"
         f"<header><div><h1>Sparsity repair of {escape(models)}</h1>"
-        f'<p class="soft">{escape(experiments)}: {escape(told)}</p></div>'
+        f'<p class="soft">{escape(experiments)}: {escape(labels)}</p></div>'
         '<button type="button">light / dark</button></header>'
-        f"<main>{summary(found)}<h2>Curves and costs</h2>"
+        f"<main>{summary(run_groups)}<h2>Curves and costs</h2>"
         f'<div class="grid2">{figures}</div>'
-        f"</main><footer>{escape(origin(found))}</footer><script>{SCRIPT}</script></body></html>\n"
+        f"</main><footer>{escape(origin(run_groups))}</footer><script>{SCRIPT}</script></body></html>\n"
     )
 
 
-def origin(found: Sequence[Group]) -> str:
-    """Which sources and packages made the numbers."""
-    known = [run.content["provenance"] for group in found for run in group.runs]
-    commits = sorted({str(p["commit"])[:10] for p in known})
-    dirty = any(run.dirty for group in found for run in group.runs)
-    torch = sorted({str(p["packages"].get("torch")) for p in known})
+def origin(run_groups: Sequence[Group]) -> str:
+    """One line on the commits and packages that the numbers were made with."""
+    provenance = [run.content["provenance"] for group in run_groups for run in group.runs]
+    commits = sorted({str(p["commit"])[:10] for p in provenance})
+    dirty = any(run.dirty for group in run_groups for run in group.runs)
+    torch = sorted({str(p["packages"].get("torch")) for p in provenance})
     state = "some runs of uncommitted sources" if dirty else "all of committed sources"
     return f"sparsemend {', '.join(commits)} ({state}), torch {', '.join(torch)}"

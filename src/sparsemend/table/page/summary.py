@@ -12,52 +12,52 @@ from sparsemend.table.page.svg import short
 HEADS = ("setting", "repaired", "pruned", "dense", "sparsity", "trained", "seconds", "seeds")
 
 
-def summary(found: Sequence[Group]) -> str:
+def summary(groups: Sequence[Group]) -> str:
     """Tiles and the table of all runs."""
-    runs = [run for group in found for run in group.runs]
+    runs = [run for group in groups for run in group.runs]
     dense = [v for run in runs if (v := run.value("dense", METRIC)) is not None]
     tiles = {
         "finished runs": str(len(runs)),
-        "settings": str(len(found)),
+        "settings": str(len(groups)),
         "dense perplexity": f"{min(dense):.2f}" if dense else "-",
-        **_best(found),
+        **_best(groups),
         "seconds measured": f"{sum(map(total_seconds, runs)):,.0f}",
     }
     cards = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(told)}</span></div>'
-        for told, value in tiles.items()
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+        for label, value in tiles.items()
     )
-    return f'<div class="tiles">{cards}</div><h2>Runs</h2>{_table(found)}'
+    return f'<div class="tiles">{cards}</div><h2>Runs</h2>{_table(groups)}'
 
 
-def _best(found: Sequence[Group]) -> dict[str, str]:
-    """The lowest perplexity after pruning, and what reached it."""
-    known = [
+def _best(groups: Sequence[Group]) -> dict[str, str]:
+    """The tile of the lowest perplexity after pruning and of the group that reached it, if any."""
+    candidates = [
         (value, group)
-        for group in with_unrepaired(found)
+        for group in with_unrepaired(groups)
         if (value := group.metric(METRIC)) is not None and _foldable(group)
     ]
-    if not known:
+    if not candidates:
         return {}
-    value, group = min(known, key=lambda pair: pair[0])
+    value, group = min(candidates, key=lambda pair: pair[0])
     return {f"lowest: {group.series} at {group.row.amount}": f"{value:.2f}"}
 
 
 def _foldable(group: Group) -> bool:
-    """Whether it may be the best of its sparsity: an open adapter has none."""
+    """Whether the group may be the best of its sparsity: a model with an open adapter has none."""
     return all(run.foldable for run in group.runs)
 
 
-def _table(found: Sequence[Group]) -> str:
-    """The lowest perplexity of each amount is marked."""
+def _table(groups: Sequence[Group]) -> str:
+    """The table of all groups, the lowest perplexity of each model and amount marked."""
     best: dict[tuple[str, str], float] = {}
-    for group in found:
+    for group in groups:
         if (value := group.metric(METRIC)) is not None and _foldable(group):
             place = (group.model, group.row.amount)
             best[place] = min(value, best.get(place, value))
     rows = "".join(
         _row(group, name, best.get((group.model, group.row.amount)))
-        for group, name in zip(found, names(found), strict=True)
+        for group, name in zip(groups, names(groups), strict=True)
     )
     cells = "".join(f"<th>{head}</th>" for head in HEADS)
     inside = f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody>"
@@ -91,5 +91,5 @@ def _perplexity(group: Group, state: str) -> str:
     if value is None:
         return "-"
     deviation = group.deviation(lambda run: run.value(state, METRIC))
-    told = short(value) if value >= 1e5 else f"{value:.2f}"
-    return f"{told} ± {deviation:.2f}" if deviation else told
+    text = short(value) if value >= 1e5 else f"{value:.2f}"
+    return f"{text} ± {deviation:.2f}" if deviation else text

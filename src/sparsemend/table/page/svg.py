@@ -15,9 +15,9 @@ WIDTH, HEIGHT = 460, 280
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 40
 COLOURS = 8
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
-TICKS = 4  # at least so many on an axis
+TICKS = 4  # at least this many on an axis
 DOTS = 30  # a line of more points has no dots
-BAR, GAP = 18, 9  # units of a horizontal bar and between two
+BAR, GAP = 18, 9  # units: height of a horizontal bar, and the gap between two bars
 LABEL = 13  # units of a label's line
 
 
@@ -33,7 +33,7 @@ class Series:
 
     @property
     def stroke(self) -> str:
-        """Class and dash of its line, as SVG attributes."""
+        """Class and dash of the line, as SVG attributes."""
         pattern = DASHES[self.dash % len(DASHES)]
         dashed = f' stroke-dasharray="{pattern}"' if pattern else ""
         return f'class="s k{self.colour % COLOURS}"{dashed}'
@@ -50,7 +50,7 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Units of a value."""
+        """The position of a value, in units."""
         low, high, where = self.low, self.high, value
         if self.log:
             low, high, where = math.log(low), math.log(high), math.log(max(value, 1e-300))
@@ -76,7 +76,7 @@ def line_chart(
     span = _span([b for _, b in values], margin=0.06, log=log)
     up = Axis(*span, HEIGHT - BOTTOM, TOP, log=log)
     parts = [_grid(across, up, x, y, whole=whole)]
-    parts += [_line(one, across, up) for one in series]
+    parts += [_line(line, across, up) for line in series]
     return _svg("".join(parts), HEIGHT, f"{y} against {x}")
 
 
@@ -96,7 +96,7 @@ def bar_chart(
 
 
 def heat_map(names: Sequence[str], values: Sequence[Sequence[float]]) -> str:
-    """A square of shares in [0, 1], numbered along both sides; names are told by tooltips."""
+    """A square of shares in [0, 1], numbered along both sides; tooltips show the names."""
     left = 26
     side = min(56.0, (WIDTH - left - 4) / len(names))
     cells = []
@@ -104,10 +104,10 @@ def heat_map(names: Sequence[str], values: Sequence[Sequence[float]]) -> str:
         cells.append(_text(left - 8, left + (i + 0.5) * side + 4, str(i + 1), "tick end"))
         cells.append(_text(left + (i + 0.5) * side, left - 8, str(i + 1), "tick mid"))
         for j, value in enumerate(line):
-            told = escape(f"{names[i]} and {names[j]}: {value:.3f}")
+            tooltip = escape(f"{names[i]} and {names[j]}: {value:.3f}")
             at, size = (left + j * side, left + i * side), side - 2
             cells.append(
-                f'<g><title>{told}</title><rect class="cell" x="{at[0]:.1f}" y="{at[1]:.1f}" '
+                f'<g><title>{tooltip}</title><rect class="cell" x="{at[0]:.1f}" y="{at[1]:.1f}" '
                 f'width="{size:.1f}" height="{size:.1f}" rx="3" fill-opacity="{value:.3f}"/>'
             )
             if side >= 30:
@@ -121,8 +121,8 @@ def legend(series: Sequence[Series]) -> str:
     """Names with the strokes that the charts give them, as HTML."""
     items = "".join(
         '<li><svg viewBox="0 0 22 8" aria-hidden="true">'
-        f'<line {one.stroke} x1="1" y1="4" x2="21" y2="4"/></svg>{escape(one.name)}</li>'
-        for one in series
+        f'<line {line.stroke} x1="1" y1="4" x2="21" y2="4"/></svg>{escape(line.name)}</li>'
+        for line in series
     )
     return f'<ul class="legend">{items}</ul>'
 
@@ -135,10 +135,10 @@ def short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _svg(inside: str, height: float, told: str) -> str:
+def _svg(inside: str, height: float, description: str) -> str:
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
-        f'aria-label="{escape(told)}">{inside}</svg>'
+        f'aria-label="{escape(description)}">{inside}</svg>'
     )
 
 
@@ -147,8 +147,8 @@ def _text(x: float, y: float, text: str, kind: str, turned: bool = False) -> str
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{turn}>{escape(text)}</text>'
 
 
-def _segment(kind: str, one: tuple[float, float], other: tuple[float, float]) -> str:
-    (x1, y1), (x2, y2) = one, other
+def _segment(kind: str, start: tuple[float, float], end: tuple[float, float]) -> str:
+    (x1, y1), (x2, y2) = start, end
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
@@ -179,9 +179,9 @@ def _line(series: Series, across: Axis, up: Axis) -> str:
             low, high = up.at(max(b - deviation, up.low)), up.at(b + deviation)
             parts.append(_segment(f"s thin {colour}", (x, low), (x, high)))
         if len(places) <= DOTS:
-            told = escape(f"{series.name}: {short(a)}, {b:.4g}")
+            tooltip = escape(f"{series.name}: {short(a)}, {b:.4g}")
             circle = f'<circle class="d {colour}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
-            parts.append(f"{circle}<title>{told}</title></circle>")
+            parts.append(f"{circle}<title>{tooltip}</title></circle>")
     return "".join(parts)
 
 
@@ -192,10 +192,10 @@ def _bar(
     x = across.start
     for index, value in enumerate(values):
         wide = across.at(value) - across.start
-        told = escape(f"{names[index]} {short(value)} {unit}".strip())
+        tooltip = escape(f"{names[index]} {short(value)} {unit}".strip())
         parts.append(
             f'<rect class="f k{index % COLOURS}" x="{x:.1f}" y="{top + LABEL:.1f}" '
-            f'width="{max(wide, 0.5):.1f}" height="{BAR}"><title>{told}</title></rect>'
+            f'width="{max(wide, 0.5):.1f}" height="{BAR}"><title>{tooltip}</title></rect>'
         )
         x += wide
     parts.append(
@@ -206,8 +206,8 @@ def _bar(
 
 def _span(values: Iterable[float], *, margin: float, log: bool = False) -> tuple[float, float]:
     """Lowest and highest value with a margin, never empty."""
-    found = list(values)
-    low, high = min(found), max(found)
+    numbers = list(values)
+    low, high = min(numbers), max(numbers)
     if log:
         wide = (high / low) ** margin if high > low else 1.3
         return low / wide, high * wide
