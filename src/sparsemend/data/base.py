@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-UNLABELLED = -100  # what torch's cross-entropy ignores
+UNLABELLED = -100  # the label that torch's cross-entropy ignores
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Windows and what a loss asks of them.
+    """Windows and the labels that a loss compares with.
 
     tokens, labels: int64 (N, T).  A label is the token of its own position, or UNLABELLED where
     predicting that token does not count (prompts, padding).
@@ -59,7 +59,7 @@ class DataSource(ABC):
 
     @abstractmethod
     def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-        """Validation windows (N, seqlen); what early stopping and searches may look at."""
+        """Validation windows (N, seqlen), which early stopping and searches may look at."""
 
     @abstractmethod
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:

@@ -57,9 +57,9 @@ class Corpus(DataSource):
         return self.text.test(tokenizer)
 
     def fingerprint(self) -> str:
-        """SHA-256 of every document read, of train and validation, and of the text's own."""
-        own = chain(self._train(), self._validation(), [self.text.fingerprint()])
-        return fingerprint_texts(own)
+        """SHA-256 of every train and validation document read, then of the text's fingerprint."""
+        texts = chain(self._train(), self._validation(), [self.text.fingerprint()])
+        return fingerprint_texts(texts)
 
     def _train(self) -> Sequence[str]:
         return first_documents(

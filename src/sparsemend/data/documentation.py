@@ -2,8 +2,8 @@
 
 Documents are the language-reference topics of `pydoc_data.topics`, the docstrings of the standard
 library's Python files (read through `ast`, nothing is executed) and the docstrings of built-in
-and extension modules (read through introspection, in a process of its own).  A document belongs to
-train, validation or test by a hash of its qualified name alone, so it stays on its side on every
+and extension modules (read through introspection, in a process of its own).  A hash of its
+qualified name alone puts a document into train, validation or test, so it stays there on every
 Python version.
 
 Two passages with the same words are one document; text in train that repeats test or validation

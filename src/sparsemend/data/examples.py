@@ -107,16 +107,16 @@ def _encode(ids: list[int], start: int, eos: int, seqlen: int) -> Encoded:
 
 
 def shared_prefix(alone: Sequence[int], whole: Sequence[int]) -> int:
-    """How many tokens of the prompt by itself the whole text begins with.
+    """Number of leading tokens that the prompt tokenised alone shares with the whole text.
 
-    All of them, unless a token of the whole text joins the end of the prompt to the answer.
+    All of the prompt's, unless a token of the whole text joins the end of the prompt to the answer.
     """
     pairs = enumerate(zip(alone, whole, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(alone), len(whole)))
 
 
 def pack(encoded: Iterable[Encoded], seqlen: int) -> list[list[Encoded]]:
-    """Whole examples put one after another, in order, a new window where the next does not fit.
+    """Put whole examples one after another, in order; start a window where the next does not fit.
 
     Attention crosses the borders inside a window: a later example sees the ones before it.
     """
@@ -132,7 +132,7 @@ def pack(encoded: Iterable[Encoded], seqlen: int) -> list[list[Encoded]]:
 
 
 def stack(rows: Sequence[Sequence[Encoded]], seqlen: int, *, padding: int) -> Examples:
-    """Windows (N, seqlen), each the examples of one row and padding after them."""
+    """Windows (N, seqlen), each of which holds the examples of one row and padding after them."""
     tokens = torch.full((len(rows), seqlen), padding, dtype=torch.int64)
     labels = torch.full((len(rows), seqlen), UNLABELLED, dtype=torch.int64)
     for index, row in enumerate(rows):

@@ -1,6 +1,6 @@
 """WikiText-2, C4 and Penn Treebank as the pruning papers read them.
 
-Which rows are read, what joins them and which windows are drawn follow the loaders of SparseGPT
+The rows read, the strings that join them and the windows drawn follow the loaders of SparseGPT
 and Wanda (Frantar and Alistarh 2023, arXiv 2301.00774; Sun et al. 2024, arXiv 2306.11695).  A
 `path` is a hub id or a local folder laid out like the hub repository.  The papers leave open what
 trained repair reads; where we choose, the docstring says so.
@@ -56,7 +56,7 @@ class WikiText2(DataSource):
         return Examples.of(windows(self._stream(tokenizer, "train"), self.seqlen, what="train"))
 
     def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-        """Windows cut as those of test, which validation stands in for."""
+        """Windows cut in the same way as those of test, in whose place validation is read."""
         rows = windows(self._stream(tokenizer, "validation"), self.seqlen, what="validation")
         return Examples.of(rows)
 
@@ -106,7 +106,7 @@ class C4(DataSource):
         return Examples.of(held_out_rows(self._train_windows(tokenizer))[0])
 
     def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-        """The last 5 % of those windows: the validation shard stays unread where it is tested."""
+        """The last 5 % of the train windows: the validation shard is left for testing."""
         return Examples.of(held_out_rows(self._train_windows(tokenizer))[1])
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
@@ -172,7 +172,10 @@ class PennTreebank(DataSource):
         return windows(encode(tokenizer, self._text(split)), self.seqlen, what=split)
 
     def _text(self, split: str) -> str:
-        """The layout is that of the hub's parquet conversions: config/split/0000.parquet."""
+        """The sentences of one split, joined by a space.
+
+        Its files lie as the hub's parquet conversions do: config/split/0000.parquet.
+        """
         files = f"{self.config}/{split}/*.parquet"
         rows = text_column(self.path, files, split=split, column="sentence", revision=self.revision)
         return " ".join(rows)

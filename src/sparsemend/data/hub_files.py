@@ -14,16 +14,16 @@ from sparsemend.data.base import encode, windows
 def document_windows(
     tokenizer: PreTrainedTokenizerBase | None, texts: Iterable[str], seqlen: int, *, what: str
 ) -> Tensor:
-    """Each document tokenised by itself, the ids end to end, cut into windows.
+    """Tokenise each document by itself, join the ids end to end and cut them into windows.
 
-    So a document has the tokens it has in calibration (its BOS where the tokenizer adds one tells
-    where it begins), and no tokenizer meets a text of 40 MB.  Our choice.
+    A document thus has the same tokens as in calibration (its BOS, where the tokenizer adds one,
+    marks its beginning), and no tokenizer has to read a text of 40 MB.  Our choice.
     """
     return windows(torch.cat([encode(tokenizer, text) for text in texts]), seqlen, what=what)
 
 
 def first_documents(texts: Sequence[str], count: int, *, key: str, where: str) -> Sequence[str]:
-    """The first `count` of the documents of `where`; `key` sets how many."""
+    """The first `count` documents of `where`; `key` names the config key that sets the count."""
     if not 0 < count <= len(texts):
         raise ValueError(
             f"{key}={count} is not in [1, {len(texts)}], the documents of {where}; set "

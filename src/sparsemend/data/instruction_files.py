@@ -64,12 +64,12 @@ def _files_in(key: str, folder: Path, config: str | None, split: str) -> list[Pa
     if not folder.is_dir():
         raise FileNotFoundError(f"data.path={folder} does not exist; give a folder or a hub id")
     inside = folder / config if config and (folder / config).is_dir() else folder
-    found = sorted(p for p in inside.rglob("*") if p.suffix in SUFFIXES)
-    files = [p for p in found if re.match(rf"{re.escape(split)}[-_.]", p.name)]
-    if not files and split == "train" and len(found) == 1:
-        files = found
+    candidates = sorted(p for p in inside.rglob("*") if p.suffix in SUFFIXES)
+    files = [p for p in candidates if re.match(rf"{re.escape(split)}[-_.]", p.name)]
+    if not files and split == "train" and len(candidates) == 1:
+        files = candidates
     if not files:
-        names = ", ".join(p.name for p in found[:5]) or f"no file of {', '.join(SUFFIXES)}"
+        names = ", ".join(p.name for p in candidates[:5]) or f"no file of {', '.join(SUFFIXES)}"
         raise FileNotFoundError(
             f"{inside} has no split {split} for data.{key} (it holds {names}); name its files "
             f"{split}.jsonl or {split}-*.parquet, or give data.{key}=FILE"
@@ -87,7 +87,7 @@ def json_examples(path: Path, row_format: RowFormat) -> Iterator[Prompted]:
 
 
 def check_held_out(count: int, wanted: Mapping[str, int]) -> None:
-    """Of `count` train examples at least one is left when the `wanted` ones are held out."""
+    """Raise ValueError unless one of `count` train examples is left after the `wanted` ones."""
     total = sum(wanted.values())
     if total >= count:
         keys = " and ".join(f"data.{key}_examples={number}" for key, number in wanted.items())
@@ -98,7 +98,7 @@ def check_held_out(count: int, wanted: Mapping[str, int]) -> None:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, object]]:
-    """(line it begins on, value) of a list of values, or of one value per line."""
+    """Yield (line it begins on, value) from a list of values, or from one value per line."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             first = next((line for line in file if line.strip()), "")
@@ -140,8 +140,8 @@ def _items(path: Path, text: str) -> Iterator[tuple[int, object]]:
         if text.startswith(",", position):
             position = _skip_blanks(text, position + 1)
         elif not text.startswith("]", position):
-            found = line + text.count("\n", counted, position)
-            raise ValueError(f"{path} line {found} is not JSON: the list has neither , nor ] here")
+            here = line + text.count("\n", counted, position)
+            raise ValueError(f"{path} line {here} is not JSON: the list has neither , nor ] here")
 
 
 def _skip_blanks(text: str, position: int) -> int:

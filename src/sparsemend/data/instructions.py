@@ -1,8 +1,9 @@
 """Instruction data: rows of a hub repository or of local files, in the papers' prompt formats.
 
 Validation is held out of train as the papers' codes do, by `datasets`' train_test_split with one
-seed: a permutation whose head is held out.  A task's test examples come next in it where the data
-set has no test split.  The hold-out seed is a key of its own, so runs of several seeds compare.
+seed: a permutation whose head is held out.  Where the data set has no test split, the task's
+test examples come next in that permutation.  The hold-out seed is a key of its own, so runs of
+several seeds compare.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Splits = Mapping[str, list[Prompted]]
 
 
 class Instructions(PromptedSource):
-    """Examples of `path` or of files; `text` is what is pruned on and measured.
+    """Examples of `path` or of files; `text` is pruned on and measured.
 
     path: hub id, local folder laid out like it, file, or None.  train, validation, test: a split
-    of `path`, a file, or None: then as many examples as told are held out of train.
+    of `path`, a file, or None: then as many examples as configured are held out of train.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Instructions(PromptedSource):
         return self._rows(str(file), file.suffix[1:], data_files=files, split="train")
 
     def _rows(self, what: str, *source: str | None, **settings: str) -> Iterator[Prompted]:
-        """The examples of what `datasets` loads."""
+        """The examples of the rows that `datasets` loads."""
         from datasets import load_dataset
 
         for number, row in enumerate(load_dataset(*source, **settings)):
@@ -98,7 +99,7 @@ class Instructions(PromptedSource):
 def held_out(
     examples: list[Prompted], wanted: Mapping[str, int], *, seed: int
 ) -> dict[str, list[Prompted]]:
-    """train, in order, and what is held out of it: the head of a permutation, `wanted` in turn.
+    """{split: examples}: train in its order, less the `wanted` ones at the head of a permutation.
 
     The first held-out part is that of train_test_split(test_size=..., seed=seed) of `datasets`.
     """

@@ -1,4 +1,4 @@
-"""What every source of prompted examples shares: examples to train on, ordinary text to prune on.
+"""The shared part of prompted sources: examples to train on, ordinary text to prune on.
 
 Papers that repair on instructions prune and measure on plain text (C4 and WikiText-2).  So such a
 source holds another one, `text`, which gives calibration and test windows; its own examples are
@@ -56,7 +56,7 @@ class PromptedSource(DataSource):
         return self._examples(tokenizer, "train", packing=self.packing)
 
     def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-        """One example per window, also where train is packed."""
+        """Validation windows of one example each, even where train is packed."""
         return self._examples(tokenizer, "validation")
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
@@ -64,14 +64,14 @@ class PromptedSource(DataSource):
         return self.text.test(tokenizer)
 
     def task(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples | None:
-        """The test examples, their answers labelled whatever the training loss is; None if none.
+        """The test examples with labelled answers, whatever the training loss is; None if none.
 
         One measure for every way of training: how well answers are predicted given the prompt.
         """
         return self._examples(tokenizer, "test", mask=True) if self.examples("test") else None
 
     def fingerprint(self) -> str:
-        """SHA-256 of every example's prompt and answer, split by split, and of the text's own."""
+        """SHA-256 of every example's prompt and answer by split, then of the text's fingerprint."""
         return fingerprint_texts(self._texts())
 
     def _texts(self) -> Iterator[str]:

@@ -1,11 +1,11 @@
 """Prompt formats of the papers' training data, as pure functions on strings.
 
-A row fills the slots of a template; what a model is given and what it is to answer stay apart, so
-that a loss can leave the prompt out.  The texts are published constants, kept to the character:
+A row fills the slots of a template; prompt and answer stay apart, so that a loss can leave the
+prompt out.  The texts are published constants, kept to the character:
 
     alpaca           Stanford Alpaca as Alpaca-LoRA writes it (Taori et al. 2023); LoRS, SPP
     llm_adapters     LLM-Adapters' commonsense training (Hu et al. 2023, arXiv 2304.01933); its
-                     indentation and blanks at line ends are in what its models were trained on
+                     models were trained on its indentation and its blanks at line ends
     question_answer  SQFT's GSM8K (arXiv 2410.03750), the format of the evaluation harness
     plain            the row's own prompt and answer, nothing added
 
@@ -24,7 +24,7 @@ OPTIONAL = "input"  # the slot that may be empty or absent: it chooses between t
 
 @dataclass(frozen=True)
 class Prompted:
-    """What a model is given and what it is to say; `prompt + answer` is what it reads."""
+    """The text a model is given and the text it is to answer; it reads `prompt + answer`."""
 
     prompt: str
     answer: str
@@ -32,7 +32,7 @@ class Prompted:
 
 @dataclass(frozen=True)
 class Template:
-    """Prompt texts with {slots}; `with_input` stands where a row's input is not empty."""
+    """Prompt texts with {slots}; `with_input` is used where a row's input is not empty."""
 
     prompt: str
     with_input: str | None = None
@@ -83,7 +83,7 @@ TEMPLATES: Mapping[str, Template] = {
 
 @dataclass(frozen=True)
 class RowFormat:
-    """Which template the rows of a data set fill, and from which of their columns.
+    """The template that the rows of a data set fill, and the columns that fill it.
 
     fields: one column for each slot of the template, in their order; that of `input` may be None
     where rows have none.  empty_answers: whether a row without an answer is kept (it then teaches
@@ -129,7 +129,7 @@ class RowFormat:
         return template.fill(texts)
 
     def _text(self, row: Mapping[str, object], slot: str, column: str, where: str) -> str:
-        """One text of a row; null counts as empty where the slot may be."""
+        """One text of a row; null counts as empty in a slot that may be empty."""
         if column not in row:
             raise ValueError(
                 f"{where} has no field {column} (fields: {', '.join(map(str, row)) or 'none'}); "

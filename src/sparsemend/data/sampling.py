@@ -28,19 +28,19 @@ def from_documents(
     Raises ValueError when no document is long enough (the published loop would never end).
     """
     rng = random.Random(seed)
-    lengths: dict[int, Tensor] = {}
-    found, rows = False, []
+    tokens: dict[int, Tensor] = {}
+    any_long_enough, rows = False, []
     for _ in range(samples):
         while True:
             index = rng.randint(0, len(documents) - 1)
-            if index not in lengths:
-                lengths[index] = encode(documents[index])
-            ids = lengths[index]
+            if index not in tokens:
+                tokens[index] = encode(documents[index])
+            ids = tokens[index]
             if ids.numel() > seqlen:
-                found = True
+                any_long_enough = True
                 break
-            if not found and len(lengths) == len(documents):
-                longest = max(t.numel() for t in lengths.values())
+            if not any_long_enough and len(tokens) == len(documents):
+                longest = max(t.numel() for t in tokens.values())
                 raise ValueError(
                     f"no calibration document is longer than data.seqlen={seqlen} tokens "
                     f"(longest: {longest}); lower data.seqlen below {longest}"

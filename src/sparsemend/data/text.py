@@ -125,9 +125,9 @@ def load_texts(key: str, path: Path, *, column: str) -> list[str]:
     wanted = "text" if builder == "text" else column
     kind = getattr(rows.features.get(wanted), "dtype", None)
     if kind not in ("string", "large_string"):
-        found = f"column {wanted} of type {kind}" if kind else f"no column {wanted}"
+        problem = f"column {wanted} of type {kind}" if kind else f"no column {wanted}"
         raise ValueError(
-            f"data.{key}={path} has {found}; set data.column to a text column of it "
+            f"data.{key}={path} has {problem}; set data.column to a text column of it "
             f"(columns: {', '.join(rows.column_names)})"
         )
     texts: list[str] = rows[wanted][:]

@@ -1,6 +1,6 @@
 """Pre-tokenised windows from safetensors files, one integer tensor `input_ids` (N, T) each.
 
-For models whose tokenizer is not at hand, and for windows that must be the same to the bit
+They serve models whose tokenizer is not at hand, and windows that must be the same to the bit
 elsewhere.  Nothing is sampled: calibration is the first rows of its file in order, so the seed
 changes nothing.
 """
