@@ -17,12 +17,12 @@ from sparsemend.data.base import Examples
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationInput:
-    """What an evaluation may read: test windows (N, T), the tokenizer, where and how to batch.
+    """The inputs of an evaluation: test windows (N, T), the tokenizer, device and batch size.
 
     task: labelled test windows of the task that was trained on, None where there is none.
     out, state: the run's folder, and which of dense, pruned, repaired is measured.
     validation: labelled validation windows, empty where no evaluation `needs_validation`.
-    load_dense: the model as it was loaded, once more, on the host.
+    load_dense: loads the dense model once more, on the host.
     window_losses: filled by an evaluation whose metric is a mean over the test windows: metric
         name -> loss of each window, (N,) fp32 on the host, so that two models can be compared
         window by window.
@@ -54,9 +54,9 @@ class Evaluation(ABC):
         return False
 
     @abstractmethod
-    def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
+    def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         """Metrics of `model`, which is left as it was."""
 
     def describe(self) -> dict[str, Any]:
-        """What the result's protocol says of it, where the windows alone do not say it."""
+        """Entries for the result's protocol that the windows alone do not tell."""
         return {}

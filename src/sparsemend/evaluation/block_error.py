@@ -1,4 +1,4 @@
-"""How far each block's output is from the dense model's, and how fast that grows with depth.
+"""The distance of each block's output from the dense model's, and its growth with depth.
 
     e_i = ||X_i - X~_i||_F / ||X_i||_F,   X_i, X~_i the outputs of block i, dense and as it is now
 
@@ -29,8 +29,8 @@ GROUP = "block_error"
 class BlockError(Evaluation):
     """`block_error/0`, `/1`, ... per block, `/mean`, `/last` and `/growth`.
 
-    Nothing for a model without a sparse linear: that is the dense model itself.  The dense model is
-    loaded once more and visited block by block, so that only one of its blocks is on the device.
+    A model without a sparse linear is the dense model itself and yields nothing.  The dense model
+    is loaded once more and visited block by block, so that only one of its blocks is on the device.
     """
 
     repeatable: ClassVar[bool] = True
@@ -38,13 +38,13 @@ class BlockError(Evaluation):
     windows: int
 
     @torch.no_grad()
-    def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
+    def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         if next(sparse_linears(model), None) is None:
             return {}
-        batches = given.test[: self.windows].split(given.batch_size)
+        batches = inputs.test[: self.windows].split(inputs.batch_size)
         pairs = zip(
-            walk(given.load_dense(), batches, device=given.device, offload=True),
-            walk(model, batches, device=given.device),
+            walk(inputs.load_dense(), batches, device=inputs.device, offload=True),
+            walk(model, batches, device=inputs.device),
             strict=True,
         )
         errors = []

@@ -3,8 +3,8 @@
     l_w = mean cross-entropy over the T-1 next-token positions of window w;  ppl = exp(mean_w l_w)
 
 The WikiText-2 protocol of SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774).  Logits are
-upcast to fp32 a chunk of positions at a time, and windows per
-forward are limited, so a 128k vocabulary does not blow memory.
+upcast to fp32 a chunk of positions at a time, and windows per forward are limited, so a 128k
+vocabulary does not blow memory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Perplexity(Evaluation):
     """`perplexity/test` over all test windows; `perplexity/task` where the data has a task.
 
     The task's is exp of the mean over all labelled tokens: its examples differ in length.
-    `validation` adds `perplexity/validation`, what searches select by: as of test where every
-    token counts, else as of the task.
+    `validation` adds `perplexity/validation`, which searches select by: it is computed as for test
+    where every token counts, else as for the task.
     """
 
     repeatable: ClassVar[bool] = True
@@ -44,35 +44,35 @@ class Perplexity(Evaluation):
     def needs_validation(self) -> bool:
         return self.validation
 
-    def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
-        losses = self._each_window(model, given.test, given)
-        given.window_losses[METRIC] = losses
+    def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
+        losses = self._each_window(model, inputs.test, inputs)
+        inputs.window_losses[METRIC] = losses
         metrics = {METRIC: _perplexity(losses)}
-        if given.task is not None:
-            metrics[TASK_METRIC] = self._task_perplexity(model, given.task, given)
+        if inputs.task is not None:
+            metrics[TASK_METRIC] = self._task_perplexity(model, inputs.task, inputs)
         if self.validation:
-            rows = given.validation
+            rows = inputs.validation
             if torch.equal(rows.tokens, rows.labels):
-                found = _perplexity(self._each_window(model, rows.tokens, given))
+                perplexity = _perplexity(self._each_window(model, rows.tokens, inputs))
             else:
-                found = self._task_perplexity(model, rows, given)
-            metrics[VALIDATION_METRIC] = found
+                perplexity = self._task_perplexity(model, rows, inputs)
+            metrics[VALIDATION_METRIC] = perplexity
         return metrics
 
-    def _each_window(self, model: PreTrainedModel, rows: Tensor, given: EvaluationInput) -> Tensor:
+    def _each_window(self, model: PreTrainedModel, rows: Tensor, inputs: EvaluationInput) -> Tensor:
         losses = []
-        for windows in track(rows.split(self._batch_size(model, rows, given)), "perplexity"):
-            losses.append(self.window_losses(model, windows.to(given.device)).cpu())
+        for windows in track(rows.split(self._batch_size(model, rows, inputs)), "perplexity"):
+            losses.append(self.window_losses(model, windows.to(inputs.device)).cpu())
         return torch.cat(losses)
 
     def _task_perplexity(
-        self, model: PreTrainedModel, rows: Examples, given: EvaluationInput
+        self, model: PreTrainedModel, rows: Examples, inputs: EvaluationInput
     ) -> float:
         total, count = 0.0, 0
-        batch = self._batch_size(model, rows.tokens, given)
+        batch = self._batch_size(model, rows.tokens, inputs)
         pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))
         for tokens, labels in track(pairs, "task"):
-            losses = self._losses(model, tokens.to(given.device), labels.to(given.device))
+            losses = self._losses(model, tokens.to(inputs.device), labels.to(inputs.device))
             total += float(losses.double().sum())
             count += int((labels[:, 1:] != UNLABELLED).sum())
         return exponential(total / count)
@@ -100,11 +100,11 @@ class Perplexity(Evaluation):
         logits = logits.float() if self.logits_fp32 else logits
         return F.cross_entropy(logits, targets, reduction="none", ignore_index=UNLABELLED).float()
 
-    def _batch_size(self, model: PreTrainedModel, rows: Tensor, given: EvaluationInput) -> int:
-        """Windows per forward: as configured, less where the logits would exceed logits_bytes."""
+    def _batch_size(self, model: PreTrainedModel, rows: Tensor, inputs: EvaluationInput) -> int:
+        """Windows per forward: batch_size, or fewer where the logits would exceed logits_bytes."""
         vocabulary = model.get_output_embeddings().weight.shape[0]
         per_window = rows.shape[1] * vocabulary * model.dtype.itemsize
-        return max(1, min(given.batch_size, self.logits_bytes // per_window))
+        return max(1, min(inputs.batch_size, self.logits_bytes // per_window))
 
 
 def _perplexity(losses: Tensor) -> float:

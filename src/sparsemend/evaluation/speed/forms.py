@@ -1,6 +1,6 @@
 """The forms in which torch itself can store and multiply a sparse weight.
 
-dense: what an export holds.  csr: one index per non-zero.  bsr: whole blocks, so that only blocks
+dense: as in an export.  csr: one index per non-zero.  bsr: whole blocks, so that only blocks
 that are entirely zero are saved.  semi_structured: 2:4 on the sparse tensor cores of an NVIDIA GPU
 (torch.sparse.to_sparse_semi_structured).  A form says why it cannot serve a weight: ValueError.
 """
@@ -35,7 +35,7 @@ class Product(nn.Module):
 
 
 class MatrixProduct(Product):
-    """The same as W x^T, which CSR and BSR on a CPU have and F.linear has not."""
+    """The same product as W x^T: CSR and BSR have that on a CPU, but not F.linear."""
 
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.form
@@ -79,7 +79,7 @@ def semi_structured(linear: nn.Linear) -> Product:
 
 
 def form_builders(block: int) -> dict[str, Callable[[nn.Linear], Product]]:
-    """Form name -> what builds it from a linear."""
+    """Form name -> the function that builds it from a linear."""
     return {
         DENSE: dense,
         "csr": csr,
@@ -98,7 +98,7 @@ def _is_two_four(weight: Tensor) -> bool:
 
 
 def _narrow(weight: Tensor) -> Tensor:
-    """With int32 indices, half the memory and what MKL and cuSPARSE read."""
+    """The weight with int32 indices: half their memory, and the type MKL and cuSPARSE read."""
     rows, columns = weight.crow_indices().int(), weight.col_indices().int()
     with _beta_state_expected():
         return torch.sparse_compressed_tensor(

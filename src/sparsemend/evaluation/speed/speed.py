@@ -72,12 +72,12 @@ class Speed(Evaluation):
                 raise ValueError(f"evaluation.speed.{key}={getattr(self, key)} is not at least 1")
 
     @torch.inference_mode()
-    def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
+    def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         linears = dict(sparse_linears(model))
         if not linears:
             return {}
         self._refused.clear()
-        prompt = self._prompt(given.test).to(given.device)
+        prompt = self._prompt(inputs.test).to(inputs.device)
         with warnings.catch_warnings():
             # the name of the cache argument that every family knows
             warnings.filterwarnings("ignore", message=".*past_key_values. is deprecated")
@@ -85,7 +85,7 @@ class Speed(Evaluation):
             timed = self._time_forms(model, agreeing, prompt)
         rounds = {form: asdict(measured) for form, measured in timed.items()}
         content = {**self.describe(), "forms": rounds, "not_measured": self._refused}
-        write_json(given.out / "speed" / f"{given.state}.json", content)
+        write_json(inputs.out / "speed" / f"{inputs.state}.json", content)
         return self._figures(timed)
 
     def describe(self) -> dict[str, Any]:
@@ -107,19 +107,19 @@ class Speed(Evaluation):
         """Every form that can hold all linears; dense is always among them and first."""
         builders = form_builders(self.block)
         open_adapter = next((n for n, m in linears.items() if not m.holds_support), None)
-        found: dict[str, Products] = {}
+        forms: dict[str, Products] = {}
         for form in dict.fromkeys([DENSE, *self.forms]):
             if open_adapter is not None:
                 if form != DENSE:
                     self._refuse(form, f"{open_adapter} carries an adapter that is not folded in")
                     continue
-                found[form] = {}  # the model as it is
+                forms[form] = {}  # the model as it is
                 continue
             try:
-                found[form] = {name: builders[form](_plain(m)) for name, m in linears.items()}
+                forms[form] = {name: builders[form](_plain(m)) for name, m in linears.items()}
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 self._refuse(form, str(error))
-        return found
+        return forms
 
     def _agreeing(
         self, model: PreTrainedModel, forms: Mapping[str, Products], prompt: Tensor
@@ -192,8 +192,8 @@ class Speed(Evaluation):
             for part, count in tokens.items():
                 seconds = getattr(measured, part)
                 ratios = [
-                    base / own
-                    for base, own in zip(getattr(timed[DENSE], part), seconds, strict=True)
+                    base / elapsed
+                    for base, elapsed in zip(getattr(timed[DENSE], part), seconds, strict=True)
                 ]
                 rate, gain = count / statistics.median(seconds), statistics.median(ratios)
                 metrics[f"speed/{form}/{part}"] = rate

@@ -1,4 +1,4 @@
-"""Which tasks the lm-eval harness knows, and in which folder each lies, without importing it.
+"""Find the tasks that the lm-eval harness knows, and their folders, without importing it.
 
 Its own index parses fourteen thousand files, which takes longer than evaluating a small model;
 reading the one line that names a task or a group takes a second or two.
@@ -22,15 +22,15 @@ SHIPPED = Path(__file__).with_name("tasks")
 
 
 def find_tasks(wanted: Iterable[str], include_path: str | None) -> dict[str, Path]:
-    """The folder that holds each wanted task or group and what it is made of.
+    """The folder of each wanted task or group, which holds its members too.
 
-    The user's folder (None: there is none) goes before the shipped tasks, those before the
+    The user's folder (None: there is none) is searched before the shipped tasks, those before the
     harness's.  Raises ValueError with the nearest names where a task is in none of them.
     """
-    files, known = _locate(wanted, include_path)
+    files, names = _locate(wanted, include_path)
     for name in wanted:
         if name not in files:
-            near = difflib.get_close_matches(name, known, n=3)
+            near = difflib.get_close_matches(name, names, n=3)
             hint = f"did you mean {', '.join(near)}? " if near else ""
             raise ValueError(
                 f"no lm-eval task or group is named {name!r}; {hint}Tasks of your own go into "
@@ -40,13 +40,13 @@ def find_tasks(wanted: Iterable[str], include_path: str | None) -> dict[str, Pat
 
 
 def folders_of(wanted: Iterable[str], include_path: str | None) -> set[Path]:
-    """The folders that hold the wanted tasks, and those of what a group elsewhere is made of."""
+    """The folders of the wanted tasks, and of group members that lie elsewhere."""
     folders = set(find_tasks(wanted, include_path).values())
     seen: set[str] = set()
     left = set(wanted)
     while left:
         seen |= left
-        files, _ = _locate(left, include_path)  # what is missing of a group's members are tags
+        files, _ = _locate(left, include_path)  # members of a group without a file are tags
         folders |= {_own_folder(*place) for place in files.values()}
         left = {member for path, _ in files.values() for member in members(path)} - seen
     return folders
@@ -55,24 +55,24 @@ def folders_of(wanted: Iterable[str], include_path: str | None) -> set[Path]:
 def _locate(
     wanted: Iterable[str], include_path: str | None
 ) -> tuple[dict[str, tuple[Path, Path]], set[str]]:
-    """The yaml of each name and the root it lies under, and every name of the roots looked at.
+    """(wanted name -> its yaml and the root that holds it, every name of the roots that were read).
 
-    A root is read only where those before it leave something out: the harness's has thousands.
+    A root is read only where those before it lack a wanted name: the harness's has thousands.
     """
     files: dict[str, tuple[Path, Path]] = {}
-    known: set[str] = set()
+    names: set[str] = set()
     for root in _roots(include_path):
         missing = [name for name in wanted if name not in files]
         if not missing:
             break
-        named = names_under(root)
-        known |= named.keys()
-        files |= {name: (named[name], root) for name in missing if name in named}
-    return files, known
+        yamls = names_under(root)
+        names |= yamls.keys()
+        files |= {name: (yamls[name], root) for name in missing if name in yamls}
+    return files, names
 
 
 def members(path: Path) -> list[str]:
-    """The names that a group's yaml lists; none of a task's."""
+    """The names that a group's yaml lists; a task's yaml lists none."""
     content = yaml.load(path.read_text(encoding="utf-8", errors="replace"), yaml.BaseLoader)
     listed = content.get("task") if isinstance(content, dict) else None
     entries = listed if isinstance(listed, list) else []
@@ -83,16 +83,16 @@ def members(path: Path) -> list[str]:
 @cache
 def names_under(root: Path) -> Mapping[str, Path]:
     """Every task or group that a yaml below `root` names, and that yaml (the first in order)."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(root.rglob("*.yaml")):
         for name in NAME.findall(path.read_text(encoding="utf-8", errors="replace")):
-            found.setdefault(name, path)
-    return found
+            paths.setdefault(name, path)
+    return paths
 
 
 def _roots(include_path: str | None) -> list[Path]:
-    own = [Path(include_path)] if include_path else []
-    return [*own, SHIPPED, harness_tasks()]
+    user_roots = [Path(include_path)] if include_path else []
+    return [*user_roots, SHIPPED, harness_tasks()]
 
 
 def harness_tasks() -> Path:

@@ -3,7 +3,7 @@
 The stock harness scores the live model, adapters that stay open included; nothing of it is
 rewritten here.  The figure of a task is its accuracy by summed log-likelihood (`acc`), which the
 pruning papers report for every task, or by log-likelihood per byte where a task has it
-(`acc_norm`).  What the harness returned is kept whole beside ours, in zero_shot/<state>.json.
+(`acc_norm`).  The harness's own output is kept whole in zero_shot/<state>.json.
 """
 
 from __future__ import annotations
@@ -72,21 +72,21 @@ class ZeroShot(Evaluation):
 
     @property
     def chosen(self) -> Mapping[str, int]:
-        """Tasks and how many solved examples precede an item."""
+        """Task -> number of solved examples that precede each of its items."""
         return self.suites[self.suite] if self.tasks is None else self.tasks
 
-    def __call__(self, model: PreTrainedModel, given: EvaluationInput) -> dict[str, float]:
-        if given.state not in self.states:
+    def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
+        if inputs.state not in self.states:
             return {}
-        if given.tokenizer is None:
+        if inputs.tokenizer is None:
             raise ValueError(
                 "evaluation=zero_shot reads text and the model folder has no tokenizer; put one "
                 "there, or leave zero_shot out"
             )
         if self.limit is not None:
             log.warning("zero_shot: only the first %d items of every task", self.limit)
-        raw = self._harness(model, given)
-        write_json(given.out / HARNESS / f"{given.state}.json", _plain(raw))
+        raw = self._harness(model, inputs)
+        write_json(inputs.out / HARNESS / f"{inputs.state}.json", _plain(raw))
         results: dict[str, Any] = {}
         for part in raw:
             results |= part["results"]
@@ -100,7 +100,7 @@ class ZeroShot(Evaluation):
         return metrics
 
     def describe(self) -> dict[str, Any]:
-        """What makes these numbers comparable with others; versions are known once measured."""
+        """The settings that make these numbers comparable; versions are known once measured."""
         return {
             "harness": f"lm-eval {metadata.version('lm-eval')}",
             "tasks": dict(self.chosen),
@@ -112,8 +112,8 @@ class ZeroShot(Evaluation):
             "softmax_dtype": "float32",
         }
 
-    def _harness(self, model: PreTrainedModel, given: EvaluationInput) -> list[dict[str, Any]]:
-        """What the harness returns, once per number of solved examples."""
+    def _harness(self, model: PreTrainedModel, inputs: EvaluationInput) -> list[dict[str, Any]]:
+        """The harness's results, one for each number of solved examples."""
         with harness_quiet(), randomness_restored():
             from lm_eval import simple_evaluate
             from lm_eval.models.huggingface import HFLM
@@ -123,8 +123,8 @@ class ZeroShot(Evaluation):
             manager = TaskManager(include_path=sorted(folders), include_defaults=False)
             adapter = HFLM(
                 pretrained=model,
-                tokenizer=copy.deepcopy(given.tokenizer),  # it sets a padding token
-                batch_size=given.batch_size,
+                tokenizer=copy.deepcopy(inputs.tokenizer),  # it sets a padding token
+                batch_size=inputs.batch_size,
                 max_length=self.max_length,
                 add_bos_token=self.add_bos_token,
                 # of a bf16 model too: sums of bf16 log-probabilities have steps of 0.5 at -100
@@ -157,7 +157,7 @@ def figure(result: Mapping[str, Any], metric: str) -> float:
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """Every number of a task; the filter of answers is part of a name where there is one."""
+    """Every number of a task by metric; METRIC@FILTER where its answers were filtered."""
     named = ((key.split(","), value) for key, value in result.items() if "," in key)
     return {
         key if kind == "none" else f"{key}@{kind}": float(value)
@@ -168,7 +168,7 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def harness_quiet() -> Iterator[None]:
-    """Its errors only; its bars where somebody watches."""
+    """Let the harness log errors only, and show its progress bars on a terminal only."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -181,7 +181,7 @@ def harness_quiet() -> Iterator[None]:
 
 @contextmanager
 def randomness_restored() -> Iterator[None]:
-    """The harness seeds every generator there is; afterwards they are where they were."""
+    """Restore the state of all random generators afterwards: the harness seeds every one."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng():
@@ -192,7 +192,7 @@ def randomness_restored() -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types; what else the harness returns (functions, dtypes) as text."""
+    """`value` in JSON's types; all else that the harness returns (functions, dtypes) as text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):

@@ -3,9 +3,10 @@
     docs_continuation  40 words of a page -> its next 12 words, or 12 words of another page
     docs_summary       a symbol's name and signature -> its summary, or that of another symbol
 
-All are of documents on the test side, which the embedded model has never seen.  Nothing is drawn:
-wrong choices and the place of the right one follow from hashes, so they are the same in every
-process.  The choices of an item are about equally long, so that length does not tell them apart.
+All come from documents of the test split, which the embedded model has never seen.  Nothing is
+drawn: wrong choices and the place of the right one follow from hashes, so they are the same in
+every process.  The choices of an item are about equally long, so that length does not tell them
+apart.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def summaries(**_: Any) -> dict[str, Any]:
     """The split `test` of docs_summary."""
     from sparsemend.data.documentation_examples import task_examples
 
-    found = [(e.prompt.rstrip(), e.prompt.rstrip(), e.answer) for e in task_examples()["test"]]
-    return _split(found[:SUMMARIES])
+    triples = [(e.prompt.rstrip(), e.prompt.rstrip(), e.answer) for e in task_examples()["test"]]
+    return _split(triples[:SUMMARIES])
 
 
 def _stretches() -> Iterator[tuple[str, str, str]]:
@@ -47,13 +48,13 @@ def _stretches() -> Iterator[tuple[str, str, str]]:
             yield document.name, document.text[start:border].rstrip(), document.text[border:end]
 
 
-def _split(found: list[tuple[str, str, str]]) -> dict[str, Any]:
-    """Items from (origin, context, right choice): wrong ones are of other origins."""
+def _split(triples: list[tuple[str, str, str]]) -> dict[str, Any]:
+    """Items from (origin, context, right choice); the wrong choices come from other origins."""
     from datasets import Dataset
 
     rows = []
-    for origin, context, right in found:
-        others = {choice for other, _, choice in found if other != origin and choice != right}
+    for origin, context, right in triples:
+        others = {choice for other, _, choice in triples if other != origin and choice != right}
         near = sorted(others, key=lambda c: (abs(len(c) - len(right)), _hash(context, c)))
         # of the nearest in length, so that every choice is wrong for some item and right for one
         wrong = sorted(near[:20], key=lambda choice: _hash(context, choice))[: CHOICES - 1]
