@@ -97,18 +97,18 @@ def check_existing(
                 "pattern=unstructured, or give the dense model and a pruner"
             )
         seen.append(support)
-    found = _common_pattern(seen) if pattern.unstructured else Pattern()
-    if not found.unstructured:
+    common = _common_pattern(seen) if pattern.unstructured else Pattern()
+    if not common.unstructured:
         log.warning(
             "the support of this checkpoint is %s, but pattern=unstructured lets methods that "
             "move zeros break it; set pattern=%s to keep it",
-            found,
-            found,
+            common,
+            common,
         )
 
 
 def _broken(support: Support, pattern: Pattern) -> str:
-    """How this support breaks an N:M or mixed pattern; empty where it holds."""
+    """A phrase that says how this support breaks an N:M or mixed pattern; empty where it holds."""
     try:
         kept = pattern.at(support.sparsity).kept
     except ValueError as error:
@@ -118,7 +118,7 @@ def _broken(support: Support, pattern: Pattern) -> str:
 
 
 def _common_pattern(supports: list[Support]) -> Pattern:
-    """The pattern that all of them hold, linears without any weight left apart."""
+    """The pattern that all supports hold, leaving out linears that keep no weight."""
     kept = [support for support in supports if support.zeros < support.weights]
-    found = pattern_of(kept) if kept else Pattern()
-    return found if found.unstructured or not any(_broken(s, found) for s in kept) else Pattern()
+    shared = pattern_of(kept) if kept else Pattern()
+    return shared if shared.unstructured or not any(_broken(s, shared) for s in kept) else Pattern()

@@ -14,10 +14,10 @@ from sparsemend.sparse.mask_file import load_masks
 def load_repaired(
     finished: FinishedRun, method: RepairMethod, attention: str | None
 ) -> PreTrainedModel:
-    """On the CPU, in the dtype it was exported in, with the very bits that were measured then.
+    """Load the repaired model on the CPU, in its export dtype, with the very bits measured then.
 
-    (Those of the export, where export_dtype rounded it.)  Raises ValueError where weights and
-    masks do not belong together.
+    Where export_dtype rounded the weights, these are the rounded ones.  Raises ValueError where
+    weights and masks do not belong together.
     """
     model = AutoModelForCausalLM.from_pretrained(
         finished.model, dtype=DTYPES[finished.dtype], attn_implementation=attention

@@ -1,10 +1,10 @@
-"""A folder of results that are computed once, whoever asks and however a process ends.
+"""A folder of results that are computed once, whichever job asks and however a process ends.
 
 An entry is a folder `<kind>/<key>/`: content.json and, if it has any, tensors.safetensors.  The key
 is a hash of everything that decides the content.  Writers fill a temporary folder and rename it,
 under a lock that the system drops with its process, so that a reader sees a whole entry or none:
-one job computes and the others wait; what a killed writer left is removed by the next; content
-whose checksum is wrong is computed again.
+one job computes and the others wait; the next writer removes what a killed one left; content whose
+checksum is wrong is computed again.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ CONTENT, TENSORS = "content.json", "tensors.safetensors"
 
 @dataclass(frozen=True)
 class Content:
-    """What an entry holds: JSON values and tensors."""
+    """The content of an entry: JSON values and tensors."""
 
     values: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Found:
-    """Content, whether it was there already, and what computing it cost whom."""
+class CacheEntry:
+    """The content of an entry, whether it was there already, and the job and time that made it."""
 
     content: Content
     hit: bool
@@ -66,20 +66,22 @@ class Cache:
     """Entries under one folder."""
 
     def __init__(self, folder: Path, *, owner: Path) -> None:
-        """owner: the run folder that is named in what this process computes."""
+        """owner: the run folder to name in the entries that this process computes."""
         self.folder, self.owner = folder, owner
 
-    def once(self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Content]) -> Found:
-        """The entry of `parts`, computed here unless it is there or another job is at it."""
+    def once(
+        self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Content]
+    ) -> CacheEntry:
+        """The entry of `parts`: read if it is there, awaited from another job, or computed here."""
         key = digest({"format": FORMAT, **parts})
         with self._lock(kind, key) as folder:
-            found = _read(folder, key)
-            if found is not None:
-                return found
+            entry = _read(folder, key)
+            if entry is not None:
+                return entry
             started = perf_counter()
             content = compute()
             seconds = perf_counter() - started
-            made = Found(content, False, key, seconds, str(self.owner))
+            made = CacheEntry(content, False, key, seconds, str(self.owner))
             self._write(folder, made, parts)
             return made
 
@@ -100,8 +102,8 @@ class Cache:
         finally:
             lock.release()
 
-    def _write(self, folder: Path, made: Found, parts: Mapping[str, Any]) -> None:
-        """A cache that cannot be written costs time, not the run."""
+    def _write(self, folder: Path, made: CacheEntry, parts: Mapping[str, Any]) -> None:
+        """Write an entry; a cache that cannot be written costs time, not the run."""
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             partial.mkdir()
@@ -127,7 +129,7 @@ class Cache:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read(folder: Path, key: str) -> Found | None:
+def _read(folder: Path, key: str) -> CacheEntry | None:
     """The entry if it is whole; a broken one is removed."""
     if not folder.is_dir():
         return None
@@ -137,7 +139,7 @@ def _read(folder: Path, key: str) -> Found | None:
         stored = file_digest(tensors) if facts["tensors_sha256"] else None
         if facts["values_sha256"] == digest(facts["values"]) and stored == facts["tensors_sha256"]:
             content = Content(facts["values"], load_file(tensors) if stored else {})
-            return Found(content, True, key, facts["seconds"], facts["made_by"])
+            return CacheEntry(content, True, key, facts["seconds"], facts["made_by"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         log.warning("cache entry %s cannot be read: %s", folder, error)
     log.warning("cache entry %s is broken, computing it again", folder)

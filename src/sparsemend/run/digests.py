@@ -63,7 +63,7 @@ def examples_digest(examples: Examples | None) -> str | None:
 
 
 def environment(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
-    """What else decides bits: device, threads, torch, and the source of what runs."""
+    """Everything else that decides bits: device, threads, libraries, source and attention."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "device": name,

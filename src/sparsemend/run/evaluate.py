@@ -42,17 +42,21 @@ class EvaluationStage:
         tokenizer: PreTrainedTokenizerBase | None,
         windows: Windows,
     ) -> None:
-        given = self._input_of(state, tokenizer, windows)
+        inputs = self._input_of(state, tokenizer, windows)
         metrics: dict[str, float] = {}
         losses: dict[str, Tensor] = {}
         content = self.result.content
         with self.stages.measure("evaluate"):
             for name, evaluation in self.parts.evaluation.items():
-                found = self.shared.measure(
-                    state, name, evaluation, given, partial(self._measure, evaluation, model, given)
+                measurement = self.shared.measure(
+                    state,
+                    name,
+                    evaluation,
+                    inputs,
+                    partial(self._measure, evaluation, model, inputs),
                 )
-                metrics |= found.values
-                losses |= found.tensors
+                metrics |= measurement.values
+                losses |= measurement.tensors
                 if described := evaluation.describe():
                     content["protocol"][name] = described
         content["metrics"][state] = metrics
@@ -65,15 +69,15 @@ class EvaluationStage:
         log.info("%-8s  %s", state, shown)
 
     def _measure(
-        self, evaluation: Evaluation, model: PreTrainedModel, given: EvaluationInput
+        self, evaluation: Evaluation, model: PreTrainedModel, inputs: EvaluationInput
     ) -> Content:
-        """On the device of this run, whichever the model lives on."""
-        asked = replace(given, window_losses={})
+        """Measure on the device of this run, then put the model back where it lives."""
+        fresh = replace(inputs, window_losses={})
         home = next(model.parameters()).device
         nn.Module.to(model, self.device)
-        found = evaluation(model, asked)
+        metrics = evaluation(model, fresh)
         nn.Module.to(model, home)
-        return Content(found, asked.window_losses)
+        return Content(metrics, fresh.window_losses)
 
     def _input_of(
         self, state: str, tokenizer: PreTrainedTokenizerBase | None, windows: Windows

@@ -1,4 +1,4 @@
-"""Leaving sparsemend: plain dense safetensors that any Hugging Face code loads.
+"""The export of a run: plain dense safetensors that any Hugging Face code loads.
 
 No sparse format and no `sparsity_config`: engines that dropped sparsity refuse both, and the zeros
 are in the weights anyway.  The packed supports lie beside them.

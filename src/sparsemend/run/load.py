@@ -1,4 +1,4 @@
-"""What a run starts from: the tokenizer, the token windows it reads, the dense model."""
+"""The start of a run: load the tokenizer, the token windows it reads, the dense model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sparsemend.sparse.pattern import Pattern
 
 @dataclass(frozen=True)
 class LoadStage:
-    """Reads and checks; whatever is wrong is said before anything is measured."""
+    """Reads and checks the inputs of a run: an error appears before anything is measured."""
 
     cfg: DictConfig
     parts: Parts
@@ -32,15 +32,15 @@ class LoadStage:
     device: torch.device
 
     def windows(self) -> tuple[PreTrainedTokenizerBase | None, Windows]:
-        """Tokenizer and windows, those of this process's last job where they are the same."""
+        """Return tokenizer and windows, those of this process's last job where they are equal."""
         parts, cfg, wanted = self.parts, self.cfg, self._needs()
 
         def read() -> tuple[PreTrainedTokenizerBase | None, Windows]:
             tokenizer = parts.model.tokenizer()
             return tokenizer, read_windows(parts.data, tokenizer, wanted, seed=cfg.seed)
 
-        of = {"model": section(cfg, "model"), "data": section(cfg, "data"), "seed": cfg.seed}
-        tokenizer, windows = self.shared.remember("windows", {**of, **asdict(wanted)}, read)
+        source = {"model": section(cfg, "model"), "data": section(cfg, "data"), "seed": cfg.seed}
+        tokenizer, windows = self.shared.remember("windows", {**source, **asdict(wanted)}, read)
         if wanted.train:
             parts.method.check_train(windows.train)
         return tokenizer, windows
@@ -57,7 +57,7 @@ class LoadStage:
         )
 
     def protocol(self, test: Tensor) -> dict[str, Any]:
-        """What the numbers of this run depend on beside the model.  test: windows (N, T)."""
+        """The facts beside the model that this run's numbers depend on.  test: windows (N, T)."""
         data = self.parts.data
         return {
             "corpus": data.name,
@@ -74,7 +74,7 @@ class LoadStage:
     def model(
         self, windows: Windows, supports: Callable[[], Mapping[str, Tensor] | None]
     ) -> PreTrainedModel:
-        """The model, checked and in place.  supports: reads those of a pruned checkpoint."""
+        """Load, check and place the model.  supports: reads those of a pruned checkpoint."""
         model = self.shared.model(lambda: self.parts.model.load(seed=self.cfg.seed))
         check_prunable(model)
         if self.cfg.from_run is None:  # a finished run is neither pruned nor repaired
@@ -88,7 +88,7 @@ class LoadStage:
         return model
 
     def _check_work(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
-        """Pruner and method can do what is asked with this model."""
+        """Raise an error where pruner or method cannot do what is asked with this model."""
         pruner = self.parts.pruner
         if pruner.reads_support:
             check_existing(model, supports, self.pattern)

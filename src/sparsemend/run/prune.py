@@ -25,7 +25,7 @@ from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 
 @dataclass(frozen=True, kw_only=True)
 class PruneStage:
-    """What pruning reads besides model and calibration windows."""
+    """The pruning of one run, with all that it reads besides model and calibration windows."""
 
     cfg: DictConfig
     pruner: Pruner
@@ -36,7 +36,10 @@ class PruneStage:
     offload: bool
 
     def __call__(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Mapping[str, float]:
-        """Prune `model` in place; the sparsity asked of every linear.  batches: (B, T) tokens."""
+        """Prune `model` in place; return the sparsity asked of every linear.
+
+        batches: (B, T) tokens.
+        """
         if self.pruner.reads_support:
             return adopt(model, self.given_supports())
         if not self.pruner.prunes:
@@ -46,7 +49,7 @@ class PruneStage:
         )
 
     def given_supports(self) -> Mapping[str, Tensor] | None:
-        """bool (O, I) per linear from the masks file of an already pruned checkpoint."""
+        """Supports, bool (O, I) by linear, in the masks file of a pruned checkpoint, or None."""
         if not self.pruner.reads_support:
             return None
         return self.pruner.supports(resolve_path(self.cfg.model.path))
@@ -70,7 +73,7 @@ class PruneStage:
     def _remember(
         self, kind: str, observe: Any, model: PreTrainedModel, batches: Sequence[Tensor]
     ) -> Any:
-        """What does not depend on the allocation, observed once for this process's jobs."""
+        """Observe once for all jobs of this process what does not depend on the allocation."""
         parts = {
             **self.shared.environment,
             "model": self.shared.model_key,
@@ -83,7 +86,7 @@ class PruneStage:
         )
 
     def _decides(self, batches: Sequence[Tensor]) -> dict[str, Any]:
-        """What decides the pruned bits besides model, configuration and machine."""
+        """The inputs that decide the pruned bits, besides model, configuration and machine."""
         return {
             "statistics": self.cfg.statistics,
             "calibration": [tokens_digest(batch) for batch in batches],

@@ -134,7 +134,7 @@ class Run:
         self.loggers = parts.logger.open(out, result.content["config"])
 
     def carry_out(self) -> None:
-        """Every stage in order; what was measured is on disk also when one of them fails."""
+        """Run every stage in order; what was measured is on disk even when a stage fails."""
         try:
             self._carry_out()
         except BaseException as error:
@@ -204,11 +204,11 @@ class Run:
         self._finish()
 
     def _show_rates(self, model: PreTrainedModel, asked: Mapping[str, float]) -> None:
-        """Store what was asked of each block, and chart it where blocks differ."""
+        """Store the sparsity asked of each block, and chart it where blocks differ."""
         rates = asked_per_block(model, asked)
         scores = dict(asked.scores) if isinstance(asked, Allocation) else {}
         self.result.content["sparsity"] = {"asked_per_block": rates, "scores": scores}
-        if max(rates.values()) - min(rates.values()) > 1e-3:  # more than whole weights make
+        if max(rates.values()) - min(rates.values()) > 1e-3:  # more than rounding to whole weights
             _console().print(rates_chart(rates, scores, self.cfg.sparsity))
 
     def _workbench(

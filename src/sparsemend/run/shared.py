@@ -1,8 +1,8 @@
-"""What jobs have in common is done once: dense measurements, pruned models, loading.
+"""Do once what several jobs have in common: dense measurements, pruned models, loading.
 
-Between processes through the keyed cache of `conf/cache`, between the jobs of one process through
-memory.  A key holds everything that decides the bits: the weights as loaded, the token windows,
-the configuration of pruner and schedule with the files they name, seed, device, threads, and this
+Processes share through the keyed cache of `conf/cache`, the jobs of one process through memory.
+A key holds everything that decides the bits: the weights as loaded, the token windows, the
+configuration of pruner and schedule with the files they name, seed, device, threads, and this
 package's source.  So a reused model has the very bits that computing it here would give.
 """
 
@@ -42,12 +42,13 @@ from sparsemend.sparsity_schedule.base import Allocation
 
 log = logging.getLogger(__name__)
 
-DECISIVE = ("sparsity", "pattern", "pattern_tail", "rounding", "seed")  # of the pruned bits
+# keys that decide the pruned bits
+DECISIVE = ("sparsity", "pattern", "pattern_tail", "rounding", "seed")
 _MEMORY: dict[str, tuple[str, Any]] = {}  # kind -> (key, value) of this process's last job
 
 
 class SharedWork:
-    """One job's view of what it shares; `origins` says what it reused and whose cost that was."""
+    """One job's view of the shared work; `origins` records what it reused, at whose cost."""
 
     def __init__(self, cfg: DictConfig, out: Path, device: torch.device) -> None:
         hydra = HydraConfig.get()
@@ -55,7 +56,7 @@ class SharedWork:
         wanted = cfg.cache.dir is not None and (sweep or cfg.cache.when == "always")
         self.cfg = cfg
         self.cache = Cache(Path(cfg.cache.dir), owner=out) if wanted else None
-        # a cluster's job has a process of its own, which nobody follows
+        # a cluster's job has a process of its own, in which no other job follows
         self.memory = bool(cfg.cache.memory) and "submitit" not in hydra.launcher["_target_"]
         self.environment = environment(cfg, device)
         self.origins: dict[str, Any] = {}
@@ -67,8 +68,8 @@ class SharedWork:
         if not self.memory:
             return compute()
         key = digest(parts)
-        known = _MEMORY.get(kind)
-        hit = known is not None and known[0] == key
+        last = _MEMORY.get(kind)
+        hit = last is not None and last[0] == key
         started, worked = perf_counter(), process_time()
         if not hit:
             _MEMORY.pop(kind, None)  # first: two of a kind may not fit
@@ -96,34 +97,34 @@ class SharedWork:
         state: str,
         name: str,
         evaluation: Evaluation,
-        given: EvaluationInput,
+        inputs: EvaluationInput,
         compute: Callable[[], Content],
     ) -> Content:
-        """What one evaluation found, of the dense or pruned model measured once if it may.
+        """The outcome of one evaluation: its values are metrics, its tensors losses by window.
 
-        Its values are metrics, its tensors losses by window.
+        A repeatable evaluation measures equal dense or pruned models only once.
         """
         key = {"dense": self.model_key, "pruned": self.pruned_key}.get(state)
         if not key or not type(evaluation).repeatable:
             return compute()
-        validation = given.validation if evaluation.needs_validation else None
+        validation = inputs.validation if evaluation.needs_validation else None
         parts = {
             **self.environment,
             "of": key,
             "evaluation": with_files(section(self.cfg, "evaluation")[name]),
             "code": module_digest(evaluation),
-            "batch": given.batch_size,
-            "test": tokens_digest(given.test),
-            "task": examples_digest(given.task),
+            "batch": inputs.batch_size,
+            "test": tokens_digest(inputs.test),
+            "task": examples_digest(inputs.task),
             "validation": examples_digest(validation),
         }
 
         def from_cache() -> Content:
             if self.cache is None:
                 return compute()
-            found = self.cache.once("metrics", parts, compute)
-            self.origins.setdefault("metrics", {}).setdefault(state, {})[name] = found.origin()
-            return found.content
+            entry = self.cache.once("metrics", parts, compute)
+            self.origins.setdefault("metrics", {}).setdefault(state, {})[name] = entry.origin()
+            return entry.content
 
         if state == "dense":
             content: Content = self.remember(f"dense {name}", parts, from_cache)
@@ -136,7 +137,7 @@ class SharedWork:
         parts: Mapping[str, Any],
         prune_here: Callable[[], Allocation],
     ) -> Allocation:
-        """Prune `model` in place, by prune_here or from the cache; what was asked of every linear.
+        """Prune `model` in place, by prune_here or from the cache; return the rate of every linear.
 
         parts: what decides the support and the weights besides model, configuration and machine.
         """
@@ -153,12 +154,12 @@ class SharedWork:
         self.pruned_key = digest(key_parts)
         if not self.cfg.cache.models:
             return prune_here()
-        found = self.cache.once("pruned", key_parts, lambda: pruned_content(model, prune_here()))
-        self.origins["pruned"] = found.origin()
-        if found.hit:
-            restore_(model, found.content.tensors)
-            log.info("pruned model of %s, %.1f s saved", found.made_by, found.seconds)
-        return Allocation(**found.content.values)
+        entry = self.cache.once("pruned", key_parts, lambda: pruned_content(model, prune_here()))
+        self.origins["pruned"] = entry.origin()
+        if entry.hit:
+            restore_(model, entry.content.tensors)
+            log.info("pruned model of %s, %.1f s saved", entry.made_by, entry.seconds)
+        return Allocation(**entry.content.values)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from sparsemend.names import MEAN, METRIC, TASK_METRIC
 STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
 
 
-BAR = 40  # columns that stand for sparsity 1
+BAR = 40  # columns of a full bar, at sparsity 1
 
 
 def rates_chart(per_block: Mapping[str, float], scores: Mapping[str, float], mean: float) -> Table:

@@ -24,7 +24,7 @@ class Windows:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Which windows something will read, besides those of test and task."""
+    """The windows that something will read, besides those of test and task."""
 
     calibration: bool
     train: bool
@@ -34,7 +34,7 @@ class Wanted:
 def read_windows(
     data: DataSource, tokenizer: PreTrainedTokenizerBase | None, wanted: Wanted, *, seed: int
 ) -> Windows:
-    """Every window that is wanted."""
+    """Read the windows of test, of the task and of every wanted kind."""
     none = torch.empty(0, data.seqlen, dtype=torch.int64)
     return Windows(
         train=data.train(tokenizer) if wanted.train else Examples.of(none),
