@@ -1,8 +1,8 @@
 """`from_run=FOLDER`: which run is measured and exported again, and under which config (no torch).
 
-What a run keeps of its weights is `model/`, and `adapter/` where the method does not fold: masks
-and checkpoints are no weights, since pruners and methods move what stays.  So the run must have
-been exported.  Its config stays in force; the command line may choose what is measured, on which
+A run keeps its weights in `model/`, and in `adapter/` where the method does not fold; masks and
+checkpoints are not weights, since pruners and methods move what stays.  So the run must have been
+exported.  Its config stays in force; the command line may choose what is measured, on which
 text, on which hardware, and how the result is exported.
 """
 
@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 FREE = ("evaluation", "data", "hardware", "logger", "cache", "export", "export_dtype", "name")
 ALWAYS = ("from_run", "resume", "name", "export", "export_dtype", "cache", "logger")
 SPEED = "speed"
-READ = ("from_run", "model.path", "pruner.masks", "sparsity_schedule.path")  # keys of what is read
-# what two protocols share where their metrics may stand in one result
+# keys that name what a run reads
+READ = ("from_run", "model.path", "pruner.masks", "sparsity_schedule.path")
+# two protocols must agree in these for their metrics to stand in one result
 COMPARED = ("corpus", "split", "tokens", "windows", "seqlen", "dtype", "data_hash")
 
 
@@ -45,13 +46,13 @@ class FinishedRun:
 
     @property
     def dtype(self) -> str:
-        """Of the exported weights."""
+        """The dtype of the exported weights."""
         config = self.content["config"]
         return str(config.get("export_dtype") or config["model"]["dtype"])
 
     @property
     def command(self) -> str | None:
-        """What was typed to make the run, None where Hydra did not write it down."""
+        """The command line that made the run, None where Hydra did not write it down."""
         path = self.folder / ".hydra" / "overrides.yaml"
         if not path.is_file():
             return None
@@ -64,10 +65,10 @@ class FinishedRun:
         return {name: entry["asked"] for name, entry in linears.items()}
 
     def carry_over(self, content: dict[str, Any]) -> None:
-        """Add to a result what the finished run found out and this one did not.
+        """Add to a result what the finished run measured and this one did not.
 
-        Repair, cost of pruning and repairing; metrics only where both runs measured on the very
-        same tokens in the same dtype, and never in place of what was measured now.
+        That is repair and the cost of pruning and repairing; metrics only where both runs measured
+        on the very same tokens in the same dtype, and never in place of what was measured now.
         """
         content["from_run"] = {
             "folder": str(self.folder),
@@ -79,22 +80,24 @@ class FinishedRun:
         before, now = self.content["protocol"], content["protocol"]
         carried = self._comparable(content)
         for state in ("dense", "pruned", "repaired"):
-            known = self.content["metrics"].get(state, {})
-            known = {m: value for m, value in known.items() if m.partition("/")[0] in carried}
-            content["metrics"][state] = {**known, **content["metrics"].get(state, {})}
+            earlier = self.content["metrics"].get(state, {})
+            earlier = {m: value for m, value in earlier.items() if m.partition("/")[0] in carried}
+            content["metrics"][state] = {**earlier, **content["metrics"].get(state, {})}
         content["protocol"] = {**{n: before[n] for n in sorted(carried) if n in before}, **now}
 
     def _comparable(self, content: Mapping[str, Any]) -> set[str]:
         """The evaluations whose metrics may stand in a row with what `content` measured.
 
-        Where one was carried out again it has the same settings, and of speed the same machine.
+        An evaluation carried out again must have the same settings, speed the same machine too.
         """
         before, now = self.content["protocol"], content["protocol"]
         if any(before.get(key) != now.get(key) for key in COMPARED):
             return set()
         asked, again = (c["config"].get("evaluation") or {} for c in (self.content, content))
-        one, other = (c["provenance"] for c in (self.content, content))
-        same_machine = all(one.get(key) == other.get(key) for key in ("device", "threads"))
+        earlier_machine, this_machine = (c["provenance"] for c in (self.content, content))
+        same_machine = all(
+            earlier_machine.get(key) == this_machine.get(key) for key in ("device", "threads")
+        )
         measured = {m.partition("/")[0] for s in self.content["metrics"].values() for m in s}
         return {
             name
@@ -105,7 +108,7 @@ class FinishedRun:
 
 
 def command_line(overrides: Sequence[str]) -> str:
-    """What is typed to make a run anew; that it once continued another is no part of it."""
+    """The command line that makes a run anew, without the `resume=` that continued another one."""
     return shlex.join(["sparsemend", *(o for o in overrides if not o.startswith("resume="))])
 
 
@@ -144,19 +147,19 @@ def resolve_from_run(cfg: DictConfig) -> DictConfig:
             "continue; drop one of them"
         )
     run = finished_run(cfg.from_run)
-    given = _job_overrides()
-    _check_free(given)
-    chosen = {*ALWAYS, *(_root(line) for line in given if _chooses(line))}
+    overrides = _job_overrides()
+    _check_free(overrides)
+    chosen = {*ALWAYS, *(_root(line) for line in overrides if _chooses(line))}
     # unresolved: data.seqlen follows the context length of the run's model, not of the default one
     merged: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     stored = run.content["config"]
     merged |= {key: value for key, value in stored.items() if key in merged and key not in chosen}
     merged["model"]["dtype"] = run.dtype  # dense and repaired are compared in that of the export
-    found = OmegaConf.create(merged)
-    for key in (_key(line) for line in given):
+    config = OmegaConf.create(merged)
+    for key in (_key(line) for line in overrides):
         if "." in key and key.partition(".")[0] not in chosen:  # a knob of what the run had
-            OmegaConf.update(found, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
-    return found
+            OmegaConf.update(config, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
+    return config
 
 
 def check_apart(cfg: DictConfig, out: Path) -> None:
@@ -193,8 +196,8 @@ def _root(line: str) -> str:
     return _key(line).partition("@")[0].partition(".")[0]
 
 
-def _check_free(given: list[str]) -> None:
-    fixed = [line for line in given if _root(line) not in (*FREE, "from_run", "hydra")]
+def _check_free(overrides: list[str]) -> None:
+    fixed = [line for line in overrides if _root(line) not in (*FREE, "from_run", "hydra")]
     if fixed:
         raise ValueError(
             f"{fixed[0]} would not change what from_run reads; with from_run set only "

@@ -13,7 +13,7 @@ from sparsemend.names import RESULT
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """result.json of a run folder, None where there is none to be read."""
+    """result.json of a run folder, None where it is missing or cannot be read."""
     try:
         return _read(folder / RESULT)
     except (OSError, ValueError):
@@ -32,7 +32,7 @@ def process_here(content: Mapping[str, Any]) -> bool:
 
 
 def alive(content: Mapping[str, Any]) -> bool:
-    """Whether what is noted as running may still run, in another process or on another machine."""
+    """Whether a run noted as running may still run, in another process or on another machine."""
     process = content.get("process", {})
     if content.get("status") != "running":
         return False

@@ -1,4 +1,4 @@
-"""How a number was measured: numbers of two protocols never share a column."""
+"""The protocol of a measured number: numbers of two protocols never share a column."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsemend.names import HARNESS
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a number was measured: numbers of two protocols never share a column."""
+    """The conditions under which a number was measured."""
 
     metric: str
     text: str

@@ -111,7 +111,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: numbers that are not finite become null."""
+    """`value` with null for every number that is not finite, since JSON has no infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -122,7 +122,7 @@ def _finite(value: Any) -> Any:
 
 
 def objective_name(config: Mapping[str, Any]) -> str:
-    """The metric that a job returns: what a search selects by, else test perplexity."""
+    """The metric that a job returns: the one a search selects by, else test perplexity."""
     select_on = (config.get("search") or {}).get("select_on", "test")
     return VALIDATION_METRIC if select_on == "validation" else METRIC
 

@@ -1,4 +1,4 @@
-"""Which unfinished run a run continues, decided from result files alone (no torch).
+"""Choose the unfinished run that a run continues, from result files alone (no torch).
 
 `resume=auto` takes the newest unfinished run of the same configuration; `resume=FOLDER` that run
 and no other.  A configuration is compared by a hash of what changes the numbers.
@@ -21,7 +21,7 @@ from sparsemend.result.folder import _read, alive, read_result
 
 log = logging.getLogger(__name__)
 
-# of a run folder, beside result.json and model/
+# entries of a run folder besides result.json and model/
 LEFT = (
     PARTS,
     "checkpoints",
@@ -68,8 +68,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 def forget_work(folder: Path) -> None:
     """Remove what an earlier run left in a folder that a fresh one is about to use.
 
-    Not only what a later attempt would continue from: an export, an adapter or curves that this
-    run does not write again would be taken for its own.
+    That is more than a later attempt would continue from: an export, an adapter or curves that
+    this run does not write again would be taken for its own.
     """
     if not (folder / RESULT).exists():
         return
@@ -108,9 +108,9 @@ def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:
 
 def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise ValueError naming the differing keys unless the run in `folder` has this config."""
-    found = differences(_read(folder / RESULT)["config"], config)
-    if found:
-        shown = "; ".join(found[:8]) + ("; ..." if len(found) > 8 else "")
+    differing_keys = differences(_read(folder / RESULT)["config"], config)
+    if differing_keys:
+        shown = "; ".join(differing_keys[:8]) + ("; ..." if len(differing_keys) > 8 else "")
         raise ValueError(
             f"{folder} holds a run of another configuration ({shown}); give its own overrides, "
             "or another folder"
@@ -134,15 +134,15 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
 
     A run that is still alive, or runs on another machine, is left alone.
     """
-    found = []
+    candidates = []
     for path in folder.rglob(RESULT):
         content = read_result(path.parent)
         if content is None:
             continue
         same = content.get("config_hash") == digest and content.get("status") in UNFINISHED
         if same and not alive(content):
-            found.append(path)
-    return max(found, key=lambda p: p.stat().st_mtime).parent if found else None
+            candidates.append(path)
+    return max(candidates, key=lambda p: p.stat().st_mtime).parent if candidates else None
 
 
 def _has_work(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Finished runs as their result.json tells them, and which row of a table each one measured.
+"""Finished runs, read from their result.json, and the table rows that each one measured.
 
 Every run measures three states: the dense model, the pruned one and the repaired one.  The first
 two belong to rows without repair, whatever method the run went on with.
@@ -17,17 +17,17 @@ from sparsemend.names import HARNESS, MEAN, RESULT
 from sparsemend.result.protocol import Protocol, measured_text, shots_of
 
 WIKITEXT = "wikitext2"
-# what changes no number of a row, is already part of its name, or only sets other keys (arena)
+# these change no number of a row, are part of its name already, or only set other keys (arena)
 NOT_SETTINGS = frozenset(
     {"arena", "budget", "cache", "evaluation", "export", "export_dtype", "hardware", "logger"}
     | {"model", "name", "pattern", "resume", "search", "seed", "sparsity", "variant"}
 )
-CHECKPOINT = ("path", "revision", "attention")  # one name may stand for several, as `local` does
+CHECKPOINT = ("path", "revision", "attention")  # one model name may mean several, as `local` does
 
 
 @dataclass(frozen=True, order=True)
 class Row:
-    """What a row of a table stands for; members are named as in conf/."""
+    """The choices that define a row of a table; members are named as in conf/."""
 
     sparsity: float
     pattern: str
@@ -88,7 +88,7 @@ class RunRecord:
 
     @property
     def devices(self) -> int:
-        """How many train together; a step reads the windows of all."""
+        """Number of devices that train together; a step reads the windows of all."""
         return int((self.config.get("hardware") or {}).get("devices", 1))
 
     @property
@@ -98,7 +98,7 @@ class RunRecord:
 
     @property
     def sparsity(self) -> float:
-        """Of what forward multiplies by: about 0 beside an open adapter."""
+        """The sparsity of the effective weights: about 0 beside an open adapter."""
         sparsity = self.content["sparsity"]
         return float(sparsity.get("effective", sparsity["achieved"]))
 
@@ -108,11 +108,11 @@ class RunRecord:
         return [*self.content.get("earlier_attempts", []), self.content["cost"]]
 
     def seconds(self, stage: str) -> float:
-        """What all attempts together took."""
+        """Seconds that all attempts together spent in a stage."""
         return sum(float(cost.get(stage, {}).get("seconds", 0.0)) for cost in self.attempts)
 
     def peak_bytes(self, stage: str) -> float:
-        """The highest peak of all attempts."""
+        """The highest peak of a stage over all attempts."""
         return max(float(cost.get(stage, {}).get("peak_bytes", 0)) for cost in self.attempts)
 
     def member(self, group: str) -> str:
@@ -143,7 +143,7 @@ class RunRecord:
     def states(self) -> Iterator[tuple[Row, str]]:
         """(row, state) of everything this run measured, each state once.
 
-        What is loaded with pruner=existing is no dense model, and no row's.
+        With pruner=existing the loaded model is not a dense one and belongs to no row.
         """
         if self.member("pruner") != "existing":
             yield DENSE, "dense"
@@ -161,47 +161,47 @@ class RunRecord:
         dropped = NOT_SETTINGS | ({"method"} if state == "pruned" else set())
         if self.member("sparsity_schedule") == "uniform":
             dropped |= {"sparsity_schedule"}
-        found = dict(leaves({k: v for k, v in self.config.items() if k not in dropped}))
+        knobs = dict(leaves({k: v for k, v in self.config.items() if k not in dropped}))
         if state == "repaired":  # a step reads the windows of every device
-            found["hardware.devices"] = self.devices
-        return {**loaded, **found}
+            knobs["hardware.devices"] = self.devices
+        return {**loaded, **knobs}
 
     def value(self, state: str, metric: str) -> float | None:
         """A metric of one state; None where it is missing or was not finite."""
-        found = self.content["metrics"].get(state, {}).get(metric)
-        return None if found is None else float(found)
+        number = self.content["metrics"].get(state, {}).get(metric)
+        return None if number is None else float(number)
 
     def protocol(self, metric: str) -> Protocol:
-        """How this run measures a metric."""
-        known = self.content["protocol"]
+        """The protocol by which this run measures a metric."""
+        protocol = self.content["protocol"]
         if metric.startswith(f"{HARNESS}/"):
             return self._harness(metric)
         return Protocol(
             metric=metric,
             text=measured_text(self.config["data"]),
-            split=known["split"],
-            seqlen=known["seqlen"],
-            dtype=known["dtype"],
-            tokens=known["tokens"],
-            statistics=known.get("statistics", "exact"),
+            split=protocol["split"],
+            seqlen=protocol["seqlen"],
+            dtype=protocol["dtype"],
+            tokens=protocol["tokens"],
+            statistics=protocol.get("statistics", "exact"),
         )
 
     def _harness(self, metric: str) -> Protocol:
-        """A task of the harness brings its own text; what limits it is in the configuration.
+        """The protocol of a harness metric: a task brings its text, the configuration its limits.
 
         A mean is over the tasks of a suite, or over those that were named.
         """
-        known, options = self.content["protocol"], self.config["evaluation"][HARNESS]
+        protocol, options = self.content["protocol"], self.config["evaluation"][HARNESS]
         limit = options.get("limit")
         averaged = ", ".join(options.get("tasks") or []) or options.get("suite", HARNESS)
         return Protocol(
             metric=metric,
             text=HARNESS,
             split=averaged if metric.startswith(MEAN) else HARNESS,
-            seqlen=int(options.get("max_length") or known["seqlen"]),
-            dtype=known["dtype"],
+            seqlen=int(options.get("max_length") or protocol["seqlen"]),
+            dtype=protocol["dtype"],
             tokens=0,
-            statistics=known.get("statistics", "exact"),
+            statistics=protocol.get("statistics", "exact"),
             items="all" if limit is None else str(limit),
             shots=shots_of(options, metric),
             score="" if metric.endswith(("/acc", "/acc_norm")) else str(options.get("metric", "")),

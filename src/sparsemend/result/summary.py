@@ -1,4 +1,4 @@
-"""What a tracker is told of a result: the one place that names its keys.
+"""The part of a result that trackers record: the one place that names its keys.
 
 status
 {dense,pruned,repaired}/<metric>          repaired/perplexity/test is what searches minimise
@@ -24,7 +24,7 @@ Value = float | int | str | None
 
 
 def summary_of(result: Mapping[str, Any]) -> dict[str, Value]:
-    """The keys above for as much of a result as there is; numbers that are not finite are None."""
+    """The keys above that a result has so far; numbers that are not finite become None."""
     sparsity = result["sparsity"]
     flat: dict[str, Any] = {"status": result["status"]}
     for state, metrics in result["metrics"].items():
@@ -59,7 +59,7 @@ def metric_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[Value]]
 
 
 def curves_of(out: Path) -> dict[str, list[list[float]]]:
-    """[[step, value], ...] of every curve in training*/metrics.csv but those of single steps."""
+    """{name: [[step, value], ...]} of training*/metrics.csv, without the curves of every step."""
     curves: dict[str, list[list[float]]] = {}
     for path in sorted(out.glob("training*/metrics.csv"), key=_part):
         with path.open(encoding="utf-8", newline="") as file:

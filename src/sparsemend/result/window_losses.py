@@ -24,12 +24,12 @@ FOLDER = "window_losses"
 
 
 def path_of(run: Path, state: str) -> Path:
-    """Where a run folder holds the losses of dense, pruned or repaired."""
+    """The file of a run folder that holds the losses of dense, pruned or repaired."""
     return run / FOLDER / f"{state}.safetensors"
 
 
 def write_losses(run: Path, state: str, losses: Mapping[str, Tensor]) -> None:
-    """Write what was measured; nothing where no metric is a mean over windows."""
+    """Write the losses of one state; nothing where no metric is a mean over windows."""
     if not losses:
         return
     with replacing(path_of(run, state)) as partial:
@@ -37,14 +37,14 @@ def write_losses(run: Path, state: str, losses: Mapping[str, Tensor]) -> None:
 
 
 def repeat_losses(run: Path, state: str, other: str) -> None:
-    """State `other` is `state` itself, as it is where nothing was repaired."""
+    """Copy the losses of `state` to `other`, the same model where nothing was repaired."""
     if path_of(run, state).is_file():
         with replacing(path_of(run, other)) as partial:
             shutil.copyfile(path_of(run, state), partial)
 
 
 def read_losses(run: Path, state: str, metric: str) -> np.ndarray | None:
-    """(N,) fp64; None where the run holds none for this state and metric.
+    """The losses (N,) fp64; None where the run holds none for this state and metric.
 
     ValueError where the file is broken.
     """
@@ -52,7 +52,7 @@ def read_losses(run: Path, state: str, metric: str) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        found = load_file(path).get(metric)
+        losses = load_file(path).get(metric)
     except SafetensorError as error:
         raise ValueError(f"{path} is broken ({error}); run that cell again") from error
-    return None if found is None else found.astype(np.float64)
+    return None if losses is None else losses.astype(np.float64)
