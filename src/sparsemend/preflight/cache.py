@@ -1,4 +1,4 @@
-"""Whether the cache folder can be written and holds what a run or a sweep will put there."""
+"""Check that the cache folder can be written and has room for what a run or a sweep puts there."""
 
 from __future__ import annotations
 
@@ -54,9 +54,11 @@ def pruned_bytes(cfg: DictConfig) -> int:
 
 def _distinct(configs: Sequence[DictConfig]) -> list[DictConfig]:
     """One config per pruned model."""
-    found = {str([_plain(cfg[key]) for key in DECIDING]): cfg for cfg in configs}
+    by_key = {str([_plain(cfg[key]) for key in DECIDING]): cfg for cfg in configs}
     numbers = (int, float)
-    return [cfg for cfg in found.values() if isinstance(cfg.sparsity, numbers) and cfg.sparsity < 1]
+    return [
+        cfg for cfg in by_key.values() if isinstance(cfg.sparsity, numbers) and cfg.sparsity < 1
+    ]
 
 
 def _plain(value: object) -> object:

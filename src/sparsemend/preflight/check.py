@@ -94,21 +94,21 @@ def check_missing(cfg: DictConfig) -> None:
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """sparsity in [0, 1), a window of at least two tokens, at least one calibration sample."""
+    """sparsity is in [0, 1), windows have at least two tokens, calibration at least one sample."""
     sparsity = cfg.sparsity
     if not _is_number(sparsity) or not 0 <= sparsity < 1:
         raise ValueError(
             f"sparsity {sparsity} is not in [0, 1); it is the fraction of zeros, for example 0.6"
         )
     for key, source in data_sources(cfg):
-        _check_integer(f"{key}.seqlen", source.get("seqlen"), least=2)  # one predicts one other
+        _check_integer(f"{key}.seqlen", source.get("seqlen"), least=2)  # one predicts the next
         _check_integer(f"{key}.calibration_samples", source.get("calibration_samples"), least=1)
         for part, least in (("validation_examples", 1), ("test_examples", 0)):
             _check_integer(f"{key}.{part}", source.get(part), least=least)
 
 
 def check_pattern(cfg: DictConfig) -> Pattern:
-    """The parsed pattern, agreeing with the sparsity unless the support is given."""
+    """The parsed pattern, which agrees with the sparsity unless the support is given."""
     if _is_number(cfg.pattern):
         raise ValueError(
             f"pattern {cfg.pattern} is a number: YAML reads an unquoted 2:4 in base 60; "
@@ -177,7 +177,7 @@ def check_dtype(cfg: DictConfig) -> None:
 
 
 def check_hardware(cfg: DictConfig) -> None:
-    """At least one device; several only for processes that train together, started from here."""
+    """There is at least one device; several need processes that train together, started here."""
     hardware = cfg.hardware
     if not _builds(hardware, "hardware"):
         return  # a user's own
@@ -230,7 +230,7 @@ def check_resume(cfg: DictConfig) -> None:
 
 
 def check_sharing(cfg: DictConfig) -> None:
-    """Known words for statistics and cache; a cache that a single run uses can be written."""
+    """statistics and cache.when are known words; the cache of a single run can be written."""
     if cfg.statistics not in ("exact", "dense"):
         raise ValueError(f"statistics={cfg.statistics} is not one of exact, dense")
     if cfg.cache.when not in ("sweep", "always"):
@@ -286,16 +286,16 @@ def check_widths(cfg: DictConfig, pattern: Pattern, blocks: dict[str, TensorShap
     if not odd:
         return
     name, width = next(iter(odd.items()))
-    found = (
+    misfit = (
         f"{name} has {width} inputs, not a multiple of {group_size} (pattern {pattern}); "
         f"{len(odd)} linears like it"
     )
     if cfg.get("pattern_tail") != "reference":
         raise ValueError(
-            f"{found}; choose an M that divides {width}, or pattern_tail=reference, which prunes "
+            f"{misfit}; choose an M that divides {width}, or pattern_tail=reference, which prunes "
             "the short last group as the reference codes do"
         )
-    log.warning("%s; their short last group is pruned as the reference codes do", found)
+    log.warning("%s; their short last group is pruned as the reference codes do", misfit)
 
 
 def _is_number(value: Any) -> bool:

@@ -31,7 +31,7 @@ def check_files(cfg: DictConfig, config: ModelConfig | None) -> None:
 
 
 def check_instructions(data: DictConfig) -> None:
-    """The template is known, every row of a local .json or .jsonl file fills it, train is left."""
+    """The template is known, rows of local .json and .jsonl files fill it, train keeps some."""
     row_format = RowFormat(data.template, tuple(data.fields), data.empty_answers)
     counted = {
         key: _count_rows(split_files(key, data.path, data.config, data[key]), row_format)
@@ -52,7 +52,7 @@ def _count_rows(files: list[Path] | None, row_format: RowFormat) -> int | None:
 
 
 def check_tokens_files(key: str, data: DictConfig, config: ModelConfig | None) -> None:
-    """Tokens files hold enough rows of known ids."""
+    """Tokens files hold enough rows of ids that the vocabulary has."""
     for part in ("calibration", "train", "validation", "test"):
         for path in _paths(data.get(part)):
             check_tokens(
@@ -65,7 +65,7 @@ def check_tokens_files(key: str, data: DictConfig, config: ModelConfig | None) -
 
 
 def data_sources(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """The data, and the text that it may hold for pruning and test windows, with their keys."""
+    """Yield (key, source) of the data, and of the text it may hold for pruning and test windows."""
     key, source = "data", cfg.data
     while True:
         yield key, source

@@ -1,4 +1,4 @@
-"""What a logger needs, checked before any work and without importing it (no torch, no wandb)."""
+"""Check what a logger needs before any work, without importing it (no torch, no wandb)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOST = "https://api.wandb.ai"
 
 
 def check_logger(cfg: DictConfig) -> None:
-    """Raise ValueError on a tracker that cannot start, with the way round."""
+    """Raise ValueError on a tracker that cannot start, and say how to fix it."""
     target = str(cfg.logger.get("_target_", ""))
     if target.endswith(".WandbTracker"):
         check_wandb(cfg)
@@ -32,7 +32,7 @@ def check_logger(cfg: DictConfig) -> None:
 
 
 def check_wandb(cfg: DictConfig) -> None:
-    """A known mode, a key to go online with, artifacts that this run will have."""
+    """The mode is known, an online run has a key, and this run will have the artifacts."""
     mode = cfg.logger.mode
     if mode not in MODES:
         raise ValueError(f"logger.mode={mode} is not one of {', '.join(MODES)}")
@@ -61,15 +61,15 @@ def has_key() -> bool:
         if path is None or not path.is_file():
             continue
         try:
-            found = netrc.netrc(path).authenticators(urlsplit(host()).netloc)
+            credentials = netrc.netrc(path).authenticators(urlsplit(host()).netloc)
         except (netrc.NetrcParseError, OSError):
             return True  # cannot be read here; W&B says what is wrong with it
-        return bool(found and found[2])
+        return bool(credentials and credentials[2])
     return False
 
 
 def host() -> str:
-    """The W&B server: WANDB_BASE_URL, the one of an earlier `wandb login --host`, or the public."""
+    """The W&B server: WANDB_BASE_URL, one of an earlier `wandb login --host`, or the public one."""
     settings = configparser.ConfigParser(interpolation=None)
     folder = os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
     try:

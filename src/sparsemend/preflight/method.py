@@ -1,4 +1,4 @@
-"""What a repair method asks of the run it is part of, checked from the config alone (no torch)."""
+"""Check what a repair method demands of its run, from the config alone (no torch)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_training(cfg: DictConfig) -> None:
 
 
 def check_similarity(cfg: DictConfig) -> None:
-    """Whoever compares calibration sequences is given as many as it compares."""
+    """A schedule or method that compares calibration sequences gets as many as it compares."""
     available = cfg.data.get("calibration_samples")
     for group in ("sparsity_schedule", "method"):
         samples = cfg[group].get("similarity_samples")
@@ -65,7 +65,7 @@ def check_similarity(cfg: DictConfig) -> None:
 
 
 def check_distillation(cfg: DictConfig) -> None:
-    """There is a dense model to learn from where that is asked for."""
+    """A dense model exists where distillation is to learn from it."""
     distill = cfg.method.get("distill")
     if not distill or not (distill.weight or distill.hidden_weight):
         return
@@ -112,7 +112,7 @@ def check_pruning_rounds(cfg: DictConfig, pattern: Pattern) -> None:
 
 
 def check_adapter_shapes(cfg: DictConfig, linears: Mapping[str, TensorShape]) -> None:
-    """The rank fits, and SPP's groups divide, every linear (outputs, inputs)."""
+    """The rank fits every linear (outputs, inputs), and SPP's groups divide its outputs."""
     method = cfg.method
     key = "max_rank" if "max_rank" in method else "rank"
     rank, groups = method.get(key), method.get("groups")
@@ -132,7 +132,7 @@ def check_adapter_shapes(cfg: DictConfig, linears: Mapping[str, TensorShape]) ->
 
 
 def check_rounds(cfg: DictConfig, pattern: Pattern) -> None:
-    """Rounds in which sparse deltas, or a dense support, move would come, and move something."""
+    """The rounds in which sparse deltas or a dense support move take place and move something."""
     method = cfg.method
     check_within_group(method, pattern)
     if method.get("prune_back") == "pruner" and _existing(cfg):
@@ -191,7 +191,7 @@ def check_deltas(
 ) -> None:
     """No more sparse deltas than the linears (outputs, inputs) keep weights.
 
-    parameters: of the whole model, None where it is not known.
+    parameters: their number in the whole model, None where it is not known.
     """
     method = cfg.method
     if "budget" not in method:

@@ -1,5 +1,7 @@
-"""What a sparsity schedule asks of the run it is part of, checked from the config and the headers
-of the model's files alone (no torch)."""
+"""Check what a sparsity schedule demands of its run (no torch).
+
+The config and the headers of the model's files alone are read.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ def check_schedule(cfg: DictConfig, pattern: Pattern, model: Model) -> None:
 
 
 def check_rounding(cfg: DictConfig, pattern: Pattern) -> None:
-    """rounding is a known one, and an exact budget is not undone by a pattern or a method."""
+    """rounding is known, and no pattern, pruner or method undoes an exact budget."""
     rounding = cfg.get("rounding")
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding={rounding} is not one of {', '.join(ROUNDINGS)}")
@@ -107,7 +109,7 @@ def check_file(
     pattern: Pattern,
     linears: Mapping[str, TensorShape] | None,
 ) -> None:
-    """The file of rates is there and readable; it fits the model where that is at hand."""
+    """The file of rates can be read, and fits the model where its headers are at hand."""
     rates = read_rates(Path(schedule.path))
     if linears:
         sizes = {name: shape[0] * shape[1] for name, shape in linears.items()}
@@ -117,9 +119,9 @@ def check_file(
 def check_dense_layer(
     schedule: DictConfig, sparsity: float, linears: Mapping[str, TensorShape]
 ) -> None:
-    """What ER-plus keeps dense leaves enough to prune.
+    """The linears that ER-plus keeps dense leave enough to prune.
 
-    Files do not say which linear of a block comes last; any of them leaves as much as the
+    Files do not say which linear of a block comes last; none of them leaves more than the
     smallest does.
     """
     blocks = {name: _block(name) for name in linears}
