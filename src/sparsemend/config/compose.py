@@ -40,8 +40,8 @@ def compose_jobs(
 ) -> tuple[list[DictConfig], bool]:
     """The configs of the (first) jobs asked for, and whether they are a sweep.
 
-    extra: a folder searched beside `conf`, as by --config-dir; command: whose --help an error
-    points to.  Raises OverrideError on a name that does not exist.
+    extra: a folder searched beside `conf`, as by --config-dir; command: an error points to its
+    --help.  Raises OverrideError on a name that does not exist.
     """
     if extra is not None and not extra.is_dir():
         raise OverrideError(f"--config-dir {extra} does not exist; give a folder of yaml files")
@@ -58,7 +58,7 @@ def compose_jobs(
 
 @contextmanager
 def _config_loader(conf: Path, command: str) -> Iterator[ConfigLoader]:
-    """Hydra on `conf`; inside a running job, whose own Hydra is put back at the end."""
+    """Hydra's config loader on `conf`; the Hydra of a running job is put back at the end."""
     instance = GlobalHydra.instance()
     running = instance.hydra
     instance.clear()
@@ -73,10 +73,10 @@ def _config_loader(conf: Path, command: str) -> Iterator[ConfigLoader]:
 
 def search_lines(lines: list[str], extra: Path | None) -> list[str]:
     """The override that puts the user's own config folders on the search path; [] without any."""
-    given = [line for line in lines if line.startswith("hydra.searchpath=")][-1:]
+    search = [line for line in lines if line.startswith("hydra.searchpath=")][-1:]
     if extra is None:
-        return given
-    parsed = OverridesParser.create().parse_overrides(given)
+        return search
+    parsed = OverridesParser.create().parse_overrides(search)
     folders = parsed[0].value() if parsed else []
     assert isinstance(folders, list)
     return [search_line([*folders, str(extra.resolve())])]
@@ -123,16 +123,16 @@ class Names:
     @cached_property
     def groups(self) -> list[str]:
         """Every config group, nested ones as `parent/child`."""
-        found, parents = [], [""]
+        groups, parents = [], [""]
         while parents:
             parent = parents.pop()
             children = [f"{parent}/{name}" for name in self._options(parent, ObjectType.GROUP)]
             parents += [child.lstrip("/") for child in children]
-            found += [child.lstrip("/") for child in children]
-        return sorted(found)
+            groups += [child.lstrip("/") for child in children]
+        return sorted(groups)
 
     def members(self, group: str) -> list[str]:
-        """The members of a group, on the whole search path; [] where it is no group."""
+        """The members of a group, on the whole search path; [] where it is not a group."""
         return self._options(group, ObjectType.CONFIG)
 
     def nested_members(self, group: str) -> list[str]:
@@ -147,7 +147,7 @@ class Names:
         return sorted(self.loader.get_group_options(group, kind, self.config_name, self.search))
 
     def check_group(self, override: Override) -> None:
-        """Every member that an override of a group names exists."""
+        """Raise OverrideError unless every member that an override of a group names exists."""
         group = override.key_or_group
         if override.is_delete() or override.is_interval_sweep() or "." in group:
             return
@@ -173,7 +173,7 @@ class Names:
             raise OverrideError(self._explain(lines, error)) from error
 
     def with_params(self, lines: list[str], overrides: list[Override]) -> list[Override]:
-        """The overrides of a sweep after those that an experiment's sweeper brings, as Hydra's own.
+        """The overrides that an experiment's sweeper brings, then those of the sweep, as in Hydra.
 
         One on the command line replaces the experiment's of the same key, in its place.
         """
@@ -204,12 +204,12 @@ class Names:
         chosen = [str(o.input_line) for o in overrides if o not in unknown]
         added = [str(o.input_line) for o in unknown if o.is_add() or o.is_force_add()]
         try:
-            known = compose(
+            config = compose(
                 self.config_name, [*chosen, *added, *self.search], return_hydra_config=True
             )
         except (HydraException, OmegaConfBaseException):
             return _first_paragraph(error)
-        keys = _keys(known)
+        keys = _keys(config)
         for override in unknown:
             key = override.key_or_group
             if key not in keys and not override.is_add() and not override.is_force_add():
@@ -232,13 +232,13 @@ def _members_named(override: Override) -> list[str]:
 
 def _keys(cfg: DictConfig, prefix: str = "") -> set[str]:
     """Every key of a config as a dotted path, inner ones too; values stay unresolved."""
-    found = set()
+    paths = set()
     for key, value in cfg.items_ex(resolve=False):
         path = f"{prefix}{key!s}"
-        found.add(path)
+        paths.add(path)
         if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
-            found |= _keys(value, f"{path}.")
-    return found
+            paths |= _keys(value, f"{path}.")
+    return paths
 
 
 def _unknown_key(override: Override, keys: set[str], groups: list[str]) -> str:
@@ -248,24 +248,24 @@ def _unknown_key(override: Override, keys: set[str], groups: list[str]) -> str:
     if not parent:
         valid |= set(groups)
     what = f"unknown key {key!r}" if parent else f"unknown key or group {key!r}"
-    known = sorted(name for name in valid if not name.rpartition(".")[2].startswith("_"))
-    inside = f"all keys of {parent}: {', '.join(known)}\n" if parent and known else ""
+    public = sorted(name for name in valid if not name.rpartition(".")[2].startswith("_"))
+    inside = f"all keys of {parent}: {', '.join(public)}\n" if parent and public else ""
     return (
         f"{what} in {override.input_line}\n"
-        + (_nearest(key, known) or _same_name(key, keys))
+        + (_nearest(key, public) or _same_name(key, keys))
         + inside
     )
 
 
 def _nearest(name: str, valid: list[str]) -> str:
-    """The closest of `valid` by their last part, which is what distinguishes keys of one parent."""
+    """A line with the closest of `valid` by last part, in which keys of one parent differ."""
     by_last = {other.rpartition(".")[2]: other for other in valid}
     close = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=3)
     return f"nearest: {', '.join(by_last[last] for last in close)}\n" if close else ""
 
 
 def _same_name(key: str, keys: set[str]) -> str:
-    """The right name in another place: method.max_steps for max_steps."""
+    """A line with the keys of that name in other places: method.max_steps for max_steps."""
     last = key.rpartition(".")[2]
     close = sorted(other for other in keys if other.rpartition(".")[2] == last)
     return f"nearest: {', '.join(close[:3])}\n" if close else ""

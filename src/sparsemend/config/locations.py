@@ -1,4 +1,4 @@
-"""Where files that ship with the package lie: `conf/` and the embedded assets.
+"""The places of files that ship with the package: `conf/` and the embedded assets.
 
 Free of torch: the command finds its configuration before anything heavy is imported.
 """

@@ -22,11 +22,11 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """`key: STORED there, WANTED here` for every leaf in which two configs differ."""
-    one, other = dict(leaves(_hashed_part(stored))), dict(leaves(_hashed_part(wanted)))
+    there, here = dict(leaves(_hashed_part(stored))), dict(leaves(_hashed_part(wanted)))
     return [
-        f"{key}: {one.get(key, 'nothing')} there, {other.get(key, 'nothing')} here"
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key, _NOTHING) != other.get(key, _NOTHING)
+        f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key, _NOTHING) != here.get(key, _NOTHING)
     ]
 
 
