@@ -32,7 +32,7 @@ class Candidate:
         bench: Workbench,
         at_step: int | None = None,
     ) -> None:
-        """at_step: the step of a fit that is measured, where a method does more in some."""
+        """at_step: the step of a fit to measure, for a method that does more work in some steps."""
         if method.compile:
             raise ValueError("method.compile=true is not measured; set compile: false")
         torch.manual_seed(bench.seed)
@@ -61,11 +61,11 @@ class Candidate:
         self.release()
 
     def release(self) -> None:
-        """Let go of the gradients."""
+        """Free the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def figures(self, tokens: Tensor, *, frozen_saved: int) -> dict[str, Any]:
-        """What one step costs besides seconds; frozen_saved: bytes the frozen model saves."""
+        """The costs of one step besides seconds; frozen_saved: bytes the frozen model saves."""
         with torch.no_grad():
             self.loss(tokens)  # a method that measures its kernels does so here
         saved = saved_for_backward(self.model, lambda: self.loss(tokens))
@@ -87,7 +87,7 @@ class Candidate:
         }
 
     def _lasting_tensors(self) -> list[Tensor]:
-        """What lives between steps: parameters, buffers, optimizer state."""
+        """The tensors that live between steps: parameters, buffers, optimizer state."""
         state = [
             value
             for values in self.optimizer.state.values()

@@ -1,4 +1,4 @@
-"""A suite's choices: what each label stands for, composed by Hydra as a run would compose it.
+"""A suite's choices: the section behind each label, composed by Hydra as a run would compose it.
 
 A choice names the member of a group and, beside it, values that differ from the member's yaml:
 `{method: masked_lora, rank: 8}` is `sparsemend method=masked_lora method.rank=8`.  Free of torch.
@@ -21,7 +21,7 @@ GROUPS = ("method", "pruner")
 
 
 def compose_section(key: str, choice: Mapping[str, Any], search: list[str]) -> DictConfig:
-    """The section of conf/run.yaml that `choice` stands for; `key` says where it was written.
+    """The section of conf/run.yaml that `choice` selects; messages name `key` as its place.
 
     Raises OverrideError on a name that does not exist, ValueError on a value that is missing.
     """

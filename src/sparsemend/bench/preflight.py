@@ -35,7 +35,7 @@ def check(cfg: DictConfig, search: list[str]) -> None:
 
 
 def check_shape(shape: DictConfig) -> None:
-    """Every count is positive and the heads divide the width and each other."""
+    """Counts are positive; heads divide the width into even parts, key-value heads the heads."""
     for key in COUNTS:
         _check_count(f"shape.{key}", shape[key], least=1)
     if shape.hidden % (2 * shape.heads):
@@ -51,7 +51,7 @@ def check_shape(shape: DictConfig) -> None:
 
 
 def check_suite(suite: DictConfig, search: list[str]) -> None:
-    """Labels are known, what they stand for exists, and token counts can be windows."""
+    """Labels are known, the members they name exist, and token counts can be windows."""
     for key in ("samples", "seqlen"):
         if key in suite:
             _check_count(f"suite.{key}", suite[key], least=2 if key == "seqlen" else 1)
@@ -72,22 +72,22 @@ def check_suite(suite: DictConfig, search: list[str]) -> None:
 
 def check_labels(key: str, suite: DictConfig, search: list[str]) -> None:
     """`only`, `at_step` and `baseline` name labels of `key`; each label used can be composed."""
-    known = suite[key]
-    if not known:
+    choices = suite[key]
+    if not choices:
         raise ValueError(f"suite.{key} is empty; add one, for example +suite.{key}.LABEL=...")
     if suite.only is not None and (not isinstance(suite.only, ListConfig) or not suite.only):
         raise ValueError(
             f"suite.only={suite.only} is not a list of labels; for example "
-            f"suite.only=[{next(iter(known))}], or null for all"
+            f"suite.only=[{next(iter(choices))}], or null for all"
         )
-    _check_label("suite.at_step", suite.get("at_step", {}), known)
-    used = list(known if suite.only is None else suite.only)
-    _check_label("suite.only", used, known)
+    _check_label("suite.at_step", suite.get("at_step", {}), choices)
+    used = list(choices if suite.only is None else suite.only)
+    _check_label("suite.only", used, choices)
     if "baseline" in suite:
-        _check_label("suite.baseline", [suite.baseline], known)
+        _check_label("suite.baseline", [suite.baseline], choices)
         used = [suite.baseline, *used]
     for label in used:
-        compose_section(f"suite.{key}.{label}", known[label], search)
+        compose_section(f"suite.{key}.{label}", choices[label], search)
 
 
 def check_densities(suite: DictConfig) -> None:
@@ -103,7 +103,7 @@ def check_densities(suite: DictConfig) -> None:
 
 
 def check_tokens(pairs: Any) -> None:
-    """A list of (batch, length); one token predicts no other, so length is at least 2."""
+    """The pairs are a list of (batch, length), length at least 2: one token predicts no other."""
     if not isinstance(pairs, ListConfig) or not pairs or not all(map(_is_micro_batch, pairs)):
         raise ValueError(
             f"suite.tokens={pairs} is not a list of [batch, length] with batch at least 1 and "
@@ -118,13 +118,13 @@ def _is_micro_batch(pair: Any) -> bool:
     return isinstance(batch, int) and isinstance(length, int) and batch >= 1 and length >= 2
 
 
-def _check_label(key: str, labels: Iterable[str], known: DictConfig) -> None:
+def _check_label(key: str, labels: Iterable[str], choices: DictConfig) -> None:
     for label in labels:
-        if label not in known:
-            close = difflib.get_close_matches(str(label), [str(name) for name in known])
+        if label not in choices:
+            close = difflib.get_close_matches(str(label), [str(name) for name in choices])
             nearest = f"; nearest: {', '.join(close)}" if close else ""
             raise ValueError(
-                f"{key} names {label!r}, which is none of: {', '.join(map(str, known))}{nearest}"
+                f"{key} names {label!r}, which is none of: {', '.join(map(str, choices))}{nearest}"
             )
 
 

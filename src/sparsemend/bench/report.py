@@ -1,4 +1,4 @@
-"""What a bench leaves behind: tables on the terminal, bench.md, and bench.json with every round."""
+"""The report of a bench: tables on the terminal, bench.md, and bench.json with every round."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Report:
     def heading(self) -> str:
         """Model, dtype, device and threads in one line."""
         dtype = str(self.setting.dtype).removeprefix("torch.")
-        known = self.head["machine"]
+        facts = self.head["machine"]
         return (
             f"{self.setting.shape}, sparsity {self.setting.sparsity}, {dtype}, "
-            f"{known['device']}, {known['threads']} threads, {self.setting.rounds} rounds"
+            f"{facts['device']}, {facts['threads']} threads, {self.setting.rounds} rounds"
         )
 
     def add(self, section: Section) -> None:
@@ -49,7 +49,7 @@ class Report:
         self.write("running")
 
     def write(self, status: str) -> None:
-        """bench.json and bench.md, each whole or absent."""
+        """Write bench.json and bench.md, each whole or not at all."""
         sections = [section.content() for section in self.sections]
         content = {**self.head, "status": status, "sections": sections}
         write_json(self.setting.out / "bench.json", content)
@@ -58,7 +58,7 @@ class Report:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What computed, without the names of its owner."""
+    """The machine that computed, without the names of its owner."""
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else device.type,
@@ -70,12 +70,12 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def headings(section: Section) -> list[str]:
-    own = [column.heading for column in section.columns]
-    return ["", "seconds", f"x {section.baseline}", "range", *own]
+    column_headings = [column.heading for column in section.columns]
+    return ["", "seconds", f"x {section.baseline}", "range", *column_headings]
 
 
 def cells(section: Section) -> list[list[str]]:
-    """The table's body as text: a row that was refused says why at its end."""
+    """The table's body as text; `reasons` says why a refused row is empty."""
     return [_cells(section, content) for content in section.content()["rows"]]
 
 
@@ -91,7 +91,7 @@ def _cells(section: Section, row: dict[str, Any]) -> list[str]:
 
 
 def reasons(section: Section) -> list[str]:
-    """Why rows are empty."""
+    """One line for every refused row, which says why it is empty."""
     return [f"{row.label}: {row.refused}" for row in section.rows if row.refused]
 
 

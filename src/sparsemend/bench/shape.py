@@ -1,4 +1,4 @@
-"""The size of a random LLaMA, and what a bench feeds one of that size unless told otherwise."""
+"""The size of a random LLaMA, and the dtype and tokens that a bench gives it by default."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ UNSTRUCTURED = Pattern.parse("unstructured")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a suite measures on, and how often."""
+    """The model, data and machine that a suite measures with, and the number of rounds."""
 
     shape: Shape
     sparsity: float
@@ -65,7 +65,7 @@ class Setting:
         return torch.randint(0, self.shape.vocabulary, (rows, length), generator=generator)
 
     def bench(self, model: PreTrainedModel, windows: Tensor, pruner: Pruner) -> Workbench:
-        """What a method may use besides `model`: random windows, no Trainer."""
+        """The workbench of a method on `model`: random windows, no Trainer."""
         return Workbench(
             calibration=windows.split(1),
             train=Examples.of(windows),
@@ -89,7 +89,7 @@ def _no_trainer(*, callbacks: list[Callback], **settings: object) -> Trainer:
 
 @dataclass(kw_only=True)
 class BenchRow:
-    """One thing measured: raw seconds, one per round, and figures that do not vary by round."""
+    """The measurements of a row: raw seconds by round, and figures that do not vary by round."""
 
     label: str
     seconds: list[float] = field(default_factory=list)
@@ -117,10 +117,10 @@ class Section:
     def ratios(self, row: BenchRow) -> list[float]:
         """Seconds over the baseline's, round by round; [] where the baseline was refused."""
         base = next(other for other in self.rows if other.label == self.baseline)
-        return [own / floor for own, floor in zip(row.seconds, base.seconds, strict=False)]
+        return [elapsed / floor for elapsed, floor in zip(row.seconds, base.seconds, strict=False)]
 
     def content(self) -> dict[str, Any]:
-        """Everything measured, as JSON has it."""
+        """Everything measured, as JSON values."""
         return {
             "title": self.title,
             "baseline": self.baseline,
@@ -146,7 +146,7 @@ class Suite(ABC):
 
     @abstractmethod
     def sections(self, setting: Setting) -> Iterator[Section]:
-        """Each section when it is complete."""
+        """Yield each section when it is complete."""
 
 
 def schedule(labels: Sequence[str], rounds: int) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""How close LoRS' rearranged gradient comes to the exact one, and what each costs.
+"""The distance of LoRS' rearranged gradient from the exact one, and the cost of each.
 
 With G = D^T x and the mask M = keep, exact factor gradients are s (M * G) A^T and s B^T (M * G);
 LoRS leaves M out (Hu et al. 2025, arXiv 2501.08582).  For factors unrelated to G their cosine is

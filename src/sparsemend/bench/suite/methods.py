@@ -1,11 +1,11 @@
-"""What one training step of each trained method costs: seconds, memory, arithmetic.
+"""The cost of one training step of each trained method: seconds, memory, arithmetic.
 
 All methods stand side by side on copies of one random pruned LLaMA and take their steps in turn.
 `saved B/weight` is what a method keeps for the backward pass beyond what the frozen model does and
-beyond the inputs of its linears, per prunable weight (of a method that trains norms, their inputs).
-Peak memory counts one method's model, optimizer and
-step, as tensor bytes (`measure.peak_bytes`); bench.json adds the whole process's, with every other
-method's model in it, as process_peak_bytes.
+beyond the inputs of its linears, per prunable weight (for a method that trains norms, that is
+their inputs).  Peak memory counts one method's model, optimizer and step, as tensor bytes
+(`instruments.peak_bytes`); bench.json adds the whole process's, with every other method's model in
+it, as process_peak_bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from sparsemend.training.batches import next_token_loss
 log = logging.getLogger(__name__)
 
 WINDOWS = 8  # random training windows, for methods that look at data when they attach
-REFUSALS = (ValueError, torch.OutOfMemoryError)  # a row of their own; anything else is a bug
+REFUSALS = (ValueError, torch.OutOfMemoryError)  # noted in the method's row; anything else is a bug
 
 
 def arithmetic(figures: Mapping[str, Any]) -> str:
@@ -148,7 +148,7 @@ def measure(
 
 @contextmanager
 def refusals(row: BenchRow) -> Iterator[None]:
-    """The reason goes into `row` where a method refuses this model or runs out of memory."""
+    """Store the reason in `row` where a method refuses this model or runs out of memory."""
     try:
         yield
         return
@@ -161,7 +161,7 @@ def refusals(row: BenchRow) -> Iterator[None]:
 
 @contextmanager
 def checkpointing(models: Sequence[PreTrainedModel], wanted: bool) -> Iterator[None]:
-    """Block activations recomputed in backward, as training does it, while the block runs."""
+    """Recompute block activations in backward, as training does, until the with block ends."""
     for model in models if wanted else ():
         model.activation_checkpointing_enable({"use_reentrant": False})
     try:

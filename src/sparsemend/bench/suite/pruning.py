@@ -1,4 +1,4 @@
-"""What pruning and training-free repair cost, as multiples of the floor.
+"""The cost of pruning and training-free repair, as multiples of the floor.
 
 The floor of a sequential pruner is two passes of the blocks over the calibration tokens: one to
 observe, one to propagate.  Every job starts from a fresh model; making it is not counted.
@@ -74,7 +74,7 @@ class Pruning(Suite):
                 log.info("profile of %s: %s", label, path)
 
     def _prepare(self, setting: Setting, job: object) -> Callable[[], object]:
-        """`job` (None: the floor) on a fresh model, ready to run."""
+        """Make a fresh model and return a function that runs `job` (None: the floor) on it."""
         windows = setting.tokens(self.samples, self.seqlen)
         if isinstance(job, RepairMethod):
             repaired = setting.pruned_model(self.seqlen)
@@ -97,7 +97,7 @@ def two_passes(model: PreTrainedModel, windows: Tensor) -> None:
 
 
 def profile(work: Callable[[], object], device: torch.device) -> str:
-    """Where the time of `work` goes, by operator, from torch's profiler."""
+    """A table of the operators in which `work` spends its time, from torch's profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)

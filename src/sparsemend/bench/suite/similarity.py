@@ -1,4 +1,4 @@
-"""What the similarity of the blocks' inputs costs: streamed, against storing every block's inputs.
+"""The cost of the similarity of the blocks' inputs: streamed, against storing all those inputs.
 
 `stored` does what LoSA's released code does: it keeps the inputs X_i of all L blocks and forms two
 Gram matrices for each of the L^2 pairs.  `stored_once` stores too, but forms each Gram matrix once.
@@ -65,7 +65,7 @@ def one_pass(model: PreTrainedModel, windows: Tensor) -> None:
 
 @torch.no_grad()
 def similarity_of_stored(model: PreTrainedModel, windows: Tensor, *, pairwise: bool) -> Tensor:
-    """C (L, L) from the stored inputs of every block."""
+    """The similarity C (L, L) from the stored inputs of every block."""
     features = [torch.cat(list(visit.inputs)) for visit in walk(model, windows.split(1))]
 
     def centred_gram(index: int) -> Tensor:
