@@ -1,6 +1,6 @@
-"""What every decoder block is called with, noted in forwards that compute no block.
+"""Record the arguments of every decoder block, in forwards that compute no block.
 
-A block gets the keyword arguments of its own (Gemma2 hands its blocks different masks); hidden
+Each block has keyword arguments of its own (Gemma2 hands its blocks different masks); the hidden
 states are those of the first block.
 """
 
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 
 class StopForward(Exception):
-    """Ends a forward once what was wanted of it is known."""
+    """Ends a forward as soon as it has given what was wanted of it."""
 
 
 @dataclass(frozen=True)
 class BlockArguments:
-    """What a block is called with besides its hidden states."""
+    """The arguments of a block besides its hidden states."""
 
     positional: tuple[Any, ...]
     keyword: dict[str, Any]
@@ -51,8 +51,8 @@ def _to_device(value: Any, device: torch.device) -> Any:
 def record_calls(model: nn.Module, blocks: nn.ModuleList, batches: Sequence[Tensor]) -> Recorded:
     """First block's hidden states per batch, and every block's arguments per batch size.
 
-    Arguments come from one forward per batch size, in which each block only notes what it is
-    called with and hands its input on.
+    Arguments come from one forward per batch size, in which each block only notes its
+    arguments and hands its input on.
     """
     home = next(model.parameters()).device
     states = []
@@ -92,17 +92,17 @@ def _first_call(
     model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, *, whole: bool
 ) -> list[Any]:
     """[hidden states, arguments of block 0, of block 1, ...]; only the first unless `whole`."""
-    found: list[Any] = []
+    calls: list[Any] = []
     last = len(blocks) - 1
 
     def note(index: int) -> Callable[..., Any]:
         def call(*positional: Any, **keyword: Any) -> Any:
             hidden, rest, named = _split(positional, keyword)
             if index == 0:
-                found.append(hidden)
+                calls.append(hidden)
                 if not whole:
                     raise StopForward
-            found.append(BlockArguments(rest, named))
+            calls.append(BlockArguments(rest, named))
             if index == last:
                 raise StopForward
             return (hidden,) if returns_tuple else hidden
@@ -113,7 +113,7 @@ def _first_call(
     notes = [(block, note(index)) for index, block in enumerate(blocks)]
     with _forwards_replaced(notes), suppress(StopForward):
         model(input_ids=tokens, use_cache=False)
-    return found
+    return calls
 
 
 def _split(

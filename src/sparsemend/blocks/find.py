@@ -32,7 +32,7 @@ def prunable_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def block_index(name: str, prefix: str) -> int:
-    """Which block a full linear name lies in; `prefix` is the name of the block list."""
+    """Index of the block that a full linear name lies in; `prefix` names the block list."""
     return int(name[len(prefix) + 1 :].split(".")[0])
 
 

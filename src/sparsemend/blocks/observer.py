@@ -20,7 +20,7 @@ class InputObserver:
     def __init__(self, linears: dict[str, nn.Linear], factory: StatisticFactory) -> None:
         self._linears = linears
         self._factory = factory
-        self._own: dict[str, Statistic] = {}
+        self._by_leader: dict[str, Statistic] = {}
         self._leader: dict[str, str] = {}
         self._inputs: list[tuple[Tensor, str]] = []
         self._calls: list[str] = []
@@ -28,7 +28,7 @@ class InputObserver:
         self._batch = torch.Size()
 
     def start_batch(self, state: Tensor) -> None:
-        """Before each forward of the block.  state: its input (B, T, D)."""
+        """Prepare for the next forward of the block.  state: its input (B, T, D)."""
         self._batch = state.shape[:2]
         if self._expected is None and self._calls:
             self._expected = self._calls
@@ -36,7 +36,7 @@ class InputObserver:
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """Hooks are on inside; a forward may end in StopForward, when all linears were called."""
+        """Keep hooks on inside; a forward may end in StopForward once all linears were called."""
         handles: list[RemovableHandle] = []
         try:
             for name, linear in self._linears.items():
@@ -47,12 +47,12 @@ class InputObserver:
                 handle.remove()
 
     def statistics(self) -> dict[str, Statistic]:
-        """Per linear; one that was never called (an expert no token chose) has a fresh one."""
+        """Statistic by linear; one never called (an expert no token chose) gets a fresh one."""
         for name, linear in self._linears.items():
             if name not in self._leader:
-                self._own[name] = self._factory(linear.in_features, linear.weight.device)
+                self._by_leader[name] = self._factory(linear.in_features, linear.weight.device)
                 self._leader[name] = name
-        return {name: self._own[self._leader[name]] for name in self._linears}
+        return {name: self._by_leader[self._leader[name]] for name in self._linears}
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -72,9 +72,9 @@ class InputObserver:
         if self._leader.setdefault(name, leader) != leader:
             raise RuntimeError(f"{name} shares its input with another linear only in some batches")
         if leader == name:
-            if name not in self._own:
+            if name not in self._by_leader:
                 linear = self._linears[name]
-                self._own[name] = self._factory(linear.in_features, linear.weight.device)
+                self._by_leader[name] = self._factory(linear.in_features, linear.weight.device)
             # OPT flattens (B, T, I) to (B T, I) before its MLP; statistics are per sequence
             flat = inputs.ndim == 2 and len(inputs) == self._batch.numel()
-            self._own[name].update(inputs.unflatten(0, self._batch) if flat else inputs)
+            self._by_leader[name].update(inputs.unflatten(0, self._batch) if flat else inputs)

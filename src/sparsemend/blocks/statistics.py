@@ -1,4 +1,4 @@
-"""What pruners and training-free repair read of a linear's inputs: init, update, value.
+"""Statistics of a linear's inputs for pruners and training-free repair: init, update, value.
 
 All accumulate in fp32 and average over *sequences*, as the reference codes do.  Vectors take one
 running rescale per sequence in order, also when several sequences arrive in one batch, so that
@@ -125,7 +125,7 @@ class Hessian(Statistic):
         add_gram_(self.matrix, tokens, decay=n / self.sequences, scale=2 / self.sequences)
 
     def inverse_factor(self, damping: float) -> InverseFactor:
-        """What OBS reads of H; computed once, since linears of one input share one Hessian.
+        """The factor of H^-1 that OBS reads; computed once, as linears of one input share one H.
 
         damping: fraction of mean(diag H), taken after dead inputs got a 1, that is added to the
         diagonal.  Where H is not positive definite even so, 0.1 is tried, then 0.1 in fp64.

@@ -1,7 +1,7 @@
 """The model-agnostic block loop: find the decoder blocks, visit them one by one.
 
-`walk` yields a Visit per block; what the loop body does to the block is what the next block's
-inputs are computed with, so every block-wise algorithm is an ordinary `for` loop.  Each block's
+`walk` yields a Visit per block; the next block's inputs are computed with the block as the loop
+body leaves it, so every block-wise algorithm is an ordinary `for` loop.  Each block's
 keyword arguments are recorded for that block (Gemma2 hands its blocks different masks); the
 hidden states are recorded at the first block only and then updated in place.
 """
@@ -22,7 +22,7 @@ from sparsemend.blocks.statistics import Statistic, StatisticFactory
 
 @dataclass
 class Visit:
-    """One block, its inputs, and what may be asked of them."""
+    """One block, its inputs, and the operations on them."""
 
     index: int
     count: int
@@ -96,7 +96,7 @@ def walk(
 
     batches: token batches (B, T), all of one T.  With `offload` only the visited block lives on
     `device`; otherwise the model is expected there.  Hidden states stay on `device`.
-    recorded: what `record` gave for this model and these batches; left as it was.
+    recorded: the output of `record` for this model and these batches; it stays unchanged.
     """
     prefix, blocks = find_blocks(model)
     home = next(model.parameters()).device
@@ -125,6 +125,6 @@ def walk(
 
 
 def record(model: nn.Module, batches: Sequence[Tensor]) -> Recorded:
-    """What `walk` reads of the batches before the first block; nothing of it depends on a mask."""
+    """Record what `walk` reads of the batches before the first block; no mask changes any of it."""
     _, blocks = find_blocks(model)
     return record_calls(model, blocks, batches)
