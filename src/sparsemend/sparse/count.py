@@ -1,4 +1,4 @@
-"""Exact counts of zeros: per linear, per block, of a model; what was asked beside them."""
+"""Exact counts of zeros per linear, per block and of a model, beside the rates asked for."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def asked_per_block(model: nn.Module, asked: Mapping[str, float]) -> dict[str, f
 
 @torch.no_grad()
 def effective_sparsity(model: nn.Module) -> float:
-    """Exact zeros of what forward multiplies by, over the prunable weights.
+    """Exact fraction of zeros in the effective weights of the prunable linears.
 
-    Below the sparsity of the weights only where a dense adapter is kept beside them.
+    It is below the sparsity of the weights only where a dense adapter is kept beside them.
     """
     counts = [
         zeros_of(m.effective_weight() if isinstance(m, SparseLinear) else m.weight)

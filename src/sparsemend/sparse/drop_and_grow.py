@@ -1,4 +1,4 @@
-"""One mask update, two scores: what leaves a support, what enters it, and what must be forgotten.
+"""One mask update, two scores: weights leave a support, others enter, their state is forgotten.
 
     dropped   the `count` held positions of lowest drop score
     chosen    the `count` candidates of highest grow score that no remaining position holds
@@ -36,7 +36,10 @@ def highest(score: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Move:
-    """slots (P,): places in `held` to refill with `positions` (P,); returning: dropped, chosen."""
+    """The places `slots` (P,) of `held` to refill with the positions `positions` (P,).
+
+    returning: places that were both dropped and chosen, and so stay as they are.
+    """
 
     slots: Tensor
     positions: Tensor
@@ -52,7 +55,7 @@ def exchange(
     count: int,
     size: int,
 ) -> Move:
-    """What to move where among flat positions below `size`; held and candidates are distinct.
+    """The moves among flat positions below `size`; held and candidates each hold distinct ones.
 
     held, drop_score (K,); candidates, grow_score (C,).  Fewer than `count` move where candidates
     are held already.  The lowest drop score is paired with the highest grow score.
@@ -77,7 +80,7 @@ def exchange(
 def moved_support(
     keep: Tensor, drop_score: Tensor, grow_score: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """(new support, what entered or left it), bool (O, I): `count` at most leave and enter.
+    """(new support, positions that entered or left it), bool (O, I); at most `count` of each.
 
     keep: the support; the two scores (O, I), any real.
     """
@@ -112,7 +115,7 @@ def at_most_per_group(positions: Tensor, group_size: int, limit: int) -> Tensor:
 
 
 def forget_(state: Mapping[str, object], shape: torch.Size, moved: Tensor) -> None:
-    """Zero, where `moved` (a mask or indices), every tensor of an optimizer state of this shape."""
+    """Zero the `moved` entries (mask or indices) of optimizer-state tensors of this shape."""
     for value in state.values():
         if isinstance(value, Tensor) and value.shape == shape:
             value[moved] = 0

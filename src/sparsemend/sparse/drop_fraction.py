@@ -1,4 +1,4 @@
-"""How the share that a mask update moves decays over a fit (no torch)."""
+"""The decay, over a fit, of the share that a mask update moves (no torch)."""
 
 from __future__ import annotations
 

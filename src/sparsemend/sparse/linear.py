@@ -1,4 +1,4 @@
-"""The only home of a mask: SparseLinear, its packed support in memory and on disk, accounting.
+"""The only home of a mask: SparseLinear, whose support is packed in memory as it is on disk.
 
 `keep` is True where a weight stays.  N:M keeps N of every M consecutive inputs.  At rest a
 support costs one bit per weight, packed along the input axis, lowest bit first; the same bytes
@@ -46,7 +46,7 @@ class SparseLinear(nn.Linear):
         return unpack(self.packed_keep, self.in_features)
 
     def effective_weight(self) -> Tensor:
-        """What forward multiplies by, (O, I)."""
+        """The weight that forward multiplies by, (O, I)."""
         return self.weight
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ def sparse_linears(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
 def check_supports(model: nn.Module) -> None:
     """Raise RuntimeError naming the first linear with a non-zero weight off its support.
 
-    Looks at the effective weight, or at the base alone where the linear does not claim more.
+    Looks at the effective weight, or at the base alone where an open adapter fills the zeros.
     """
     for name, linear in sparse_linears(model):
         weight = linear.effective_weight() if linear.holds_support else linear.weight

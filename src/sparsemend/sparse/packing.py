@@ -19,7 +19,7 @@ def pack(keep: Tensor) -> Tensor:
 
 
 def packed_by_products(keep: Tensor) -> Tensor:
-    """What `pack` returns, on any device."""
+    """The same bytes as `pack`, computed by products on any device."""
     padded = F.pad(keep.to(torch.uint8), (0, -keep.shape[1] % 8))
     bits = padded.view(keep.shape[0], -1, 8)
     weights = 2 ** torch.arange(8, dtype=torch.uint8, device=keep.device)

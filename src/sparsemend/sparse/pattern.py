@@ -21,7 +21,10 @@ class Pattern:
 
     @staticmethod
     def parse(text: str) -> Pattern:
-        """Raises ValueError on anything but `unstructured`, `N:M` with 0 < N < M, `mixed:M`."""
+        """The pattern that `text` names.
+
+        Raises ValueError on anything but `unstructured`, `N:M` with 0 < N < M, `mixed:M`.
+        """
         if text == "unstructured":
             return Pattern()
         mixed = re.fullmatch(r"mixed:(\d+)", str(text))

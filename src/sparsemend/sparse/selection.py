@@ -1,4 +1,4 @@
-"""Which scores are the lowest: of a row, of a matrix, of every group of M; ties by position.
+"""Find the lowest scores of a row, of a matrix or of every group of M; ties by position.
 
 Selection in linear time instead of sorting; every function returns what is to be pruned.
 """
@@ -36,7 +36,7 @@ def lowest_per_row(score: Tensor, count: int) -> Tensor:
 
 
 def lowest_over_rows(score: Tensor, count: int) -> Tensor:
-    """Bool (O, I): the `count` lowest scores, as equally many of every row as can be.
+    """Bool (O, I): `count` lowest scores, taken from the rows as equally as possible.
 
     The rows that lose one more than the others are those whose next score is lowest; ties fall to
     the earlier row and the lower index.
@@ -113,7 +113,7 @@ def lowest_per_group(score: Tensor, pattern: Pattern) -> Tensor:
 
 
 def rank_in_group(groups: Tensor) -> Tensor:
-    """int8 (G, M): how many of its group of M a score (G, M) outranks; ties rank by index.
+    """int8 (G, M): number of scores of its group of M that each outranks; ties rank by index.
 
     Compares every pair, all groups at once: many times faster than sorting millions of tiny rows.
     """
