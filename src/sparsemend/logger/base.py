@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def log_mask_update(trainer: Trainer, moved: Mapping[str, float]) -> None:
     """Record one mask update, `masks/<name>` for every entry, beside that step's training loss.
 
-    moved: what it did, for example {"dropped": 512, "grown": 512, "rate": 0.1}.  To be called
+    moved: its effects, for example {"dropped": 512, "grown": 512, "rate": 0.1}.  Call it
     from a callback after the optimizer step that the update follows (UpdateMasks.update).  Unlike
     `LightningModule.log` it repeats nothing at the steps in between.
     """
@@ -39,7 +39,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
-        """The loggers of the run in `out`, told the resolved config."""
+        """Open the loggers of the run in `out`, which record the resolved config."""
 
     def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
         """Record what `result.json` holds, which stays the truth, and close."""
@@ -47,7 +47,7 @@ class Tracker(ABC):
             logger.finalize("success")
 
     def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
-        """Record and close after a failure or an interrupt, whatever was reached."""
+        """Record whatever was reached and close, after a failure or an interrupt."""
         for logger in loggers:
             logger.finalize("failed")
 

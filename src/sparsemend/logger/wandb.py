@@ -25,7 +25,7 @@ from sparsemend.result.summary import BLOCK_COLUMNS, block_rows, metric_rows, su
 log = logging.getLogger(__name__)
 
 RUN_ID = "wandb_run_id"  # file in the run folder
-STEP = "trainer/global_step"  # what Lightning calls its step
+STEP = "trainer/global_step"  # Lightning's name for its step
 
 
 @dataclass(kw_only=True)
@@ -45,7 +45,7 @@ class WandbTracker(Tracker):
         import wandb
 
         earlier = out / RUN_ID
-        known = earlier.read_text(encoding="utf-8") if earlier.exists() else None
+        run_id = earlier.read_text(encoding="utf-8") if earlier.exists() else None
         run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -54,8 +54,8 @@ class WandbTracker(Tracker):
             mode=self.mode,  # type: ignore[arg-type]
             tags=[*choices(config), *self.tags],
             dir=out,
-            id=known,
-            resume="allow" if known and self.mode == "online" else None,
+            id=run_id,
+            resume="allow" if run_id and self.mode == "online" else None,
             config=as_agent_allows(config),
             settings=wandb.Settings(silent=True),
         )
@@ -100,14 +100,14 @@ class WandbTracker(Tracker):
 
 def wandb_run(loggers: list[Logger]) -> Any:
     """The W&B run of the loggers that `open` gave."""
-    found = [logger for logger in loggers if isinstance(logger, WandbLogger)]
-    if len(found) != 1:
-        raise TypeError(f"expected one WandbLogger, got {len(found)}")
-    return found[0].experiment
+    wandb_loggers = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    if len(wandb_loggers) != 1:
+        raise TypeError(f"expected one WandbLogger, got {len(wandb_loggers)}")
+    return wandb_loggers[0].experiment
 
 
 def log_tables(run: Any, result: Mapping[str, Any]) -> None:
-    """`results` (a row per state) and `sparsity_by_block`, as far as there is something in them."""
+    """Log the tables `results` (a row per state) and `sparsity_by_block`, unless they are empty."""
     import wandb
 
     columns, rows = metric_rows(result)
@@ -139,12 +139,12 @@ def choices(config: Mapping[str, Any]) -> list[str]:
     groups = ("pruner", "sparsity_schedule", "method")
     modules = [_target(config, group).split(".")[-2:][0] for group in groups]
     model = str(config.get("model", {}).get("name", ""))
-    found = [model, *modules, str(config.get("pattern", ""))]
-    return list(dict.fromkeys(tag[:64] for tag in found if tag))
+    labels = [model, *modules, str(config.get("pattern", ""))]
+    return list(dict.fromkeys(tag[:64] for tag in labels if tag))
 
 
 def as_agent_allows(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config; under a W&B agent below one key, since the agent's own values lock theirs."""
+    """The config, under a W&B agent below a single key: the agent locks the keys that it sets."""
     return {"resolved": dict(config)} if os.environ.get("WANDB_SWEEP_ID") else dict(config)
 
 
