@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class OverrideError(Exception):
-    """An override that names or asks for what does not exist."""
+    """An override that names something that does not exist."""
 
 
-# said in one line; anything else is a bug and says where
+# answered in one line; anything else is a bug and shows where
 USER_ERRORS = (ValueError, OSError, FloatingPointError)

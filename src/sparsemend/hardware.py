@@ -1,4 +1,4 @@
-"""Where a run computes: device, threads, batching, and the Trainer for it."""
+"""The hardware of a run: device, threads, batching, and the Trainer for it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Hardware:
     evaluation_batch: int
 
     def prepare(self) -> torch.device:
-        """Set the thread count and return the device; raises ValueError when it is not there."""
+        """Set the thread count and return the device; raises ValueError where it is missing."""
         self.check_devices()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -81,13 +81,13 @@ class Hardware:
 
 @dataclass(kw_only=True)
 class DataParallel(Hardware):
-    """Several devices of one machine that train together, a process each; all else is rank 0's.
+    """Several devices of one machine that train together, a process each; rank 0 does all else.
 
     method.batch_size is per process.
     """
 
     def check_devices(self) -> None:
-        """Raise ValueError unless so many devices are there."""
+        """Raise ValueError unless that many devices exist."""
         if self.devices < 1:
             raise ValueError(f"hardware.devices={self.devices} is below 1")
         if self.accelerator == "gpu" and self.devices > torch.cuda.device_count():
@@ -105,5 +105,5 @@ class DataParallel(Hardware):
     def share(self) -> int:
         """Threads of one process: as set here or in the environment, else an equal share."""
         threads = torch.get_num_threads()
-        given = self.threads is not None or "OMP_NUM_THREADS" in os.environ
-        return threads if given else max(1, threads // self.devices)
+        is_set = self.threads is not None or "OMP_NUM_THREADS" in os.environ
+        return threads if is_set else max(1, threads // self.devices)

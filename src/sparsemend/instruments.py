@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds, arithmetic, tensors kept for backward, peak tensor bytes.
+"""The cost of a piece of work: seconds, arithmetic, tensors kept for backward, peak tensor bytes.
 
 Each is measured by itself, since each instrument slows or keeps alive what another would count.
 Products inside fused kernels that torch's FLOP counter does not know (attention on CPU, kernels
@@ -58,8 +58,8 @@ def saved_bytes(
             stack.callback(linear.register_forward_pre_hook(note).remove)
         stack.enter_context(saved_tensors_hooks(keep, lambda tensor: tensor))
         forward()
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*living, *inputs)}
-    return sum(storage.nbytes() for pointer, storage in saved.items() if pointer not in known)
+    exempt = {tensor.untyped_storage().data_ptr() for tensor in (*living, *inputs)}
+    return sum(storage.nbytes() for pointer, storage in saved.items() if pointer not in exempt)
 
 
 def flops(forward: Callable[[], Tensor]) -> tuple[int, int]:
@@ -108,8 +108,8 @@ def peak_bytes(work: Callable[[], object], held: Sequence[Tensor], device: torch
     work()
     torch.cuda.synchronize(device)
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in held}
-    own = sum(storage.nbytes() for storage in storages.values())
-    return torch.cuda.max_memory_allocated(device) - start + own
+    held_bytes = sum(storage.nbytes() for storage in storages.values())
+    return torch.cuda.max_memory_allocated(device) - start + held_bytes
 
 
 class LiveBytes(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""Where a model comes from: a hub id, a local folder, the shipped tiny model, or random weights."""
+"""Sources of a model: a hub id, a local folder, the shipped tiny model, or random weights."""
 
 from __future__ import annotations
 

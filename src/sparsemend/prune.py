@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FirstBlock:
-    """What pruning reads before it changes a weight, the same whatever the rates."""
+    """The inputs of pruning before it changes a weight, the same for all rates."""
 
     recorded: Recorded
     statistics: Mapping[str, Statistic]
@@ -43,9 +43,9 @@ def observe_first(
     device: torch.device | None = None,
     offload: bool = False,
 ) -> FirstBlock | None:
-    """The calibration batches up to the first block and its statistics; None without calibration.
+    """Run calibration up to the first block and observe it; None where the pruner needs none.
 
-    Given to several `prune` of equal dense models it saves each of them that part.
+    Several calls of `prune` on equal dense models can take this instead of repeating that part.
     """
     if not pruner.needs_calibration:
         return None
@@ -84,8 +84,8 @@ def prune(
     recorded = None if first is None else first.recorded
     for visit in walk(model, batches, device=device, offload=offload, recorded=recorded):
         started = perf_counter()
-        known = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
-        prune_block(visit, pruner, allocation, pattern, statistics=known)
+        statistics = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
+        prune_block(visit, pruner, allocation, pattern, statistics=statistics)
         _report(f"block {visit.index + 1}/{visit.count}", visit.linears.values(), started)
 
 
@@ -115,11 +115,11 @@ def dense_statistics(
     offload: bool = False,
 ) -> dict[str, Statistic]:
     """The statistic of every prunable linear, by full name, from one pass of the dense model."""
-    found: dict[str, Statistic] = {}
+    statistics: dict[str, Statistic] = {}
     for visit in walk(model, batches, device=device, offload=offload):
         seen = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
-        found |= {visit.full_name(name): statistic for name, statistic in seen.items()}
-    return found
+        statistics |= {visit.full_name(name): statistic for name, statistic in seen.items()}
+    return statistics
 
 
 def prune_observed(
@@ -161,10 +161,10 @@ def prune_linear(
     sparsity: float,
     pattern: Pattern,
 ) -> SparseLinear:
-    """`linear` as a SparseLinear holding what the pruner made of it; takes its tensors over.
+    """Prune `linear` and return it as a SparseLinear, which takes its tensors over.
 
-    One that is a SparseLinear already stays itself: its effective weight is pruned, and an adapter
-    moves its base under factors that it keeps.
+    A SparseLinear stays the same object: its effective weight is pruned, and an adapter moves its
+    base under factors that it keeps.
     """
     pattern = pattern.at(sparsity)
     if isinstance(linear, SparseLinear):
@@ -194,7 +194,7 @@ def _report(what: str, linears: Iterable[nn.Linear], started: float) -> None:
 
 
 def check_widths(model: nn.Module, pattern: Pattern, *, tail: str) -> None:
-    """Raise ValueError where an input width is no multiple of M, unless tail is `reference`.
+    """Raise ValueError where an input width is not a multiple of M, unless tail is `reference`.
 
     With `reference` a short last group loses the same M - N weights, as the published codes do,
     and a warning says so.

@@ -2,8 +2,9 @@
 
 The published rules drift: Wanda removes int(I s) of every row, at most s, magnitude and SparseGPT
 everything up to and including a threshold, at least s.  rounding=exact_budget gives every linear a
-whole number of zeros whose sum is the budget to one weight, and has the pruner remove exactly so
-many within its own groups; single rows (or SparseGPT's column blocks) take one more than others.
+whole number of zeros whose sum is the budget to one weight, and has the pruner remove exactly
+that many within its own groups; single rows (or SparseGPT's column blocks) take one more than
+others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sparsemend.sparsity_schedule.base import Allocation
 
 
 class ExactBudget(Pruner):
-    """Another pruner that removes exactly the nearest whole number of weights."""
+    """Wraps a pruner so that it removes exactly the nearest whole number of weights."""
 
     def __init__(self, pruner: Pruner) -> None:
         self.pruner = pruner

@@ -20,7 +20,7 @@ def track(items: Sequence[Item], what: str) -> Iterator[Item]:
 
 
 def say(message: str) -> None:
-    """`error: message` in red on the error stream, never wrapped."""
+    """Print `error: message` in red on the error stream, never wrapped."""
     Console(stderr=True, soft_wrap=True).print(
         f"error: {message}", style="bold red", highlight=False, markup=False
     )
