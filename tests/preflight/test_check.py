@@ -532,6 +532,7 @@ def test_several_devices_are_for_ddp(model: Path, member: str) -> None:
     [
         ("devices=0", "devices=0 is not an integer of at least 1"),
         ("devices=1.5", "devices=1.5 is not an integer"),
+        ("devices=true", "devices=True is not an integer"),
         ("accelerator=tpu", "accelerator=tpu is not one of cpu, gpu"),
     ],
 )

@@ -40,6 +40,17 @@ def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
     assert find_unfinished(tmp_path, result.content["config_hash"]) is None
 
 
+def test_a_run_of_another_user_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    result = Result(tmp_path / "run" / "result.json", CONFIG)
+    result.content["process"]["pid"] = os.getpid() + 1
+    result.write()
+    monkeypatch.setattr(os, "kill", refuse)
+    assert find_unfinished(tmp_path, result.content["config_hash"]) is None
+
+
 def unfinished(folder: Path, config: dict) -> None:
     """A run of `config` that was killed in training."""
     result = Result(folder / "result.json", OmegaConf.create(config))

@@ -54,6 +54,8 @@ def test_the_result_of_a_run_gives_its_rates(tmp_path: Path) -> None:
         ({"0": 0.5}, "2 of 4 linears have no rate, first model.layers.1.fc1"),
         ({"0": 0.5, "1": 0.5, "2": 0.5}, "1 keys name no linear and no block.*first '2'"),
         ({"0": 0.5, "1": 0.5, "1.fc9": 0.5}, r"first '1\.fc9'; a linear is for example '0\.fc1'"),
+        ({"model.layers.0": 0.5, "0": 0.6}, "'model.layers.0' and '0' name the same place"),
+        ({"0.fc1": 0.5, "a.0.fc1": 0.6}, "'0.fc1' and 'a.0.fc1' name the same place"),
     ],
 )
 def test_missing_and_extra_keys_are_named(rates: dict[str, float], message: str) -> None:
@@ -70,6 +72,8 @@ def test_missing_and_extra_keys_are_named(rates: dict[str, float], message: str)
         ("a.yaml", "a: [1\n", "cannot be read"),
         ("a.json", "{", "cannot be read"),
         ("a.csv", "0,0.5\n0,0.6\n", "0 stands there twice"),
+        ("a.json", '{"0": 0.5, "0": 0.6}', "0 stands there twice"),
+        ("a.yaml", "0: 0.5\n1: 0.5\n0: 0.6\n", "0 stands there twice"),
         ("a.csv", "0,0.5,1\n", "is not a row of two columns"),
         ("a.txt", "0,0.5\n", r"is not one of \.yaml"),
     ],

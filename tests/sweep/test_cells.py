@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from sparsemend.preflight import check as preflight
 from sparsemend.result.folder import alive
+from sparsemend.sweep import cells
 
 SWEEP = ("-m", "sparsity=0.5,0.6", "method=none,dsnot")
 
@@ -166,3 +167,8 @@ def test_an_objective_that_is_not_finite_reads_as_none(command, tmp_path) -> Non
     code, _ = command("-m", "sparsity=0.5,0.6", "hydra.sweep.dir=out", run=lambda cfg: math.inf)
     assert code == 0
     assert rows(tmp_path / "out")[0]["repaired/perplexity/test"] == ""
+
+
+def test_every_spelling_of_what_is_no_part_of_a_sweep_is_left_out_of_its_identity() -> None:
+    lines = ["seed=0,1", "++resume=auto", "++hydra.sweep.dir=a", "+hydra/launcher=x", "hydra.b=c"]
+    assert cells.identity(lines) == ["seed=0,1", "+hydra/launcher=x"]

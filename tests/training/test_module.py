@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import logging
 import math
 import re
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED
 from sparsemend.method.masked_full.masked_full import MaskedFull
+from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
 from sparsemend.training.batches import SteppedBatches, count_labels, mean_loss, next_token_loss
 from sparsemend.training.mask_callbacks import EnforceMasks, UpdateMasks
@@ -428,3 +430,42 @@ def test_a_later_fit_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> Non
         return reader.read
 
     assert read(2, 0) + read(3, 2) == read(5, 0)
+
+
+class InterruptWithin(Callback):
+    """Ends a fit before the micro-batch `number` (0-based) of the optimizer step `step`."""
+
+    def __init__(self, step: int, number: int, accumulate: int) -> None:
+        self.step, self.number, self.accumulate = step, number, accumulate
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.global_step, batch_idx % self.accumulate) == (self.step, self.number):
+            raise contracts.Interrupt
+
+
+def test_a_fit_resumed_and_killed_within_an_accumulation_resumes_to_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    """Its checkpoint is not written again after the first micro-batch of the resumed step."""
+
+    def method() -> TrainedRepair:
+        made = method_of("masked_full")
+        assert isinstance(made, TrainedRepair)
+        made.accumulate, made.checkpoint_every = 2, 1
+        made.validate_every, made.max_steps = 100, 4
+        return made
+
+    undisturbed = pruned_model()
+    method().repair(undisturbed, bench_for(tmp_path / "whole"))
+    last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
+    for number, resume_from in ((0, None), (1, last)):
+        bench = bench_for(tmp_path / "broken", InterruptWithin(2, number, 2))
+        with pytest.raises(contracts.Interrupt):
+            method().repair(pruned_model(), dataclasses.replace(bench, resume_from=resume_from))
+    model = pruned_model()
+    bench = dataclasses.replace(bench_for(tmp_path / "broken"), resume_from=last)
+    method().repair(model, bench)
+    resumed, whole = bits(model), bits(undisturbed)
+    assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []

@@ -64,9 +64,12 @@ def _entries(path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError(f"{path} is not a safetensors file, or it is cut short")
         text = file.read(length)
     try:
-        return json.loads(text), length
+        entries = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is not a safetensors file: its header is no JSON") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} is not a safetensors file: its header is not a JSON object")
+    return entries, length
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from sparsemend.cli.command import LOGGING_TARGETS, Command
 from sparsemend.config.locations import conf_folder
+from sparsemend.config.values import override_key
 from sparsemend.preflight import check as preflight
 from sparsemend.sweep import cells as sweep
 from sparsemend.sweep.arena.sweeper import ArenaSweeper
@@ -65,7 +66,7 @@ def check_run(cfg: DictConfig) -> None:
 def _register_sweepers() -> None:
     """Register our sweepers with Hydra, which does not take a sweeper by its class name alone."""
     Plugins.instance().register(ArenaSweeper)
-    if any(argument.startswith("+search=") for argument in sys.argv):
+    if any(override_key(argument) == "search" for argument in sys.argv):
         from sparsemend.sweep.search.sweeper import SearchSweeper
 
         Plugins.instance().register(SearchSweeper)

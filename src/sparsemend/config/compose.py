@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from sparsemend.config.values import override_key
 from sparsemend.errors import OverrideError
 
 JOBS = 64  # composed before a sweep starts, about 5 s; later jobs are checked when they start
@@ -73,7 +74,7 @@ def _config_loader(conf: Path, command: str) -> Iterator[ConfigLoader]:
 
 def search_lines(lines: list[str], extra: Path | None) -> list[str]:
     """The override that puts the user's own config folders on the search path; [] without any."""
-    search = [line for line in lines if line.startswith("hydra.searchpath=")][-1:]
+    search = [line for line in lines if override_key(line) == "hydra.searchpath"][-1:]
     if extra is None:
         return search
     parsed = OverridesParser.create().parse_overrides(search)
@@ -195,7 +196,7 @@ class Names:
         return list(merged.values())
 
     def _without_search(self, lines: list[str]) -> list[str]:
-        return [line for line in lines if not line.startswith("hydra.searchpath=")]
+        return [line for line in lines if override_key(line) != "hydra.searchpath"]
 
     def _explain(self, lines: list[str], error: Exception) -> str:
         groups = self.groups

@@ -55,3 +55,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """A job's config as plain values, interpolations resolved."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     return config
+
+
+def override_key(line: str) -> str:
+    """The key of an override line: `data.seqlen` of `data.seqlen=1024`, `++data.seqlen=1024`."""
+    return line.lstrip("+~").partition("=")[0]

@@ -16,7 +16,7 @@ from sparsemend.checkpoint.model import find_model
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAST = 2**24  # measurements, locks and the study: far below 16 MiB
 GROUPS = ("model", "data", "pruner", "sparsity_schedule")
-DECIDING = (*GROUPS, "sparsity", "pattern", "rounding", "statistics", "seed")
+DECIDING = (*GROUPS, "sparsity", "pattern", "pattern_tail", "rounding", "statistics", "seed")
 
 
 def check_cache(configs: Sequence[DictConfig]) -> None:

@@ -303,7 +303,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_integer(key: str, value: Any, *, least: int) -> None:
-    if value is not None and (not isinstance(value, int) or value < least):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and value >= least):
         raise ValueError(f"{key}={value} is not an integer of at least {least}; set {key}={least}")
 
 

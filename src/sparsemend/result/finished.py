@@ -18,6 +18,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.config.values import override_key
+
 # groups and keys that a command line with from_run may set; all else is the run's own
 FREE = ("evaluation", "data", "hardware", "logger", "cache", "export", "export_dtype", "name")
 ALWAYS = ("from_run", "resume", "name", "export", "export_dtype", "cache", "logger")
@@ -109,7 +111,7 @@ class FinishedRun:
 
 def command_line(overrides: Sequence[str]) -> str:
     """The command line that makes a run anew, without the `resume=` that continued another one."""
-    return shlex.join(["sparsemend", *(o for o in overrides if not o.startswith("resume="))])
+    return shlex.join(["sparsemend", *(o for o in overrides if override_key(o) != "resume")])
 
 
 def finished_run(asked: str) -> FinishedRun:
@@ -156,7 +158,7 @@ def resolve_from_run(cfg: DictConfig) -> DictConfig:
     merged |= {key: value for key, value in stored.items() if key in merged and key not in chosen}
     merged["model"]["dtype"] = run.dtype  # dense and repaired are compared in that of the export
     config = OmegaConf.create(merged)
-    for key in (_key(line) for line in overrides):
+    for key in (override_key(line) for line in overrides):
         if "." in key and key.partition(".")[0] not in chosen:  # a knob of what the run had
             OmegaConf.update(config, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
     return config
@@ -181,19 +183,14 @@ def _job_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def _key(line: str) -> str:
-    """`data.seqlen` of `data.seqlen=1024`."""
-    return line.lstrip("+~").partition("=")[0]
-
-
 def _chooses(line: str) -> bool:
     """Whether an override chooses a member of a group, or takes a part of it away."""
-    return "@" in _key(line) or "." not in _key(line) or line.startswith("~")
+    return "@" in override_key(line) or "." not in override_key(line) or line.startswith("~")
 
 
 def _root(line: str) -> str:
     """`evaluation` of `+evaluation.speed.rounds=3`, `data` of `data@data.text=text`."""
-    return _key(line).partition("@")[0].partition(".")[0]
+    return override_key(line).partition("@")[0].partition(".")[0]
 
 
 def _check_free(overrides: list[str]) -> None:

@@ -42,6 +42,8 @@ def alive(content: Mapping[str, Any]) -> bool:
         return False
     try:
         os.kill(process["pid"], 0)
+    except PermissionError:
+        return True  # another user's
     except (OSError, OverflowError):
         return False
     return not _is_zombie(process["pid"])

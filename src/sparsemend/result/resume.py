@@ -27,6 +27,7 @@ LEFT = (
     "checkpoints",
     "training",
     "training-*",
+    "tensorboard",
     "window_losses",
     "zero_shot",
     "speed",

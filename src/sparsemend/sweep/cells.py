@@ -17,7 +17,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from sparsemend.config.values import config_hash, differences, plain
+from sparsemend.config.values import config_hash, differences, override_key, plain
 from sparsemend.files import write_json
 from sparsemend.names import RESULT
 from sparsemend.result.folder import alive, process_here, read_result
@@ -70,7 +70,11 @@ def _record(cfg: DictConfig, folder: Path, error: Exception) -> None:
 
 def identity(overrides: Sequence[str]) -> list[str]:
     """The overrides that identify a sweep, in order, since their order numbers the cells."""
-    return [line for line in overrides if not line.startswith(("resume=", "hydra."))]
+    return [
+        line
+        for line in overrides
+        if override_key(line) != "resume" and not override_key(line).startswith("hydra.")
+    ]
 
 
 def begin(folder: Path, overrides: Sequence[str]) -> None:

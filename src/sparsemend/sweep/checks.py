@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.config.values import override_key
 from sparsemend.preflight import check as preflight
 from sparsemend.preflight.cache import check_cache
 from sparsemend.sweep import cells as sweep
@@ -45,7 +46,7 @@ def check_sweep(configs: Sequence[DictConfig], lines: Sequence[str]) -> None:
 def choose_folder(cfg: DictConfig, lines: Sequence[str]) -> Path | None:
     """The existing sweep folder that this sweep continues in, None for a new one."""
     os.environ.pop("SPARSEMEND_SWEEP", None)
-    folders = [line.split("=", 1)[1] for line in lines if line.startswith("hydra.sweep.dir=")]
+    folders = [line.split("=", 1)[1] for line in lines if override_key(line) == "hydra.sweep.dir"]
     if folders:
         folder = Path(folders[-1].strip("'\""))
         return folder if folder.is_dir() else None

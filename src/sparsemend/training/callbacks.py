@@ -31,6 +31,11 @@ class LastCheckpoint(Checkpoint):
         self.plan, self.path = plan, path
         self._saved = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # a resumed fit starts at the step of its checkpoint, which within an accumulation of
+        # gradients is still the current one
+        self._saved = trainer.global_step
+
     def on_train_batch_end(
         self,
         trainer: Trainer,

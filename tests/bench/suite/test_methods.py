@@ -37,7 +37,7 @@ def measured(
         work()
         return clock(len(calls) - 1), 7
 
-    monkeypatch.setattr(module, "timed", timed)
+    monkeypatch.setattr(module, "time_and_peak", timed)
     return list(suite.sections(setting))
 
 

@@ -91,3 +91,19 @@ def test_short_numbers() -> None:
         "21.2k",
         "3.1M",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(999.4, "999"), (999.7, "1000"), (9999.7, "10k"), (999_950.0, "1M"), (12_345.0, "12.3k")],
+)
+def test_a_number_that_rounds_up_takes_the_next_unit(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+def test_a_deviation_stays_with_its_point_where_another_point_is_left_out() -> None:
+    points = [(0.0, math.nan), (1.0, 2.0), (2.0, 3.0)]
+    svg = line_chart([Series("a", points, (9.0, 0.0, 0.5))], x="x", y="y")
+    across = numbers(svg, "cx")
+    bars = re.findall(r'<line class="s thin[^"]*" x1="([-\d.]+)"', svg)
+    assert [float(x) for x in bars] == [across[-1]]

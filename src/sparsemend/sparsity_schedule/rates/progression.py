@@ -57,6 +57,11 @@ def mixed_kept(block_rates: Sequence[float], group_size: int, sparsity: float) -
     # a remainder within rounding error of a whole number is that number
     kept = [min(max(math.floor(value + 1e-9), 1), group_size) for value in ideal]
     target = round(len(ideal) * group_size * (1 - sparsity))
+    if not len(ideal) <= target <= len(ideal) * group_size:
+        raise ValueError(
+            f"sparsity {sparsity} asks {len(ideal)} blocks to keep {target} of every {group_size} "
+            f"inputs in all, which is less than one each; lower it to {1 - 1 / group_size:g}"
+        )
     while (missing := target - sum(kept)) != 0:
         step = 1 if missing > 0 else -1
         free = [i for i, n in enumerate(kept) if 1 <= n + step <= group_size]

@@ -12,7 +12,8 @@ import csv
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def by_linear(rates: Mapping[str, float], linears: Collection[str]) -> dict[str,
 
     linears: full names; the part before the block's index is not compared.
     """
+    _check_distinct(rates)
     short = {name: _within(name) for name in linears}
     inside = {_within(key): rate for key, rate in rates.items() if _within(key) in short.values()}
     others = {key: rate for key, rate in rates.items() if _within(key) not in short.values()}
@@ -107,6 +109,17 @@ def _within(name: str) -> str:
     return match[1] if match else name
 
 
+def _check_distinct(rates: Mapping[str, float]) -> None:
+    """Raise ValueError where two keys name one block or linear, in full and in short."""
+    first: dict[str, str] = {}
+    for key in rates:
+        block = BLOCK.fullmatch(key)
+        name = block[1] if block else _within(key)
+        if name in first:
+            raise ValueError(f"{first[name]!r} and {key!r} name the same place; remove one")
+        first[name] = key
+
+
 def _of_csv(text: str) -> list[tuple[str, Any]]:
     rows = [row for row in csv.reader(text.splitlines()) if row]
     wrong = next((row for row in rows if len(row) != 2), None)
@@ -117,9 +130,29 @@ def _of_csv(text: str) -> list[tuple[str, Any]]:
     return [(name.strip(), value) for name, value in rows]
 
 
+class _DistinctLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's own loaders take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        _distinct([(self.construct_object(key, deep=True), None) for key, _ in node.value])
+        return mapping
+
+
+def _distinct(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The pairs as a dict; raises ValueError on a key that stands twice."""
+    twice = next((key for key, count in Counter(k for k, _ in pairs).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} stands there twice; remove one")
+    return dict(pairs)
+
+
 def _of_mapping(path: Path, text: str) -> list[tuple[str, Any]]:
     try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if path.suffix == ".json":
+            content = json.loads(text, object_pairs_hook=_distinct)
+        else:
+            content = yaml.load(text, _DistinctLoader)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -10,6 +10,7 @@ once for all jobs of a process, n trials cost at least n - (n - 1) f.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sparsemend.config.values import override_key
 from sparsemend.names import METRIC, VALIDATION_METRIC
 from sparsemend.sweep.read import Cell, format_perplexity
 
@@ -164,8 +166,8 @@ def cost_line(cells: Sequence[Cell]) -> str | None:
 
 def paste(overrides: Sequence[str], key: str, value: Any) -> str:
     """The command line of one run at `value` of the searched key."""
-    search_prefixes = ("+search=", "search.", "cache", "hydra", "resume=")
-    kept = [line for line in overrides if not line.startswith(search_prefixes)]
+    dropped = {"search", "cache", "hydra", "resume"}
+    kept = [o for o in overrides if re.split("[./@]", override_key(o))[0] not in dropped]
     implied = ["sparsity_schedule=atp"] if key.startswith("sparsity_schedule.") else []
     return shlex.join(["sparsemend", *implied, *kept, f"{key}={value}"])
 

@@ -22,7 +22,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig
 from optuna.trial import Trial, TrialState
 
-from sparsemend.config.values import plain
+from sparsemend.config.values import override_key, plain
 from sparsemend.result.folder import read_result
 from sparsemend.result.record import objective
 from sparsemend.sweep.search.samplers import make_sampler, suggest
@@ -88,7 +88,7 @@ class SearchSweeper(Sweeper):
     def _confirm(self, arguments: list[str]) -> None:
         """Run one more cell, the best point by the papers' protocol, for the report to compare."""
         best = self.study.best_trial.params[self.space.key]
-        kept = [line for line in arguments if not line.startswith("statistics=")]
+        kept = [line for line in arguments if override_key(line) != "statistics"]
         overrides = [*kept, f"{self.space.key}={best}", "statistics=exact"]
         number = len(self.study.trials)
         assert self.sweeper.launcher is not None

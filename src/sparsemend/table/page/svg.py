@@ -129,10 +129,10 @@ def legend(series: Sequence[Series]) -> str:
 
 def short(value: float) -> str:
     """Three significant digits, with k and M from ten thousand."""
-    for factor, suffix in ((1e6, "M"), (1e4, "k")):
-        if abs(value) >= factor:
-            return f"{value / (1e6 if suffix == 'M' else 1e3):.3g}{suffix}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    for least, unit, suffix in ((999_500, 1e6, "M"), (9_999.5, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / unit:.3g}{suffix}"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 def _svg(inside: str, height: float, description: str) -> str:
@@ -168,13 +168,17 @@ def _grid(across: Axis, up: Axis, x: str, y: str, *, whole: bool) -> str:
 
 
 def _line(series: Series, across: Axis, up: Axis) -> str:
-    shown = [(a, b) for a, b in series.points if math.isfinite(b) and (b > 0 or not up.log)]
-    places = [(across.at(a), up.at(b)) for a, b in shown]
+    deviations = series.deviations or [0.0] * len(series.points)
+    shown = [
+        (a, b, deviation)
+        for (a, b), deviation in zip(series.points, deviations, strict=True)
+        if math.isfinite(b) and (b > 0 or not up.log)
+    ]
+    places = [(across.at(a), up.at(b)) for a, b, _ in shown]
     colour = f"k{series.colour % COLOURS}"
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     parts = [f'<polyline {series.stroke} points="{path}"/>']
-    deviations = series.deviations or [0.0] * len(shown)
-    for (x, y), (a, b), deviation in zip(places, shown, deviations, strict=False):
+    for (x, y), (a, b, deviation) in zip(places, shown, strict=True):
         if deviation:
             low, high = up.at(max(b - deviation, up.low)), up.at(b + deviation)
             parts.append(_segment(f"s thin {colour}", (x, low), (x, high)))

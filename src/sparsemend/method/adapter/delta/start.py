@@ -69,5 +69,5 @@ def gradient_positions(
     finally:
         for hook in hooks:
             hook.remove()
-    nn.Module.to(model.requires_grad_(False), home)
+        nn.Module.to(model.requires_grad_(False), home)
     return positions
