@@ -51,11 +51,12 @@ SMALL = {
 
 
 def method_of(name: str, *overrides: str) -> RepairMethod:
-    """The method as its yaml configures it, shortened by SMALL where it has such a key."""
+    """The method as its yaml configures it, shortened by SMALL in keys that nobody overrides."""
     with initialize_config_dir(str(conf_folder())):
         settings = compose("run", [f"method={name}", *overrides]).method
+    chosen = {override.partition("=")[0].removeprefix("method.") for override in overrides}
     for key, value in SMALL.items():
-        if key in settings:
+        if key in settings and key not in chosen:
             settings[key] = value
     method = instantiate(
         settings, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS

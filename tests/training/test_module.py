@@ -3,6 +3,7 @@ import dataclasses
 import logging
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,14 @@ class SwapFirst(UpdateMasks):
     def due(self, step: int) -> bool:
         return step == 2
 
-    def update(self, module: LightningModule, optimizer: Optimizer, step: int) -> None:
+    def update(
+        self, module: LightningModule, optimizer: Optimizer, step: int
+    ) -> Mapping[str, float]:
         self.steps.append(step)
         for _, linear in sparse_linears(module):
             keep = linear.keep.roll(1, dims=1)
             linear.set_effective_(linear.weight.detach(), keep)
+        return {}
 
 
 class Ordered(MaskedFull):

@@ -5,30 +5,12 @@ Every tracker writes training/metrics.csv, so that the curves are on disk whatev
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
-
-log = logging.getLogger(__name__)
-
-
-def log_mask_update(trainer: Trainer, moved: Mapping[str, float]) -> None:
-    """Record one mask update, `masks/<name>` for every entry, beside that step's training loss.
-
-    moved: its effects, for example {"dropped": 512, "grown": 512, "rate": 0.1}.  Call it
-    from a callback after the optimizer step that the update follows (UpdateMasks.update).  Unlike
-    `LightningModule.log` it repeats nothing at the steps in between.
-    """
-    step = trainer.global_step - 1  # Lightning counts the loss of the first step as step 0
-    for logger in trainer.loggers:  # none on ranks above 0
-        logger.log_metrics({f"masks/{name}": float(n) for name, n in moved.items()}, step=step)
-    shown = "  ".join(f"{name} {value:g}" for name, value in moved.items())
-    log.info("mask update after step %d  %s", trainer.global_step, shown)
 
 
 class Tracker(ABC):

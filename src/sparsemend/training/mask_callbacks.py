@@ -5,13 +5,31 @@ Each leaves the invariant true by itself, so their order cannot matter.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from sparsemend.sparse.linear import sparse_linears, zero_off_
+
+log = logging.getLogger(__name__)
+
+
+def log_mask_update(trainer: Trainer, moved: Mapping[str, float], *, step: int) -> None:
+    """Record a mask update in every logger of a fit, as `masks/<name>` for each entry.
+
+    moved: `dropped` and `grown`, the positions that left and entered, and counts of the method's
+    own.  step: of the loggers, which count the first optimizer step as 0.  Unlike
+    `LightningModule.log` this repeats nothing at the steps in between.
+    """
+    for logger in trainer.loggers:  # none on ranks above 0
+        logger.log_metrics({f"masks/{name}": float(n) for name, n in moved.items()}, step=step)
+    if trainer.is_global_zero:
+        shown = "  ".join(f"{name} {value:g}" for name, value in moved.items())
+        log.info("step %d  masks  %s", step + 1, shown)
 
 
 class EnforceMasks(Callback):
@@ -48,8 +66,13 @@ class UpdateMasks(Callback):
         """Whether supports move after optimizer step `step` (1-based)."""
 
     @abstractmethod
-    def update(self, module: LightningModule, optimizer: Optimizer, step: int) -> None:
-        """Move supports through `set_effective_` and reset the optimizer state of what moved."""
+    def update(
+        self, module: LightningModule, optimizer: Optimizer, step: int
+    ) -> Mapping[str, float]:
+        """Move supports through `set_effective_` and reset the optimizer state of what moved.
+
+        Returns what moved over all linears, as `log_mask_update` takes it.
+        """
 
     def on_train_batch_end(
         self,
@@ -63,7 +86,8 @@ class UpdateMasks(Callback):
         if step > self._seen:
             self._seen = step
             if self.due(step):
-                self.update(pl_module, trainer.optimizers[0], step)
+                moved = self.update(pl_module, trainer.optimizers[0], step)
+                log_mask_update(trainer, moved, step=step - 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self._seen}

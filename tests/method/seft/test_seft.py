@@ -276,7 +276,7 @@ def test_a_checkpoint_from_before_the_first_round_is_cut_to_the_budget(tmp_path:
 
 def test_the_budget_of_lora_is_that_of_its_factors(tmp_path: Path) -> None:
     """Up to one delta per linear, from rounding down."""
-    lora = method_of("masked_lora", "method.rank=1").repair(pruned_model(), bench_for(tmp_path))
+    lora = method_of("masked_lora", "method.rank=2").repair(pruned_model(), bench_for(tmp_path))
     method = seft()
     method.budget = {"match": "lora_rank", "density": 0.1, "deltas": None, "lora_rank": 2}
     method.__post_init__()

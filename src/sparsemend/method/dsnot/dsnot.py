@@ -214,6 +214,8 @@ class DSnoT(RepairMethod):
         return {
             "swaps_per_block": [tally.revived for tally in tallies],
             "mask_moved": total.fraction_moved,
+            "dropped": total.moved // 2,
+            "grown": total.moved // 2,
             "mean_error_before": total.mean_before,
             "mean_error_after": total.mean_after,
         }

@@ -43,6 +43,7 @@ from sparsemend.method.losa.report import (
     block_records,
     block_zeros,
     by_block,
+    mask_update,
     off_support,
     report_pruned,
     report_trained,
@@ -300,7 +301,8 @@ class Losa(TrainedRepair):
         home = next(model.parameters()).device
         parameters = self.free_trainable(model)
         carried = CarriedMoments(progress.moments)
-        callbacks: list[Callback] = [*self.callbacks(), RoundMark(number, sum(steps[: number - 1]))]
+        mark = RoundMark(number, sum(steps[: number - 1]), mask_update(progress.records[-1]))
+        callbacks: list[Callback] = [*self.callbacks(), mark]
         if self.optimizer_state == "carried":
             callbacks.append(carried)
         module = self._module(work, callbacks, number, steps)
@@ -315,7 +317,6 @@ class Losa(TrainedRepair):
         if self.measure_trained:
             for block, error in zip(record["blocks"], output_errors(work.pair), strict=True):
                 block["error_trained"] = error
-        fitted |= module.objective.report()
         record |= {**fitted, **module.objective.report(), "trained_parameters": parameters}
         record["seconds"] |= {"train": trained - started, "measure": perf_counter() - trained}
         report_trained(record, self.rounds)

@@ -50,11 +50,12 @@ def block_records(
     """
     records = []
     for index, linears in enumerate(by_block(model)):
-        both = either = regrown = 0
+        both = either = dropped = regrown = 0
         for name, linear in linears.items():
             old, new = unpack(before[name], linear.in_features), linear.keep
             both += int((old & new).sum())
             either += int((old | new).sum())
+            dropped += int((old & ~new).sum())
             regrown += int((new & ~old).sum())
         records.append(
             {
@@ -65,10 +66,20 @@ def block_records(
                 "error_pruned": errors[index],
                 "error_trained": None,
                 "mask_overlap": both / either if either else 1.0,
+                "dropped": dropped,
                 "regrown": regrown,
             }
         )
     return records
+
+
+def mask_update(record: Mapping[str, Any]) -> dict[str, float]:
+    """The weights that a round dropped and grew again, over all blocks."""
+    blocks = record["blocks"]
+    return {
+        "dropped": sum(block["dropped"] for block in blocks),
+        "grown": sum(block["regrown"] for block in blocks),
+    }
 
 
 def report_pruned(record: Mapping[str, Any], rounds: int) -> None:

@@ -21,6 +21,7 @@ from sparsemend.files import replacing
 from sparsemend.method.losa.linear import LosaLinear, resize
 from sparsemend.sparse.linear import sparse_linears
 from sparsemend.sparse.packing import unpack
+from sparsemend.training.mask_callbacks import log_mask_update
 
 AdamStates = dict[str, dict[str, Tensor]]  # parameter name -> AdamW's state of it
 
@@ -95,15 +96,19 @@ def restore_linears_(
 
 
 class RoundMark(Callback):
-    """Continues the step numbers of earlier rounds and marks checkpoints with their round."""
+    """Continues the step numbers of earlier rounds and marks checkpoints with their round.
 
-    def __init__(self, number: int, first_step: int) -> None:
-        self.round, self.first_step = number, first_step
+    moved: the mask update with which the round began, recorded with its first step.
+    """
+
+    def __init__(self, number: int, first_step: int, moved: Mapping[str, float]) -> None:
+        self.round, self.first_step, self.moved = number, first_step, moved
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:  # what a checkpoint restores counts the earlier rounds already
             # the loggers' step; a fit of its own would start it at 0 again
             trainer.fit_loop.epoch_loop._batches_that_stepped = self.first_step
+            log_mask_update(trainer, self.moved, step=self.first_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"round": self.round}

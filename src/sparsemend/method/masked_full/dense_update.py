@@ -84,7 +84,9 @@ class DenseUpdate(UpdateMasks):
             else:
                 self.growth[name] = gradient.clone()
 
-    def update(self, module: LightningModule, optimizer: Optimizer, step: int) -> None:
+    def update(
+        self, module: LightningModule, optimizer: Optimizer, step: int
+    ) -> Mapping[str, float]:
         rule = self.rule
         fraction = drop_fraction(rule.initial, rule.decay, step / rule.last)
         assert isinstance(module, RepairModule)
@@ -109,6 +111,13 @@ class DenseUpdate(UpdateMasks):
         self.records.append(
             {"step": step, "fraction": fraction, "moved": moved, "overlap": overlap}
         )
+        exchanged = sum(moved)
+        return {
+            "dropped": exchanged,
+            "grown": exchanged,
+            "fraction": fraction,
+            "overlap": sum(overlap),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"records": self.records, "growth": self.growth}

@@ -94,7 +94,9 @@ class DeltaRounds(UpdateMasks):
             if layer.window is not None:
                 layer.window.end_step()
 
-    def update(self, module: LightningModule, optimizer: Optimizer, step: int) -> None:
+    def update(
+        self, module: LightningModule, optimizer: Optimizer, step: int
+    ) -> Mapping[str, float]:
         fraction = self.schedule.fraction(step)
         record = Round(step=step, fraction=fraction, nominal=[], moved=[], returned=[])
         moved = []
@@ -105,9 +107,18 @@ class DeltaRounds(UpdateMasks):
             record.moved.append(move.slots.numel())
             record.returned.append(move.returning.numel())
             moved.append(self._carry_out(layer, move, optimizer))
-        self.records.append({**record.content(), **self.settle(moved, optimizer)})
+        settled = self.settle(moved, optimizer)
+        self.records.append({**record.content(), **settled})
         for each in moved:
             each.layer.window = None
+        exchanged, returned = sum(record.moved), sum(record.returned)
+        return {
+            "dropped": exchanged,
+            "grown": exchanged,
+            "returned": returned,
+            "fraction": fraction,
+            **{name: sum(counts) for name, counts in settled.items()},
+        }
 
     def choose(self, layer: DeltaLinear, optimizer: Optimizer, count: int) -> Move:
         """Drop by |value|, grow by |sum of the window's gradients|."""
