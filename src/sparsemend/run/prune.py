@@ -17,7 +17,7 @@ from sparsemend.prune import dense_statistics, observe_first, prune, prune_obser
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import apply_rounding
 from sparsemend.run.adopt import adopt
-from sparsemend.run.digests import module_digest, section, tokens_digest
+from sparsemend.run.digests import code_digest, section, tokens_digest
 from sparsemend.run.shared import SharedWork
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
@@ -90,5 +90,5 @@ class PruneStage:
         return {
             "statistics": self.cfg.statistics,
             "calibration": [tokens_digest(batch) for batch in batches],
-            "code": [module_digest(self.pruner), module_digest(self.schedule)],
+            "code": [code_digest(self.pruner), code_digest(self.schedule)],
         }

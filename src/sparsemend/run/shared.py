@@ -28,10 +28,10 @@ from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.run.cache import Cache, Content
 from sparsemend.run.digests import (
+    code_digest,
     environment,
     examples_digest,
     model_digest,
-    module_digest,
     section,
     tokens_digest,
     with_files,
@@ -87,7 +87,7 @@ class SharedWork:
 
         def load_here() -> tuple[PreTrainedModel, str]:
             model = load()
-            return model, model_digest(model) if self.cache or self.memory else ""
+            return model, _model_key(model) if self.cache or self.memory else ""
 
         model, self.model_key = self.remember("model", parts, load_here)
         return copy.deepcopy(model) if self.memory else model
@@ -112,7 +112,7 @@ class SharedWork:
             **self.environment,
             "of": key,
             "evaluation": with_files(section(self.cfg, "evaluation")[name]),
-            "code": module_digest(evaluation),
+            "code": code_digest(evaluation),
             "batch": inputs.batch_size,
             "test": tokens_digest(inputs.test),
             "task": examples_digest(inputs.task),
@@ -160,6 +160,11 @@ class SharedWork:
             restore_(model, entry.content.tensors)
             log.info("pruned model of %s, %.1f s saved", entry.made_by, entry.seconds)
         return Allocation(**entry.content.values)
+
+
+def _model_key(model: PreTrainedModel) -> str:
+    """A model's weights and configuration, and the code of a class that came with a checkpoint."""
+    return digest([model_digest(model), code_digest(model)])
 
 
 @torch.no_grad()
