@@ -288,8 +288,9 @@ def test_a_full_error_was_asked_for_and_propagates(command, monkeypatch) -> None
         command("hydra.run.dir=out", run=raising(ValueError("text too short")))
 
 
-def test_an_interrupt_ends_with_code_130(command) -> None:
+def test_an_interrupt_ends_with_code_130_and_says_how_to_go_on(command, capsys) -> None:
     assert command("hydra.run.dir=out", run=raising(KeyboardInterrupt()))[0] == 130
+    assert "interrupted; the same command with resume=auto goes on" in capsys.readouterr().err
 
 
 def test_an_interrupt_that_lightning_turned_into_an_exit_ends_with_code_130(command) -> None:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from sparsemend.checkpoint.bits import Support, pattern_of
 from sparsemend.checkpoint.supports import MASKS, Checked, read_checkpoint
+from sparsemend.cli.version import ShowVersion
 from sparsemend.sparse.pattern import Pattern
 
 
@@ -84,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         description="Count the zeros of a checkpoint, find its N:M pattern, and compare it with "
         "masks.safetensors.",
     )
+    parser.add_argument("--version", action=ShowVersion)
     parser.add_argument("path", type=Path, help="folder with safetensors, or one such file")
     parser.add_argument("--masks", type=Path, help=f"masks file; without: {MASKS} beside the model")
     parser.add_argument("--pattern", type=Pattern.parse, help="N:M that must hold in every linear")

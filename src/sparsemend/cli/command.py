@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from sparsemend.cli.version import print_version_if_asked
 from sparsemend.config.compose import compose_jobs, search_lines
 from sparsemend.config.locations import conf_folder
 from sparsemend.errors import USER_ERRORS, OverrideError
@@ -44,9 +45,11 @@ class Command:
     config_name: str
     check: Callable[[DictConfig, list[str]], None]
     check_sweep: Callable[[list[DictConfig], list[str]], None] | None = None
+    if_interrupted: str = ""  # how to go on
 
     def launch(self, job: Callable[[], object]) -> None:
         """Check the command line, then run the Hydra app `job`."""
+        print_version_if_asked(self.name)
         # names the run folder; workers of a parallel launcher inherit it, so they agree on the
         # sweep's folder
         os.environ["SPARSEMEND_RUN_ID"] = str(os.getpid())
@@ -58,11 +61,11 @@ class Command:
             say(str(error))
             sys.exit(2)
         except KeyboardInterrupt:
-            exit_interrupted()
+            exit_interrupted(self.if_interrupted)
         except SystemExit as stop:
             # Lightning turns an interrupt during training into exit code 1
             if isinstance(stop.__context__, KeyboardInterrupt):
-                exit_interrupted()
+                exit_interrupted(self.if_interrupted)
             raise
         finally:
             sys.excepthook = previous_hook
@@ -116,7 +119,7 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
             )
 
 
-def exit_interrupted() -> None:
+def exit_interrupted(how_to_go_on: str) -> None:
     """Exit as shells expect of a command stopped by Ctrl-C."""
-    say("interrupted")
+    say(f"interrupted{how_to_go_on}")
     sys.exit(130)

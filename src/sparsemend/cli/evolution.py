@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sparsemend.cli.version import ShowVersion
 from sparsemend.table.evolution import PICTURE, draw, read_evolution
 
 
@@ -13,6 +14,7 @@ def main() -> None:
     """Entry point of the console command."""
     parser = argparse.ArgumentParser(prog="sparsemend-evolution", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--version", action=ShowVersion)
     parser.add_argument("folder", type=Path, metavar="RUN_FOLDER")
     folder = parser.parse_args().folder
     try:

@@ -52,7 +52,13 @@ def _run(cfg: DictConfig) -> float:
 def main() -> None:
     """Entry point of the console command."""
     _register_sweepers()
-    command = Command("sparsemend", CONFIG_NAME, lambda cfg, search: check_run(cfg), check_sweep)
+    command = Command(
+        "sparsemend",
+        CONFIG_NAME,
+        check=lambda cfg, search: check_run(cfg),
+        check_sweep=check_sweep,
+        if_interrupted="; the same command with resume=auto goes on from what is done",
+    )
     command.launch(run_job)
 
 

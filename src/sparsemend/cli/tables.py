@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sparsemend.cli.command import exit_interrupted
+from sparsemend.cli.version import ShowVersion
 from sparsemend.errors import USER_ERRORS, OverrideError
 from sparsemend.terminal import say
 
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        exit_interrupted()
+        exit_interrupted("")
 
 
 def _check_name(words: Sequence[str], commands: Sequence[str]) -> None:
@@ -78,6 +79,7 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 def _parser() -> tuple[Parser, list[str]]:
     parser = Parser(prog=COMMAND, description="Published numbers beside ours.", allow_abbrev=False)
+    parser.add_argument("--version", action=ShowVersion)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     commands: list[str] = []
 
