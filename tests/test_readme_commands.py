@@ -62,6 +62,7 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "sparsemend method=none sparsity=": FEW_TOKENS,
     "sparsemend -m +search=": (*FEW_TOKENS, "search.count=3"),
     "sparsemend model=llama2_7b data=c4 hardware=gpu pruner=sparsegpt": THREE_STEPS,
+    "sparsemend model=local model.path=DIR model.dtype=float32 model.context_length": THREE_STEPS,
     "sparsemend hardware=ddp": THREE_STEPS,
     "sparsemend experiment=pretrain_tiny": THREE_STEPS,
     "sparsemend data=instructions": THREE_STEPS,

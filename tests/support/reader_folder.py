@@ -44,6 +44,12 @@ def put_tokens(path: Path) -> None:
     save_file({"input_ids": torch.randint(3, 2048, (40, 256), generator=generator)}, path)
 
 
+def put_text(path: Path) -> None:
+    """A text of about 30,000 tokens, some of its words seldom."""
+    lines = (f"The answer to question {n} of chapter {n % 7} is {n * n}." for n in range(3000))
+    path.write_text("\n".join(lines))
+
+
 def put_answers(path: Path) -> None:
     """140 prompts with answers, one JSON object a line."""
     rows = ({"instruction": f"double {n}", "input": "", "output": str(2 * n)} for n in range(140))
@@ -75,6 +81,7 @@ def put_evolution(path: Path) -> None:
 PLACEHOLDERS: dict[str, Callable[[Path], None]] = {
     **dict.fromkeys([f"{name}.safetensors" for name in ("CAL", "CALIBRATION")], put_tokens),
     **dict.fromkeys([f"{name}.safetensors" for name in ("TRAIN", "TEST")], put_tokens),
+    **dict.fromkeys(["TRAIN.txt", "TEST.txt"], put_text),
     "FILE.jsonl": put_answers,
     "DIR": put_model,
     "RUN": put_run,

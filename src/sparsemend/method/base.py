@@ -1,4 +1,4 @@
-"""The contract of every repair method, and the template of the trained ones.
+"""The contract of every repair method.
 
 `repair(model, bench)` works in place and leaves every invariant true: supports hold, the model is
 foldable as promised, nothing of the training machinery stays behind.

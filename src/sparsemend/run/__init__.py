@@ -1,1 +1,1 @@
-"""One run, top to bottom; the only room that builds configured objects."""
+"""One run, top to bottom; it alone builds the objects of a run."""
