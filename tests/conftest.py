@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
@@ -18,6 +17,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from support.families import random_model
+from support.process_state import process_state
 from transformers import PreTrainedModel
 
 from sparsemend.cli import main as cli
@@ -54,7 +54,6 @@ def command(
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli.preflight, "check", lambda cfg: None)
-    handlers = logging.getLogger().handlers[:]
 
     def invoke(
         *arguments: str, run: Callable[[DictConfig], float] = lambda cfg: 1.0
@@ -77,8 +76,8 @@ def command(
             return int(stop.code or 0), seen
         return 0, seen
 
-    yield invoke
-    logging.getLogger().handlers[:] = handlers
+    with process_state():
+        yield invoke
 
 
 def leave_result(cfg: DictConfig, value: float) -> None:

@@ -1,115 +1,169 @@
-"""Real sweeps of real runs: a kill, a resumed search, and launchers that agree bit for bit."""
+"""Real sweeps and searches of real runs: numbers of single runs, kills, launchers that agree."""
 
 from __future__ import annotations
 
 import csv
-import json
+import signal
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from support.real_sweeps import finish, kill_once, results, start, tokens_run
+from support.command_runs import (
+    cells_of,
+    put_workspace,
+    result_of,
+    sparsemend_command,
+    sparsemend_dying,
+    sparsemend_here,
+    sweep_files,
+    weights_of,
+)
+from support.contracts import assert_same_bits
+
+CELLS = ("method=none,dsnot", "sparsity=0.5,0.7")
 
 
 @pytest.fixture(scope="module")
 def common(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return tokens_run(tmp_path_factory.mktemp("workspace"))
-
-
-def weights(cell: Path) -> dict[str, torch.Tensor]:
-    return load_file(cell / "model" / "model.safetensors")
-
-
-CELLS = ("method=none,dsnot", "sparsity=0.5,0.7")
+    return sweep_files(put_workspace(tmp_path_factory.mktemp("workspace")))
 
 
 @pytest.fixture(scope="module")
 def basic(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep by the basic launcher that shares nothing."""
     folder = tmp_path_factory.mktemp("basic")
-    finish([*common, *CELLS, "hydra.sweep.dir=sweep", "cache=off"], folder)
+    here(folder, *common, *CELLS, "hydra.sweep.dir=sweep", "cache=off")
     return folder / "sweep"
+
+
+def here(folder: Path, *arguments: str) -> str:
+    """What the command says that ends well."""
+    done = sparsemend_here(arguments, folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def kill_at_third_cell(folder: Path, sweep: Path, *arguments: str) -> dict[Path, bytes]:
+    """Results of the two cells that finish when the third is killed before it has written its own.
+
+    The third cell then has a folder, and no result.json in it.
+    """
+    killed = sparsemend_dying(arguments, folder, before="2/result.json", signal=signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (sweep / "2").is_dir()
+    finished = [number for number, cell in cells_of(sweep).items() if cell["status"] == "finished"]
+    assert finished == list(cells_of(sweep)) == [0, 1]
+    return contents(sweep / str(number) for number in finished)
+
+
+def contents(folders) -> dict[Path, bytes]:
+    return {folder: (folder / "result.json").read_bytes() for folder in folders}
 
 
 def assert_same_cells(basic: Path, other: Path, *, count: int) -> None:
     """Every cell of `other` has the numbers and the weights of the same cell of `basic`."""
-    known = {result["config_hash"]: number for number, result in enumerate(results(basic))}
-    found = results(other)
-    assert len(found) == count
-    for number, result in enumerate(found):
-        cell = known[result["config_hash"]]
+    numbers = {result["config_hash"]: number for number, result in cells_of(basic).items()}
+    cells = cells_of(other)
+    assert len(cells) == count
+    for number, result in cells.items():
+        same = basic / str(numbers[result["config_hash"]])
         assert result["status"] == "finished"
-        assert result["metrics"] == results(basic)[cell]["metrics"]
-        mine, theirs = weights(basic / str(cell)), weights(other / str(number))
-        assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+        assert result["metrics"] == result_of(same)["metrics"]
+        assert_same_bits(weights_of(same), weights_of(other / str(number)))
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [("hydra/launcher=workers",), ("hydra/launcher=submitit_local",)],
-    ids=["joblib", "submitit_local"],
-)
+def test_cells_that_share_a_cache_have_the_bits_of_those_that_share_nothing(
+    basic: Path, common: list[str], tmp_path: Path
+) -> None:
+    here(tmp_path, *common, *CELLS, "hydra.sweep.dir=sweep")
+    assert_same_cells(basic, tmp_path / "sweep", count=4)
+    pruned = [cell["cache"]["pruned"]["hit"] for cell in cells_of(tmp_path / "sweep").values()]
+    assert pruned == [False, False, True, True]  # sparsity varies fastest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["workers", "submitit_local"])
 def test_parallel_launchers_sharing_a_cache_give_the_bits_of_the_basic_one(
-    basic: Path, common: list[str], tmp_path: Path, launcher: tuple[str, ...]
+    basic: Path, common: list[str], tmp_path: Path, launcher: str
 ) -> None:
     cells = ("method=none,dsnot", "sparsity=0.7", "hydra.sweep.dir=sweep")
-    finish([*common, *cells, *launcher], tmp_path)
+    done = sparsemend_command([*common, *cells, f"hydra/launcher={launcher}"], tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
     assert_same_cells(basic, tmp_path / "sweep", count=2)
-    pruned = [result["cache"]["pruned"] for result in results(tmp_path / "sweep")]
+    pruned = [cell["cache"]["pruned"] for cell in cells_of(tmp_path / "sweep").values()]
     assert sorted(origin["hit"] for origin in pruned) == [False, True]  # one computed, one waited
     assert pruned[0]["made_by"] == pruned[1]["made_by"]
 
 
-def test_a_sweep_killed_half_way_goes_on_with_the_missing_cells(
+@pytest.mark.slow  # test_cells has the rule with made-up results
+def test_a_killed_sweep_goes_on_with_the_missing_cells(
     basic: Path, common: list[str], tmp_path: Path
 ) -> None:
     lines = [*common, *CELLS, "hydra.sweep.dir=sweep"]
-    done = kill_once(start(lines, tmp_path), tmp_path / "sweep", finished=2)
-    before = {path: path.stat().st_mtime_ns for path in done}
-    assert 2 <= len(before) < 4
-    said = finish(lines, tmp_path)
-    assert said.count("finished earlier, not run again") == len(before)
-    assert {path: path.stat().st_mtime_ns for path in done} == before
+    before = kill_at_third_cell(tmp_path, tmp_path / "sweep", *lines)
+    assert here(tmp_path, *lines).count("finished earlier, not run again") == 2
+    assert contents(before) == before
     assert_same_cells(basic, tmp_path / "sweep", count=4)
     table = list(csv.DictReader((tmp_path / "sweep" / "summary.csv").open()))
     assert [row["status"] for row in table] == ["finished"] * 4
 
 
-def test_a_search_killed_half_way_goes_on_and_its_trials_equal_single_runs(
-    common: list[str], tmp_path: Path
-) -> None:
-    """With statistics=dense, so that the cell that repeats the best point exactly is seen too."""
-    folder = tmp_path / "search"
-    lines = [*common, "+search=atp_common_difference", "search.count=4", "sparsity=0.7"]
-    lines += ["statistics=dense", f"hydra.sweep.dir={folder}"]
-    done = kill_once(start(lines, tmp_path), folder, finished=2)
-    before = {path: path.stat().st_mtime_ns for path in done}
-    said = finish(lines, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in done} == before
+SEARCH = ("+search=atp_common_difference", "search.count=3", "sparsity=0.7", "statistics=dense")
+DIFFERENCE = "sparsity_schedule.common_difference"
+
+
+@pytest.fixture(scope="module")
+def searched(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of four trials, and the cell that repeats the best point exactly."""
+    folder = tmp_path_factory.mktemp("search")
+    said = here(folder, *common, *SEARCH, f"hydra.sweep.dir={folder / 'out'}")
     assert "best: sparsemend sparsity_schedule=atp" in said
     assert "statistics=dense: test" in said
-    assert (folder / "search.png").exists()
+    return folder / "out"
 
-    finished = [result for result in results(folder) if result["status"] == "finished"]
-    assert [r["protocol"]["statistics"] for r in finished] == ["dense"] * 5 + ["exact"]
-    difference = [r["config"]["sparsity_schedule"]["common_difference"] for r in finished]
-    assert difference[:5] == sorted(set(difference))
-    last = finished[4]
-    assert last["cache"]["memory"]["model"]["hit"]
-    assert last["cache"]["memory"]["statistics"]["hit"]
 
-    overrides = ("method=none", "sparsity=0.7", "statistics=dense", "sparsity_schedule=atp")
-    single = [
+def difference(cell: dict) -> float:
+    return float(cell["config"]["sparsity_schedule"]["common_difference"])
+
+
+def test_the_trials_of_a_search_equal_single_runs(
+    searched: Path, common: list[str], tmp_path: Path
+) -> None:
+    cells = cells_of(searched)
+    assert [c["protocol"]["statistics"] for c in cells.values()] == ["dense"] * 4 + ["exact"]
+    differences = [difference(cells[number]) for number in range(4)]
+    assert differences == sorted(set(differences))
+    assert cells[3]["cache"]["memory"]["model"]["hit"]
+    assert cells[3]["cache"]["memory"]["statistics"]["hit"]
+    assert (searched / "search.png").exists()
+
+    here(
+        tmp_path,
         *common[1:],
-        *overrides,
-        f"sparsity_schedule.common_difference={difference[4]}",
+        "method=none",
+        "sparsity=0.7",
+        "statistics=dense",
+        "sparsity_schedule=atp",
+        f"{DIFFERENCE}={differences[3]}",
         "evaluation.perplexity.validation=true",
         f"hydra.run.dir={tmp_path / 'single'}",
-    ]
-    finish(single, tmp_path)
-    alone = json.loads((tmp_path / "single" / "result.json").read_text())
-    assert alone["metrics"] == last["metrics"]
-    number = results(folder).index(last)
-    mine, theirs = weights(tmp_path / "single"), weights(folder / str(number))
-    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    )
+    assert result_of(tmp_path / "single")["metrics"] == cells[3]["metrics"]
+    assert_same_bits(weights_of(tmp_path / "single"), weights_of(searched / "3"))
+
+
+@pytest.mark.slow  # test_search has the rule with made-up results
+def test_a_killed_search_goes_on_to_the_trials_of_an_undisturbed_one(
+    searched: Path, common: list[str], tmp_path: Path
+) -> None:
+    lines = [*common, *SEARCH, "hydra.sweep.dir=out"]
+    before = kill_at_third_cell(tmp_path, tmp_path / "out", *lines)
+    said = here(tmp_path, *lines)
+    assert contents(before) == before
+    cells = cells_of(tmp_path / "out")
+    assert list(cells) == [0, 1, 3, 4, 5]  # 2 was killed; 5 repeats the best point
+    assert "best: sparsemend sparsity_schedule=atp" in said
+    for number, undisturbed in ((0, 0), (1, 1), (3, 2), (4, 3), (5, 4)):
+        assert cells[number]["metrics"] == result_of(searched / str(undisturbed))["metrics"]
+        assert_same_bits(
+            weights_of(tmp_path / "out" / str(number)), weights_of(searched / str(undisturbed))
+        )

@@ -1,4 +1,4 @@
-"""The arena from its command: rows of one pruned model, budgets, and going on after a kill."""
+"""The arena from its command: rows of one pruned model, budgets, and going on after a stop."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
-from support.real_sweeps import finish, kill_once, results, start, tokens_run
+from support.command_runs import cells_of, put_workspace, result_of, sparsemend_here, sweep_files
 
 from sparsemend.files import write_json
 from sparsemend.result.window_losses import read_losses
+from sparsemend.sweep.arena import sweeper
 from sparsemend.sweep.arena.sweeper import CostLine, fit_of, pilot_seconds
 
 SHORT = ("experiment=arena", "evaluation=[perplexity]", "arena.steps=5")
@@ -18,7 +19,14 @@ SHORT = ("experiment=arena", "evaluation=[perplexity]", "arena.steps=5")
 
 @pytest.fixture(scope="module")
 def common(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return tokens_run(tmp_path_factory.mktemp("workspace"))
+    return sweep_files(put_workspace(tmp_path_factory.mktemp("workspace")))
+
+
+def arena(folder: Path, *arguments: str) -> str:
+    """What an arena says that ends well, in `folder`/out."""
+    done = sparsemend_here([*arguments, f"hydra.sweep.dir={folder / 'out'}"], folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
 
 
 def arena_csv(folder: Path) -> dict[str, dict[str, str]]:
@@ -26,56 +34,69 @@ def arena_csv(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def test_rows_prune_once_and_end_in_a_table(common: list[str], tmp_path: Path) -> None:
-    folder = tmp_path / "out"
     rows = "arena=none,lors,dsnot,masked_full"
-    said = finish([*common, *SHORT, rows, "arena.rank=2", f"hydra.sweep.dir={folder}"], tmp_path)
+    said = arena(tmp_path, *common, *SHORT, rows, "arena.rank=2")
+    folder = tmp_path / "out"
     assert "best within the budget:" in said
     table = arena_csv(folder)
     assert set(table) == {"dense", "none", "lors", "dsnot", "masked_full"}
     assert {float(table[row]["tokens"]) for row in ("lors", "masked_full")} == {320.0}
     assert all(float(row["sparsity"]) >= 0.59 for name, row in table.items() if name != "dense")
     assert int(float(table["none"]["trained"])) == 0
-    found = results(folder)
-    assert len(found) == 8  # two seeds
-    hits = [content["cache"]["pruned"]["hit"] for content in found]
+    cells = cells_of(folder)
+    assert len(cells) == 8  # two seeds
+    hits = [content["cache"]["pruned"]["hit"] for content in cells.values()]
     assert hits == 2 * [False, True, True, True]
-    for number, content in enumerate(found):
+    for number, content in cells.items():
         losses = read_losses(folder / str(number), "repaired", "perplexity/test")
         value = content["metrics"]["repaired"]["perplexity/test"]
         assert value == pytest.approx(math.exp(losses.mean()), rel=1e-6)
     assert (folder / "arena.png").stat().st_size > 1000
 
 
-def test_a_budget_of_seconds_sets_the_steps(common: list[str], tmp_path: Path) -> None:
-    folder = tmp_path / "out"
+def test_a_budget_of_seconds_sets_the_steps(
+    common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pilots of 3 and 9 steps that took 1.5 s and 4.5 s: half a second a step, so 2 s are four."""
+
+    def seconds(folder: Path) -> float | None:
+        measured = pilot_seconds(folder)
+        return None if measured is None else result_of(folder)["repair"]["steps"] / 2
+
+    monkeypatch.setattr(sweeper, "pilot_seconds", seconds)
     asked = [*common, *SHORT, "arena=none,lors", "seed=0", "budget=seconds", "arena.rank=2"]
     # one validation, at the end: none stops a fit before
-    asked += ["arena.seconds=2", "arena.validate_every=10000", "arena.pilots=[30,120]"]
-    asked += [f"hydra.sweep.dir={folder}"]
-    finish(asked, tmp_path)
-    found = results(folder)
-    assert len(found) == 4  # two rows, two pilots
-    pilots = {p["repair"]["steps"]: p["cost"]["repair"]["seconds"] for p in found[2:]}
-    assert sorted(pilots) == [30, 120]
-    steps = found[1]["config"]["method"]["max_steps"]
-    assert steps == CostLine("method.max_steps", 2.0, pilots).length
-    assert found[1]["repair"]["steps"] == steps
+    asked += ["arena.seconds=2", "arena.validate_every=10000", "arena.pilots=[3,9]"]
+    arena(tmp_path, *asked)
+    folder = tmp_path / "out"
+    cells = cells_of(folder)
+    assert list(cells) == [0, 1, 2, 3]  # two rows, two pilots
+    assert [cells[number]["repair"]["steps"] for number in (1, 2, 3)] == [4, 3, 9]
+    assert cells[1]["config"]["method"]["max_steps"] == 4
     assert float(arena_csv(folder)["lors"]["share_of_budget"]) > 0  # how much is the clock's affair
     assert sorted(arena_csv(folder)) == ["dense", "lors", "none"]  # no pilot
-    before = found[1]["seconds"]
-    said = finish(asked, tmp_path)  # again: pilots and rows are known
+    said = arena(tmp_path, *asked)  # again: pilots and rows are there
     assert said.count("finished earlier, not run again") == 4
-    assert results(folder)[1]["seconds"] == before
+    assert cells_of(folder) == cells
 
 
-def test_a_killed_arena_goes_on(common: list[str], tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-    asked = [*common, *SHORT, "arena=none,dsnot,lors", "seed=0", f"hydra.sweep.dir={folder}"]
-    done = kill_once(start(asked, tmp_path), folder, finished=1)
-    said = finish(asked, tmp_path)
-    assert said.count("finished earlier, not run again") == len(done)
-    assert [result["status"] for result in results(folder)] == ["finished"] * 3
-    assert set(arena_csv(folder)) == {"dense", "none", "dsnot", "lors"}
+def test_a_stopped_arena_goes_on(
+    common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*common, *SHORT, "arena=none,dsnot,lors", "seed=0"]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsemend.method.dsnot.dsnot.DSnoT.repair", interrupted)
+    stopped = sparsemend_here([*asked, f"hydra.sweep.dir={tmp_path / 'out'}"], tmp_path)
+    assert stopped.returncode == 130
+    monkeypatch.undo()
+    said = arena(tmp_path, *asked)
+    assert said.count("finished earlier, not run again") == 1
+    cells = cells_of(tmp_path / "out")
+    assert [cell["status"] for cell in cells.values()] == ["finished"] * 3
+    assert set(arena_csv(tmp_path / "out")) == {"dense", "none", "dsnot", "lors"}
 
 
 def test_pilots_that_say_nothing_of_a_step_are_reported(
