@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 BLOCK, HEADER = 32 * 1024, 7
@@ -67,15 +67,16 @@ def read_offline(run_folder: Path) -> OfflineRun:
 
 
 def finished(run_folder: Path) -> tuple[OfflineRun, list[Any]]:
-    """The run and its records; `finish` returns a moment before the service has written all."""
+    """The run and its records.
+
+    `finish` returns a moment before the service of this process has written all, so that ends
+    first: the service waits for its writers.
+    """
+    wandb.teardown()
     (path,) = run_folder.glob("wandb/offline-run-*/*.wandb")
-    deadline = time.monotonic() + 30
-    while True:
-        found = list(records(path))
-        if found and found[-1].WhichOneof("record_type") == "exit":
-            return OfflineRun(path.parent), found
-        assert time.monotonic() < deadline, f"{path} never got its last record"
-        time.sleep(0.05)
+    content = list(records(path))
+    assert content[-1].WhichOneof("record_type") == "exit"
+    return OfflineRun(path.parent), content
 
 
 def put(row: dict[str, Any], item: Any) -> None:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -66,23 +65,25 @@ def test_started_again_it_runs_the_broken_cells_alone(command, tmp_path) -> None
 def test_resume_auto_finds_the_newest_unfinished_sweep_of_the_same_overrides(
     command, tmp_path, monkeypatch
 ) -> None:
-    command(*SWEEP, run=failing_at(0.6))
+    def begin(*arguments: str, number: int, run: Any = lambda cfg: 1.0) -> list[DictConfig]:
+        """Jobs of a process of its own, so that sweeps of one second have folders of their own."""
+        monkeypatch.setattr(os, "getpid", lambda: 2**22 + number)  # above what Linux gives
+        return command(*arguments, run=run)[1]
+
+    begin(*SWEEP, number=1, run=failing_at(0.6))
     (folder,) = (tmp_path / "multirun" / "default").iterdir()
-    monkeypatch.setattr(os, "getpid", lambda: 2**22 - 1)  # another run id, and no such process
-    _, other = command("-m", "sparsity=0.5,0.7", "resume=auto", run=lambda cfg: 1.0)
-    assert len(other) == 2
-    _, seen = command(*SWEEP, "resume=auto", run=lambda cfg: 1.0)
-    assert [cfg.sparsity for cfg in seen] == [0.6, 0.6]
+    assert len(begin("-m", "sparsity=0.5,0.7", "resume=auto", number=2)) == 2
+    assert [cfg.sparsity for cfg in begin(*SWEEP, "resume=auto", number=3)] == [0.6, 0.6]
     assert len(list((tmp_path / "multirun" / "default").iterdir())) == 2
     assert {r["status"] for r in rows(folder)} == {"finished"}
-    _, again = command(*SWEEP, "resume=auto", run=lambda cfg: 1.0)
-    assert len(again) == 4  # that one is finished, so this is a new sweep
+    # that one is finished, so this is a new sweep
+    assert len(begin(*SWEEP, "resume=auto", number=4)) == 4
 
 
 def test_resume_auto_does_not_join_a_sweep_that_still_runs(command, monkeypatch, capsys) -> None:
     command(*SWEEP, run=failing_at(0.6))
     (note,) = Path("multirun/default").glob("*/sweep.json")
-    running = subprocess.Popen(["sleep", "60"])
+    running = subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # which waits for its input's end
     content = {**json.loads(note.read_text()), "status": "running"}
     content["process"]["pid"] = running.pid
     note.write_text(json.dumps(content))
@@ -90,11 +91,11 @@ def test_resume_auto_does_not_join_a_sweep_that_still_runs(command, monkeypatch,
     assert (code, seen) == (1, [])
     assert f"still runs (process {running.pid}" in capsys.readouterr().err
     running.kill()
-    while alive(content):  # killed, not yet waited for: a zombie
-        time.sleep(0.01)
+    os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)  # leaves it a zombie
+    assert not alive(content)
     _, seen = command(*SWEEP, "resume=auto", run=lambda cfg: 1.0)
     assert [cfg.sparsity for cfg in seen] == [0.6, 0.6]
-    running.wait()
+    running.communicate()
 
 
 def test_a_sweep_in_the_folder_of_another_is_refused_before_its_first_job(

@@ -259,7 +259,7 @@ def browse(tmp_path: Path, *arguments: str) -> str:
         [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     )
     return done.stdout
