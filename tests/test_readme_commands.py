@@ -149,7 +149,6 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Block], Pat
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.commands
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_the_command_runs(command: Command, folder_of: Callable[[Block], Path]) -> None:
