@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from support.command_runs import here
 
 from sparsemend.bench import preflight as bench_preflight
 from sparsemend.bench.choices import compose_section
@@ -142,7 +143,7 @@ def test_every_label_of_the_yaml_stands_for_a_method(label: str) -> None:
 
 
 def test_help_explains_itself_and_names_every_suite_and_shape(tmp_path: Path) -> None:
-    done = python("-m", "sparsemend.cli.bench", "--help", folder=tmp_path)
+    done = here(bench.main, ["sparsemend-bench", "--help"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("sparsemend-bench: what repair methods and pruners cost")
     for group in ("suite", "shape"):
@@ -171,18 +172,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("bench")
     (folder / "conf" / "method").mkdir(parents=True)
     (folder / "conf" / "method" / "mine.yaml").write_text("defaults: [masked_lora, _self_]\n")
-    done = python(
-        "-m",
-        "sparsemend.cli.bench",
-        *SMALL,
+    lines = [
         "--config-dir=conf",
         "+suite.methods.mine={method: mine, rank: 2}",
         "suite.baseline=mine",
         "suite.only=[masked_full]",
         "dtype=bfloat16",
         "hydra.run.dir=out",
-        folder=folder,
-    )
+    ]
+    done = here(bench.main, ["sparsemend-bench", *SMALL, *lines], folder)
     assert done.returncode == 0, done.stderr
     return folder / "out", done.stdout
 

@@ -11,7 +11,7 @@ from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from transformers import AutoTokenizer
 
 from sparsemend.config.locations import conf_folder, resolve_path
-from sparsemend.data import python_docs_task
+from sparsemend.data import documentation_examples
 from sparsemend.data.documentation import Document
 from sparsemend.data.documentation_examples import summary, task_examples
 from sparsemend.data.prompts import Prompted
@@ -37,7 +37,7 @@ DOCUMENTS = (
 
 @pytest.fixture
 def few_documents(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(python_docs_task, "documents", lambda: DOCUMENTS)
+    monkeypatch.setattr(documentation_examples, "documents", lambda: DOCUMENTS)
     task_examples.cache_clear()
     yield
     task_examples.cache_clear()

@@ -71,6 +71,15 @@ def test_a_run_continues_in_the_folder_of_its_unfinished_twin(tmp_path: Path) ->
     assert last_checkpoint(folder) == folder / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.parametrize("newest", ["one", "two"])
+def test_of_two_unfinished_twins_the_newest_continues(tmp_path: Path, newest: str) -> None:
+    for name in ("one", "two"):
+        unfinished(tmp_path / name, WANTED)
+        seconds = 2000 if name == newest else 1000
+        os.utime(tmp_path / name / "result.json", (seconds, seconds))
+    assert find_unfinished(tmp_path, config_hash(WANTED)) == tmp_path / newest
+
+
 @pytest.mark.parametrize(
     ("left", "resumed"), [("block_0.safetensors", True), (".block_0.safetensors.7.partial", False)]
 )

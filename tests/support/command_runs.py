@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jsonschema
@@ -72,6 +72,11 @@ def sweep_files(workspace: Path) -> list[str]:
 
 def sparsemend_here(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command in this process, which spares the seconds of importing torch once more."""
+    return here(cli.main, ["sparsemend", *arguments], cwd)
+
+
+def here(main: Callable[[], None], argv: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A console command's `main` in this process, which is left as it was."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
         process_state(),
@@ -79,13 +84,13 @@ def sparsemend_here(arguments: Sequence[str], cwd: Path) -> subprocess.Completed
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):
-        sys.argv = ["sparsemend", *arguments]
+        sys.argv = argv
         try:
-            cli.main()
+            main()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
-    return subprocess.CompletedProcess(sys.argv, code, stdout.getvalue(), stderr.getvalue())
+    return subprocess.CompletedProcess(argv, code, stdout.getvalue(), stderr.getvalue())
 
 
 def sparsemend_command(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -71,6 +71,7 @@ def assert_same_cells(basic: Path, other: Path, *, count: int) -> None:
         assert_same_bits(weights_of(same), weights_of(other / str(number)))
 
 
+@pytest.mark.slow  # run/test_shared has it stage by stage
 def test_cells_that_share_a_cache_have_the_bits_of_those_that_share_nothing(
     basic: Path, common: list[str], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from support.tiers import slow_but_for
 
 from sparsemend.config.compose import compose_jobs
 from sparsemend.config.locations import conf_folder
@@ -16,6 +17,8 @@ from sparsemend.table.needs import needs_of
 from sparsemend.table.published import find_cell, published_numbers
 
 EXPERIMENTS = {experiment.name: experiment for experiment in experiments()}
+# one that only prunes, one that repairs block by block, one that trains and measures tasks
+EACH = slow_but_for(EXPERIMENTS, ("dsnot/opt_125m", "ebft/dsnot", "sp_lora/masked_lora"))
 READ_GROUPS = ("model", "pruner", "sparsity_schedule", "method", "data")
 
 
@@ -38,7 +41,7 @@ def telling_jobs(name: str) -> Iterator[Job]:
         seen.update(job.overrides)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", EACH)
 def test_what_is_read_of_an_experiment_is_what_composes(name: str) -> None:
     for job in telling_jobs(name):
         lines = [f"experiment={name}", *job.overrides]
@@ -62,7 +65,7 @@ def scaled(name: str) -> DictConfig:
     return compose("run", [*lines, f"scale={scale[1]}"])
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", EACH)
 def test_an_experiment_runs_with_the_tiny_model_substituted(name: str) -> None:
     cfg = scaled(name)
     assert (cfg.model.name, cfg.data.name, cfg.hardware.accelerator) == (
@@ -76,7 +79,7 @@ def test_an_experiment_runs_with_the_tiny_model_substituted(name: str) -> None:
         assert cfg.evaluation.zero_shot.suite == "docs"  # offline
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", EACH)
 def test_an_experiment_is_named_after_a_published_table(name: str) -> None:
     cfg = compose("run", [f"experiment={name}"])
     known = {cell.title for cell in published_numbers()}
@@ -86,7 +89,7 @@ def test_an_experiment_is_named_after_a_published_table(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", EACH)
 def test_the_command_sweeps_an_experiment_without_further_words(name: str) -> None:
     configs, sweep = compose_jobs(
         [f"experiment={name}"],
@@ -128,7 +131,7 @@ def plain_cells() -> list[str]:
     return list(found.values())
 
 
-@pytest.mark.parametrize("identity", plain_cells())
+@pytest.mark.parametrize("identity", slow_but_for(plain_cells(), plain_cells()[:3]))
 def test_an_unrepaired_cell_is_measured_without_training(identity: str) -> None:
     line = command_of(identity, None, [])
     cfg = compose("run", line[1:])

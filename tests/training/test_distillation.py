@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.contracts import bench_for, method_of, pruned_model, windows
 from support.families import random_model
+from support.tiers import slow_but_for
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -156,7 +157,7 @@ def test_while_both_weights_are_zero_no_dense_model_is_loaded(tmp_path: Path) ->
     assert "teacher" not in made.repair(pruned_model(), bench)
 
 
-@pytest.mark.parametrize("term", ["weight=1.0", "hidden_weight=10.0"])
+@pytest.mark.parametrize("term", slow_but_for(["weight=1.0", "hidden_weight=10.0"], ["weight=1.0"]))
 def test_a_distilled_model_ends_nearer_to_the_dense_one(term: str, tmp_path: Path) -> None:
     """In what was distilled, on windows that were not trained on, than with cross-entropy alone."""
     judge = teacher(weight=1.0, hidden_weight=1.0)

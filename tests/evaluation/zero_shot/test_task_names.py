@@ -43,6 +43,7 @@ def test_every_task_of_every_suite_exists() -> None:
         check(f"evaluation.zero_shot.suite={suite}")
 
 
+@pytest.mark.slow  # the harness reads all of its tasks; the test below finds a group among them
 def test_a_group_of_tasks_that_lie_elsewhere_finds_them(tmp_path: Path) -> None:
     group = (
         "group: mine\ntask:\n  - docs_continuation\n  - task: docs_summary\n    num_fewshot: 1\n"

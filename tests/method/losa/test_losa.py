@@ -22,6 +22,7 @@ from support.contracts import (
     pruned_model,
 )
 from support.families import random_model
+from support.tiers import slow_but_for
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -118,7 +119,9 @@ def test_above_the_last_limit_the_band_of_the_round_before_is_kept(tmp_path: Pat
     assert [record["delta"] for record in report["rounds"]] == [0.01, 0.01]
 
 
-@pytest.mark.parametrize("pruner", [WANDA, SPARSEGPT, Magnitude(group="layer")])
+@pytest.mark.parametrize(
+    "pruner", slow_but_for([WANDA, SPARSEGPT, Magnitude(group="layer")], [WANDA])
+)
 def test_an_exact_budget_is_met_to_one_weight(pruner: Pruner, tmp_path: Path) -> None:
     bench = replace(bench_for(tmp_path), pruner=pruner, rounding="exact_budget", sparsity=0.477)
     model, report = repaired(losa(rounds=3, delta=0.06), bench)
@@ -292,7 +295,7 @@ def test_a_fixed_pattern_holds_in_every_round_and_its_support_moves(tmp_path: Pa
     assert report["rounds"][-1]["achieved"] == 0.5
 
 
-@pytest.mark.parametrize("family", ["opt", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("family", slow_but_for(["opt", "gpt_neox", "gemma2"], ["opt"]))
 def test_other_families(family: str, tmp_path: Path) -> None:
     model, report = repaired(losa(), bench_for(tmp_path, family=family), family)
     check_supports(model)
@@ -347,7 +350,9 @@ def without_seconds(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k != "seconds"} for record in report["rounds"]]
 
 
-@pytest.mark.parametrize(("pruner", "checkpoint_every"), [(SPARSEGPT, 1), (WANDA, 100)])
+@pytest.mark.parametrize(
+    ("pruner", "checkpoint_every"), slow_but_for([(SPARSEGPT, 1), (WANDA, 100)], [(WANDA, 100)])
+)
 def test_a_repair_stopped_anywhere_goes_on_to_the_same_bits(
     pruner: Pruner, checkpoint_every: int, tmp_path: Path
 ) -> None:
@@ -380,7 +385,7 @@ class InterruptAtEnd(Callback):
         raise Interrupt
 
 
-@pytest.mark.parametrize("state", ["carried", "fresh"])
+@pytest.mark.parametrize("state", slow_but_for(["carried", "fresh"], ["carried"]))
 def test_a_repair_stopped_between_a_fit_and_the_rounds_file_goes_on_to_the_same_bits(
     state: str, tmp_path: Path
 ) -> None:
@@ -452,6 +457,7 @@ def test_the_released_preset_is_the_released_behaviour() -> None:
         assert steps * 8 == end - first
 
 
+@pytest.mark.slow  # as its parts do above
 def test_the_released_preset_repairs(tmp_path: Path) -> None:
     """With fewer rows and steps than it names."""
     method = dict(released().method)

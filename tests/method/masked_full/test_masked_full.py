@@ -10,12 +10,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from support import contracts
 from support.contracts import Interrupt, InterruptBefore, bench_for, bits, method_of, pruned_model
+from support.tiers import slow_but_for
 from torch import Tensor
 
 from sparsemend.method.masked_full.masked_full import MaskedFull
 from sparsemend.sparse.linear import check_supports, sparse_linears
 
-RULES = pytest.mark.parametrize("rule", ["set", "rigl", "rigl_momentum"])
+RULES = ["set", "rigl", "rigl_momentum"]
 
 
 def moving(rule: str, *overrides: str) -> MaskedFull:
@@ -26,7 +27,7 @@ def moving(rule: str, *overrides: str) -> MaskedFull:
     return method
 
 
-@RULES
+@pytest.mark.parametrize("rule", RULES)
 def test_the_support_moves_and_keeps_its_size(rule: str, tmp_path: Path) -> None:
     model = pruned_model()
     before = {n: linear.keep.clone() for n, linear in sparse_linears(model)}
@@ -90,7 +91,7 @@ def test_rigl_grows_the_largest_gradients_at_zero_and_without_moments(tmp_path: 
     assert spy.gradient[grown].abs().min() >= spy.gradient[left_out].abs().max()
 
 
-@RULES
+@pytest.mark.parametrize("rule", slow_but_for(RULES, ["rigl_momentum"]))
 def test_a_killed_fit_resumes_to_the_same_bits(rule: str, tmp_path: Path) -> None:
     whole = pruned_model()
     moving(rule).repair(whole, bench_for(tmp_path / "whole"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import contracts
 from support.families import random_model
+from support.tiers import slow_but_for
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -310,8 +311,13 @@ def deep(layers: int, tmp_path: Path) -> tuple[PreTrainedModel, Workbench]:
     return model, bench
 
 
-@pytest.mark.parametrize("form", ["weights", "masked_lora"])
-@pytest.mark.parametrize(("inputs", "targets"), STREAMS)
+@pytest.mark.parametrize(
+    ("inputs", "targets", "form"),
+    slow_but_for(
+        [(*streams, form) for streams in STREAMS for form in ("weights", "masked_lora")],
+        [(*STREAMS[0], "weights"), (*STREAMS[2], "masked_lora")],
+    ),
+)
 def test_what_it_needs_beside_the_models_does_not_grow_with_depth(
     inputs: str, targets: str, form: str, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from support import contracts
 from support.contracts import Interrupt, InterruptBefore, bench_for, bits, method_of, pruned_model
 from support.families import FAMILIES, random_model
+from support.tiers import slow_but_for
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,7 +129,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", slow_but_for(VARIANTS, ["defaults", "active", "candidates", "fold", "start anywhere"])
+)
 def test_every_variant_evolves_within_its_budget(name: str, tmp_path: Path) -> None:
     """Rounds after steps 2, 6, 10; supports checked before every step; zeros as promised."""
     model = pruned_model()
@@ -166,7 +169,10 @@ def resumed(make: Any, out: Path, step: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["defaults", "candidates", "last", "refill", "fold", "start at gradients"]
+    "name",
+    slow_but_for(
+        ["defaults", "candidates", "last", "refill", "fold", "start at gradients"], ["defaults"]
+    ),
 )
 def test_a_fit_killed_within_a_window_or_after_a_round_resumes_to_the_same_bits(
     name: str, tmp_path: Path

@@ -54,6 +54,7 @@ def test_rows_prune_once_and_end_in_a_table(common: list[str], tmp_path: Path) -
     assert (folder / "arena.png").stat().st_size > 1000
 
 
+@pytest.mark.slow  # the length of a row is that of the tests of Fit below
 def test_a_budget_of_seconds_sets_the_steps(
     common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_budget_of_seconds_sets_the_steps(
     assert cells_of(folder) == cells
 
 
+@pytest.mark.slow  # as any sweep does, see test_cells
 def test_a_stopped_arena_goes_on(
     common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 from omegaconf import DictConfig
+from support.tiers import slow_but_for
 
 from sparsemend.sweep.search.samplers import GOLDEN, next_golden
 from sparsemend.sweep.search.space import bound
@@ -60,16 +61,17 @@ def test_a_killed_search_goes_on_with_the_trials_that_are_missing(command, tmp_p
             raise Killed
         return bowl(0.05)(cfg)
 
+    lines = (*SEARCH, "search.count=5")
     with pytest.raises(Killed):
-        command(*SEARCH, run=dying)
+        command(*lines, run=dying)
     assert [t.state.name for t in study(tmp_path / "out").trials[-2:]] == ["COMPLETE", "RUNNING"]
-    code, seen = command(*SEARCH, run=bowl(0.05))
+    code, seen = command(*lines, run=bowl(0.05))
     assert code == 0
-    assert [difference(cfg) for cfg in seen] == [LIMIT * (k / 9) for k in range(6, 10)]
+    assert [difference(cfg) for cfg in seen] == [LIMIT * (k / 5) for k in range(3, 6)]
     assert study(tmp_path / "out").best_trial.params == {
-        "sparsity_schedule.common_difference": LIMIT * (3 / 9)
+        "sparsity_schedule.common_difference": LIMIT * (2 / 5)
     }
-    code, seen = command(*SEARCH, run=bowl(0.05))
+    code, seen = command(*lines, run=bowl(0.05))
     assert (code, seen) == (0, [])  # nothing is missing any more
 
 
@@ -91,10 +93,10 @@ def test_a_nan_is_a_failed_trial_and_the_search_goes_on(command, tmp_path) -> No
     def run(cfg: DictConfig) -> float:
         return math.nan if difference(cfg) < 0.03 else bowl(0.05)(cfg)
 
-    code, seen = command(*SEARCH, run=run)
-    assert (code, len(seen)) == (0, 10)
+    code, seen = command(*SEARCH, "search.count=5", run=run)
+    assert (code, len(seen)) == (0, 6)
     states = [trial.state.name for trial in study(tmp_path / "out").trials]
-    assert states == ["FAIL"] * 2 + ["COMPLETE"] * 8
+    assert states == ["FAIL"] * 1 + ["COMPLETE"] * 5
 
 
 def test_if_every_trial_fails_the_first_error_is_said(command, capsys) -> None:
@@ -114,7 +116,7 @@ def test_if_no_perplexity_is_finite_it_says_so(command, capsys) -> None:
     assert "every trial gave a perplexity that is not finite" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sampler", ["golden", "tpe"])
+@pytest.mark.parametrize("sampler", slow_but_for(["golden", "tpe"], ["golden"]))
 def test_samplers_of_an_interval_stay_legal_and_come_near(command, sampler: str) -> None:
     lines = (*SEARCH, f"search.sampler={sampler}", "search.trials=9")
     code, seen = command(*lines, run=bowl(0.05))
@@ -127,6 +129,7 @@ def test_samplers_of_an_interval_stay_legal_and_come_near(command, sampler: str)
     assert min(abs(value - 0.05) for value in values) <= near
 
 
+@pytest.mark.slow  # the sampler is tested below, going on above
 def test_a_golden_section_that_is_killed_goes_on_to_the_same_points(command, tmp_path) -> None:
     lines = ("-m", "+search=atp_common_difference", "search.sampler=golden", "search.trials=6")
     _, undisturbed = command(*lines, "hydra.sweep.dir=one", run=bowl(0.1))
@@ -210,6 +213,10 @@ def test_another_search_in_the_same_folder_is_refused(command, capsys) -> None:
 def test_the_same_machinery_searches_other_keys(command) -> None:
     code, seen = command("-m", "+search=rank", "method=lors", run=lambda cfg: 1 / cfg.method.rank)
     assert (code, [cfg.method.rank for cfg in seen]) == (0, [2, 4, 8, 16, 32])
+
+
+@pytest.mark.slow  # by the samplers of the tests above
+def test_fractions_and_learning_rates_are_searched_too(command) -> None:
     code, seen = command("-m", "+search=drop_fraction", "method=seft", run=lambda cfg: 1.0)
     assert [cfg.method.initial_drop_rate for cfg in seen] == [0.05, 0.1, 0.2, 0.3, 0.5]
     rates: list[Any] = []
