@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.families import random_model
 from support.schedules import schedule_of
+from support.tiers import slow_but_for
 from torch import Tensor
 
 from sparsemend.blocks.find import prunable_linears
@@ -33,12 +34,15 @@ def options(name: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [
-        ("llama", torch.float32),
-        ("opt", torch.bfloat16),
-        ("gpt_neox", torch.float32),
-        ("gemma2", torch.bfloat16),
-    ],
+    slow_but_for(
+        [
+            ("llama", torch.float32),
+            ("opt", torch.bfloat16),
+            ("gpt_neox", torch.float32),
+            ("gemma2", torch.bfloat16),
+        ],
+        [("llama", torch.float32), ("opt", torch.bfloat16)],
+    ),
 )
 @pytest.mark.parametrize("name", EVERY)
 def test_every_linear_gets_a_rate_the_mean_is_the_target_and_the_model_is_left_alone(

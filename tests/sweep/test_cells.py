@@ -18,6 +18,7 @@ from sparsemend.result.folder import alive
 from sparsemend.sweep import cells
 
 SWEEP = ("-m", "sparsity=0.5,0.6", "method=none,dsnot")
+PAIR = ("-m", "sparsity=0.5,0.6")
 
 
 def failing_at(sparsity: float) -> Any:
@@ -70,31 +71,31 @@ def test_resume_auto_finds_the_newest_unfinished_sweep_of_the_same_overrides(
         monkeypatch.setattr(os, "getpid", lambda: 2**22 + number)  # above what Linux gives
         return command(*arguments, run=run)[1]
 
-    begin(*SWEEP, number=1, run=failing_at(0.6))
+    begin(*PAIR, number=1, run=failing_at(0.6))
     (folder,) = (tmp_path / "multirun" / "default").iterdir()
     assert len(begin("-m", "sparsity=0.5,0.7", "resume=auto", number=2)) == 2
-    assert [cfg.sparsity for cfg in begin(*SWEEP, "resume=auto", number=3)] == [0.6, 0.6]
+    assert [cfg.sparsity for cfg in begin(*PAIR, "resume=auto", number=3)] == [0.6]
     assert len(list((tmp_path / "multirun" / "default").iterdir())) == 2
     assert {r["status"] for r in rows(folder)} == {"finished"}
     # that one is finished, so this is a new sweep
-    assert len(begin(*SWEEP, "resume=auto", number=4)) == 4
+    assert len(begin(*PAIR, "resume=auto", number=4)) == 2
 
 
-def test_resume_auto_does_not_join_a_sweep_that_still_runs(command, monkeypatch, capsys) -> None:
-    command(*SWEEP, run=failing_at(0.6))
+def test_resume_auto_does_not_join_a_sweep_that_still_runs(command, capsys) -> None:
+    command(*PAIR, run=failing_at(0.6))
     (note,) = Path("multirun/default").glob("*/sweep.json")
     running = subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # which waits for its input's end
     content = {**json.loads(note.read_text()), "status": "running"}
     content["process"]["pid"] = running.pid
     note.write_text(json.dumps(content))
-    code, seen = command(*SWEEP, "resume=auto")
+    code, seen = command(*PAIR, "resume=auto")
     assert (code, seen) == (1, [])
     assert f"still runs (process {running.pid}" in capsys.readouterr().err
     running.kill()
     os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)  # leaves it a zombie
     assert not alive(content)
-    _, seen = command(*SWEEP, "resume=auto", run=lambda cfg: 1.0)
-    assert [cfg.sparsity for cfg in seen] == [0.6, 0.6]
+    _, seen = command(*PAIR, "resume=auto", run=lambda cfg: 1.0)
+    assert [cfg.sparsity for cfg in seen] == [0.6]
     running.communicate()
 
 

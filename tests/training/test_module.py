@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from support import contracts
 from support.contracts import bench_for, bits, method_of, pruned_model, trainer_factory
+from support.tiers import slow_but_for
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -223,7 +224,12 @@ def test_a_plan_that_cannot_work_is_refused(override: str, message: str) -> None
         MaskedFull(**{**settings, key: parsed})
 
 
-@pytest.mark.parametrize("name", ["masked_lora", "lors", "spp", "lora_prune", "masked_full"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but_for(
+        ["masked_lora", "lors", "spp", "lora_prune", "masked_full"], ["lors", "masked_full"]
+    ),
+)
 def test_bf16_true_trains_in_bf16_and_holds_the_zeros(name: str, tmp_path: Path) -> None:
     seen: set[torch.dtype] = set()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.command_runs import cells_of, put_workspace, result_of, sparsemend_here, sweep_files
+from support.tiers import slow_but_for
 
 from sparsemend.files import write_json
 from sparsemend.result.window_losses import read_losses
@@ -33,20 +34,24 @@ def arena_csv(folder: Path) -> dict[str, dict[str, str]]:
     return {row["row"]: row for row in csv.DictReader((folder / "arena.csv").open())}
 
 
-def test_rows_prune_once_and_end_in_a_table(common: list[str], tmp_path: Path) -> None:
-    rows = "arena=none,lors,dsnot,masked_full"
-    said = arena(tmp_path, *common, *SHORT, rows, "arena.rank=2")
+@pytest.mark.parametrize(
+    "rows", slow_but_for(["none,lors", "none,lors,dsnot,masked_full"], ["none,lors"])
+)
+def test_rows_prune_once_and_end_in_a_table(common: list[str], tmp_path: Path, rows: str) -> None:
+    names = rows.split(",")
+    said = arena(tmp_path, *common, *SHORT, f"arena={rows}", "arena.rank=2")
     folder = tmp_path / "out"
     assert "best within the budget:" in said
     table = arena_csv(folder)
-    assert set(table) == {"dense", "none", "lors", "dsnot", "masked_full"}
-    assert {float(table[row]["tokens"]) for row in ("lors", "masked_full")} == {320.0}
+    assert set(table) == {"dense", *names}
+    trained = [row for row in names if row in ("lors", "masked_full")]
+    assert {float(table[row]["tokens"]) for row in trained} == {320.0}
     assert all(float(row["sparsity"]) >= 0.59 for name, row in table.items() if name != "dense")
     assert int(float(table["none"]["trained"])) == 0
     cells = cells_of(folder)
-    assert len(cells) == 8  # two seeds
+    assert len(cells) == 2 * len(names)  # two seeds
     hits = [content["cache"]["pruned"]["hit"] for content in cells.values()]
-    assert hits == 2 * [False, True, True, True]
+    assert hits == 2 * [False, *[True] * (len(names) - 1)]
     for number, content in cells.items():
         losses = read_losses(folder / str(number), "repaired", "perplexity/test")
         value = content["metrics"]["repaired"]["perplexity/test"]

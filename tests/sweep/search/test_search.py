@@ -210,13 +210,10 @@ def test_another_search_in_the_same_folder_is_refused(command, capsys) -> None:
     assert "out holds another search" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # by the samplers of the tests above
 def test_the_same_machinery_searches_other_keys(command) -> None:
     code, seen = command("-m", "+search=rank", "method=lors", run=lambda cfg: 1 / cfg.method.rank)
     assert (code, [cfg.method.rank for cfg in seen]) == (0, [2, 4, 8, 16, 32])
-
-
-@pytest.mark.slow  # by the samplers of the tests above
-def test_fractions_and_learning_rates_are_searched_too(command) -> None:
     code, seen = command("-m", "+search=drop_fraction", "method=seft", run=lambda cfg: 1.0)
     assert [cfg.method.initial_drop_rate for cfg in seen] == [0.05, 0.1, 0.2, 0.3, 0.5]
     rates: list[Any] = []
