@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from support import contracts
 from support.tiers import slow_but_for
 
@@ -33,7 +33,8 @@ def composed(group: str, member: str) -> DictConfig:
 
 EVERY = [(group, member) for group in BUILT for member in members(group)]
 METHODS = members("method")
-TRAINED = [m for m in METHODS if isinstance(contracts.method_of(m), TrainedRepair)]
+TARGETS = {m: OmegaConf.load(conf_folder() / "method" / f"{m}.yaml")["_target_"] for m in METHODS}
+TRAINED = [m for m in METHODS if issubclass(get_class(TARGETS[m]), TrainedRepair)]
 
 
 @pytest.mark.parametrize(("group", "member"), EVERY)

@@ -123,15 +123,18 @@ def test_unrepaired_and_dense_cells_come_with_a_repaired_job() -> None:
 
 def plain_cells() -> list[str]:
     """One unrepaired cell of every experiment that trains."""
-    found: dict[str, str] = {}
-    for cell in published_numbers():
+    identities: dict[str, str] = {}
+    for cell in published():
         job = job_for(cell)
         if job is not None and any(line.startswith("~method.") for line in job.overrides):
-            found.setdefault(job.experiment, cell.identity)
-    return list(found.values())
+            identities.setdefault(job.experiment, cell.identity)
+    return list(identities.values())
 
 
-@pytest.mark.parametrize("identity", slow_but_for(plain_cells(), plain_cells()[:1]))
+PLAIN_CELLS = plain_cells()
+
+
+@pytest.mark.parametrize("identity", slow_but_for(PLAIN_CELLS, PLAIN_CELLS[:1]))
 def test_an_unrepaired_cell_is_measured_without_training(identity: str) -> None:
     line = command_of(identity, None, [])
     cfg = compose("run", line[1:])
