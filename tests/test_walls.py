@@ -108,7 +108,7 @@ def test_a_wrong_import_is_refused(tmp_path: Path, module: str, line: str, contr
         env={"PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "300"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 1, done.stdout
     assert f"{contract['name']} BROKEN" in done.stdout

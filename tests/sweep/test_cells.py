@@ -158,13 +158,13 @@ def test_a_cache_without_room_is_refused_with_the_size(command, monkeypatch, cap
     usage = type("usage", (), {"free": 40 * 2**20})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     lines = ("-m", "sparsity=0.5,0.6", "method=none,dsnot")  # two models of 8 MiB
-    assert command(*lines)[0] == 0
+    assert command(*lines, "hydra.sweep.dir=room")[0] == 0
     usage.free = 10 * 2**20
     code, seen = command(*lines, "hydra.sweep.dir=out")
     assert (code, seen) == (1, [])
     assert "has 0.01 GiB free" in (said := capsys.readouterr().err)
     assert "cache.models=false" in said
-    assert command(*lines, "cache=off")[0] == 0
+    assert command(*lines, "cache=off", "hydra.sweep.dir=off")[0] == 0
 
 
 def test_an_objective_that_is_not_finite_reads_as_none(command, tmp_path) -> None:

@@ -212,9 +212,12 @@ def test_another_search_in_the_same_folder_is_refused(command, capsys) -> None:
 
 @pytest.mark.slow  # by the samplers of the tests above
 def test_the_same_machinery_searches_other_keys(command) -> None:
-    code, seen = command("-m", "+search=rank", "method=lors", run=lambda cfg: 1 / cfg.method.rank)
+    # folders of their own: those named by date and time are one within a second
+    lines = ("-m", "+search=rank", "method=lors", "hydra.sweep.dir=rank")
+    code, seen = command(*lines, run=lambda cfg: 1 / cfg.method.rank)
     assert (code, [cfg.method.rank for cfg in seen]) == (0, [2, 4, 8, 16, 32])
-    code, seen = command("-m", "+search=drop_fraction", "method=seft", run=lambda cfg: 1.0)
+    lines = ("-m", "+search=drop_fraction", "method=seft", "hydra.sweep.dir=fraction")
+    code, seen = command(*lines, run=lambda cfg: 1.0)
     assert [cfg.method.initial_drop_rate for cfg in seen] == [0.05, 0.1, 0.2, 0.3, 0.5]
     rates: list[Any] = []
 
@@ -222,6 +225,7 @@ def test_the_same_machinery_searches_other_keys(command) -> None:
         rates.append(cfg.method.learning_rate)
         return abs(math.log10(cfg.method.learning_rate) + 3)
 
-    code, _ = command("-m", "+search=learning_rate", "method=lors", "search.trials=6", run=run)
+    lines = ("-m", "+search=learning_rate", "method=lors", "hydra.sweep.dir=rate")
+    code, _ = command(*lines, "search.trials=6", run=run)
     assert (code, len(rates)) == (0, 6)
     assert all(1e-4 <= rate <= 3e-2 for rate in rates)
