@@ -51,7 +51,10 @@ class SparseLinear(nn.Linear):
 
     @torch.no_grad()
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
-        """Make `weight * keep` the effective weight; besides SEFT's rounds the only writer of the support."""
+        """Make `weight * keep` the effective weight.
+
+        Besides SEFT's rounds this is the only writer of the support.
+        """
         self.packed_keep.copy_(pack(_check_keep(keep, self.weight).to(self.packed_keep.device)))
         self.weight.copy_(weight)
         self.project_()
