@@ -84,6 +84,29 @@ def test_what_early_checks_read_of_a_member_reaches_no_torch() -> None:
     assert reached == []
 
 
+def test_every_module_of_a_torch_free_room_is_imported_without_torch() -> None:
+    """What the linter cannot see: lazy imports that moved up, and torch behind other packages."""
+    rooms = tuple(NO_TORCH["source_modules"])
+    files = (path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    modules = [".".join(file.parts).removesuffix(".__init__") for file in files]
+    free = [name for name in modules if name.startswith(rooms)]
+    # Optuna's sweeper is registered, and its libraries imported, where a search asks for it
+    code = (
+        "import importlib, sys\n"
+        f"for name in {sorted(set(free) - {'sparsemend.sweep.search.sweeper'})}:\n"
+        "    importlib.import_module(name)\n"
+        f"print(sorted({set(HEAVY)} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_no_module_of_ours_is_imported_by_its_name_in_a_string() -> None:
+    """Which the linter would not see."""
+    pattern = re.compile(r"(import_module|__import__)\([^)]*sparsemend")
+    assert [str(path) for path in PACKAGE.rglob("*.py") if pattern.search(path.read_text())] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "line", "contract"),

@@ -157,4 +157,4 @@ def test_what_is_no_text_is_refused_with_its_type(value: object, kind: str) -> N
 
 def test_a_row_that_is_no_object_is_refused() -> None:
     with pytest.raises(ValueError, match="line 7 is no object of fields"):
-        RowFormat("plain", ("q", "a"), False).prompted("text", where="a.jsonl line 7")
+        RowFormat("plain", ("q", "a"), False).example("text", where="a.jsonl line 7")

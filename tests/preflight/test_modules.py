@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ def test_a_class_in_a_module_on_the_path_is_accepted(
         ("method", "sparsemend.method.lors.Lors", "sparsemend.method.lors.lors.Lors"),
         ("logger", "sparsemend.tracking.CsvTracker", "sparsemend.logger.csv.CsvTracker"),
         ("evaluation.speed", "sparsemend.evaluation.speed.Speed", "evaluation.speed.speed.Speed"),
-        ("pruner", "sparsemend.pruner.wanda.of.Wanda", "sparsemend.pruner.wanda.Wanda"),
+        ("pruner", "sparsemend.pruners.wanda.Wanda", "sparsemend.pruner.wanda.Wanda"),
     ],
 )
 def test_a_class_of_ours_that_has_moved_is_refused_with_its_place(
@@ -50,3 +52,43 @@ def test_what_the_yamls_name_is_accepted() -> None:
     targets = {t for text in texts for t in re.findall(r"_target_: (sparsemend\.\S+)", text)}
     assert len(targets) > 50
     check_modules(OmegaConf.create({str(n): {"_target_": t} for n, t in enumerate(targets)}))
+
+
+def test_a_class_that_a_file_of_ours_does_not_have_is_refused() -> None:
+    cfg = OmegaConf.create({"pruner": {"_target_": "sparsemend.pruner.wanda.Wandaa"}})
+    with pytest.raises(ValueError, match="Wandaa, which this version of sparsemend does not have"):
+        check_modules(cfg)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"_target_": "sparsemend.pruner.wanda.Wanda.make"},  # of a class
+        {"_target_": "${oc.env:MINE}.Wanda"},
+        {"_target_": "${place}.Wanda"},
+        {"_target_": "???"},
+        {"_target_": "${nowhere}.Wanda"},  # others say so
+    ],
+)
+def test_targets_that_others_resolve_are_left_to_them(
+    section: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINE", "sparsemend.pruner.wanda")
+    check_modules(OmegaConf.create({"place": "sparsemend.pruner.wanda", "pruner": section}))
+
+
+def test_a_target_inside_a_list_is_seen() -> None:
+    cfg = OmegaConf.create({"logger": [{"_target_": "of_mine_alone.Tracker"}]})
+    with pytest.raises(ValueError, match=r"logger\.0 is built by of_mine_alone"):
+        check_modules(cfg)
+
+
+def test_our_modules_are_looked_up_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from omegaconf import OmegaConf\n"
+        "from sparsemend.preflight.modules import check_modules\n"
+        "check_modules(OmegaConf.create({'a': {'_target_': 'sparsemend.pruner.wanda.Wanda'}}))\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

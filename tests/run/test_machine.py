@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,10 +43,33 @@ def test_the_precision_of_products_counts() -> None:
 
 
 def test_a_system_that_names_no_processor_has_its_architecture(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "PROCESSORS", tmp_path / "none")
-    assert machine.processor().endswith(")")
+    monkeypatch.setattr(platform, "processor", lambda: "a processor")
+    assert machine.processor() == {"machine": platform.machine(), "model name": "a processor"}
+
+
+def test_the_features_of_a_processor_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    for features in ("avx2", "avx2 amx_bf16"):
+        text = f"processor : 0\nmodel name : Generic\nflags : {features}\ncpu MHz : 1\n\nmore : 1\n"
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(machine, "PROCESSORS", tmp_path / "cpuinfo")
+        told.append(machine.processor())
+    assert told[0] == {"machine": platform.machine(), "model name": "Generic", "flags": "avx2"}
+    assert told[0] != told[1]
+
+
+@pytest.mark.slow
+def test_the_precision_of_a_users_module_counts_and_breaks_nothing() -> None:
+    """In a process of its own: torch refuses to read its older settings afterwards."""
+    ask = f"import torch\ntorch.backends.mkldnn.matmul.fp32_precision = 'bf16'\n{PRINT}"
+    said = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for code in (PRINT, ask)
+    ]
+    assert said[0].stdout != said[1].stdout
 
 
 @pytest.mark.slow

@@ -87,6 +87,25 @@ def test_a_file_that_is_no_rates_says_why(
         read_rates(path)
 
 
+def test_linears_named_by_number_are_no_blocks() -> None:
+    names = [f"model.layers.{block}.mlp.{linear}" for block in (0, 1) for linear in (0, 2)]
+    rates = {name: 0.1 * number for number, name in enumerate(names)}
+    assert by_linear(rates, names) == rates
+    assert by_linear({"0": 0.5, "1": 0.6, "0.mlp.0": 0.7}, names) == {
+        names[0]: 0.7,
+        names[1]: 0.5,
+        names[2]: 0.6,
+        names[3]: 0.6,
+    }
+
+
+def test_a_yaml_merge_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("base: &base {0: 0.5, 1: 0.5}\nrates: {<<: *base, 1: 0.7}\n")
+    with pytest.raises(ValueError, match="base: sparsity"):  # read, and then no rate
+        read_rates(path)
+
+
 def test_a_wrong_mean_is_refused_with_the_mean(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("0: 0.5\n1: 0.6\n2: 0.7\n")

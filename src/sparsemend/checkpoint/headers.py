@@ -37,13 +37,18 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     size = path.stat().st_size
     entries, length = _entries(path)
     entries.pop("__metadata__", None)
-    headers = {
-        name: TensorHeader(
-            entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-        )
-        for name, entry in entries.items()
-    }
-    end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    try:
+        headers = {
+            name: TensorHeader(
+                entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+            )
+            for name, entry in entries.items()
+        }
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a safetensors file: its header does not describe tensors"
+        ) from error
     if end > size:
         raise ValueError(f"{path} is cut short: {size} bytes of {end}; copy or download it again")
     return headers

@@ -74,13 +74,17 @@ def _config_loader(conf: Path, command: str) -> Iterator[ConfigLoader]:
 
 def search_lines(lines: list[str], extra: Path | None) -> list[str]:
     """The override that puts the user's own config folders on the search path; [] without any."""
-    search = [line for line in lines if override_key(line) == "hydra.searchpath"][-1:]
+    search = [line for line in lines if _is_search(line)][-1:]
     if extra is None:
         return search
     parsed = OverridesParser.create().parse_overrides(search)
     folders = parsed[0].value() if parsed else []
     assert isinstance(folders, list)
     return [search_line([*folders, str(extra.resolve())])]
+
+
+def _is_search(line: str) -> bool:
+    return override_key(line) == "hydra.searchpath" and not line.startswith("~")
 
 
 def search_line(folders: list[str]) -> str:
@@ -196,7 +200,7 @@ class Names:
         return list(merged.values())
 
     def _without_search(self, lines: list[str]) -> list[str]:
-        return [line for line in lines if override_key(line) != "hydra.searchpath"]
+        return [line for line in lines if not _is_search(line)]
 
     def _explain(self, lines: list[str], error: Exception) -> str:
         groups = self.groups

@@ -36,14 +36,15 @@ def read_in_a_fresh_process() -> list[Docstring]:
 
     Raises RuntimeError where that interpreter fails.
     """
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", __file__], capture_output=True, encoding="utf-8", check=False
-    )
-    if done.returncode:
+    command = [sys.executable or "python", "-I", "-S", __file__]
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
         raise RuntimeError(
-            f"{sys.executable} -I -S {__file__} failed, so the embedded documentation cannot be "
-            f"read: {done.stderr.strip()[-500:]}"
-        )
+            f"{' '.join(command)} failed, so the embedded documentation cannot be read: "
+            f"{said.strip()[-500:]}"
+        ) from error
     return [(name, signature, text) for name, signature, text in json.loads(done.stdout)]
 
 

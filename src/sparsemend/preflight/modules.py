@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from sparsemend.config.locations import conf_folder
+from sparsemend.config.locations import PACKAGE, conf_folder
 
-PACKAGE = "sparsemend"
+OURS = "sparsemend"
 
 
 def check_modules(cfg: DictConfig) -> None:
-    """Raise ValueError on a `_target_` whose module does not exist.
+    """Raise ValueError on a `_target_` that names no class of ours, or no module of the user's.
 
     Of a user's own class only the first part of its path is looked up, since a deeper look would
     import the user's package.
     """
-    for key, target in _targets(OmegaConf.to_container(cfg, resolve=False)):
+    for key, target in _targets(cfg):
         top = target.partition(".")[0]
-        if top == PACKAGE:
+        if top == OURS:
             _check_our_class(key, target)
-        elif find_spec(top) is None:
+        elif not top or (top not in sys.modules and find_spec(top) is None):
             raise ValueError(
                 f"{key} is built by {target}, but Python finds no module {top}; put the "
                 f"folder of {top}.py on PYTHONPATH"
@@ -33,23 +37,37 @@ def check_modules(cfg: DictConfig) -> None:
 
 def _check_our_class(key: str, target: str) -> None:
     """Raise ValueError where the class has moved since a config was stored."""
-    module, _, name = target.rpartition(".")
-    if not _is_file(module):
-        places = sorted(_places(name))
-        hint = f" (its {name} is {' or '.join(places)})" if places else ""
-        raise ValueError(
-            f"{key} is built by {target}, which this version of sparsemend does not have{hint}; "
-            "repeat a stored run by its own command, and name a class by its present place"
-        )
+    if _is_defined(target.split(".")[1:]):
+        return
+    name = target.rpartition(".")[2]
+    places = sorted(_places(name))
+    hint = f" (its {name} is {' or '.join(places)})" if places else ""
+    raise ValueError(
+        f"{key} is built by {target}, which this version of sparsemend does not have{hint}; "
+        "repeat a stored run by its own command, and name a class by its present place"
+    )
 
 
-def _is_file(module: str) -> bool:
-    """Whether a dotted name is a module of Python, and not a folder of modules."""
-    try:
-        spec = find_spec(module)
-    except ModuleNotFoundError:  # what stands before the last dot is no package
-        return False
-    return spec is not None and spec.submodule_search_locations is None
+def _is_defined(parts: list[str]) -> bool:
+    """Whether folders, a file and a name at its top level are there; what follows is not seen."""
+    for count in range(1, len(parts)):
+        file = Path(PACKAGE, *parts[:count]).with_suffix(".py")
+        if file.is_file():
+            return parts[count] in _names_of(file)
+    return False
+
+
+def _names_of(file: Path) -> set[str]:
+    """Classes, functions, imports and variables at the top level of a file, which is not run."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            names |= {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+    return names
 
 
 def _places(name: str) -> set[str]:
@@ -60,10 +78,27 @@ def _places(name: str) -> set[str]:
 
 
 def _targets(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key of the section, target) of every section that names a class."""
-    if not isinstance(value, Mapping):
+    """(dotted key of the section, target) of every section that names a class, resolved."""
+    if isinstance(value, ListConfig):
+        keys: list[Any] = list(range(len(value)))
+    elif isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
+        keys = list(value)
+        target = _resolved(value, "_target_")
+        if isinstance(target, str):
+            yield prefix, target
+    else:
         return
-    if isinstance(value.get("_target_"), str):
-        yield prefix, value["_target_"]
-    for key, item in value.items():
-        yield from _targets(item, f"{prefix}.{key}" if prefix else str(key))
+    for key in keys:
+        if OmegaConf.is_config(inner := _resolved(value, key)):
+            yield from _targets(inner, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _resolved(config: Any, key: Any) -> Any:
+    """The value of a key; None where it is missing or refers to what is not there.
+
+    Other checks, and Hydra, name such a key.
+    """
+    try:
+        return config[key] if not OmegaConf.is_missing(config, key) else None
+    except (OmegaConfBaseException, KeyError):
+        return None

@@ -43,7 +43,7 @@ def alive(content: Mapping[str, Any]) -> bool:
     try:
         os.kill(process["pid"], 0)
     except PermissionError:
-        return True  # another user's
+        return True  # another user's; where it only took the number over, resume by folder
     except (OSError, OverflowError):
         return False
     return not _is_zombie(process["pid"])

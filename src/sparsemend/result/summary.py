@@ -59,15 +59,20 @@ def metric_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[Value]]
 
 
 def curves_of(out: Path) -> dict[str, list[list[float]]]:
-    """{name: [[step, value], ...]} of training*/metrics.csv, without the curves of every step."""
-    curves: dict[str, list[list[float]]] = {}
+    """{name: [[step, value], ...]} of training*/metrics.csv, without the curves of every step.
+
+    Of a step that two attempts recorded, the later attempt's value counts.
+    """
+    curves: dict[str, dict[int, float]] = {}
     for path in sorted(out.glob("training*/metrics.csv"), key=_part):
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 for name, value in row.items():
                     if value and name not in ("step", "epoch") and not name.startswith(STEPWISE):
-                        curves.setdefault(name, []).append([int(row["step"]), float(value)])
-    return curves
+                        curves.setdefault(name, {})[int(row["step"])] = float(value)
+    return {
+        name: [[step, value] for step, value in sorted(c.items())] for name, c in curves.items()
+    }
 
 
 def _part(path: Path) -> int:

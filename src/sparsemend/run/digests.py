@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-import sysconfig
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,11 +17,6 @@ from sparsemend.config.values import digest
 from sparsemend.data.base import Examples
 from sparsemend.files import file_digest
 from sparsemend.run.machine import machine
-
-VERSIONED = {"sparsemend", "torch", "transformers"}  # in every key by version or by source
-INSTALLED = [
-    Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")
-]
 
 
 def section(cfg: DictConfig, name: str) -> Any:
@@ -75,7 +67,7 @@ def environment(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
         **machine(device),
         "source": source_digest(),
         "attention": cfg.model.get("attention"),
-        "offload": cfg.hardware.get("offload"),
+        "offload": section(cfg, "hardware").get("offload"),
     }
 
 
@@ -83,38 +75,3 @@ def environment(cfg: DictConfig, device: torch.device) -> dict[str, Any]:
 def source_digest() -> str:
     """SHA-256 (hex) of this package's Python files: another version may compute other bits."""
     return digest([file_digest(path) for path in sorted(PACKAGE.rglob("*.py"))])
-
-
-def code_digest(instance: object) -> str:
-    """SHA-256 (hex) of the code behind an object whose class may be the user's own.
-
-    That is the file of its class and, followed through the names that each file imports, the other
-    loaded files that are neither Python's, this package's nor another installed package's.
-    """
-    top = type(instance).__module__.partition(".")[0]
-    digests: dict[str, str] = {}
-    waiting = [type(instance).__module__]
-    while waiting:
-        name = waiting.pop()
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if name in digests or file is None or not _is_users(name, Path(file), top):
-            continue
-        digests[name] = file_digest(Path(file))
-        waiting += _imported_names(sys.modules[name])
-    return digest(digests)
-
-
-def _is_users(name: str, file: Path, top: str) -> bool:
-    """Whether a module counts as the user's code; of installed packages only `top` does."""
-    first = name.partition(".")[0]
-    if first in VERSIONED or not file.is_file():
-        return False
-    return first == top or not any(file.is_relative_to(place) for place in INSTALLED)
-
-
-def _imported_names(module: ModuleType) -> set[str]:
-    """Modules that a module's globals are, or come from."""
-    values = list(vars(module).values())
-    names = {value.__name__ for value in values if isinstance(value, ModuleType)}
-    origins = (getattr(value, "__module__", None) for value in values)
-    return names | {origin for origin in origins if isinstance(origin, str)}

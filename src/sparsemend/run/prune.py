@@ -17,8 +17,9 @@ from sparsemend.prune import dense_statistics, observe_first, prune, prune_obser
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import apply_rounding
 from sparsemend.run.adopt import adopt
-from sparsemend.run.digests import code_digest, section, tokens_digest
+from sparsemend.run.digests import section, tokens_digest
 from sparsemend.run.shared import SharedWork
+from sparsemend.run.user_code import code_digest
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 

@@ -12,6 +12,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -28,7 +29,6 @@ from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.run.cache import Cache, Content
 from sparsemend.run.digests import (
-    code_digest,
     environment,
     examples_digest,
     model_digest,
@@ -36,6 +36,7 @@ from sparsemend.run.digests import (
     tokens_digest,
     with_files,
 )
+from sparsemend.run.user_code import code_digest
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.sparse.packing import unpack
 from sparsemend.sparsity_schedule.base import Allocation
@@ -58,10 +59,15 @@ class SharedWork:
         self.cache = Cache(Path(cfg.cache.dir), owner=out) if wanted else None
         # a cluster's job has a process of its own, in which no other job follows
         self.memory = bool(cfg.cache.memory) and "submitit" not in hydra.launcher["_target_"]
-        self.environment = environment(cfg, device)
+        self.device = device
         self.origins: dict[str, Any] = {}
         self.model_key = ""
         self.pruned_key: str | None = None
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Everything besides models, windows and configuration that decides bits."""
+        return environment(self.cfg, self.device)
 
     def remember(self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """compute(), or what this process's last job computed from the same parts."""

@@ -95,7 +95,14 @@ def test_short_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(999.4, "999"), (999.7, "1000"), (9999.7, "10k"), (999_950.0, "1M"), (12_345.0, "12.3k")],
+    [
+        (999.4, "999"),
+        (999.7, "1000"),
+        (9999.7, "10k"),
+        (999_950.0, "1M"),
+        (12_345.0, "12.3k"),
+        (1e9, "1G"),
+    ],
 )
 def test_a_number_that_rounds_up_takes_the_next_unit(value: float, text: str) -> None:
     assert short(value) == text

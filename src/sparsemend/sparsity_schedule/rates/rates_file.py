@@ -53,8 +53,8 @@ def by_linear(rates: Mapping[str, float], linears: Collection[str]) -> dict[str,
 
     linears: full names; the part before the block's index is not compared.
     """
-    _check_distinct(rates)
     short = {name: _within(name) for name in linears}
+    _check_distinct(rates, set(short.values()))
     inside = {_within(key): rate for key, rate in rates.items() if _within(key) in short.values()}
     others = {key: rate for key, rate in rates.items() if _within(key) not in short.values()}
     blocks = {match[1]: rate for key, rate in others.items() if (match := BLOCK.fullmatch(key))}
@@ -109,12 +109,15 @@ def _within(name: str) -> str:
     return match[1] if match else name
 
 
-def _check_distinct(rates: Mapping[str, float]) -> None:
-    """Raise ValueError where two keys name one block or linear, in full and in short."""
+def _check_distinct(rates: Mapping[str, float], linears: Collection[str]) -> None:
+    """Raise ValueError where two keys name one block or linear, in full and in short.
+
+    linears: short names; one may end in a number, as a block's does.
+    """
     first: dict[str, str] = {}
     for key in rates:
         block = BLOCK.fullmatch(key)
-        name = block[1] if block else _within(key)
+        name = _within(key) if _within(key) in linears or block is None else block[1]
         if name in first:
             raise ValueError(f"{first[name]!r} and {key!r} name the same place; remove one")
         first[name] = key
@@ -134,9 +137,10 @@ class _DistinctLoader(yaml.SafeLoader):
     """Refuses a key that stands twice, of which YAML's own loaders take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        _distinct([(self.construct_object(key, deep=True), None) for key, _ in node.value])
-        return mapping
+        # before what a merge (<<) brings, which a key of the mapping's own may replace
+        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        _distinct([(self.construct_object(key, deep=True), None) for key in written])
+        return super().construct_mapping(node, deep)
 
 
 def _distinct(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:

@@ -128,8 +128,8 @@ def legend(series: Sequence[Series]) -> str:
 
 
 def short(value: float) -> str:
-    """Three significant digits, with k and M from ten thousand."""
-    for least, unit, suffix in ((999_500, 1e6, "M"), (9_999.5, 1e3, "k")):
+    """Three significant digits, with k, M and G from ten thousand."""
+    for least, unit, suffix in ((999.5e6, 1e9, "G"), (999_500, 1e6, "M"), (9_999.5, 1e3, "k")):
         if abs(value) >= least:
             return f"{value / unit:.3g}{suffix}"
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
