@@ -1,7 +1,7 @@
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import OmegaConf
 from support import contracts
+from support.process_state import process_state
 from support.wandb_file import finished, read_offline
 from torch.optim import Optimizer
 
@@ -63,6 +64,13 @@ SUMMARY = {
     "cost/load/peak_bytes": 10,
     "repair/steps": 3,
 }
+
+
+@pytest.fixture(autouse=True)
+def process() -> Iterator[None]:
+    """W&B replaces sys.exit in its process."""
+    with process_state():
+        yield
 
 
 def offline(**options: Any) -> WandbTracker:

@@ -28,7 +28,8 @@ LOGGERS = (
 @contextmanager
 def process_state() -> Iterator[None]:
     """Restores arguments, environment, loggers and torch's settings when the block ends."""
-    arguments, hook, environment = sys.argv, sys.excepthook, dict(os.environ)
+    arguments, environment = sys.argv, dict(os.environ)
+    hook, leave = sys.excepthook, sys.exit  # W&B replaces both, for good
     root = logging.getLogger()
     handlers = root.handlers[:]
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
@@ -37,7 +38,7 @@ def process_state() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.argv, sys.excepthook = arguments, hook
+        sys.argv, sys.excepthook, sys.exit = arguments, hook, leave
         os.environ.clear()
         os.environ.update(environment)
         for handler in [h for h in root.handlers if h not in handlers]:
