@@ -123,7 +123,8 @@ def plain_search(config: DictConfig) -> dict[str, Any]:
 
 def _all_failed(folder: Path) -> str:
     """The error message of a search in which every trial failed."""
-    for path in sorted(folder.glob("*/result.json"), key=lambda p: p.parent.name):
+    trials = [path for path in folder.glob("*/result.json") if path.parent.name.isdigit()]
+    for path in sorted(trials, key=lambda path: int(path.parent.name)):
         content = read_result(path.parent) or {}
         if content.get("error"):
             error = content["error"]
