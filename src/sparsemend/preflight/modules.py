@@ -83,17 +83,17 @@ def _targets(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         keys: list[Any] = list(range(len(value)))
     elif isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
         keys = list(value)
-        target = _resolved(value, "_target_")
+        target = _value_of(value, "_target_")
         if isinstance(target, str):
             yield prefix, target
     else:
         return
     for key in keys:
-        if OmegaConf.is_config(inner := _resolved(value, key)):
+        if OmegaConf.is_config(inner := _value_of(value, key)):
             yield from _targets(inner, f"{prefix}.{key}" if prefix else str(key))
 
 
-def _resolved(config: Any, key: Any) -> Any:
+def _value_of(config: Any, key: Any) -> Any:
     """The value of a key; None where it is missing or refers to what is not there.
 
     Other checks, and Hydra, name such a key.
