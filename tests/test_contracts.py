@@ -24,6 +24,7 @@ def members(group: str) -> list[str]:
 
 
 @cache
+@cache
 def composed(group: str, member: str) -> DictConfig:
     choice = f"{group}=[{member}]" if group == "evaluation" else f"{group}={member}"
     with initialize_config_dir(str(conf_folder())):
@@ -34,6 +35,8 @@ def composed(group: str, member: str) -> DictConfig:
 EVERY = [(group, member) for group in BUILT for member in members(group)]
 METHODS = members("method")
 TARGETS = {m: OmegaConf.load(conf_folder() / "method" / f"{m}.yaml")["_target_"] for m in METHODS}
+# a training-free, a trained, a round-wise, a moving and a block-wise method
+QUICK = ["none", "dsnot", "masked_lora", "losa", "seft", "reconstruct"]
 TRAINED = [m for m in METHODS if issubclass(get_class(TARGETS[m]), TrainedRepair)]
 
 
@@ -133,12 +136,12 @@ def test_two_four_stays_two_four(name: str, tmp_path: Path) -> None:
     contracts.check_supports_hold(method, tmp_path, pattern="2:4")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_but_for(METHODS, QUICK))
 def test_same_seed_gives_same_bits(name: str, tmp_path: Path) -> None:
     contracts.check_same_seed_gives_same_bits(lambda: contracts.method_of(name), tmp_path)
 
 
-@pytest.mark.parametrize("name", EVERY_TRAINED)
+@pytest.mark.parametrize("name", slow_but_for(EVERY_TRAINED, TRAINED))
 def test_attaching_is_invisible(name: str, tmp_path: Path) -> None:
     contracts.check_attaching_is_invisible(variant(name), tmp_path)
 
@@ -148,7 +151,7 @@ def test_only_what_is_trained_moves(name: str, tmp_path: Path) -> None:
     contracts.check_only_what_is_trained_moves(variant(name), tmp_path)
 
 
-@pytest.mark.parametrize("name", EVERY_TRAINED)
+@pytest.mark.parametrize("name", slow_but_for(EVERY_TRAINED, TRAINED))
 def test_fold_equals_adapter_forward(name: str, tmp_path: Path) -> None:
     contracts.check_fold_equals_adapter_forward(variant(name), tmp_path)
 

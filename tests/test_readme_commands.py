@@ -17,6 +17,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.reader_folder import execute, put_placeholders
 from support.readme_blocks import FENCE, Block, Command, blocks, commands
+from support.tiers import slow_but_for
 
 from sparsemend.config.compose import compose_jobs, expand
 from sparsemend.config.locations import conf_folder
@@ -165,7 +166,11 @@ def test_the_command_runs(command: Command, folder_of: Callable[[Block], Path]) 
     execute(argv, folder, command.environment)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if launched(c.argv)], ids=str)
+COMPOSED = [command for command in COMMANDS if launched(command.argv)]
+FIRST = [command for command in COMPOSED if command.block.page == "README.md"]
+
+
+@pytest.mark.parametrize("command", slow_but_for(COMPOSED, FIRST), ids=str)
 def test_the_command_composes(command: Command, tmp_path: Path) -> None:
     app = launched(command.argv)
     assert app is not None

@@ -55,6 +55,7 @@ def test_a_failed_cell_is_recorded_and_does_not_stop_the_rest(command, tmp_path,
     assert "2 of 4 cells did not finish" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # a killed search runs the missing trials alone
 def test_started_again_it_runs_the_broken_cells_alone(command, tmp_path) -> None:
     command(*SWEEP, "hydra.sweep.dir=out", run=failing_at(0.5))
     code, seen = command(*SWEEP, "hydra.sweep.dir=out", run=lambda cfg: 1.0)
@@ -63,6 +64,7 @@ def test_started_again_it_runs_the_broken_cells_alone(command, tmp_path) -> None
     assert values == [1, 1, 6, 6]  # the finished ones kept theirs
 
 
+@pytest.mark.slow  # a killed search goes on in the default tier
 def test_resume_auto_finds_the_newest_unfinished_sweep_of_the_same_overrides(
     command, tmp_path, monkeypatch
 ) -> None:
@@ -81,6 +83,7 @@ def test_resume_auto_finds_the_newest_unfinished_sweep_of_the_same_overrides(
     assert len(begin(*PAIR, "resume=auto", number=4)) == 2
 
 
+@pytest.mark.slow  # `alive` is tested with single runs
 def test_resume_auto_does_not_join_a_sweep_that_still_runs(command, capsys) -> None:
     command(*PAIR, run=failing_at(0.6))
     (note,) = Path("multirun/default").glob("*/sweep.json")

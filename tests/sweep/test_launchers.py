@@ -126,6 +126,7 @@ def difference(cell: dict) -> float:
     return float(cell["config"]["sparsity_schedule"]["common_difference"])
 
 
+@pytest.mark.slow  # a search by hand-made objectives is tested in test_search
 def test_the_trials_of_a_search_equal_single_runs(
     searched: Path, common: list[str], tmp_path: Path
 ) -> None:

@@ -147,6 +147,7 @@ def test_the_harnesss_own_results_are_kept_and_the_protocol_told(
     assert (told["limit"], told["max_length"], told["add_bos_token"]) == (2, 256, False)
 
 
+@pytest.mark.slow  # the sums of fp32 models are tested in this tier too
 def test_likelihoods_of_a_bf16_model_are_summed_in_fp32(
     tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
 ) -> None:
@@ -238,6 +239,7 @@ def test_settings_that_cannot_work_are_refused(setting: str, message: str) -> No
         evaluation(setting)
 
 
+@pytest.mark.slow  # the accuracy is that of summed log-likelihoods, tested here
 def test_the_harness_alone_finds_the_same_in_an_exported_folder(
     tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
 ) -> None:

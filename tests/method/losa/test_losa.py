@@ -302,7 +302,7 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     assert report["rounds"][-1]["achieved"] == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", slow_but_for(["bf16-true", "bf16-mixed"], ["bf16-true"]))
 def test_a_bf16_model_keeps_its_dtypes_through_the_rounds(precision: str, tmp_path: Path) -> None:
     watch, model = Watch(), pruned_model().bfloat16()
     method = losa(rounds=3, precision=precision, mean_rank=3.0, rank_growth=3.0)

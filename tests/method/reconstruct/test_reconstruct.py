@@ -235,6 +235,7 @@ def test_a_bf16_model_trains_in_fp32_and_stays_as_it_was_made(
         assert row["after"]["all"]["mse"] < row["before"]["all"]["mse"]
 
 
+@pytest.mark.slow  # a bf16 model that trains in fp32 is tested here
 def test_fp32_copies_gather_steps_that_bf16_would_round_away(tmp_path: Path) -> None:
     """Every step is far below the spacing of bf16 beside most weights."""
     model, bench = scene(tmp_path)

@@ -11,7 +11,6 @@ from typing import Any
 import optuna
 import pytest
 from omegaconf import DictConfig
-from support.tiers import slow_but_for
 
 from sparsemend.sweep.search.samplers import GOLDEN, next_golden
 from sparsemend.sweep.search.space import bound
@@ -75,6 +74,7 @@ def test_a_killed_search_goes_on_with_the_trials_that_are_missing(command, tmp_p
     assert (code, seen) == (0, [])  # nothing is missing any more
 
 
+@pytest.mark.slow  # a killed search goes on, in the test before
 def test_a_trial_whose_cell_finished_before_the_kill_is_not_run_again(command, tmp_path) -> None:
     command(*SEARCH, "search.points=[0.01]", run=bowl(0.05))
     known = study(tmp_path / "out")
@@ -110,13 +110,15 @@ def test_if_every_trial_fails_the_first_error_is_said(command, capsys) -> None:
     assert "Traceback" not in printed.err
 
 
+@pytest.mark.slow  # a trial that is not finite is tested here
 def test_if_no_perplexity_is_finite_it_says_so(command, capsys) -> None:
     code, _ = command(*SEARCH, "search.points=[0.01]", run=lambda cfg: math.nan)
     assert code == 1
     assert "every trial gave a perplexity that is not finite" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sampler", slow_but_for(["golden", "tpe"], ["golden"]))
+@pytest.mark.slow  # the golden section by itself is tested below
+@pytest.mark.parametrize("sampler", ["golden", "tpe"])
 def test_samplers_of_an_interval_stay_legal_and_come_near(command, sampler: str) -> None:
     lines = (*SEARCH, f"search.sampler={sampler}", "search.trials=9")
     code, seen = command(*lines, run=bowl(0.05))
