@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.families import FAMILIES, random_model
+from support.tiers import slow_but_for
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -19,7 +20,7 @@ from sparsemend.sparsity_schedule.uniform import Uniform
 UNSTRUCTURED = Pattern.parse("unstructured")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but_for(FAMILIES, ["llama", "opt", "gemma2"]))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_reloaded_export_gives_the_same_logits_and_zeros(
     family: str, dtype: torch.dtype, tokens: Tensor, tmp_path: Path

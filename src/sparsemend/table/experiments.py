@@ -217,6 +217,8 @@ def _windows(data: str) -> dict[str, int | None]:
     }
 
 
+@cache
 def _content(path: Path) -> dict[str, Any]:
+    """The text of a yaml as plain values, read once; not to be changed."""
     content: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # type: ignore[assignment]
     return content

@@ -216,7 +216,7 @@ def test_biases_and_norms_of_the_block_train_where_asked(form: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("form", ["weights", "masked_lora"])
-@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("family", slow_but_for(["llama", "opt"], ["opt"]))
 def test_a_bf16_model_trains_in_fp32_and_stays_as_it_was_made(
     family: str, form: str, tmp_path: Path
 ) -> None:
@@ -312,6 +312,7 @@ def deep(layers: int, tmp_path: Path) -> tuple[PreTrainedModel, Workbench]:
     return model, bench
 
 
+@pytest.mark.slow  # measures memory of deep models
 @pytest.mark.parametrize(
     ("inputs", "targets", "form"),
     slow_but_for(
