@@ -13,6 +13,7 @@ MASKS_FORMAT = "sparsemend-masks-1"  # in the metadata of masks.safetensors
 PARTS = "repair"  # folder in a run folder
 
 RESULT = "result.json"
+STATES = ("dense", "pruned", "repaired")  # of a model that a run measures
 
 
 ROUNDINGS = ("pruner", "exact_budget")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from support.command_runs import here
+from support.command_runs import here, python
 
 from sparsemend.bench import preflight as bench_preflight
 from sparsemend.bench.choices import compose_section
@@ -34,19 +31,6 @@ SMALL = (
     "threads=1",
 )
 MINE = "+suite.methods.mine={method: masked_full}"
-
-
-def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    source = str(Path(bench.__file__).parents[2])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
 
 
 def check(*lines: str) -> None:
@@ -160,7 +144,7 @@ def test_the_command_refuses_without_importing_torch_or_leaving_a_folder(tmp_pat
         "finally:\n"
         "    print(sorted({'torch', 'lightning', 'transformers'} & set(sys.modules)))\n"
     )
-    done = python("-c", code, folder=tmp_path)
+    done = python(["-c", code], tmp_path)
     assert (done.returncode, done.stdout) == (1, "[]\n")
     assert done.stderr == "error: rounds=0 is not an integer of at least 1; set rounds=1\n"
     assert list(tmp_path.iterdir()) == []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
+from support.command_runs import python
 
 from sparsemend.cli import main as cli
 from sparsemend.config.compose import compose_jobs
@@ -36,19 +35,6 @@ def refusal(*lines: str, multirun: bool = False) -> str:
     with pytest.raises(OverrideError) as caught:
         jobs(*lines, multirun=multirun)
     return str(caught.value)
-
-
-def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    source = str(Path(cli.__file__).parents[2])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
 
 
 def raising(error: BaseException) -> Callable[[DictConfig], float]:
@@ -322,7 +308,7 @@ def test_the_real_command_refuses_without_importing_torch(tmp_path: Path) -> Non
         "    heavy = {'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)\n"
         "    print('imported', sorted(heavy))\n"
     )
-    done = python("-c", code, folder=tmp_path)
+    done = python(["-c", code], tmp_path)
     assert done.returncode == 1
     assert done.stdout == "imported []\n"
     assert done.stderr == (
@@ -343,7 +329,7 @@ def test_the_real_command_refuses_a_line_of_instructions_without_importing_torch
         "    heavy = {'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)\n"
         "    print('imported', sorted(heavy))\n"
     )
-    done = python("-c", code, folder=tmp_path)
+    done = python(["-c", code], tmp_path)
     assert done.returncode == 1
     assert done.stdout == "imported []\n"
     message = "error: a.jsonl line 1 has no field output (fields: instruction, input, respons); "
@@ -352,7 +338,7 @@ def test_the_real_command_refuses_a_line_of_instructions_without_importing_torch
 
 
 def test_the_real_command_refuses_an_unknown_method_with_code_2(tmp_path: Path) -> None:
-    done = python("-m", "sparsemend.cli.main", "method=masked_lor", folder=tmp_path)
+    done = python(["-m", "sparsemend.cli.main", "method=masked_lor"], tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown method 'masked_lor'")
     assert list(tmp_path.iterdir()) == []

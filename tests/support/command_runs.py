@@ -95,7 +95,7 @@ def here(main: Callable[[], None], argv: list[str], cwd: Path) -> subprocess.Com
 
 def sparsemend_command(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    return _python(["-m", "sparsemend.cli.main", *arguments], cwd)
+    return python(["-m", "sparsemend.cli.main", *arguments], cwd)
 
 
 # Dies when it is about to move a finished file onto `pattern` for the `count`th time, so that what
@@ -128,10 +128,11 @@ def sparsemend_dying(
     before: the end of a path, as of PurePath.match; every file a run leaves is moved to its place
     when it is whole.
     """
-    return _python(["-c", DYING, before, str(count), str(int(signal)), *arguments], cwd)
+    return python(["-c", DYING, before, str(count), str(int(signal)), *arguments], cwd)
 
 
-def _python(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def python(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own that finds this checkout's package."""
     path = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH", "")]))
     return subprocess.run(
         [sys.executable, *arguments],

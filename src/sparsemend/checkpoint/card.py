@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from sparsemend.checkpoint.licence import BaseModel, base_model
+from sparsemend.names import STATES
 
-STATES = ("dense", "pruned", "repaired")
 CARD = """---
 {front_matter}---
 # {title}

@@ -20,6 +20,7 @@ from sparsemend.checkpoint.bits import Support, pattern_of
 from sparsemend.checkpoint.supports import MASKS, Checked, read_checkpoint
 from sparsemend.cli.version import ShowVersion
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.terminal import say
 
 
 def as_json(checked: Checked, failures: list[str]) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         checked = read_checkpoint(args.path, args.masks, asked)
     except (ValueError, OSError) as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(1)
     failures = checked.failures(asked)
     if args.json:
@@ -106,16 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         _print(checked, linears=args.linears)
     for line in failures:
-        _say(line)
+        say(line)
     if failures:
         sys.exit(1)
-
-
-def _say(message: str) -> None:
-    # looks like the errors of the other commands (sparsemend.terminal.say)
-    Console(stderr=True, soft_wrap=True).print(
-        f"error: {message}", style="bold red", highlight=False, markup=False
-    )
 
 
 def _print(checked: Checked, *, linears: bool) -> None:

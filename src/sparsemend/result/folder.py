@@ -15,12 +15,13 @@ from sparsemend.names import RESULT
 def read_result(folder: Path) -> dict[str, Any] | None:
     """result.json of a run folder, None where it is missing or cannot be read."""
     try:
-        return _read(folder / RESULT)
+        return load_result(folder / RESULT)
     except (OSError, ValueError):
         return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def load_result(path: Path) -> dict[str, Any]:
+    """The content of a result.json; raises OSError or ValueError where it cannot be read."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from sparsemend.config.values import config_hash, differences
 from sparsemend.names import PARTS, RESULT
-from sparsemend.result.folder import _read, alive, read_result
+from sparsemend.result.folder import alive, load_result, read_result
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:
     if not (folder / RESULT).exists():
         raise FileNotFoundError(f"resume={folder}: no {RESULT} in it; give a run folder")
     check_same_config(folder, config)
-    if _read(folder / RESULT)["status"] == "finished":
+    if load_result(folder / RESULT)["status"] == "finished":
         raise ValueError(f"resume={folder}: that run is finished; drop resume to run it again")
     if not _has_work(folder):
         raise FileNotFoundError(
@@ -109,7 +109,7 @@ def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:
 
 def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise ValueError naming the differing keys unless the run in `folder` has this config."""
-    differing_keys = differences(_read(folder / RESULT)["config"], config)
+    differing_keys = differences(load_result(folder / RESULT)["config"], config)
     if differing_keys:
         shown = "; ".join(differing_keys[:8]) + ("; ..." if len(differing_keys) > 8 else "")
         raise ValueError(
@@ -120,7 +120,7 @@ def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def check_ended(folder: Path) -> None:
     """Raise ValueError where the run in `folder` may still be alive."""
-    content = _read(folder / RESULT)
+    content = load_result(folder / RESULT)
     if alive(content):
         process = content["process"]
         raise ValueError(

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.config.locations import PACKAGE
-from sparsemend.config.values import digest
+from sparsemend.config.values import digest, plain
 from sparsemend.data.base import Examples
 from sparsemend.files import file_digest
 from sparsemend.run.machine import machine
@@ -21,7 +21,7 @@ from sparsemend.run.machine import machine
 
 def section(cfg: DictConfig, name: str) -> Any:
     """A group of the config as plain values."""
-    return OmegaConf.to_container(cfg[name], resolve=True)
+    return plain(cfg[name])
 
 
 def with_files(value: Any) -> Any:

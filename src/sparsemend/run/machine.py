@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def processor() -> dict[str, str]:
     return {"machine": platform.machine(), **telling}
 
 
+@cache
 def _versions() -> dict[str, str | None]:
     """Of the libraries that compute; None where one is not installed."""
     wheels = sorted(

@@ -35,9 +35,6 @@ def code_digest(instance: object) -> str:
     held = vars(instance).values() if hasattr(instance, "__dict__") else ()
     names = made_of | {cls.__module__ for each in held for cls in type(each).__mro__}
     sources: dict[str, str] = {}
-    for name in sorted(names):
-        if _is_users(name, tops) and _source(name) is None:
-            return digest(["unreadable", name, uuid4().hex])
     waiting = list(names)
     while waiting:
         name = waiting.pop()
@@ -47,6 +44,8 @@ def code_digest(instance: object) -> str:
         if source is not None:
             sources[name] = source
             waiting += _imports(name, source)
+        elif name in names:
+            return digest(["unreadable", name, uuid4().hex])
     return digest(sources)
 
 

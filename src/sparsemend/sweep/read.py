@@ -10,9 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from sparsemend.names import STATES
 from sparsemend.result.folder import alive, read_result
-
-STATES = ("dense", "pruned", "repaired")
 
 
 @dataclass(frozen=True)

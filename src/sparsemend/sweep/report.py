@@ -19,10 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from sparsemend.files import write_text
-from sparsemend.names import METRIC
+from sparsemend.names import METRIC, STATES
 from sparsemend.sweep import cells as sweep
 from sparsemend.sweep.read import (
-    STATES,
     Cell,
     format_perplexity,
     read_cells,

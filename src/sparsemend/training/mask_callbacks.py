@@ -25,8 +25,6 @@ def log_mask_update(trainer: Trainer, moved: Mapping[str, float], *, step: int) 
     own.  step: of the loggers, which count the first optimizer step as 0.  Unlike
     `LightningModule.log` this repeats nothing at the steps in between.
     """
-    if not moved:
-        return
     for logger in trainer.loggers:  # none on ranks above 0
         logger.log_metrics({f"masks/{name}": float(n) for name, n in moved.items()}, step=step)
     if trainer.is_global_zero:
@@ -89,7 +87,8 @@ class UpdateMasks(Callback):
             self._seen = step
             if self.due(step):
                 moved = self.update(pl_module, trainer.optimizers[0], step)
-                log_mask_update(trainer, moved or {}, step=step - 1)
+                if moved:
+                    log_mask_update(trainer, moved, step=step - 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self._seen}

@@ -27,12 +27,11 @@ from transformers import PreTrainedModel
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import folders_of
 from sparsemend.files import write_json
-from sparsemend.names import HARNESS, MEAN
+from sparsemend.names import HARNESS, MEAN, STATES
 
 log = logging.getLogger(__name__)
 
 METRICS = ("acc", "acc_norm")
-STATES = ("dense", "pruned", "repaired")
 
 
 @dataclass(kw_only=True)
