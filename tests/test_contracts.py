@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from support import contracts
+from support.configs import compose
 from support.tiers import slow_but_for
 
 from sparsemend.config.locations import conf_folder
@@ -24,11 +24,9 @@ def members(group: str) -> list[str]:
 
 
 @cache
-@cache
 def composed(group: str, member: str) -> DictConfig:
     choice = f"{group}=[{member}]" if group == "evaluation" else f"{group}={member}"
-    with initialize_config_dir(str(conf_folder())):
-        section = compose("bench" if group in BENCHED else "run", [choice])[group]
+    section = compose("bench" if group in BENCHED else "run", [choice])[group]
     return section[member] if group == "evaluation" else section
 
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig
+from support.configs import compose
 from support.families import random_model
 from support.schedules import schedule_of
 from support.tiers import slow_but_for
@@ -154,8 +154,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def member(group: str, name: str) -> DictConfig:
-    with initialize_config_dir(str(conf_folder())):
-        return compose("run", [f"{group}={name}"])
+    return compose("run", [f"{group}={name}"])
 
 
 def composed(folder: Path, schedule: str, pruner: str, pattern: str, rounding: str) -> DictConfig:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from support.command_runs import here, python
+from support.configs import compose
 
 from sparsemend.bench import preflight as bench_preflight
 from sparsemend.bench.choices import compose_section
@@ -107,8 +107,7 @@ def test_the_pruning_suite_is_accepted_as_it_is() -> None:
 
 @pytest.mark.parametrize("shape", ["small", "llama_1b", "llama_7b_slice"])
 def test_every_shape_gives_the_bench_its_dtype_and_tokens(shape: str) -> None:
-    with initialize_config_dir(str(conf_folder())):
-        cfg = compose("bench", [f"shape={shape}"])
+    cfg = compose("bench", [f"shape={shape}"])
     assert cfg.dtype == cfg.shape.dtype
     assert cfg.suite.tokens == cfg.shape.tokens
     check(f"shape={shape}", MINE, "suite.baseline=mine", "suite.only=[mine]")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
+from support.configs import compose
 from transformers import AutoTokenizer
 
-from sparsemend.config.locations import conf_folder, resolve_path
+from sparsemend.config.locations import resolve_path
 from sparsemend.data import documentation_examples
 from sparsemend.data.documentation import Document
 from sparsemend.data.documentation_examples import summary, task_examples
@@ -74,8 +74,7 @@ def test_an_answer_that_is_tested_is_neither_trained_on_nor_validated() -> None:
 
 @pytest.mark.slow
 def test_the_embedded_documentation_gives_thousands_of_examples_that_fit() -> None:
-    with initialize_config_dir(str(conf_folder())):
-        settings = compose("run", ["data=python_docs_task"]).data
+    settings = compose("run", ["data=python_docs_task"]).data
     data = instantiate(settings, _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS)
     tokenizer = AutoTokenizer.from_pretrained(resolve_path("embedded:tiny"))
     assert isinstance(data, PythonDocsTask)

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
+from support.configs import compose
 
-from sparsemend.config.locations import conf_folder
 from sparsemend.preflight import check as preflight
 
 VOCABULARY, SEQLEN = 64, 16
@@ -41,8 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(model: Path | str, *overrides: str) -> None:
     lines = ["model=local", f"model.path={model}", "model.context_length=16", *overrides]
-    with initialize_config_dir(str(conf_folder())):
-        preflight.check(compose("run", overrides=lines))
+    preflight.check(compose("run", overrides=lines))
 
 
 def tokens(path: Path, *, rows: int = 4, length: int = SEQLEN) -> torch.Tensor:
@@ -72,8 +70,7 @@ def test_a_sound_configuration_on_tokens_files_passes(model: Path, data: Path) -
 
 
 def test_the_untrained_model_passes() -> None:
-    with initialize_config_dir(str(conf_folder())):
-        preflight.check(compose("run", overrides=["experiment=pretrain_tiny"]))
+    preflight.check(compose("run", overrides=["experiment=pretrain_tiny"]))
 
 
 @pytest.mark.parametrize("sparsity", ["1.2", "1.0", "-0.1", "nan", "much"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from support.configs import compose
 
 from sparsemend.config.compose import compose_jobs
 from sparsemend.config.locations import conf_folder
@@ -25,8 +25,7 @@ def a_home_without_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def check(*overrides: str) -> None:
-    with initialize_config_dir(str(conf_folder())):
-        preflight.check(compose("run", list(overrides)))
+    preflight.check(compose("run", list(overrides)))
 
 
 def test_going_online_without_a_key_is_refused_with_the_way_to_go_offline() -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from support.configs import compose
 
-from sparsemend.config.locations import conf_folder
 from sparsemend.result.finished import check_apart, finished_run, resolve_from_run
 
 PROTOCOL = {
@@ -38,13 +37,11 @@ def overrides(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def composed(given: list[str], *lines: str) -> DictConfig:
     given[:] = lines
-    with initialize_config_dir(str(conf_folder())):
-        return compose("run", list(lines))
+    return compose("run", list(lines))
 
 
 def stored_run(folder: Path, *lines: str, status: str = "finished", exported: bool = True) -> Path:
-    with initialize_config_dir(str(conf_folder())):
-        config = OmegaConf.to_container(compose("run", list(lines)), resolve=True)
+    config = OmegaConf.to_container(compose("run", list(lines)), resolve=True)
     content = {
         "status": status,
         "config": config,

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
+from support.configs import compose
 from support.families import random_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
-from sparsemend.config.locations import conf_folder
 from sparsemend.data.base import Examples
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.method.trained import TrainedRepair
@@ -52,8 +51,7 @@ SMALL = {
 
 def method_of(name: str, *overrides: str) -> RepairMethod:
     """The method as its yaml configures it, shortened by SMALL in keys that nobody overrides."""
-    with initialize_config_dir(str(conf_folder())):
-        settings = compose("run", [f"method={name}", *overrides]).method
+    settings = compose("run", [f"method={name}", *overrides]).method
     chosen = {override.partition("=")[0].removeprefix("method.") for override in overrides}
     for key, value in SMALL.items():
         if key in settings and key not in chosen:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
+from support.configs import compose
 
-from sparsemend.config.locations import conf_folder
 from sparsemend.sparsity_schedule.base import SparsitySchedule
 
 
 def schedule_of(name: str, **options: Any) -> SparsitySchedule:
     """The member `name` with some of its keys changed."""
-    with initialize_config_dir(str(conf_folder())):
-        settings = compose("run", [f"sparsity_schedule={name}"]).sparsity_schedule
+    settings = compose("run", [f"sparsity_schedule={name}"]).sparsity_schedule
     for key, value in options.items():
         settings[key] = value
     schedule = instantiate(

@@ -1,11 +1,10 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind, TaskIndex
+from support.configs import compose
 
-from sparsemend.config.locations import conf_folder
 from sparsemend.evaluation.zero_shot.task_names import (
     SHIPPED,
     find_tasks,
@@ -18,8 +17,7 @@ from sparsemend.preflight import check as preflight
 
 def check(*overrides: str) -> None:
     lines = ["evaluation=[perplexity,zero_shot]", *overrides]
-    with initialize_config_dir(str(conf_folder())):
-        preflight.check(compose("run", overrides=lines))
+    preflight.check(compose("run", overrides=lines))
 
 
 @pytest.mark.parametrize("folder", ["arc", "glue", "mmlu/default", "gsm8k", "super_glue", "race"])
@@ -37,8 +35,7 @@ def test_the_shipped_tasks_load_from_their_folder_alone() -> None:
 
 
 def test_every_task_of_every_suite_exists() -> None:
-    with initialize_config_dir(str(conf_folder())):
-        section = compose("run", ["evaluation=[zero_shot]"]).evaluation.zero_shot
+    section = compose("run", ["evaluation=[zero_shot]"]).evaluation.zero_shot
     for suite in section.suites:
         check(f"evaluation.zero_shot.suite={suite}")
 

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from support.configs import compose
 from support.evaluation_inputs import evaluation_input
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsemend.config.locations import conf_folder
 from sparsemend.data.documentation import documents, split_text
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import SHIPPED
@@ -37,16 +36,14 @@ LIMIT = 6
 
 def evaluation(*overrides: str) -> ZeroShot:
     lines = ["evaluation=[zero_shot]", *(f"evaluation.zero_shot.{o}" for o in overrides)]
-    with initialize_config_dir(str(conf_folder())):
-        made = instantiate(compose("run", lines).evaluation.zero_shot, _convert_="all")
+    made = instantiate(compose("run", lines).evaluation.zero_shot, _convert_="all")
     assert isinstance(made, ZeroShot)
     return made
 
 
 @pytest.fixture(scope="module")
 def source() -> ModelSource:
-    with initialize_config_dir(str(conf_folder())):
-        return instantiate(compose("run").model)
+    return instantiate(compose("run").model)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback, LightningModule, Trainer
+from support.configs import compose
 from support.contracts import (
     Interrupt,
     InterruptBefore,
@@ -27,7 +27,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
-from sparsemend.config.locations import conf_folder
 from sparsemend.method.base import Workbench
 from sparsemend.method.losa import losa as losa_module
 from sparsemend.method.losa.losa import Losa
@@ -439,8 +438,7 @@ def test_a_rank_that_no_linear_has_is_refused() -> None:
 
 
 def released(*overrides: str) -> Any:
-    with initialize_config_dir(str(conf_folder())):
-        return compose("run", ["experiment=losa_released", *overrides])
+    return compose("run", ["experiment=losa_released", *overrides])
 
 
 def test_the_released_preset_is_the_released_behaviour() -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from support.configs import compose
 
 from sparsemend.config.locations import conf_folder
 from sparsemend.sparsity_schedule.rates.progression import bound, check_difference, rates
@@ -15,8 +15,7 @@ from sparsemend.sweep.search.space import Space, space_of, spread, steps
 
 def space(*overrides: str) -> Space:
     lines = ["+search=atp_common_difference", *overrides]
-    with initialize_config_dir(str(conf_folder())):
-        return space_of(compose("run", overrides=lines))
+    return space_of(compose("run", overrides=lines))
 
 
 # atp.md, section 2: L -> grid points of 0.002 at S = 0.5, 0.6, 0.7, 0.8
