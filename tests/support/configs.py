@@ -42,5 +42,6 @@ def _groups() -> frozenset[str]:
 
 
 def _is_choice(line: str) -> bool:
-    """Whether an override chooses a member of a group (`data@data.text=text`, `+experiment=x`)."""
-    return line.lstrip("+~").partition("=")[0].partition("@")[0] in _groups()
+    """Whether an override chooses a member of a group (`data@data.text=text`) or where they lie."""
+    key = line.lstrip("+~").partition("=")[0].partition("@")[0]
+    return key in _groups() or key.startswith("hydra.")
