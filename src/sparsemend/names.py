@@ -11,6 +11,7 @@ MEAN = f"{HARNESS}/mean"  # over the tasks; zero_shot/mean/<acc or acc_norm> too
 MASKS_FORMAT = "sparsemend-masks-1"  # in the metadata of masks.safetensors
 
 PARTS = "repair"  # folder in a run folder
+STAGES = "stages"  # folder in a run folder: finished stages, until the run ends
 
 RESULT = "result.json"
 STATES = ("dense", "pruned", "repaired")  # of a model that a run measures

@@ -23,7 +23,7 @@ from sparsemend.logger.wandb import WandbTracker, as_agent_allows, last_stage
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.result.record import Result
 from sparsemend.result.summary import BLOCK_COLUMNS, block_rows, curves_of, metric_rows, summary_of
-from sparsemend.run.run import Run
+from sparsemend.run.run import carry_out, finish
 from sparsemend.training.mask_callbacks import UpdateMasks
 
 CONFIG = {
@@ -189,30 +189,33 @@ def test_tensorboard_holds_curves_and_summary(tmp_path: Path) -> None:
     assert (tmp_path / "training" / "metrics.csv").exists()
 
 
-class Bare(Run):
-    """A run of nothing but a tracker and a result."""
-
-    def __init__(self, tracker: CsvTracker, folder: Path) -> None:
-        self.parts = SimpleNamespace(logger=tracker)  # type: ignore[assignment]
-        self.loggers = []
-        self.result = Result(folder / "result.json", OmegaConf.create({"name": "a"}))
-        self.stages = Stages(torch.device("cpu"))
+def bare(tracker: CsvTracker, folder: Path) -> Any:
+    """A job of nothing but a tracker and a result."""
+    return SimpleNamespace(
+        parts=SimpleNamespace(logger=tracker),
+        loggers=[],
+        result=Result(folder / "result.json", OmegaConf.create({"name": "a"})),
+        stages=Stages(torch.device("cpu")),
+        reuse=SimpleNamespace(forget_attempts=lambda: None),
+    )
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
-def test_a_tracker_is_closed_however_a_run_ends(error: BaseException, tmp_path: Path) -> None:
+def test_a_tracker_is_closed_however_a_run_ends(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Spy(CsvTracker):
         def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
-            told.append(result["status"])
+            statuses.append(result["status"])
 
-    class Failing(Bare):
-        def _carry_out(self) -> None:
-            raise error
+    def failing(job: Any) -> None:
+        raise error
 
-    told: list[str] = []
+    statuses: list[str] = []
+    monkeypatch.setattr("sparsemend.run.run.stages", failing)
     with pytest.raises(type(error)):
-        Failing(Spy(), tmp_path).carry_out()
-    assert told == ["interrupted" if isinstance(error, KeyboardInterrupt) else "failed"]
+        carry_out(bare(Spy(), tmp_path))
+    assert statuses == ["interrupted" if isinstance(error, KeyboardInterrupt) else "failed"]
 
 
 def test_a_tracker_that_fails_at_the_end_leaves_a_finished_run(
@@ -223,7 +226,7 @@ def test_a_tracker_that_fails_at_the_end_leaves_a_finished_run(
             raise OSError("no space")
 
     monkeypatch.setattr("sparsemend.run.run.summary_table", lambda content: "table")
-    Bare(Broken(), tmp_path)._finish()
+    finish(bare(Broken(), tmp_path))
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "finished"
     assert "no space" in caplog.text
 

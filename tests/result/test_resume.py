@@ -94,7 +94,7 @@ def test_a_finished_part_alone_is_worth_continuing(
     if resumed:
         assert run_folder(str(tmp_path), WANTED, tmp_path) == (tmp_path, True)
         return
-    with pytest.raises(FileNotFoundError, match="ended before its first checkpoint"):
+    with pytest.raises(FileNotFoundError, match="ended before it finished a stage"):
         run_folder(str(tmp_path), WANTED, tmp_path)
 
 

@@ -15,21 +15,29 @@ from transformers import PreTrainedModel
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.wanda import Wanda
-from sparsemend.run.load import LoadStage
+from sparsemend.run.load import load_model
+from sparsemend.run.memory import Memory
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import lowest_per_row
 
 
-def stage(model: PreTrainedModel, **parts: Any) -> LoadStage:
-    """Loads `model`."""
+def load(model: PreTrainedModel, **parts: Any) -> PreTrainedModel:
+    """Load `model` as a run of these parts does."""
     cfg = OmegaConf.create(
-        {"seed": 0, "from_run": parts.pop("from_run", None), "pattern_tail": "error"}
+        {"seed": 0, "from_run": parts.pop("from_run", None), "pattern_tail": "error", "model": {}}
     )
+    cfg.model.path = "here"
     pattern = parts.pop("pattern", Pattern())
-    hardware = SimpleNamespace(offload=True)
-    made: Any = SimpleNamespace(pruner=Wanda(variant=False), hardware=hardware, **parts)
-    shared: Any = SimpleNamespace(model=lambda load: model)
-    return LoadStage(cfg, made, pattern, shared, torch.device("cpu"))
+    parts = {"pruner": Wanda(variant=False), **parts}
+    source = SimpleNamespace(load=lambda seed: model)
+    job: Any = SimpleNamespace(
+        cfg=cfg,
+        parts=SimpleNamespace(model=source, hardware=SimpleNamespace(offload=True), **parts),
+        pattern=pattern,
+        reuse=SimpleNamespace(memory=Memory(False), on=False),
+        keys=SimpleNamespace(model=dict),
+    )
+    return load_model(job, windows())
 
 
 def windows() -> Any:
@@ -40,16 +48,11 @@ def windows() -> Any:
     )
 
 
-def nothing() -> None:
-    """No masks file."""
-
-
 def test_a_method_sees_the_model_unless_a_finished_run_is_measured() -> None:
     model, method = random_model("llama").to(torch.bfloat16), method_of("masked_full")
     with pytest.raises(ValueError, match=r"set model\.dtype=float32"):
-        stage(model, method=method).model(windows(), nothing)
-    finished = stage(model, method=method, from_run="run")
-    assert finished.model(windows(), nothing) is model
+        load(model, method=method)
+    assert load(model, method=method, from_run="run") is model
 
 
 def test_an_existing_support_is_held_to_the_pattern_unless_a_finished_run_is_measured() -> None:
@@ -58,11 +61,7 @@ def test_an_existing_support_is_held_to_the_pattern_unless_a_finished_run_is_mea
         for linear in prunable_linears(model).values():
             score = linear.weight.abs()
             linear.weight.masked_fill_(lowest_per_row(score, score.shape[1] // 2), 0)
-    for from_run in (None, "run"):
-        asked = stage(model, method=method_of("none"), from_run=from_run, pattern=pattern)
-        asked.parts.pruner = Existing(masks=None)  # type: ignore[misc]
-        if from_run is None:
-            with pytest.raises(ValueError, match="pattern 2:4 does not hold"):
-                asked.model(windows(), nothing)
-        else:
-            assert asked.model(windows(), nothing) is model
+    parts = {"method": method_of("none"), "pruner": Existing(masks=None), "pattern": pattern}
+    with pytest.raises(ValueError, match="pattern 2:4 does not hold"):
+        load(model, **parts)
+    assert load(model, **parts, from_run="run") is model

@@ -8,6 +8,7 @@ import csv
 import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from transformers import AutoModelForCausalLM
 from sparsemend.method.losa.rounds import RoundMark
 from sparsemend.result.record import Result
 from sparsemend.result.summary import block_rows, metric_rows, summary_of
-from sparsemend.run.run import Run
+from sparsemend.run.load import record_protocol
 from sparsemend.sparse.mask_file import load_masks, save_masks
 from sparsemend.training import callbacks
 
@@ -209,23 +210,21 @@ def test_an_offline_wandb_run_equals_the_result(workspace: Path, tmp_path: Path)
 
 
 def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
-    class Resumed(Run):
-        def __init__(self, data_hash: str) -> None:
-            self.out = tmp_path
-            config = OmegaConf.create({"name": "a"})
-            self.result = Result(tmp_path / "result.json", config, resumed=True)
-            protocol = {"data_hash": data_hash, "tokens": 4}
-            self.load = SimpleNamespace(protocol=lambda test: protocol)  # type: ignore[assignment]
+    def attempt(data_hash: str) -> Any:
+        config = OmegaConf.create({"name": "a"})
+        data = SimpleNamespace(name="d", fingerprint=lambda: data_hash, calibration_samples=1)
+        cfg = OmegaConf.create({"model": {"dtype": "float32"}, "statistics": "exact"})
+        result = Result(tmp_path / "result.json", config, resumed=True)
+        parts = SimpleNamespace(data=data)
+        return SimpleNamespace(cfg=cfg, parts=parts, result=result, out=tmp_path)
 
-    for data_hash in ("one", "one", "two"):
-        run = Resumed(data_hash)
-        if data_hash == "two":
-            with pytest.raises(ValueError, match="data of this configuration have changed"):
-                run._record_protocol(torch.zeros(1, 4))
-        else:
-            run._record_protocol(torch.zeros(1, 4))
-            run.result.write()
-            assert run.result.content["protocol"]["tokens"] == 4
+    for data_hash in ("one", "one"):
+        job = attempt(data_hash)
+        record_protocol(job, torch.zeros(1, 4))
+        job.result.write()
+        assert job.result.content["protocol"]["tokens"] == 4
+    with pytest.raises(ValueError, match="data of this configuration have changed"):
+        record_protocol(attempt("two"), torch.zeros(1, 4))
 
 
 def test_an_interrupted_run_resumes_to_the_bits_of_an_undisturbed_one(
@@ -251,8 +250,11 @@ def test_an_interrupted_run_resumes_to_the_bits_of_an_undisturbed_one(
     assert sparsemend_here(arguments, tmp_path).returncode == 130
     monkeypatch.undo()
     assert result_of(tmp_path / "two")["status"] == "interrupted"
-    again = sparsemend_here(arguments, tmp_path)
+    elsewhere = [f"resume={tmp_path / 'two'}", f"hydra.run.dir={tmp_path / 'three' / '0'}"]
+    again = sparsemend_here([*arguments, *elsewhere], tmp_path)
     assert again.returncode == 0, again.stderr
+    assert not (tmp_path / "three").exists()  # it goes on where it was, its log too
+    assert "going on after step 4 of 10" in (tmp_path / "two" / "run.log").read_text()
     resumed = list(csv.DictReader((tmp_path / "two" / "training-2" / "metrics.csv").open()))
     assert int(resumed[0]["step"]) >= 4
 
@@ -260,6 +262,11 @@ def test_an_interrupted_run_resumes_to_the_bits_of_an_undisturbed_one(
     result = result_of(tmp_path / "two")
     assert len(result["earlier_attempts"]) == 1
     assert result["provenance"]["threads"] == 1
+    # no finished stage is repeated, and the step is named that training goes on from
+    for stage in ("pruned of the earlier attempt", "going on after step 4 of 10"):
+        assert stage in again.stdout
+    assert again.stdout.count("metrics of the earlier attempt") == 2
+    assert not (tmp_path / "two" / "stages").exists()
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 `resume=auto` takes the newest unfinished run of the same configuration; `resume=FOLDER` that run
 and no other.  A configuration is compared by a hash of what changes the numbers.
 
-Two things are worth continuing from: the checkpoint of a fit, and the files that a method which
-works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished.
+Three things are worth continuing from: the checkpoint of a fit, the files that a method which
+works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished, and the
+stages in `stages/` (the pruned model, measurements) that an attempt has finished.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsemend.config.values import config_hash, differences
-from sparsemend.names import PARTS, RESULT
+from sparsemend.names import PARTS, RESULT, STAGES
 from sparsemend.result.folder import alive, load_result, read_result
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 # entries of a run folder besides result.json and model/
 LEFT = (
     PARTS,
+    STAGES,
     "checkpoints",
     "training",
     "training-*",
@@ -102,8 +104,8 @@ def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"resume={folder}: that run is finished; drop resume to run it again")
     if not _has_work(folder):
         raise FileNotFoundError(
-            f"resume={folder}: neither checkpoints/last.ckpt nor a file in {PARTS}/ is there, the "
-            "run ended before its first checkpoint; drop resume to start afresh"
+            f"resume={folder}: neither checkpoints/last.ckpt nor a file in {PARTS}/ or {STAGES}/ "
+            "is there, the run ended before it finished a stage; drop resume to start afresh"
         )
 
 
@@ -150,7 +152,8 @@ def _has_work(folder: Path) -> bool:
     # a dot leads the name of a file that was being written when its process died
     parts = folder / PARTS
     finished = parts.is_dir() and any(not p.name.startswith(".") for p in parts.iterdir())
-    return finished or last_checkpoint(folder) is not None
+    kept = any((folder / STAGES).glob("*/*/content.json"))
+    return finished or kept or last_checkpoint(folder) is not None
 
 
 def _search_root(fresh: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The repaired model of a finished run, with its supports and, where there is one, its adapter."""
+"""Measure and export the repaired model of a finished run, with neither pruning nor repair."""
 
 from __future__ import annotations
 
@@ -6,9 +6,27 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sparsemend.method.base import RepairMethod
 from sparsemend.model import DTYPES
-from sparsemend.result.finished import FinishedRun
+from sparsemend.result.finished import FinishedRun, finished_run
 from sparsemend.run.adopt import attach_supports
+from sparsemend.run.evaluate import evaluate
+from sparsemend.run.export import export_stage
+from sparsemend.run.job import RunJob
+from sparsemend.run.load import load
 from sparsemend.sparse.mask_file import load_masks
+
+
+def measure_again(job: RunJob) -> None:
+    """Carry out the run of a config with from_run."""
+    finished = finished_run(job.cfg.from_run)
+    loaded = load(job)
+    evaluate(job, "dense", loaded)
+    with job.stages.measure("load"):
+        del loaded.model  # first: two may not fit
+        loaded.model = load_repaired(finished, job.parts.method, job.cfg.model.get("attention"))
+    evaluate(job, "repaired", loaded)
+    finished.carry_over(job.result.content)
+    job.result.content["sparsity"] = dict(finished.content["sparsity"])
+    export_stage(job, loaded, finished.asked_sparsity())
 
 
 def load_repaired(

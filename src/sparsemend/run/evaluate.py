@@ -3,93 +3,104 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from sparsemend.cost import Stages
+from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
-from sparsemend.result.record import Result
 from sparsemend.result.window_losses import write_losses
 from sparsemend.run.cache import Content
-from sparsemend.run.parts import Parts
-from sparsemend.run.shared import SharedWork
-from sparsemend.run.windows import Windows
+from sparsemend.run.job import Loaded, RunJob
+from sparsemend.run.keys import model_key
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationStage:
-    """Evaluations of one run; called with a state (dense, pruned, repaired) and its model."""
+def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
+    """Measure the loaded model in its state: dense, pruned or repaired."""
+    inputs = _inputs(job, state, loaded)
+    metrics: dict[str, float] = {}
+    losses: dict[str, Tensor] = {}
+    content = job.result.content
+    with job.stages.measure("evaluate"):
+        key = _key_of(job, state, loaded.model)
+        for name, evaluation in job.parts.evaluation.items():
+            measurement = _once(job, state, name, evaluation, inputs, key, loaded.model)
+            metrics |= measurement.values
+            losses |= measurement.tensors
+            if described := evaluation.describe():
+                content["protocol"][name] = described
+    content["metrics"][state] = metrics
+    write_losses(job.out, state, losses)
+    content["cache"] = job.reuse.origins
+    job.result.costs(job.stages)
+    # numbers per block or per task are for result.json
+    named = {k: v for k, v in metrics.items() if k.count("/") == 1 and not k[-1].isdigit()}
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
+    log.info("%-8s  %s", state, shown)
 
-    parts: Parts
-    shared: SharedWork
-    result: Result
-    stages: Stages
-    device: torch.device
-    out: Path
-    seed: int
 
-    def __call__(
-        self,
-        state: str,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None,
-        windows: Windows,
-    ) -> None:
-        inputs = self._input_of(state, tokenizer, windows)
-        metrics: dict[str, float] = {}
-        losses: dict[str, Tensor] = {}
-        content = self.result.content
-        with self.stages.measure("evaluate"):
-            for name, evaluation in self.parts.evaluation.items():
-                measurement = self.shared.measure(
-                    state,
-                    name,
-                    evaluation,
-                    inputs,
-                    partial(self._measure, evaluation, model, inputs),
-                )
-                metrics |= measurement.values
-                losses |= measurement.tensors
-                if described := evaluation.describe():
-                    content["protocol"][name] = described
-        content["metrics"][state] = metrics
-        write_losses(self.out, state, losses)
-        content["cache"] = self.shared.origins
-        self.result.costs(self.stages)
-        # numbers per block or per task are for result.json
-        named = {k: v for k, v in metrics.items() if k.count("/") == 1 and not k[-1].isdigit()}
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
-        log.info("%-8s  %s", state, shown)
+def _key_of(job: RunJob, state: str, model: PreTrainedModel) -> str:
+    """What a measurement is about, as a hash; empty where it is not kept.
 
-    def _measure(
-        self, evaluation: Evaluation, model: PreTrainedModel, inputs: EvaluationInput
-    ) -> Content:
-        """Measure on the device of this run, then put the model back where it lives."""
-        fresh = replace(inputs, window_losses={})
-        home = next(model.parameters()).device
-        nn.Module.to(model, self.device)
-        metrics = evaluation(model, fresh)
-        nn.Module.to(model, home)
-        return Content(metrics, fresh.window_losses)
+    A repaired model is this run's alone, kept for a later attempt of it.
+    """
+    if state == "repaired":
+        kept = job.reuse.attempts is not None
+        return digest([job.keys.dense, model_key(model)]) if kept else ""
+    return {"dense": job.keys.dense, "pruned": job.keys.pruned}[state]
 
-    def _input_of(
-        self, state: str, tokenizer: PreTrainedTokenizerBase | None, windows: Windows
-    ) -> EvaluationInput:
-        return EvaluationInput(
-            test=windows.test,
-            task=windows.task,
-            validation=windows.validation,
-            tokenizer=tokenizer,
-            device=self.device,
-            batch_size=self.parts.hardware.evaluation_batch,
-            load_dense=partial(self.parts.model.load, seed=self.seed),
-            out=self.out,
-            state=state,
-        )
+
+def _once(
+    job: RunJob,
+    state: str,
+    name: str,
+    evaluation: Evaluation,
+    inputs: EvaluationInput,
+    key: str,
+    model: PreTrainedModel,
+) -> Content:
+    """The outcome of one evaluation: its values are metrics, its tensors losses by window.
+
+    A repeatable evaluation measures equal models only once.
+    """
+    compute = partial(_measure, job, evaluation, model, inputs)
+    if not key or not type(evaluation).repeatable:
+        return compute()
+    parts = job.keys.measuring(key, name, evaluation, inputs)
+    if state == "repaired":
+        return job.reuse.again("metrics", parts, compute)
+    kept = partial(job.reuse.once, "metrics", parts, compute, origin=["metrics", state, name])
+    if state == "dense":
+        content: Content = job.reuse.memory.once(f"dense {name}", parts, kept)
+        return content
+    return kept()
+
+
+def _measure(
+    job: RunJob, evaluation: Evaluation, model: PreTrainedModel, inputs: EvaluationInput
+) -> Content:
+    """Measure on the device of this run, then put the model back where it lives."""
+    fresh = replace(inputs, window_losses={})
+    home = next(model.parameters()).device
+    nn.Module.to(model, job.device)
+    metrics = evaluation(model, fresh)
+    nn.Module.to(model, home)
+    return Content(metrics, fresh.window_losses)
+
+
+def _inputs(job: RunJob, state: str, loaded: Loaded) -> EvaluationInput:
+    return EvaluationInput(
+        test=loaded.windows.test,
+        task=loaded.windows.task,
+        validation=loaded.windows.validation,
+        tokenizer=loaded.tokenizer,
+        device=job.device,
+        batch_size=job.parts.hardware.evaluation_batch,
+        load_dense=partial(job.parts.model.load, seed=job.cfg.seed),
+        out=job.out,
+        state=state,
+    )

@@ -7,13 +7,63 @@ are in the weights anyway.  The packed supports lie beside them.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.checkpoint.card import model_card
+from sparsemend.model import DTYPES
+from sparsemend.result.finished import command_line, finished_run
+from sparsemend.run.job import Loaded, RunJob
+from sparsemend.sparse.count import effective_sparsity, sparsity_report, sparsity_section
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
+from sparsemend.sparse.mask_file import save_masks
+
+
+def export_stage(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> None:
+    """Write masks, adapter and, where it was asked for, the model; record the sparsity.
+
+    asked: sparsity of every linear.  The model turns dense where it is exported.
+    """
+    with job.stages.measure("export"):
+        _export(job, loaded.model, loaded.tokenizer, asked)
+
+
+def _export(
+    job: RunJob,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    asked: Mapping[str, float],
+) -> None:
+    cfg, content = job.cfg, job.result.content
+    masks, exported = job.out / "masks.safetensors", job.out / "model"
+    base = str(exported if cfg.export else cfg.model.get("path"))
+    job.parts.method.save_adapter(model, job.out / "adapter", base=base)
+    if cfg.export and cfg.export_dtype is not None:
+        cast_(model, DTYPES[cfg.export_dtype])  # first: its zeros are counted
+    save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
+    report = sparsity_report(model)
+    content["sparsity"] |= sparsity_section(
+        report,
+        asked,
+        target=report.of_prunable if job.parts.pruner.reads_support else cfg.sparsity,
+        pattern=str(job.pattern),
+        effective=effective_sparsity(model),
+    )
+    if cfg.export:
+        card = model_card(content, _command(cfg.from_run))
+        export(to_dense_(model), tokenizer, exported, masks=masks, card=card)
+
+
+def _command(from_run: str | None) -> str:
+    """The command line that made the model: this job's own, in a sweep too, or a finished run's."""
+    if from_run is not None and (command := finished_run(from_run).command) is not None:
+        return command
+    return command_line(HydraConfig.get().overrides.task)
 
 
 def to_dense_(model: PreTrainedModel) -> PreTrainedModel:

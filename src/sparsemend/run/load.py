@@ -1,97 +1,117 @@
-"""The start of a run: load the tokenizer, the token windows it reads, the dense model."""
+"""The start of a run: load the tokenizer, the token windows it reads, the dense model.
+
+An error appears here, before anything is measured.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import copy
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.find import check_prunable
 from sparsemend.prune import check_widths
 from sparsemend.run.adopt import check_existing
-from sparsemend.run.digests import section
-from sparsemend.run.parts import Parts
-from sparsemend.run.shared import SharedWork
+from sparsemend.run.job import Loaded, RunJob
+from sparsemend.run.keys import model_key
+from sparsemend.run.prune import given_supports
 from sparsemend.run.windows import Wanted, Windows, check_vocabulary, read_windows
-from sparsemend.sparse.pattern import Pattern
 
 
-@dataclass(frozen=True)
-class LoadStage:
-    """Reads and checks the inputs of a run: an error appears before anything is measured."""
+def load(job: RunJob) -> Loaded:
+    """Read, check and place the inputs of a run, and record what its numbers depend on."""
+    with job.stages.measure("load"):
+        tokenizer, windows = _windows(job)
+        record_protocol(job, windows.test)
+        return Loaded(tokenizer, windows, load_model(job, windows))
 
-    cfg: DictConfig
-    parts: Parts
-    pattern: Pattern
-    shared: SharedWork
-    device: torch.device
 
-    def windows(self) -> tuple[PreTrainedTokenizerBase | None, Windows]:
-        """Return tokenizer and windows, those of this process's last job where they are equal."""
-        parts, cfg, wanted = self.parts, self.cfg, self._needs()
+def _windows(job: RunJob) -> tuple[PreTrainedTokenizerBase | None, Windows]:
+    """Tokenizer and windows, those of this process's last job where they are equal."""
+    parts, wanted = job.parts, _needs(job)
 
-        def read() -> tuple[PreTrainedTokenizerBase | None, Windows]:
-            tokenizer = parts.model.tokenizer()
-            return tokenizer, read_windows(parts.data, tokenizer, wanted, seed=cfg.seed)
+    def read() -> tuple[PreTrainedTokenizerBase | None, Windows]:
+        tokenizer = parts.model.tokenizer()
+        return tokenizer, read_windows(parts.data, tokenizer, wanted, seed=job.cfg.seed)
 
-        source = {"model": section(cfg, "model"), "data": section(cfg, "data"), "seed": cfg.seed}
-        tokenizer, windows = self.shared.remember("windows", {**source, **asdict(wanted)}, read)
-        if wanted.train:
-            parts.method.check_train(windows.train)
-        return tokenizer, windows
+    tokenizer, windows = job.reuse.memory.once("windows", job.keys.windows(wanted), read)
+    if wanted.train:
+        parts.method.check_train(windows.train)
+    return tokenizer, windows
 
-    def _needs(self) -> Wanted:
-        parts, again = self.parts, self.cfg.from_run is not None
-        trained = parts.method.trains and not again
-        measured = any(e.needs_validation for e in parts.evaluation.values())
-        readers = (parts.pruner, parts.sparsity_schedule, parts.method)
-        return Wanted(
-            train=trained,
-            validation=trained or measured,
-            calibration=any(part.needs_calibration for part in readers) and not again,
+
+def _needs(job: RunJob) -> Wanted:
+    parts, again = job.parts, job.cfg.from_run is not None
+    trained = parts.method.trains and not again
+    measured = any(e.needs_validation for e in parts.evaluation.values())
+    readers = (parts.pruner, parts.sparsity_schedule, parts.method)
+    return Wanted(
+        train=trained,
+        validation=trained or measured,
+        calibration=any(part.needs_calibration for part in readers) and not again,
+    )
+
+
+def record_protocol(job: RunJob, test: Tensor) -> None:
+    """Record the facts beside the model that this run's numbers depend on.
+
+    test: windows (N, T).  Raises ValueError where a resumed run would read other data than before.
+    """
+    data, content = job.parts.data, job.result.content
+    protocol: dict[str, Any] = {
+        "corpus": data.name,
+        "split": "test",
+        "tokens": test.numel(),
+        "windows": test.shape[0],
+        "seqlen": test.shape[1],
+        "dtype": job.cfg.model.dtype,
+        "data_hash": data.fingerprint(),
+        "calibration_samples": data.calibration_samples,
+        "statistics": job.cfg.statistics,
+    }
+    earlier = content["protocol"].get("data_hash", protocol["data_hash"])  # of a resumed run
+    if earlier != protocol["data_hash"]:
+        raise ValueError(
+            f"the data of this configuration have changed since {job.out} was interrupted; "
+            "bring back what it read, or drop resume to start afresh"
         )
+    content["protocol"] = protocol
 
-    def protocol(self, test: Tensor) -> dict[str, Any]:
-        """The facts beside the model that this run's numbers depend on.  test: windows (N, T)."""
-        data = self.parts.data
-        return {
-            "corpus": data.name,
-            "split": "test",
-            "tokens": test.numel(),
-            "windows": test.shape[0],
-            "seqlen": test.shape[1],
-            "dtype": self.cfg.model.dtype,
-            "data_hash": data.fingerprint(),
-            "calibration_samples": data.calibration_samples,
-            "statistics": self.cfg.statistics,
-        }
 
-    def model(
-        self, windows: Windows, supports: Callable[[], Mapping[str, Tensor] | None]
-    ) -> PreTrainedModel:
-        """Load, check and place the model.  supports: reads those of a pruned checkpoint."""
-        model = self.shared.model(lambda: self.parts.model.load(seed=self.cfg.seed))
-        check_prunable(model)
-        if self.cfg.from_run is None:  # a finished run is neither pruned nor repaired
-            self._check_work(model, supports())
-        labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
-        vocabulary = model.config.get_text_config().vocab_size
-        for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):
-            check_vocabulary(tokens, vocabulary)
-        if not self.parts.hardware.offload:
-            nn.Module.to(model, self.device)
-        return model
+def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
+    """Load the dense model, check it against what the run will do with it, and place it."""
+    model = _dense_model(job)
+    check_prunable(model)
+    if job.cfg.from_run is None:  # a finished run is neither pruned nor repaired
+        _check_work(job, model, given_supports(job))
+    labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
+    vocabulary = model.config.get_text_config().vocab_size
+    for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):
+        check_vocabulary(tokens, vocabulary)
+    if not job.parts.hardware.offload:
+        nn.Module.to(model, job.device)
+    return model
 
-    def _check_work(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
-        """Raise an error where pruner or method cannot do what is asked with this model."""
-        pruner = self.parts.pruner
-        if pruner.reads_support:
-            check_existing(model, supports, self.pattern)
-        elif pruner.prunes:
-            check_widths(model, self.pattern, tail=self.cfg.pattern_tail)
-        self.parts.method.check_model(model, supports)
+
+def _dense_model(job: RunJob) -> PreTrainedModel:
+    """The dense model on the host, this job's own to change."""
+
+    def load_here() -> tuple[PreTrainedModel, str]:
+        model = job.parts.model.load(seed=job.cfg.seed)
+        return model, model_key(model) if job.reuse.on else ""
+
+    model, job.keys.dense = job.reuse.memory.once("model", job.keys.model(), load_here)
+    return copy.deepcopy(model) if job.reuse.memory.enabled else model
+
+
+def _check_work(job: RunJob, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
+    """Raise an error where pruner or method cannot do what is asked with this model."""
+    pruner = job.parts.pruner
+    if pruner.reads_support:
+        check_existing(model, supports, job.pattern)
+    elif pruner.prunes:
+        check_widths(model, job.pattern, tail=job.cfg.pattern_tail)
+    job.parts.method.check_model(model, supports)

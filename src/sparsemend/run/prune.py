@@ -1,95 +1,138 @@
-"""The pruning of one run: from the cache, from given supports, or by schedule and pruner."""
+"""The pruning of one run: from given supports, from the cache, or by schedule and pruner."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.config.locations import resolve_path
+from sparsemend.config.values import digest
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import apply_rounding
 from sparsemend.run.adopt import adopt
-from sparsemend.run.digests import section, tokens_digest
-from sparsemend.run.shared import SharedWork
-from sparsemend.run.user_code import code_digest
+from sparsemend.run.job import Loaded, RunJob
+from sparsemend.run.memory import Memory
+from sparsemend.run.pruned import pruned_content, restore_
+from sparsemend.run.table import show_rates
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneStage:
-    """The pruning of one run, with all that it reads besides model and calibration windows."""
+class PruningRules:
+    """The rules of one pruning: all that decides it besides model and calibration.
 
-    cfg: DictConfig
+    rounding and statistics: as in run.yaml.
+    """
+
     pruner: Pruner
     schedule: SparsitySchedule
+    sparsity: float
     pattern: Pattern
-    shared: SharedWork
+    rounding: str
+    statistics: str
     device: torch.device
     offload: bool
 
-    def __call__(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Mapping[str, float]:
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        batches: Sequence[Tensor],
+        memory: Memory,
+        observing: Callable[[], Mapping[str, Any]],
+    ) -> Allocation:
         """Prune `model` in place; return the sparsity asked of every linear.
 
-        batches: (B, T) tokens.
+        batches: calibration tokens (B, T).  memory: may hold what does not depend on the rates;
+        observing: the parts of its keys.
         """
-        if self.pruner.reads_support:
-            return adopt(model, self.given_supports())
-        if not self.pruner.prunes:
-            return self._prune(model, batches)
-        return self.shared.prune(
-            model, self._decides(batches), partial(self._prune, model, batches)
-        )
-
-    def given_supports(self) -> Mapping[str, Tensor] | None:
-        """Supports, bool (O, I) by linear, in the masks file of a pruned checkpoint, or None."""
-        if not self.pruner.reads_support:
-            return None
-        return self.pruner.supports(resolve_path(self.cfg.model.path))
-
-    def _prune(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> Allocation:
         place: dict[str, Any] = {"device": self.device, "offload": self.offload}
-        allocation = self.schedule.allocate(
-            model, batches, self.cfg.sparsity, self.pattern, **place
-        )
-        pruner, allocation = apply_rounding(self.cfg.rounding, self.pruner, allocation)
-        if self.cfg.statistics == "dense" and self.pruner.needs_calibration:
-            statistics = self._remember("statistics", dense_statistics, model, batches)
+        allocation = self.schedule.allocate(model, batches, self.sparsity, self.pattern, **place)
+        pruner, allocation = apply_rounding(self.rounding, self.pruner, allocation)
+
+        def remember(kind: str, observe: Any) -> Any:
+            if not memory.enabled:
+                return observe(model, batches, self.pruner, **place)
+            return memory.once(
+                kind, observing(), lambda: observe(model, batches, self.pruner, **place)
+            )
+
+        if self.statistics == "dense" and self.pruner.needs_calibration:
+            statistics = remember("statistics", dense_statistics)
             prune_observed(model, statistics, pruner, allocation, self.pattern, **place)
             return allocation
-        first = None
-        if self.shared.memory:
-            first = self._remember("first block", observe_first, model, batches)
+        first = remember("first block", observe_first) if memory.enabled else None
         prune(model, batches, pruner, allocation, self.pattern, **place, first=first)
         return allocation
 
-    def _remember(
-        self, kind: str, observe: Any, model: PreTrainedModel, batches: Sequence[Tensor]
-    ) -> Any:
-        """Observe once for all jobs of this process what does not depend on the allocation."""
-        parts = {
-            **self.shared.environment,
-            "model": self.shared.model_key,
-            "pruner": section(self.cfg, "pruner"),
-            **self._decides(batches),
-        }
-        place: dict[str, Any] = {"device": self.device, "offload": self.offload}
-        return self.shared.remember(
-            kind, parts, lambda: observe(model, batches, self.pruner, **place)
-        )
 
-    def _decides(self, batches: Sequence[Tensor]) -> dict[str, Any]:
-        """The inputs that decide the pruned bits, besides model, configuration and machine."""
-        return {
-            "statistics": self.cfg.statistics,
-            "calibration": [tokens_digest(batch) for batch in batches],
-            "code": [code_digest(self.pruner), code_digest(self.schedule)],
-        }
+def prune_stage(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
+    """Prune the loaded model in place; return the sparsity asked of every linear."""
+    with job.stages.measure("prune"):
+        allocation = _prune(job, loaded)
+    show_rates(job.result.content, loaded.model, allocation, job.cfg.sparsity)
+    return allocation
+
+
+def given_supports(job: RunJob) -> Mapping[str, Tensor] | None:
+    """Supports, bool (O, I) by linear, in the masks file of a pruned checkpoint, or None."""
+    pruner = job.parts.pruner
+    return pruner.supports(resolve_path(job.cfg.model.path)) if pruner.reads_support else None
+
+
+def calibration_of(job: RunJob, loaded: Loaded) -> Sequence[Tensor]:
+    """The calibration windows in batches (B, T)."""
+    return loaded.windows.calibration.split(job.parts.hardware.walk_batch)
+
+
+def _prune(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
+    pruner, schedule = job.parts.pruner, job.parts.sparsity_schedule
+    model, batches, keys = loaded.model, calibration_of(job, loaded), job.keys
+    if pruner.reads_support:
+        return adopt(model, given_supports(job))
+    prune_here = partial(
+        pruning_of(job),
+        model,
+        batches,
+        job.reuse.memory,
+        partial(keys.observing, batches, pruner, schedule),
+    )
+    if not pruner.prunes or not job.reuse.caches:
+        return prune_here()
+    parts = keys.pruning(batches, pruner, schedule)
+    keys.pruned = digest(parts)
+    if not job.reuse.models:
+        return prune_here()
+    computed = []
+
+    def compute() -> Any:
+        computed.append(prune_here())
+        return pruned_content(model, computed[0])
+
+    content = job.reuse.once("pruned", parts, compute, origin=["pruned"])
+    if computed:
+        return computed[0]
+    restore_(model, content.tensors)
+    return Allocation(**content.values)
+
+
+def pruning_of(job: RunJob) -> PruningRules:
+    """The pruning that this job's config describes."""
+    cfg, parts = job.cfg, job.parts
+    return PruningRules(
+        pruner=parts.pruner,
+        schedule=parts.sparsity_schedule,
+        sparsity=cfg.sparsity,
+        pattern=job.pattern,
+        rounding=cfg.rounding,
+        statistics=cfg.statistics,
+        device=job.device,
+        offload=parts.hardware.offload,
+    )

@@ -7,6 +7,7 @@ written; a loss or gradient that is not finite stops the fit before the step is 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,8 @@ from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
 from sparsemend.training.collectives import check_equal_over_ranks, mean_over_ranks, send_buffers
 from sparsemend.training.objective import NextToken, Objective
 from sparsemend.training.plan import TrainingPlan, learning_rate_schedule
+
+log = logging.getLogger(__name__)
 
 
 class TrainerFactory(Protocol):
@@ -132,6 +135,10 @@ class RepairModule(LightningModule):
         self._after_fit.enter_context(self._training_mode())
         if self.trainer.world_size > 1:
             send_buffers(self)
+
+    def on_train_start(self) -> None:
+        if self.global_step:
+            log.info("going on after step %d of %d", self.global_step, self.plan.max_steps)
 
     def on_train_end(self) -> None:
         if self.trainer.world_size > 1:

@@ -16,14 +16,18 @@ from support.families import FAMILIES, random_model
 
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.config.values import digest
+from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.sparsegpt import SparseGPT
 from sparsemend.pruner.wanda import Wanda
-from sparsemend.run.cache import Content
+from sparsemend.run.cache import Cache, Content
 from sparsemend.run.digests import model_digest, with_files
-from sparsemend.run.prune import PruneStage
-from sparsemend.run.shared import SharedWork, pruned_content, restore_
+from sparsemend.run.evaluate import _once
+from sparsemend.run.keys import Keys
+from sparsemend.run.memory import Memory
+from sparsemend.run.pruned import pruned_content, restore_
+from sparsemend.run.reuse import Reuse
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
@@ -126,22 +130,37 @@ class Spy:
 
     def once(self, kind: str, parts: Mapping[str, Any], compute: Callable[[], Content]) -> Any:
         self.parts.append(parts)
-        return SimpleNamespace(content=compute(), origin=dict)
+        return SimpleNamespace(content=compute(), origin=dict, hit=False)
 
 
 OWN = """
 class Own:
     repeatable = True
     needs_validation = False
+
+    def __call__(self, model, inputs):
+        return {}
 """
 
 
 def test_a_measurement_is_keyed_by_the_code_of_its_evaluation(tmp_path: Path) -> None:
-    spy, shared = Spy(), SharedWork.__new__(SharedWork)
-    shared.cfg = OmegaConf.create({"evaluation": {"own": {"words": str(tmp_path / "words")}}})
-    shared.cache, shared.memory, shared.environment = spy, False, {}  # type: ignore[assignment]
-    shared.origins, shared.model_key, shared.pruned_key = {}, "model", None
-    given: Any = SimpleNamespace(test=torch.zeros(1, 2), task=None, batch_size=1)
+    spy: Any = Spy()
+    cfg = OmegaConf.create({"evaluation": {"own": {"words": str(tmp_path / "words")}}})
+    keys = Keys(cfg, torch.device("cpu"), dense="model")
+    keys.environment = {}
+    reuse = Reuse(memory=Memory(False), shared=spy, attempts=None, models=True)
+    job: Any = SimpleNamespace(keys=keys, reuse=reuse, device=torch.device("cpu"))
+    inputs: Any = EvaluationInput(
+        test=torch.zeros(1, 2),
+        task=None,
+        validation=None,
+        tokenizer=None,
+        device=torch.device("cpu"),
+        batch_size=1,
+        load_dense=lambda: None,
+        out=tmp_path,
+        state="dense",
+    )
     for code, words in ((OWN, "a"), (OWN, "a"), (f"{OWN}# edited", "a"), (OWN, "b")):
         (tmp_path / "own.py").write_text(code)
         (tmp_path / "words").write_text(words)
@@ -151,31 +170,32 @@ def test_a_measurement_is_keyed_by_the_code_of_its_evaluation(tmp_path: Path) ->
         module = module_from_spec(spec)
         sys.modules["own"] = module
         spec.loader.exec_module(module)
-        shared.measure("dense", "own", module.Own(), given, lambda: Content({}, {}))
-    keys = [digest(parts) for parts in spy.parts]
-    assert keys[0] == keys[1]
-    assert len(set(keys)) == 3
+        model: Any = torch.nn.Linear(1, 1)
+        _once(job, "dense", "own", module.Own(), inputs, "model", model)
+    digests = [digest(parts) for parts in spy.parts]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
 
 
 def test_what_is_remembered_of_pruning_is_of_the_same_machine_setting() -> None:
-    asked: list[Mapping[str, Any]] = []
-
-    def remember(kind: str, parts: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        asked.append(parts)
-
+    cfg = OmegaConf.create({"pruner": {"variant": False}, "statistics": "exact"})
+    digests = []
     for threads in (1, 2):
-        shared: Any = SimpleNamespace(
-            remember=remember, environment={"threads": threads}, model_key="model"
-        )
-        cfg = OmegaConf.create({"pruner": {"variant": False}, "statistics": "exact"})
-        stage = PruneStage(
-            cfg=cfg,
-            pruner=WANDA,
-            schedule=Uniform(),
-            pattern=PATTERN,
-            shared=shared,
-            device=torch.device("cpu"),
-            offload=False,
-        )
-        stage._remember("first block", observe_first, random_model("llama"), [])
-    assert digest(asked[0]) != digest(asked[1])
+        keys = Keys(cfg, torch.device("cpu"), dense="model")
+        keys.environment = {"threads": threads}
+        digests.append(digest(keys.observing([], WANDA, Uniform())))
+    assert digests[0] != digests[1]
+
+
+def test_an_attempt_hands_its_finished_stages_to_the_next(tmp_path: Path) -> None:
+    def attempt() -> Reuse:
+        stages = Cache(tmp_path / "stages", owner=tmp_path)
+        return Reuse(memory=Memory(False), shared=None, attempts=stages, models=True)
+
+    def once(number: float) -> float:
+        content = attempt().once("metrics", {"of": "x"}, lambda: Content({"a": number}), origin=[])
+        return float(content.values["a"])
+
+    assert [once(1.0), once(2.0)] == [1.0, 1.0]
+    attempt().forget_attempts()
+    assert once(3.0) == 3.0

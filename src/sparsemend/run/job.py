@@ -1,0 +1,85 @@
+"""One run's objects, and what its stages hand on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsemend.cost import Stages
+from sparsemend.result.record import Result
+from sparsemend.result.resume import last_checkpoint
+from sparsemend.run.keys import Keys
+from sparsemend.run.parts import Parts
+from sparsemend.run.reuse import Reuse, open_reuse
+from sparsemend.run.windows import Windows
+from sparsemend.sparse.pattern import Pattern
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunJob:
+    """What every stage of one run reads.
+
+    checkpoint: of the fit that an earlier attempt began, None without one.
+    """
+
+    cfg: DictConfig
+    parts: Parts
+    result: Result
+    out: Path
+    device: torch.device
+    stages: Stages
+    pattern: Pattern
+    reuse: Reuse
+    keys: Keys
+    loggers: list[Logger]
+    checkpoint: Path | None
+
+
+@dataclass
+class Loaded:
+    """The inputs of a run.  The model is pruned and repaired in place."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+    windows: Windows
+    model: PreTrainedModel
+
+
+def build_parts(cfg: DictConfig) -> Parts:
+    """One object per group of the config; raises ValueError where they cannot work together."""
+    # A user's own method or pruner may live in any module, so no list of targets is imposed.
+    built = {
+        group: instantiate(
+            cfg[group], _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
+        )
+        for group in Parts.__dataclass_fields__
+    }
+    parts = Parts(**built)
+    parts.check()
+    return parts
+
+
+def prepare(cfg: DictConfig, result: Result, out: Path) -> RunJob:
+    """Build the objects, take the device, open the trackers."""
+    parts = build_parts(cfg)
+    device = parts.hardware.prepare()
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    result.content["provenance"] |= {"device": machine, "threads": torch.get_num_threads()}
+    return RunJob(
+        cfg=cfg,
+        parts=parts,
+        result=result,
+        out=out,
+        device=device,
+        stages=Stages(device),
+        pattern=Pattern.parse(cfg.pattern),
+        reuse=open_reuse(cfg, out),
+        keys=Keys(cfg, device),
+        loggers=parts.logger.open(out, result.content["config"]),
+        checkpoint=last_checkpoint(out),
+    )

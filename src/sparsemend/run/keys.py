@@ -1,0 +1,107 @@
+"""Everything that decides the bits of a stage, as the parts that a cache key is a hash of.
+
+The weights as loaded, the token windows, the configuration of pruner and schedule with the files
+they name, the code of a user's own classes, seed, device, threads, and this package's source: so a
+reused result has the very bits that computing it here would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsemend.config.values import digest
+from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.pruner.base import Pruner
+from sparsemend.run.digests import (
+    environment,
+    examples_digest,
+    model_digest,
+    section,
+    tokens_digest,
+    with_files,
+)
+from sparsemend.run.user_code import code_digest
+from sparsemend.run.windows import Wanted
+from sparsemend.sparsity_schedule.base import SparsitySchedule
+
+# keys that decide the pruned bits
+DECISIVE = ("sparsity", "pattern", "pattern_tail", "rounding", "seed")
+
+
+@dataclass
+class Keys:
+    """The parts of one job's keys.
+
+    dense and pruned: the models they are about, as hashes; empty until they are there, and where
+    nothing reads them.
+    """
+
+    cfg: DictConfig
+    device: torch.device
+    dense: str = ""
+    pruned: str = ""
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Everything besides models, windows and configuration that decides bits."""
+        return environment(self.cfg, self.device)
+
+    def windows(self, wanted: Wanted) -> dict[str, Any]:
+        """Parts of the token windows."""
+        return {**self.model(), "data": section(self.cfg, "data"), **asdict(wanted)}
+
+    def model(self) -> dict[str, Any]:
+        """Parts of the dense model."""
+        return {"model": section(self.cfg, "model"), "seed": self.cfg.seed}
+
+    def pruning(
+        self, batches: Sequence[Tensor], pruner: Pruner, schedule: SparsitySchedule
+    ) -> dict[str, Any]:
+        """Parts of the pruned model.  batches: calibration tokens (B, T)."""
+        return {
+            **self.observing(batches, pruner, schedule),
+            "sparsity_schedule": with_files(section(self.cfg, "sparsity_schedule")),
+            **{key: self.cfg[key] for key in DECISIVE},
+        }
+
+    def observing(
+        self, batches: Sequence[Tensor], pruner: Pruner, schedule: SparsitySchedule
+    ) -> dict[str, Any]:
+        """Parts of what a pruning observes of the dense model, whatever the rates."""
+        return {
+            **self.environment,
+            "model": self.dense,
+            "pruner": with_files(section(self.cfg, "pruner")),
+            "statistics": self.cfg.statistics,
+            "calibration": [tokens_digest(batch) for batch in batches],
+            "code": [code_digest(pruner), code_digest(schedule)],
+        }
+
+    def measuring(
+        self, model: str, name: str, evaluation: Evaluation, inputs: EvaluationInput
+    ) -> dict[str, Any]:
+        """Parts of one evaluation of a model.  model: its hash, name: the evaluation's."""
+        validation = inputs.validation if evaluation.needs_validation else None
+        return {
+            **self.environment,
+            "of": model,
+            "evaluation": with_files(section(self.cfg, "evaluation")[name]),
+            "code": code_digest(evaluation),
+            "batch": inputs.batch_size,
+            "test": tokens_digest(inputs.test),
+            "task": examples_digest(inputs.task),
+            "validation": examples_digest(validation),
+        }
+
+
+def model_key(model: PreTrainedModel) -> str:
+    """A model's weights and configuration, and the code of a class that came with a checkpoint."""
+    return digest([model_digest(model), code_digest(model)])
