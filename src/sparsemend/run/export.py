@@ -89,7 +89,7 @@ def export(
     folder: Path,
     *,
     masks: Path,
-    card: str,
+    card: str | None,
 ) -> None:
     """Write `folder` whole or not at all: weights, config, tokenizer, supports, model card."""
     partial = folder.with_name(f".{folder.name}.partial")
@@ -101,7 +101,8 @@ def export(
         tokenizer.save_pretrained(partial)
     if masks.exists():
         shutil.copyfile(masks, partial / "masks.safetensors")
-    (partial / "README.md").write_text(card, encoding="utf-8")
+    if card is not None:
+        (partial / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
@@ -52,16 +53,17 @@ class Loaded:
 
 def build_parts(cfg: DictConfig) -> Parts:
     """One object per group of the config; raises ValueError where they cannot work together."""
-    # A user's own method or pruner may live in any module, so no list of targets is imposed.
-    built = {
-        group: instantiate(
-            cfg[group], _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
-        )
-        for group in Parts.__dataclass_fields__
-    }
-    parts = Parts(**built)
+    parts = Parts(**{group: build(cfg[group]) for group in Parts.__dataclass_fields__})
     parts.check()
     return parts
+
+
+def build(section: DictConfig) -> Any:
+    """The object of a config section, or the objects of its sections by name."""
+    # A user's own method or pruner may live in any module, so no list of targets is imposed.
+    return instantiate(
+        section, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
+    )
 
 
 def prepare(cfg: DictConfig, result: Result, out: Path) -> RunJob:

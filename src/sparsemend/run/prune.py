@@ -24,6 +24,8 @@ from sparsemend.run.table import show_rates
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 
+NOTHING_KEPT = Memory(False)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruningRules:
@@ -45,8 +47,8 @@ class PruningRules:
         self,
         model: PreTrainedModel,
         batches: Sequence[Tensor],
-        memory: Memory,
-        observing: Callable[[], Mapping[str, Any]],
+        memory: Memory = NOTHING_KEPT,
+        observing: Callable[[], Mapping[str, Any]] = dict,
     ) -> Allocation:
         """Prune `model` in place; return the sparsity asked of every linear.
 

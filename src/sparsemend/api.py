@@ -1,0 +1,373 @@
+"""sparsemend as a library: prune, repair, measure, check and export a model that is in memory.
+
+Settings have the names, defaults and checks of the yaml files in `conf/`: a keyword is a key of
+run.yaml (`sparsity=0.6`), a group's member (`pruner="sparsegpt"`) or keys of a group
+(`method={"rank": 8}`), and a string is an override as the command line takes it
+(`"method.rank=8"`).  What the command line refuses is refused here, with a ValueError.  With equal
+settings and windows the numbers are those of the command, to the bit.  Nothing is written unless
+a folder is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsemend.config.compose import compose_jobs
+from sparsemend.config.locations import conf_folder
+from sparsemend.data.base import Examples
+from sparsemend.errors import OverrideError
+from sparsemend.evaluation.base import EvaluationInput
+from sparsemend.hardware import Hardware
+from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.prune import check_widths
+from sparsemend.pruner.base import Pruner
+from sparsemend.run.adopt import adopt
+from sparsemend.run.export import export as write_model
+from sparsemend.run.export import to_dense_
+from sparsemend.run.job import build
+from sparsemend.run.prune import PruningRules
+from sparsemend.run.windows import Wanted, Windows, check_vocabulary
+from sparsemend.run.windows import read_windows as read_data
+from sparsemend.sparse.count import SparsityReport, sparsity_report
+from sparsemend.sparse.linear import check_supports, sparse_linears
+from sparsemend.sparse.mask_file import save_masks
+from sparsemend.sparse.pattern import Pattern
+
+Dense = PreTrainedModel | Callable[[], PreTrainedModel]
+
+
+@dataclass(frozen=True)
+class PruneOutcome:
+    """What `prune` did: the settings, the sparsity asked of every linear, the zeros counted."""
+
+    settings: tuple[str, ...]
+    asked: Mapping[str, float]
+    report: SparsityReport
+
+
+@dataclass(frozen=True)
+class RepairOutcome:
+    """What `repair` did: its method's diagnostics, the sparsity now asked, the zeros counted."""
+
+    method: RepairMethod
+    diagnostics: Mapping[str, Any]
+    asked: Mapping[str, float]
+    report: SparsityReport
+
+
+def load(
+    *overrides: str, **settings: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load the dense model of the group `model`, on the CPU, and its tokenizer if it has one."""
+    cfg = compose(overrides, settings)
+    source = build(cfg.model)
+    return source.load(seed=cfg.seed), source.tokenizer()
+
+
+def read_windows(
+    tokenizer: PreTrainedTokenizerBase | None, *overrides: str, **settings: Any
+) -> Windows:
+    """Read token windows as the command does, from the group `data`.
+
+    Returns calibration (N, T), train, validation, test and the task's windows.  Raises ValueError
+    unless `data.seqlen` is given, the tokens per window (T).
+    """
+    lines = override_lines(overrides, settings)
+    if not any(line.startswith("data.seqlen=") for line in lines):
+        raise ValueError('give the tokens per window, for example data={"seqlen": 2048}')
+    cfg = compose(lines, {})
+    data = build(cfg.data)
+    wanted = Wanted(calibration=True, train=True, validation=True)
+    return read_data(data, tokenizer, wanted, seed=cfg.seed)
+
+
+def prune(
+    model: PreTrainedModel, calibration: Tensor | None, *overrides: str, **settings: Any
+) -> PruneOutcome:
+    """Prune every linear in the decoder blocks of `model`, in place.
+
+    calibration: token windows (N, T), None for a pruner and a schedule that read none.  settings:
+    sparsity, pattern, rounding, statistics, seed and the groups pruner, sparsity_schedule,
+    hardware.
+    """
+    lines = override_lines(overrides, settings)
+    cfg = compose(lines, {}, model)
+    pruner: Pruner = build(cfg.pruner)
+    schedule = build(cfg.sparsity_schedule)
+    batches = _batches(model, calibration, cfg)
+    if not batches and (pruner.needs_calibration or schedule.needs_calibration):
+        raise ValueError(
+            f"{type(pruner).__name__} with {type(schedule).__name__} needs calibration windows; "
+            "give token ids (N, T), for example read_windows(...).calibration"
+        )
+    pattern = Pattern.parse(cfg.pattern)
+    with _hardware(model, cfg) as (hardware, device):
+        if pruner.reads_support:
+            asked: Mapping[str, float] = adopt(model, None)
+        else:
+            check_widths(model, pattern, tail=cfg.pattern_tail)
+            rules = PruningRules(
+                pruner=pruner,
+                schedule=schedule,
+                sparsity=cfg.sparsity,
+                pattern=pattern,
+                rounding=cfg.rounding,
+                statistics=cfg.statistics,
+                device=device,
+                offload=hardware.offload,
+            )
+            asked = rules(model, batches)
+    return PruneOutcome(tuple(lines), asked, sparsity_report(model))
+
+
+def repair(
+    model: PreTrainedModel,
+    *overrides: str,
+    pruned: PruneOutcome | None = None,
+    train: Examples | Tensor | None = None,
+    validation: Examples | Tensor | None = None,
+    calibration: Tensor | None = None,
+    dense: Dense | None = None,
+    folder: str | Path | None = None,
+    **settings: Any,
+) -> RepairOutcome:
+    """Repair a pruned model in place, by `method=...`, without losing a zero.
+
+    pruned: what `prune` returned, whose settings go on; None for a model that came pruned, whose
+    zeros are its support.  train, validation: windows (N, T) or labelled Examples, for methods that
+    train.  calibration: windows (N, T), for methods that read them.  dense: the dense model, or a
+    function that loads it, for methods that compare with it.  folder: where checkpoints, curves and
+    adapters are kept; None keeps nothing.
+    """
+    lines = [*(pruned.settings if pruned else ()), *override_lines(overrides, settings)]
+    cfg = compose(lines, {}, model)
+    method: RepairMethod = build(cfg.method)
+    method_name = type(method).__name__
+    if pruned is None and not any(True for _ in sparse_linears(model)):
+        adopt(model, None)
+    if method.trains and (train is None or validation is None):
+        raise ValueError(f"{method_name} trains; give train and validation windows")
+    if method.needs_calibration and calibration is None:
+        raise ValueError(f"{method_name} reads calibration windows; give calibration")
+    if method.needs_dense and dense is None:
+        raise ValueError(f"{method_name} reads the dense weights; give dense")
+    report = sparsity_report(model)
+    rates = {name: count.sparsity for name, count in report.per_linear.items()}
+    with _hardware(model, cfg) as (hardware, device), _folder(folder) as out:
+        bench = Workbench(
+            calibration=_batches(model, calibration, cfg),
+            train=_examples(model, train, "train"),
+            validation=_examples(model, validation, "validation"),
+            pruner=build(cfg.pruner),
+            allocation=pruned.asked if pruned else rates,
+            sparsity=cfg.sparsity if pruned else report.of_prunable,
+            pattern=Pattern.parse(cfg.pattern),
+            load_dense=_dense(dense, method_name),
+            make_trainer=hardware.trainer_factory([], out),
+            device=device,
+            offload=hardware.offload,
+            out=out,
+            seed=cfg.seed,
+            rounding=cfg.rounding,
+        )
+        if method.trains:
+            method.check_train(bench.train)
+        method.check_model(model, None)
+        diagnostics = method.repair(model, bench)
+        check_supports(model)
+    asked = diagnostics.pop("asked") if method.reallocates else bench.allocation
+    return RepairOutcome(method, diagnostics, asked, sparsity_report(model))
+
+
+def evaluate(
+    model: PreTrainedModel,
+    windows: Windows,
+    *overrides: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dense: Dense | None = None,
+    folder: str | Path | None = None,
+    **settings: Any,
+) -> dict[str, float]:
+    """Measure a model by `evaluation=...`; returns named numbers, `perplexity/test` among them.
+
+    windows: what `read_windows` returned.  tokenizer: for tasks in text.  dense: for evaluations
+    that compare with the dense model.
+    """
+    cfg = compose(overrides, settings, model)
+    metrics: dict[str, float] = {}
+    with _hardware(model, cfg) as (hardware, device), _folder(folder) as out:
+        home = next(model.parameters()).device
+        inputs = EvaluationInput(
+            test=windows.test,
+            task=windows.task,
+            validation=windows.validation,
+            tokenizer=tokenizer,
+            device=device,
+            batch_size=hardware.evaluation_batch,
+            load_dense=_dense(dense, "this evaluation"),
+            out=out,
+            state="repaired",
+        )
+        torch.nn.Module.to(model, device)
+        for section in cfg.evaluation.values():
+            metrics |= build(section)(model, replace(inputs, window_losses={}))
+        torch.nn.Module.to(model, home)
+    return metrics
+
+
+def check(model: PreTrainedModel) -> SparsityReport:
+    """Count the zeros of every prunable linear, exactly.
+
+    Raises ValueError, naming the linear, where a weight that was pruned is not zero.
+    """
+    try:
+        check_supports(model)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return sparsity_report(model)
+
+
+def export(
+    model: PreTrainedModel,
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    repaired: RepairOutcome | None = None,
+) -> Path:
+    """Write a model as plain dense safetensors with its zeros, and its packed supports.
+
+    The folder is written whole or not at all and loads in transformers; `model` stays as it is.
+    repaired: needed where the method leaves an adapter beside the weights, which is then written
+    to `folder`/adapter.  Raises ValueError on such a model without it.
+    """
+    folder = Path(folder)
+    check_supports(model)
+    sparse = dict(sparse_linears(model))
+    apart = [name for name, linear in sparse.items() if not linear.holds_support]
+    if apart and repaired is None:
+        raise ValueError(
+            f"{apart[0]} carries an adapter that is not folded into its weight; give repaired, "
+            "what repair() returned, to export weights and adapter"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        masks = Path(temporary) / "masks.safetensors"
+        save_masks({name: linear.keep for name, linear in sparse.items()}, masks)
+        if repaired is not None:
+            repaired.method.save_adapter(model, Path(temporary) / "adapter", base=str(folder))
+        try:
+            write_model(to_dense_(model), tokenizer, folder, masks=masks, card=None)
+        finally:
+            for name, linear in sparse.items():
+                model.set_submodule(name, linear)
+        if (adapter := Path(temporary) / "adapter").exists():
+            adapter.replace(folder / "adapter")
+    return folder
+
+
+def compose(
+    overrides: tuple[str, ...] | list[str],
+    settings: Mapping[str, Any],
+    model: PreTrainedModel | None = None,
+) -> DictConfig:
+    """The config of some settings; raises ValueError on a name that does not exist.
+
+    model: decides the hardware that is not set: the device it lies on.
+    """
+    lines = override_lines(overrides, settings)
+    if model is not None and not any(line.startswith("hardware=") for line in lines):
+        on_gpu = next(model.parameters()).device.type == "cuda"
+        lines = ["hardware=gpu", "hardware.offload=false", *lines] if on_gpu else lines
+    try:
+        (cfg,), _ = compose_jobs(
+            list(lines),
+            conf=conf_folder(),
+            config_name="run",
+            extra=None,
+            multirun=False,
+            command="sparsemend",
+        )
+    except OverrideError as error:
+        raise ValueError("; ".join(str(error).splitlines())) from error
+    return cfg
+
+
+def override_lines(
+    overrides: tuple[str, ...] | list[str], settings: Mapping[str, Any]
+) -> list[str]:
+    """Overrides as the command line takes them, those of keywords last."""
+    return [*overrides, *_lines("", settings)]
+
+
+def _lines(prefix: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _lines(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}={json.dumps(value)}"
+
+
+@contextmanager
+def _hardware(model: PreTrainedModel, cfg: DictConfig) -> Iterator[tuple[Hardware, torch.device]]:
+    """The hardware and its device, products in full precision, the model's own cache off."""
+    hardware: Hardware = build(cfg.hardware)
+    cached, precision = model.config.use_cache, torch.get_float32_matmul_precision()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        device = hardware.prepare()
+        model.config.use_cache = False
+        if not hardware.offload:
+            torch.nn.Module.to(model, device)
+        yield hardware, device
+    finally:
+        model.config.use_cache = cached
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _folder(folder: str | Path | None) -> Iterator[Path]:
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        yield Path(folder)
+        return
+    with TemporaryDirectory(prefix="sparsemend-") as temporary:
+        yield Path(temporary)
+
+
+def _batches(model: PreTrainedModel, tokens: Tensor | None, cfg: DictConfig) -> tuple[Tensor, ...]:
+    if tokens is None:
+        return ()
+    check_vocabulary(tokens, model.config.get_text_config().vocab_size)
+    return tokens.split(cfg.hardware.walk_batch)
+
+
+def _examples(model: PreTrainedModel, windows: Examples | Tensor | None, what: str) -> Examples:
+    if windows is None:
+        return Examples.of(torch.empty(0, 1, dtype=torch.int64))
+    examples = windows if isinstance(windows, Examples) else Examples.of(windows)
+    if not len(examples):
+        raise ValueError(f"{what} has no window; give token ids (N, T)")
+    check_vocabulary(examples.tokens, model.config.get_text_config().vocab_size)
+    return examples
+
+
+def _dense(dense: Dense | None, reader: str) -> Callable[[], PreTrainedModel]:
+    def load() -> PreTrainedModel:
+        if dense is None:
+            raise ValueError(f"{reader} reads the dense model; give dense")
+        return dense if isinstance(dense, PreTrainedModel) else dense()
+
+    return load

@@ -1,0 +1,166 @@
+"""The library gives what the command gives, to the bit, on models in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.command_runs import SEQLEN, contract, put_workspace, result_of, sparsemend_here
+from support.contracts import assert_same_bits
+from support.families import random_model
+from support.tiers import slow_but_for
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sparsemend import api
+from sparsemend.sparse.linear import sparse_linears
+from sparsemend.sparse.mask_file import load_masks
+
+Load = Callable[[], PreTrainedModel]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return put_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture
+def load(workspace: Path) -> Load:
+    def load() -> PreTrainedModel:
+        return api.load("model=local", f"model.path={workspace / 'llama'}", "model.dtype=float32")[
+            0
+        ]
+
+    return load
+
+
+def windows_of(workspace: Path) -> Any:
+    files = {"calibration": "cal", "train": "train", "test": "test"}
+    data = {key: str(workspace / f"{name}.safetensors") for key, name in files.items()}
+    return api.read_windows(
+        None, "data=tokens", data={**data, "seqlen": SEQLEN, "calibration_samples": 8}
+    )
+
+
+# a dense-reading, a trained, an evolving, a round-wise method, and an adapter that stays
+RUNS = {
+    "dsnot": ["method=dsnot", "method.max_cycles=5"],
+    "masked_lora": [
+        "method=masked_lora",
+        "method.max_steps=3",
+        "pattern='2:4'",
+        "sparsity=0.5",
+    ],
+    "seft owl": ["method=seft", "method.max_steps=30", "sparsity_schedule=owl"],
+    "losa": ["method=losa", "method.max_steps=10", "method.similarity_samples=6"],
+    "reconstruct": ["method=reconstruct", "method.batch_size=2", "method.epochs=1"],
+    "lora": ["method=lora", "method.rank=2", "method.max_steps=3"],
+}
+PRUNING = ("pattern", "sparsity", "pruner")
+
+
+@pytest.mark.parametrize("name", slow_but_for(RUNS, ["masked_lora"]))
+def test_the_numbers_are_those_of_the_command_to_the_bit(
+    name: str, workspace: Path, load: Load, tmp_path: Path
+) -> None:
+    lines = RUNS[name]
+    done = sparsemend_here(contract(workspace, tmp_path / "out", *lines), tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = result_of(tmp_path / "out")["metrics"]
+
+    windows, model = windows_of(workspace), load()
+    assert api.evaluate(model, windows) == expected["dense"]
+    pruned = api.prune(
+        model, windows.calibration, *[line for line in lines if line.startswith(PRUNING)]
+    )
+    assert api.evaluate(model, windows) == expected["pruned"]
+    repaired = api.repair(
+        model,
+        *[line for line in lines if line.startswith("method")],
+        pruned=pruned,
+        train=windows.train,
+        validation=windows.validation,
+        calibration=windows.calibration,
+        dense=load,
+    )
+    assert api.evaluate(model, windows) == expected["repaired"]
+    folder = api.export(model, tmp_path / "exported", repaired=repaired)
+    assert_same_bits(
+        load_file(folder / "model.safetensors"),
+        load_file(tmp_path / "out" / "model" / "model.safetensors"),
+    )
+    assert (folder / "adapter").exists() == (name == "lora")
+    supports = [load_masks(path / "masks.safetensors") for path in (folder, tmp_path / "out")]
+    assert_same_bits(*supports)
+
+
+def test_a_pruned_model_of_ones_own_is_repaired_on_its_zeros(load: Load, workspace: Path) -> None:
+    windows, model = windows_of(workspace), load()
+    api.prune(model, None, pruner="magnitude", sparsity=0.5)
+    plain = random_model("llama")
+    plain.load_state_dict(
+        {n: t for n, t in model.state_dict().items() if not n.endswith("packed_keep")},
+        strict=False,
+    )
+    before = {n: m.weight != 0 for n, m in plain.named_modules() if hasattr(m, "weight")}
+    api.repair(
+        plain,
+        train=windows.train,
+        validation=windows.validation,
+        method="masked_lora",
+        **{"method.max_steps": 2},
+    )
+    for name, linear in sparse_linears(plain):
+        assert torch.equal(linear.keep, before[name])
+    assert api.check(plain).of_prunable >= 0.5
+
+
+def test_an_export_leaves_the_model_as_it_is(load: Load, tmp_path: Path) -> None:
+    model = load()
+    api.prune(model, None, pruner="magnitude", sparsity=0.5)
+    before = {n: (m, m.keep.clone()) for n, m in sparse_linears(model)}
+    folder = api.export(model, tmp_path / "deep" / "model")
+    after = dict(sparse_linears(model))
+    assert all(
+        after[n] is m and torch.equal(after[n].keep, keep) for n, (m, keep) in before.items()
+    )
+    reloaded = AutoModelForCausalLM.from_pretrained(folder)
+    zeros = sum(int((reloaded.get_submodule(n).weight == 0).sum()) for n in before)
+    assert zeros == api.check(model).total.zeros
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["model"]
+
+
+def test_a_weight_off_its_support_is_named(load: Load) -> None:
+    model = load()
+    api.prune(model, None, pruner="magnitude", sparsity=0.5)
+    name, linear = next(sparse_linears(model))
+    with torch.no_grad():
+        linear.weight.masked_fill_(~linear.keep, 1.0)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        api.check(model)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: api.prune(m, None, sparsity=0.5), "Wanda with Uniform needs calibration"),
+        (lambda m: api.prune(m, None, sparsitty=0.5), "sparsity"),
+        (lambda m: api.prune(m, None, pruner="wandda"), "wanda"),
+        (lambda m: api.repair(m, method="lors"), "Lors trains; give train and validation"),
+        (lambda m: api.prune(m, torch.full((2, 8), 96), sparsity=0.5), "vocabulary"),
+        (lambda m: api.read_windows(None, "data=tokens"), "tokens per window"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    call: Callable[[PreTrainedModel], Any], words: str
+) -> None:
+    model = random_model("llama")
+    if "trains" in words:
+        api.prune(model, None, pruner="magnitude", sparsity=0.5)
+    with pytest.raises(ValueError, match=words) as error:
+        call(model)
+    assert "\n" not in str(error.value)
