@@ -21,7 +21,12 @@ from sparsemend.sweep.arena.sweeper import ArenaSweeper
 from sparsemend.sweep.checks import check_sweep
 
 CONFIG_NAME = "run"
-TARGETS = [*LOGGING_TARGETS, "sparsemend.sweep.report.SweepReport"]
+TARGETS = [
+    *LOGGING_TARGETS,
+    "sparsemend.sweep.report.SweepReport",
+    "sparsemend.sweep.arena.report.ArenaReport",
+    "sparsemend.sweep.search.report.SearchReport",
+]
 
 
 @hydra.main(
