@@ -75,7 +75,7 @@ def check_run(cfg: DictConfig) -> None:
 
 
 def _register_sweepers() -> None:
-    """Register our sweepers with Hydra, which does not take a sweeper by its class name alone."""
+    """Register the sweepers of this command with Hydra."""
     Plugins.instance().register(ArenaSweeper)
     if any(override_key(argument) == "search" for argument in sys.argv):
         from sparsemend.sweep.search.sweeper import SearchSweeper

@@ -1,33 +1,47 @@
 """Check command-line overrides by name: a typo fails with the nearest valid names.
 
-Hydra composes in under 0.1 s and needs nothing heavy, so every job of a sweep over groups is
-composed once before anything runs.
+Hydra composes in 0.1 to 0.2 s and needs nothing heavy.  The jobs of a sweep are composed once per
+choice of members, and each job's values are set in a copy of that, so that a wrong name in the last
+of a thousand jobs is refused before the first one runs.
 """
 
 from __future__ import annotations
 
-import difflib
-import itertools
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from sparsemend.config.jobs import Choices, cells_of, defer, expand, keys_in
+from sparsemend.config.unknown import first_paragraph, nearest, unknown_key
 from sparsemend.config.values import override_key
 from sparsemend.errors import OverrideError
 
-JOBS = 64  # composed before a sweep starts, about 5 s; later jobs are checked when they start
+# how to give a path or a hub id, where a group's member was expected
+BY_PATH = {"model": "model=local model.path={}"}
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a command line asks for."""
+
+    configs: list[DictConfig]  # of its jobs
+    sweep: bool
+    lines: list[str]  # the overrides as Hydra has to be given them
 
 
 def compose_jobs(
@@ -39,7 +53,28 @@ def compose_jobs(
     multirun: bool,
     command: str,
 ) -> tuple[list[DictConfig], bool]:
-    """The configs of the (first) jobs asked for, and whether they are a sweep.
+    """The configs of the jobs asked for, and whether they are a sweep: see `compose_command`."""
+    composed = compose_command(
+        lines,
+        conf=conf,
+        config_name=config_name,
+        extra=extra,
+        multirun=multirun,
+        command=command,
+    )
+    return composed.configs, composed.sweep
+
+
+def compose_command(
+    lines: list[str],
+    *,
+    conf: Path,
+    config_name: str,
+    extra: Path | None,
+    multirun: bool,
+    command: str,
+) -> CommandLine:
+    """Compose the jobs that override lines ask for.
 
     extra: a folder searched beside `conf`, as by --config-dir; command: an error points to its
     --help.  Raises OverrideError on a name that does not exist.
@@ -52,9 +87,25 @@ def compose_jobs(
         for override in overrides:
             names.check_group(override)
         modes = [o.value() for o in overrides if o.key_or_group == "hydra.mode"]
-        sweep = multirun or modes[-1:] == ["MULTIRUN"]
-        jobs = expand(names.with_params(lines, overrides)) if sweep else iter([lines])
-        return [names.compose(job) for job in itertools.islice(jobs, JOBS)], sweep
+        if multirun or modes[-1:] == ["MULTIRUN"]:
+            return _compose_sweep(names, lines, overrides)
+        return CommandLine([names.compose(lines)], False, lines)
+
+
+def _compose_sweep(names: Names, lines: list[str], overrides: list[Override]) -> CommandLine:
+    configs = SweepConfigs(names)
+    # Hydra begins a sweep with a config of what does not vary
+    fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+    begin = tuple(filter(names.is_choice, fixed))
+    jobs = list(expand(configs.with_params(begin, overrides)))
+    cells = cells_of(jobs, names.is_choice, configs.keys_of)
+    choices = [begin, *(tuple(filter(names.is_choice, job)) for job in cells.jobs)]
+    keys = [configs.keys_of(combination) for combination in dict.fromkeys(choices)]
+    return CommandLine(
+        configs=[configs.compose(job) for job in cells.jobs],
+        sweep=True,
+        lines=defer(lines, names.is_choice, keys),
+    )
 
 
 @contextmanager
@@ -92,18 +143,54 @@ def search_line(folders: list[str]) -> str:
     return f"hydra.searchpath={json.dumps(folders)}"
 
 
-def expand(overrides: list[Override]) -> Iterator[list[str]]:
-    """The jobs of a sweep as override lines: every choice and range, the start of an interval."""
-    choices = []
-    for override in overrides:
-        key = override.get_key_element()
-        if override.is_discrete_sweep():
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        elif override.is_interval_sweep():
-            choices.append([f"{key}={override.value().start}"])  # type: ignore[union-attr]
-        else:
-            choices.append([str(override.input_line)])
-    return (list(job) for job in itertools.product(*choices))
+class SweepConfigs:
+    """The configs of a sweep's jobs, composed once per choice of members."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.composed: dict[Choices, DictConfig] = {}
+        self.parsed: dict[str, Override] = {}
+
+    def config_of(self, choices: Choices) -> DictConfig:
+        """The config that choices of members give, Hydra's part included; not to be changed."""
+        if choices not in self.composed:
+            self.composed[choices] = self.names.compose_all(list(choices))
+        return self.composed[choices]
+
+    def keys_of(self, choices: Choices) -> set[str]:
+        """The keys of that config."""
+        return keys_in(self.config_of(choices))
+
+    def compose(self, job: list[str]) -> DictConfig:
+        """One job's config without Hydra's part; raises OverrideError on an unknown key."""
+        choices = tuple(filter(self.names.is_choice, job))
+        cfg = copy.deepcopy(self.config_of(choices))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        values = [line for line in job if line not in choices]
+        for line in values:
+            if line not in self.parsed:
+                (self.parsed[line],) = self.names.parse([line])
+        try:
+            overrides = [self.parsed[line] for line in values]
+            ConfigLoaderImpl._apply_overrides_to_config(overrides, cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise OverrideError(self.names.explain(job, error)) from error
+        return cfg
+
+    def with_params(self, choices: Choices, overrides: list[Override]) -> list[Override]:
+        """The overrides that an experiment's sweeper brings, then those of the sweep, as in Hydra.
+
+        choices: those that are not swept.  An override of the command line replaces the
+        experiment's of the same key, in its place.
+        """
+        params = self.config_of(choices).hydra.sweeper.get("params") or {}
+        brought = self.names.parse([f"{key}={value}" for key, value in params.items()])
+        merged = {override.get_key_element(): override for override in brought}
+        merged |= {override.get_key_element(): override for override in overrides}
+        for override in brought:
+            self.names.check_group(override)
+        return list(merged.values())
 
 
 class Names:
@@ -114,6 +201,7 @@ class Names:
     ) -> None:
         self.loader, self.config_name = loader, config_name
         self.search, self.command = search, command
+        self.known_groups: dict[str, bool] = {}  # by key
 
     def parse(self, lines: list[str]) -> list[Override]:
         """The overrides in Hydra's grammar."""
@@ -121,8 +209,8 @@ class Names:
             return OverridesParser.create(self.loader).parse_overrides(lines)
         except HydraException as error:
             raise OverrideError(
-                f"{error}\nan override reads key=value; quote values that hold = , [ ] or blanks, "
-                "for example 'data.separator=\"a,b\"'"
+                f"{first_paragraph(error)}\nan override reads key=value; quote values that hold "
+                "= , [ ] or blanks, for example 'data.separator=\"a,b\"'"
             ) from error
 
     @cached_property
@@ -139,6 +227,32 @@ class Names:
     def members(self, group: str) -> list[str]:
         """The members of a group, on the whole search path; [] where it is not a group."""
         return self._options(group, ObjectType.CONFIG)
+
+    def is_group(self, key: str) -> bool:
+        """Whether a key, or a group's name, is that of a group."""
+        if key not in self.known_groups:
+            kinds = (ObjectType.CONFIG, ObjectType.GROUP)
+            self.known_groups[key] = "." not in key and any(self._options(key, k) for k in kinds)
+        return self.known_groups[key]
+
+    def is_choice(self, line: str) -> bool:
+        """Whether an override line chooses a member of a group, or is Hydra's own."""
+        key = override_key(line).partition("@")[0]
+        return key.startswith("hydra.") or self.is_group(key)
+
+    def members_with(self, key: str) -> list[str]:
+        """The members of the group in a key's first part that have the key."""
+        group, _, inner = key.partition(".")
+        if not inner or not self.is_group(group):
+            return []
+        members = self.members(group)
+        lines = [f"+{group}@members.{number}={name}" for number, name in enumerate(members)]
+        try:
+            cfg = compose(self.config_name, [*lines, *self.search])
+        except (HydraException, OmegaConfBaseException):
+            return []  # members that choose others cannot stand side by side
+        keys = keys_in(cfg)
+        return [name for number, name in enumerate(members) if f"members.{number}.{inner}" in keys]
 
     def nested_members(self, group: str) -> list[str]:
         """The members of a group and of the groups inside it, as `inner/member`."""
@@ -161,51 +275,40 @@ class Names:
         for member in _members_named(override):
             inside, _, name = f"{group}/{member.removesuffix('.yaml')}".rpartition("/")
             if name not in (valid := self.members(inside)):
+                if group in BY_PATH and "/" in member:
+                    raise OverrideError(
+                        f"unknown {group} {member!r} in {override.input_line}\n"
+                        f"for a folder or hub id: {BY_PATH[group].format(member)}\n"
+                        f"`{self.command} --help` lists every {group}"
+                    )
                 if not valid:  # a folder that does not exist: experiment=dsnt/table1
                     inside, name, valid = group, member, self.nested_members(group)
                 raise OverrideError(
                     f"unknown {group} {member!r} in {override.input_line}\n"
-                    + _nearest(name, valid)
+                    + nearest(name, valid)
                     + f"all {inside} members: {', '.join(valid) or 'none'}\n"
                     f"`{self.command} --help` lists every group"
                 )
 
     def compose(self, lines: list[str]) -> DictConfig:
         """The composed config without Hydra's own part; raises OverrideError on an unknown key."""
+        cfg = self.compose_all(lines)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+    def compose_all(self, lines: list[str]) -> DictConfig:
+        """The composed config with Hydra's own part; raises OverrideError on an unknown key."""
+        lines = [line for line in lines if not _is_search(line)]
         try:
-            return compose(self.config_name, [*self._without_search(lines), *self.search])
+            return compose(self.config_name, [*lines, *self.search], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise OverrideError(self._explain(lines, error)) from error
+            raise OverrideError(self.explain(lines, error)) from error
 
-    def with_params(self, lines: list[str], overrides: list[Override]) -> list[Override]:
-        """The overrides that an experiment's sweeper brings, then those of the sweep, as in Hydra.
-
-        One on the command line replaces the experiment's of the same key, in its place.
-        """
-        single = [line for job in itertools.islice(expand(overrides), 1) for line in job]
-        try:
-            cfg = compose(
-                self.config_name,
-                [*self._without_search(single), *self.search],
-                return_hydra_config=True,
-            )
-        except (HydraException, OmegaConfBaseException) as error:
-            raise OverrideError(self._explain(single, error)) from error
-        params = cfg.hydra.sweeper.get("params") or {}
-        brought = self.parse([f"{key}={value}" for key, value in params.items()])
-        merged = {override.get_key_element(): override for override in brought}
-        merged |= {override.get_key_element(): override for override in overrides}
-        for override in brought:
-            self.check_group(override)
-        return list(merged.values())
-
-    def _without_search(self, lines: list[str]) -> list[str]:
-        return [line for line in lines if not _is_search(line)]
-
-    def _explain(self, lines: list[str], error: Exception) -> str:
-        groups = self.groups
-        overrides = self.parse(self._without_search(lines))
-        unknown = [o for o in overrides if o.package is None and o.key_or_group not in groups]
+    def explain(self, lines: list[str], error: Exception) -> str:
+        """The message on lines that cannot be composed: an unknown name, or what Hydra says."""
+        overrides = self.parse(lines)
+        unknown = [o for o in overrides if not self.is_group(o.key_or_group)]
         chosen = [str(o.input_line) for o in overrides if o not in unknown]
         added = [str(o.input_line) for o in unknown if o.is_add() or o.is_force_add()]
         try:
@@ -213,13 +316,15 @@ class Names:
                 self.config_name, [*chosen, *added, *self.search], return_hydra_config=True
             )
         except (HydraException, OmegaConfBaseException):
-            return _first_paragraph(error)
-        keys = _keys(config)
+            return first_paragraph(error)
+        keys = keys_in(config)
         for override in unknown:
             key = override.key_or_group
             if key not in keys and not override.is_add() and not override.is_force_add():
-                return _unknown_key(override, keys, groups) + self._where_keys_are_listed(key)
-        return _first_paragraph(error)
+                groups = [] if "." in key else self.groups
+                message = unknown_key(override, keys, groups, self.members_with(key))
+                return message + self._where_keys_are_listed(key)
+        return first_paragraph(error)
 
     def _where_keys_are_listed(self, key: str) -> str:
         return (
@@ -233,49 +338,3 @@ def _members_named(override: Override) -> list[str]:
         return [value.strip("'\"") for value in override.sweep_string_iterator()]
     value = override.value()
     return [str(item) for item in (value if isinstance(value, list) else [value]) if item]
-
-
-def _keys(cfg: DictConfig, prefix: str = "") -> set[str]:
-    """Every key of a config as a dotted path, inner ones too; values stay unresolved."""
-    paths = set()
-    for key, value in cfg.items_ex(resolve=False):
-        path = f"{prefix}{key!s}"
-        paths.add(path)
-        if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
-            paths |= _keys(value, f"{path}.")
-    return paths
-
-
-def _unknown_key(override: Override, keys: set[str], groups: list[str]) -> str:
-    key = override.key_or_group
-    parent, _, _ = key.rpartition(".")
-    valid = {name for name in keys if name.rpartition(".")[0] == parent}
-    if not parent:
-        valid |= set(groups)
-    what = f"unknown key {key!r}" if parent else f"unknown key or group {key!r}"
-    public = sorted(name for name in valid if not name.rpartition(".")[2].startswith("_"))
-    inside = f"all keys of {parent}: {', '.join(public)}\n" if parent and public else ""
-    return (
-        f"{what} in {override.input_line}\n"
-        + (_nearest(key, public) or _same_name(key, keys))
-        + inside
-    )
-
-
-def _nearest(name: str, valid: list[str]) -> str:
-    """A line with the closest of `valid` by last part, in which keys of one parent differ."""
-    by_last = {other.rpartition(".")[2]: other for other in valid}
-    close = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=3)
-    return f"nearest: {', '.join(by_last[last] for last in close)}\n" if close else ""
-
-
-def _same_name(key: str, keys: set[str]) -> str:
-    """A line with the keys of that name in other places: method.max_steps for max_steps."""
-    last = key.rpartition(".")[2]
-    close = sorted(other for other in keys if other.rpartition(".")[2] == last)
-    return f"nearest: {', '.join(close[:3])}\n" if close else ""
-
-
-def _first_paragraph(error: Exception) -> str:
-    cause = f": {error.__cause__}" if error.__cause__ else ""
-    return f"{error}{cause}".split("\n\n")[0]

@@ -55,8 +55,8 @@ class SweepReport(Callback):
         if self.table:
             console.print(summary_table(cells, folder))
         for cell in bad:
-            error = (cell.content.get("error") or {}).get("message", "")
-            console.print(f"cell {cell.name} {cell.status}: {error}", markup=False, soft_wrap=True)
+            text = f"cell {cell.name} {cell.status}: {cell.reason}"
+            console.print(text, markup=False, soft_wrap=True)
         console.print(f"table: {folder / SUMMARY}", soft_wrap=True, highlight=False)
         if bad and sys.exc_info()[0] is None:
             console.print(

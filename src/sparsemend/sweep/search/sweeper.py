@@ -27,6 +27,7 @@ from sparsemend.result.folder import read_result
 from sparsemend.result.record import objective
 from sparsemend.sweep.search.samplers import make_sampler, suggest
 from sparsemend.sweep.search.space import Interval, Space, space_of
+from sparsemend.sweep.sweeper import brief_log
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,10 @@ class SearchSweeper(Sweeper):
         if self.since:
             done = len(_complete(self.study))
             log.info("%d of %d trials are done, going on", done, self.space.values.total)
+        assert self.sweeper.launcher is not None
         try:
-            self.sweeper.sweep(arguments)
+            with brief_log(self.sweeper.launcher, arguments):
+                self.sweeper.sweep(arguments)
         except ValueError as error:
             if _complete(self.study):
                 raise
