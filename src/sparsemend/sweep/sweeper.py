@@ -19,8 +19,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from sparsemend.config.compose import Names
 from sparsemend.config.jobs import Choices, cells_of, keys_in
+from sparsemend.config.override_names import Names, is_search_line
 from sparsemend.config.values import override_key
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class CellSweeper(BasicSweeper):
     ) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         lines = [str(line) for line in config.hydra.overrides.hydra]
-        search = [line for line in lines if override_key(line) == "hydra.searchpath"]
+        search = [line for line in lines if is_search_line(line)]
         job = config.hydra.job
         self.names = Names(hydra_context.config_loader, job.config_name, search, job.name)
 
