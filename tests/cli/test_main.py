@@ -168,9 +168,9 @@ def test_a_key_of_other_loggers_is_refused_with_those_that_have_it() -> None:
 
 
 def test_every_job_of_a_long_sweep_is_composed_before_the_first() -> None:
-    configs = jobs("method=none,dsnot", "seed=range(40)", multirun=True)
-    assert [cfg.seed for cfg in configs] == 2 * list(range(40))
-    assert [cfg.method.get("max_cycles") for cfg in configs[39:41]] == [None, 50]
+    configs = jobs("method=none,dsnot", "seed=range(33)", multirun=True)
+    assert [cfg.seed for cfg in configs] == 2 * list(range(33))
+    assert [cfg.method.get("max_cycles") for cfg in configs[32:34]] == [None, 50]
 
 
 @pytest.mark.parametrize("path", ["/data/llama", "./llama", "facebook/opt-125m"])
