@@ -14,6 +14,7 @@ from support.command_runs import python
 from sparsemend.cli import main as cli
 from sparsemend.config.compose import compose_jobs
 from sparsemend.config.locations import conf_folder
+from sparsemend.config.values import config_hash, plain
 from sparsemend.errors import OverrideError
 
 METHOD = "_target_: sparsemend.method.none.NoRepair\nstrength: 1\n"
@@ -144,9 +145,45 @@ def test_every_choice_of_a_sweep_is_checked_by_name() -> None:
     assert "'dsnt'" in refusal("method=none,dsnt", "sparsity=0.5,0.6", multirun=True)
 
 
-def test_a_key_unknown_to_one_method_of_a_sweep_is_refused() -> None:
-    message = refusal("method=masked_lora,dsnot", "method.rank=4", multirun=True)
-    assert "'method.rank'" in message
+def test_a_key_of_one_swept_member_is_left_out_of_the_other_cells() -> None:
+    configs = jobs("method=none,lors", "method.rank=4,8", "sparsity=0.5", multirun=True)
+    assert [cfg.method.get("rank") for cfg in configs] == [None, 4, 8]  # none has one cell
+    assert configs[0] == jobs("method=none", "sparsity=0.5")[0]
+    assert configs[2] == jobs("method=lors", "method.rank=8", "sparsity=0.5")[0]
+
+
+def test_a_key_of_one_swept_logger_is_left_out_of_the_other_cells() -> None:
+    configs = jobs("logger=none,wandb", "logger.mode=offline", multirun=True)
+    assert [cfg.logger.get("mode") for cfg in configs] == [None, "offline"]
+
+
+def test_a_key_that_no_swept_member_has_is_refused_with_the_members_that_have_it() -> None:
+    message = refusal("method=none,dsnot", "method.max_rank=4", multirun=True)
+    assert "unknown key 'method.max_rank'" in message
+    assert "max_rank is a key of method=losa\n" in message
+
+
+def test_a_key_of_other_loggers_is_refused_with_those_that_have_it() -> None:
+    assert "mode is a key of logger=wandb\n" in refusal("logger=csv", "logger.mode=offline")
+
+
+def test_every_job_of_a_long_sweep_is_composed_before_the_first() -> None:
+    configs = jobs("method=none,dsnot", "seed=range(33)", multirun=True)
+    assert [cfg.seed for cfg in configs] == 2 * list(range(33))
+    assert [cfg.method.get("max_cycles") for cfg in configs[32:34]] == [None, 50]
+
+
+@pytest.mark.parametrize("path", ["/data/llama", "./llama", "facebook/opt-125m"])
+def test_a_model_given_by_its_path_is_refused_with_the_way_to_give_it(path: str) -> None:
+    message = refusal(f"model={path}")
+    assert f"for a folder or hub id: model=local model.path={path}\n" in message
+    assert "llama2_7b" not in message
+
+
+def test_an_override_that_cannot_be_read_is_refused_without_a_link() -> None:
+    message = refusal("sparsity")
+    assert "an override reads key=value" in message
+    assert "http" not in message
 
 
 def test_a_sweep_composes_every_combination() -> None:
@@ -214,6 +251,23 @@ def test_a_sweep_runs_one_job_per_combination(command) -> None:
     assert [cfg.sparsity for cfg in seen] == [0.5, 0.6]
 
 
+def test_a_sweep_takes_a_key_that_only_one_of_its_members_has(command, tmp_path, capsys) -> None:
+    # of dsnot alone: neither none has it nor the default, which Hydra begins with
+    lines = ("method=none,dsnot", "method.max_cycles=3", "hardware.threads=1")
+    code, seen = command("-m", *lines, "hydra.sweep.dir=out")
+    assert (code, [cfg.method.get("max_cycles") for cfg in seen]) == (0, [None, 3])
+    said = " ".join(capsys.readouterr().out.split())
+    notice = "method.max_cycles is left out of the cells of method=none, which have no such key"
+    assert said.count(notice) == 1
+    assert "cell 0: method=none " in said
+    assert "cell 1: method=dsnot method.max_cycles=3 " in said
+    assert "hardware.threads" not in said
+    _, seen = command("-m", *lines, "hydra.sweep.dir=out")
+    assert seen == []  # the same cells are known again
+    result = json.loads((tmp_path / "out/0/result.json").read_text())
+    assert result["config_hash"] == config_hash(plain(jobs("method=none", *lines[2:])[0]))
+
+
 def test_an_unknown_name_ends_with_code_2_and_leaves_no_folder(command, tmp_path, capsys) -> None:
     code, seen = command("method=masked_lor")
     assert (code, seen, list(tmp_path.iterdir())) == (2, [], [])
@@ -277,6 +331,15 @@ def test_a_full_error_was_asked_for_and_propagates(command, monkeypatch) -> None
 def test_an_interrupt_ends_with_code_130_and_says_how_to_go_on(command, capsys) -> None:
     assert command("hydra.run.dir=out", run=raising(KeyboardInterrupt()))[0] == 130
     assert "interrupted; the same command with resume=auto goes on" in capsys.readouterr().err
+
+
+def test_an_interrupt_of_a_sweep_says_how_to_go_on(command, capsys) -> None:
+    lines = ("-m", "sparsity=0.5,0.6", "hydra.sweep.dir=out")
+    code, seen = command(*lines, run=raising(KeyboardInterrupt()))
+    assert (code, len(seen)) == (130, 1)
+    printed = capsys.readouterr()
+    assert "interrupted; the same command with resume=auto goes on" in printed.err
+    assert "cell 0 missing: the sweep ended before it could write a result" in printed.out
 
 
 def test_an_interrupt_that_lightning_turned_into_an_exit_ends_with_code_130(command) -> None:

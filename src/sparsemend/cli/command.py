@@ -16,14 +16,16 @@ from pathlib import Path
 from types import TracebackType
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from sparsemend.cli.version import print_version_if_asked
-from sparsemend.config.compose import compose_jobs, search_lines
+from sparsemend.config.compose import compose_command, search_lines
 from sparsemend.config.locations import conf_folder
 from sparsemend.errors import USER_ERRORS, OverrideError
+from sparsemend.sweep.sweeper import CellSweeper
 from sparsemend.terminal import say
 
 LOGGING_TARGETS = ["rich.logging.RichHandler"]  # what conf/hydra/*_logging may construct
@@ -38,7 +40,7 @@ class Command:
 
     check(cfg, search) raises ValueError or OSError on a value that cannot work; `search` holds the
     override lines that put the user's own config folders on the search path.  check_sweep(configs,
-    lines) does the same for the jobs of a sweep and its command line.
+    lines) does the same for the jobs of a sweep and its overrides as Hydra gets them.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Command:
         # sweep's folder
         os.environ["SPARSEMEND_RUN_ID"] = str(os.getpid())
         previous_hook, sys.excepthook = sys.excepthook, report
+        Plugins.instance().register(CellSweeper)  # Hydra takes no sweeper by its class name alone
         try:
             self.check_command_line()
             job()
@@ -86,7 +89,7 @@ class Command:
         if args.config_path is not None or args.experimental_rerun is not None:
             return  # another tree of configs: Hydra reports errors, and the job checks the values
         extra = Path(args.config_dir) if args.config_dir else None
-        configs, sweep = compose_jobs(
+        composed = compose_command(
             args.overrides,
             conf=conf_folder(),
             config_name=args.config_name or self.config_name,
@@ -94,13 +97,15 @@ class Command:
             multirun=args.multirun,
             command=self.name,
         )
-        if args.cfg or args.info or (sweep and self.check_sweep is None):
+        deferred = dict(zip(args.overrides, composed.lines, strict=True))
+        sys.argv = [deferred.get(argument, argument) for argument in sys.argv]
+        if args.cfg or args.info or (composed.sweep and self.check_sweep is None):
             return
         try:
-            if sweep and self.check_sweep is not None:
-                self.check_sweep(configs, args.overrides)
+            if composed.sweep and self.check_sweep is not None:
+                self.check_sweep(composed.configs, composed.lines)
                 return
-            self.check(configs[0], search_lines(args.overrides, extra))
+            self.check(composed.configs[0], search_lines(args.overrides, extra))
         except (*USER_ERRORS, OmegaConfBaseException) as error:
             say(str(error))
             sys.exit(1)

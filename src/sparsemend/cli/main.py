@@ -21,7 +21,12 @@ from sparsemend.sweep.arena.sweeper import ArenaSweeper
 from sparsemend.sweep.checks import check_sweep
 
 CONFIG_NAME = "run"
-TARGETS = [*LOGGING_TARGETS, "sparsemend.sweep.report.SweepReport"]
+TARGETS = [
+    *LOGGING_TARGETS,
+    "sparsemend.sweep.report.SweepReport",
+    "sparsemend.sweep.arena.report.ArenaReport",
+    "sparsemend.sweep.search.report.SearchReport",
+]
 
 
 @hydra.main(
@@ -70,7 +75,7 @@ def check_run(cfg: DictConfig) -> None:
 
 
 def _register_sweepers() -> None:
-    """Register our sweepers with Hydra, which does not take a sweeper by its class name alone."""
+    """Register the sweepers of this command with Hydra."""
     Plugins.instance().register(ArenaSweeper)
     if any(override_key(argument) == "search" for argument in sys.argv):
         from sparsemend.sweep.search.sweeper import SearchSweeper

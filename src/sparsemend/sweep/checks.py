@@ -103,7 +103,7 @@ def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
             "set search.jobs=1, or search.sampler=listed"
         )
     space = space_of(cfg)
-    for value in space.ends:
+    for value in space.values.ends:
         trial = copy.deepcopy(cfg)
         OmegaConf.update(trial, space.key, value, merge=False)
         preflight.check(trial)

@@ -13,6 +13,13 @@ from rich.console import Console
 from sparsemend.names import STATES
 from sparsemend.result.folder import alive, read_result
 
+REASONS = {  # of cells that ended without an error of their own
+    "interrupted": "stopped by Ctrl-C or by a signal",
+    "killed": "its process ended before it could say why",
+    "running": "its process still runs",
+    "missing": "the sweep ended before it could write a result",
+}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -27,6 +34,12 @@ class Cell:
         """finished | failed | interrupted | running | killed | missing"""
         status = str(self.content.get("status", "missing"))
         return "killed" if status == "running" and not alive(self.content) else status
+
+    @property
+    def reason(self) -> str:
+        """Why the cell did not finish; empty where it did."""
+        message = (self.content.get("error") or {}).get("message")
+        return message or REASONS.get(self.status, "")
 
     def metric(self, state: str, name: str) -> float | None:
         """A measurement, None where it is not finite or was not made."""
@@ -54,7 +67,7 @@ class Cell:
             "seconds": content.get("seconds"),
             "pruned_by": pruned.get("made_by") if pruned.get("hit") else None,
             "config_hash": content.get("config_hash"),
-            "error": (content.get("error") or {}).get("message"),
+            "error": self.reason or None,
         }
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
 from sparsemend.files import write_text
@@ -29,13 +28,19 @@ from sparsemend.sweep.read import (
     wide_console,
 )
 
-log = logging.getLogger(__name__)
-
 SUMMARY = "summary.csv"
 
 
 class SweepReport(Callback):
-    """Records that a sweep began; reports its cells at the end."""
+    """Records that a sweep began; reports its cells at the end, and exits with 1 where one is bad.
+
+    Hydra ends callbacks in reverse order: this one is the first of run.yaml, so that the reports
+    that a search or an arena adds are written before it exits.
+    """
+
+    def __init__(self, *, table: bool) -> None:
+        """table: print a row per cell."""
+        self.table = table
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         sweep.begin(Path(config.hydra.sweep.dir), list(config.hydra.overrides.task))
@@ -47,19 +52,12 @@ class SweepReport(Callback):
         sweep.end(folder, finished=not bad and sys.exc_info()[0] is None)
         write_text(folder / SUMMARY, summary_csv(cells))
         console = wide_console()
-        if config.get("search") is None:
+        if self.table:
             console.print(summary_table(cells, folder))
         for cell in bad:
-            error = (cell.content.get("error") or {}).get("message", "")
-            console.print(f"cell {cell.name} {cell.status}: {error}", markup=False, soft_wrap=True)
+            text = f"cell {cell.name} {cell.status}: {cell.reason}"
+            console.print(text, markup=False, soft_wrap=True)
         console.print(f"table: {folder / SUMMARY}", soft_wrap=True, highlight=False)
-        if config.get("search") is not None:
-            from sparsemend.sweep.search.report import report
-
-            task = OmegaConf.masked_copy(config, ["search", "statistics"])
-            report(cells, sweep.plain(task), list(config.hydra.overrides.task), folder)
-        if (config.get("arena") or {}).get("steps") is not None:
-            _report_arena(folder)
         if bad and sys.exc_info()[0] is None:
             console.print(
                 f"{len(bad)} of {len(cells)} cells did not finish; the same command with "
@@ -68,25 +66,6 @@ class SweepReport(Callback):
                 highlight=False,
             )
             sys.exit(1)
-
-
-def _report_arena(folder: Path) -> None:
-    """Show and write the table and plot of the finished rows, or print why there is none."""
-    from sparsemend.sweep.arena.rows import read_arena
-    from sparsemend.sweep.arena.table import show, write
-
-    try:
-        arena = read_arena([folder])
-        show(arena)
-        paths = write(arena, folder, "seconds")
-    except ValueError as error:
-        wide_console().print(str(error), markup=False, soft_wrap=True)
-        return
-    except Exception:  # the sweep's exit status is still to come
-        log.exception("no table of the arena; sparsemend-tables arena %s tries again", folder)
-        return
-    for path in paths:
-        wide_console().print(f"arena: {path}", soft_wrap=True, highlight=False)
 
 
 def summary_csv(cells: Sequence[Cell]) -> str:

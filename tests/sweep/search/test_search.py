@@ -12,8 +12,8 @@ import optuna
 import pytest
 from omegaconf import DictConfig
 
+from sparsemend.sparsity_schedule.rates.progression import bound
 from sparsemend.sweep.search.samplers import GOLDEN, next_golden
-from sparsemend.sweep.search.space import bound
 
 SEARCH = ("-m", "+search=atp_common_difference", "hydra.sweep.dir=out")
 LIMIT = bound(0.6, 6)

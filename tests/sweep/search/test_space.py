@@ -6,16 +6,29 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from support.configs import compose
 
 from sparsemend.config.locations import conf_folder
 from sparsemend.sparsity_schedule.rates.progression import bound, check_difference, rates
-from sparsemend.sweep.search.space import Space, space_of, spread, steps
+from sparsemend.sweep.search.space import Interval, Listed, Space, space_of, spread, steps
 
 
 def space(*overrides: str) -> Space:
     lines = ["+search=atp_common_difference", *overrides]
     return space_of(compose("run", overrides=lines))
+
+
+def listed(*overrides: str) -> Listed:
+    values = space(*overrides).values
+    assert isinstance(values, Listed)
+    return values
+
+
+def interval(*overrides: str) -> Interval:
+    values = space(*overrides).values
+    assert isinstance(values, Interval)
+    return values
 
 
 # atp.md, section 2: L -> grid points of 0.002 at S = 0.5, 0.6, 0.7, 0.8
@@ -55,28 +68,25 @@ def test_a_spread_reaches_a_dense_or_an_empty_block_in_equal_parts(sparsity: flo
 
 
 def test_the_default_is_uniform_and_nine_parts_of_the_models_bound() -> None:
-    found = space("sparsity=0.7")
-    assert found.points is not None
-    assert found.points[0] == 0
-    assert len(found.points) == found.total == 10
-    assert found.points[-1] == bound(0.7, 6)
+    values = listed("sparsity=0.7")
+    assert values.points[0] == 0
+    assert len(values.points) == values.total == 10
+    assert values.points[-1] == bound(0.7, 6)
 
 
 def test_the_bound_follows_the_models_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 32}))
     (tmp_path / "pytorch_model.bin").touch()
     model = ("model=local", f"model.path={tmp_path}", "model.context_length=16")
-    found = space(*model, "sparsity=0.7", "search.points=step")
-    assert found.points is not None
-    assert len(found.points) == 10  # nine of the paper, and 0
-    assert space(*model, "sparsity=0.7", "search.sampler=tpe").high == bound(0.7, 32)
+    values = listed(*model, "sparsity=0.7", "search.points=step")
+    assert len(values.points) == 10  # nine of the paper, and 0
+    assert interval(*model, "sparsity=0.7", "search.sampler=tpe").high == bound(0.7, 32)
 
 
 def test_a_model_out_of_reach_asks_for_its_number_of_blocks() -> None:
-    assert (
-        space("model=llama2_7b", "search.blocks=32", "search.sampler=golden").high == 2 * 0.4 / 31
-    )
-    with pytest.raises(ValueError, match=r"give search\.blocks=L"):
+    lines = ("model=llama2_7b", "search.bound.blocks=32", "search.sampler=golden")
+    assert interval(*lines).high == 2 * 0.4 / 31
+    with pytest.raises(ValueError, match=r"give search\.bound\.blocks=L"):
         space("model=llama2_7b")
 
 
@@ -94,11 +104,13 @@ def test_a_model_out_of_reach_asks_for_its_number_of_blocks() -> None:
         (("search.sampler=tpe", "search.log=true"), "has no logarithm"),
         (("search.sampler=tpe", "search.trials=1"), "not an integer of at least 2"),
         (("search.sampler=bayes",), "not one of listed, golden, tpe"),
-        (("search.bound=gravity",), "not one of common_difference, null"),
+        (("search.bound=gravity",), "gravity is not null or a node with _target_"),
+        (("search.bound={_target_: nowhere.Bound}",), "search.bound cannot be built: "),
+        (("search.key=???",), "search.key is missing"),
         (("search.points=step", "search.step=0"), "is not above 0"),
         (("search.points=step", "search.step=0.2"), r"exceeds the bound 0\.16"),
         (("search.count=0",), "not an integer of at least 1"),
-        (("search.points=null",), "is no list of values"),
+        (("search.points=null",), "is not a list of values"),
         (("search.bound=null",), r"needs search\.bound"),
         (("sparsity=0",), "leaves no room for rates that differ"),
     ],
@@ -108,7 +120,32 @@ def test_what_has_no_legal_value_is_refused(overrides: tuple[str, ...], message:
         space(*overrides)
 
 
+def test_a_bound_of_the_users_own_limits_the_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_bound.py").write_text(
+        "class Rank:\n"
+        "    def __init__(self, cfg, *, widest):\n"
+        "        self.limit = cfg.method.rank * widest\n"
+        "    def check(self, value):\n"
+        "        if value > self.limit:\n"
+        "            raise ValueError(f'rank {value} is above {self.limit}')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = ["+search=rank", "search.bound={_target_: mine_bound.Rank, widest: 2}"]
+    assert space_of(compose("run", [*lines, "method.rank=16"])).values.ends == (2, 32)
+    with pytest.raises(ValueError, match="is above 16"):
+        space_of(compose("run", [*lines, "method.rank=8"]))
+
+
+def test_every_key_of_a_search_has_a_comment() -> None:
+    text = (conf_folder() / "search" / "base.yaml").read_text(encoding="utf-8")
+    lines = text.partition("\nsearch:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(lines) > 10
+    assert [line for line in lines if "  # " not in line] == []
+
+
 @pytest.mark.parametrize("path", sorted((conf_folder() / "search").glob("*.yaml")))
-def test_every_key_of_a_search_has_a_comment(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").partition("\nsearch:\n")[2].splitlines()
-    assert [line for line in lines if "  # " not in line] in ([], [lines[0]])
+def test_a_search_sets_no_key_that_the_base_does_not_explain(path: Path) -> None:
+    keys = OmegaConf.load(conf_folder() / "search" / "base.yaml").search.keys()
+    assert set(OmegaConf.load(path).search) <= set(keys)

@@ -14,31 +14,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.result.folder import read_result
+from sparsemend.sweep.sweeper import CellSweeper
 
 log = logging.getLogger(__name__)
 
 PILOT = ("arena.pilot=true", "arena.asked=[]")
 
 
-class ArenaSweeper(BasicSweeper):
-    """Hydra's own sweeper, which with budget=seconds gives every row the steps that fit."""
+class ArenaSweeper(CellSweeper):
+    """The sweeper of cells, which with budget=seconds gives every row the steps that fit."""
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None
-        assert self.hydra_context is not None
         if self.config.get("budget") != "seconds":
             return super().sweep(arguments)
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        jobs = self.split_arguments(overrides, None)[0]
+        jobs = self.jobs_of(arguments)
         fits = self._measure(jobs)
         chosen = [self._within(job, fits) for job in jobs]
-        return self._launch(chosen, 0)
+        return self.launch(chosen, first=0)
 
     def _measure(self, jobs: Sequence[list[str]]) -> dict[tuple[str, ...], CostLine]:
         """Run the pilots; return the cost of each row, by its overrides apart from the seed."""
@@ -53,7 +49,7 @@ class ArenaSweeper(BasicSweeper):
             for length in arena["pilots"]
         ]
         log.info("%d pilots say how long the rows may be", len(pilots))
-        self._launch([job for _, _, job in pilots], len(jobs))
+        self.launch([job for _, _, job in pilots], first=len(jobs))
         folder = Path(self.config.hydra.sweep.dir)  # type: ignore[union-attr]
         seconds: dict[tuple[str, ...], dict[int, float]] = {row: {} for row, _, _ in pilots}
         for number, (row, length, _) in enumerate(pilots, start=len(jobs)):
@@ -78,20 +74,6 @@ class ArenaSweeper(BasicSweeper):
         cfg: DictConfig = loader.load_sweep_config(self.config, job)
         arena: dict[str, Any] = OmegaConf.to_container(cfg.arena, resolve=True)  # type: ignore[assignment]
         return arena
-
-    def _launch(self, jobs: Sequence[list[str]], first: int) -> Any:
-        assert self.launcher is not None
-        assert self.config is not None
-        if not jobs:
-            return []
-        self.validate_batch_is_legal(jobs)
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
-        results = self.launcher.launch(jobs, initial_job_idx=first)
-        for result in results:
-            _ = result.return_value  # raises what the job raised
-        return [results]
 
 
 class CostLine:

@@ -1,5 +1,7 @@
 """Report a search: a table, a plot, the best overrides, the optimism gap, and the cost.
 
+A Hydra callback that conf/search/base.yaml adds.
+
 Optimism gap: the least test perplexity among the trials, minus the test perplexity of the trial
 that validation selects.  Selecting by the test text reports the former.
 
@@ -17,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from sparsemend.config.values import override_key
+from sparsemend.config.values import override_key, plain
 from sparsemend.names import METRIC, VALIDATION_METRIC
-from sparsemend.sweep.read import Cell, format_perplexity
+from sparsemend.sweep.read import Cell, format_perplexity, read_cells
 
 PLOT = "search"
 
@@ -42,10 +46,42 @@ class Point:
         return value if math.isfinite(value) else math.inf
 
 
+class SearchReport(Callback):
+    """Reports the trials of a search when it ends."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        settings = plain(OmegaConf.masked_copy(config, ["search", "statistics"]))
+        overrides = choose_searched_group(
+            list(config.hydra.overrides.task),
+            settings["search"]["key"],
+            config.hydra.runtime.choices,
+        )
+        report(read_cells(folder), settings, overrides, folder)
+
+
+def choose_searched_group(
+    overrides: Sequence[str], key: str, choices: Mapping[str, str]
+) -> list[str]:
+    """The overrides of a search, after its choice for the group of the searched key.
+
+    Where they do not choose that themselves, the search's yaml may have, and the key may exist
+    there alone.
+    """
+    group = key.partition(".")[0]
+    chosen = {override_key(line) for line in overrides}
+    if group in chosen or group not in choices:
+        return list(overrides)
+    return [f"{group}={choices[group]}", *overrides]
+
+
 def report(
     cells: Sequence[Cell], config: Mapping[str, Any], overrides: Sequence[str], folder: Path
 ) -> None:
-    """Print table, best point, gap and cost; write the plot.  config: the search's own."""
+    """Print table, best point, gap and cost; write the plot.
+
+    config: the search's own; overrides: those of a single run.
+    """
     search = config["search"]
     points, exact = points_of(cells, config)
     if not any(math.isfinite(point.objective(search["select_on"])) for point in points):
@@ -168,8 +204,7 @@ def paste(overrides: Sequence[str], key: str, value: Any) -> str:
     """The command line of one run at `value` of the searched key."""
     dropped = {"search", "cache", "hydra", "resume"}
     kept = [o for o in overrides if re.split("[./@]", override_key(o))[0] not in dropped]
-    implied = ["sparsity_schedule=atp"] if key.startswith("sparsity_schedule.") else []
-    return shlex.join(["sparsemend", *implied, *kept, f"{key}={value}"])
+    return shlex.join(["sparsemend", *kept, f"{key}={value}"])
 
 
 def plot(points: Sequence[Point], best: Point, search: Mapping[str, Any], folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Optuna samplers that a one-dimensional search needs and Optuna does not have.
 
-`Listed` tries given points in their order; `Golden` narrows an interval by golden section, which
-finds the minimum of a unimodal curve with one evaluation per step:
+`ListedSampler` tries points in their order; `GoldenSampler` narrows an interval by golden section,
+which finds the minimum of a unimodal curve with one evaluation per step:
 
     x1 = b - g (b - a),  x2 = a + g (b - a),  g = (sqrt(5) - 1) / 2;   b := x2 if f(x1) <= f(x2)
     else a := x1, and the inner point that is left serves again (Kiefer 1953).
@@ -20,7 +20,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sparsemend.sweep.search.space import Space
+from sparsemend.sweep.search.space import Interval, Listed, Space
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -60,7 +60,7 @@ class OneKey(BaseSampler):
         return outcomes
 
 
-class Listed(OneKey):
+class ListedSampler(OneKey):
     """Proposes the first of the listed points that no trial has tried."""
 
     def sample_independent(
@@ -72,7 +72,7 @@ class Listed(OneKey):
         return left[0] if left else distribution.choices[-1]
 
 
-class Golden(OneKey):
+class GoldenSampler(OneKey):
     """Proposes the next point of a golden section of the interval."""
 
     def sample_independent(
@@ -109,20 +109,22 @@ def _value_at(point: float, objectives: Mapping[float, float], near: float) -> f
 def make_sampler(space: Space, *, since: int) -> BaseSampler:
     """The sampler that a space asks for."""
     if space.sampler == "listed":
-        return Listed(since=since)
+        return ListedSampler(since=since)
     if space.sampler == "golden":
-        return Golden(since=since)
+        return GoldenSampler(since=since)
+    assert isinstance(space.values, Interval)
     # a resumed study has trials behind it; the seed moves on, or it would propose them again
-    startup = max(2, space.trials // 3)
+    startup = max(2, space.values.trials // 3)
     return TPESampler(seed=space.seed + since, n_startup_trials=startup, constant_liar=True)
 
 
 def suggest(space: Space, trial: Trial) -> None:
     """Let the study's sampler choose the key's value for one trial."""
-    if space.points is not None:
-        trial.suggest_categorical(space.key, choices(space.points))
+    values = space.values
+    if isinstance(values, Listed):
+        trial.suggest_categorical(space.key, choices(values.points))
     else:
-        trial.suggest_float(space.key, space.low, space.high, log=space.log)
+        trial.suggest_float(space.key, values.low, values.high, log=values.log)
 
 
 def choices(points: Sequence[Any]) -> list[Any]:

@@ -1,172 +1,194 @@
-"""Build the space of a search: points or an interval of one key, inside the bound of that key.
+"""Build the space of a search: listed points or an interval of one key, inside the key's bound.
 
-The bound of ATP's common difference, b = 2 min(s, 1-s) / (L-1), follows from the model's number of
-blocks and the sparsity, so nothing illegal is proposed.  The grids: multiples of 0.002 (Huang et
-al. 2025, arXiv 2502.14770) or equal parts of the total spread d (L-1), which no depth changes.
-Free of torch and of Optuna.
+A bound is an object that the search's yaml names (`search.bound._target_`), built of the whole
+config.  Its grids: multiples of a step, or equal parts of the largest value.  Free of torch and of
+Optuna.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
+from hydra.errors import HydraException
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sparsemend.checkpoint.model import ModelConfig, find_model
-from sparsemend.sparsity_schedule.rates.progression import bound, check_difference
+from sparsemend.config.values import plain
 
 SAMPLERS = ("listed", "golden", "tpe")
-BOUNDS = ("common_difference",)
+GRIDS = ("spread", "step")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Space:
-    """Values of `key`: points to try in order, or an interval of which `trials` are chosen."""
+class Bound(Protocol):
+    """What limits the values of a searched key, built as `Class(cfg, **keys of the yaml)`."""
 
-    key: str
-    sampler: str
-    points: tuple[Any, ...] | None
-    low: float
-    high: float
-    log: bool
-    trials: int
-    baseline: Any
-    seed: int
+    limit: float  # the largest legal value, above 0
+
+    def check(self, value: float) -> None:
+        """Raise ValueError where a value is not legal."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Points that are tried in their order."""
+
+    points: tuple[Any, ...]
 
     @property
     def total(self) -> int:
-        """The number of trials of the whole search, the baseline among them."""
-        if self.points is not None and self.sampler == "listed":
-            return len(self.points)
-        return self.trials + (self.baseline is not None)
+        """The number of trials of the whole search."""
+        return len(self.points)
 
     @property
     def ends(self) -> tuple[Any, Any]:
         """The first and the last value that may be proposed."""
-        return (self.points[0], self.points[-1]) if self.points else (self.low, self.high)
+        return self.points[0], self.points[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An interval of which a sampler chooses `trials` points, after the baseline if any."""
+
+    low: float
+    high: float
+    log: bool
+    trials: int
+    baseline: float | None
+
+    @property
+    def total(self) -> int:
+        """The number of trials of the whole search, the baseline among them."""
+        return self.trials + (self.baseline is not None)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest value that may be proposed."""
+        return self.low, self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The values of `key` that a search tries, and who chooses among them."""
+
+    key: str
+    sampler: str
+    values: Listed | Interval
+    seed: int
 
 
 def space_of(cfg: DictConfig) -> Space:
     """The space of a config's `search`; raises ValueError on a setting that is not legal."""
     search = cfg.search
+    if OmegaConf.is_missing(search, "key"):
+        raise ValueError("search.key is missing; give the key to search, for example method.rank")
     if search.sampler not in SAMPLERS:
         raise ValueError(f"search.sampler={search.sampler} is not one of {', '.join(SAMPLERS)}")
-    if search.bound not in (None, *BOUNDS):
-        raise ValueError(f"search.bound={search.bound} is not one of {', '.join(BOUNDS)}, null")
-    limit = None
-    if search.bound is not None:
-        _check_sparsity(cfg.sparsity)
-        limit = bound(cfg.sparsity, _blocks(cfg))
-        if math.isinf(limit):
-            raise ValueError("a model of one block has no common difference to search")
-    points = _points(cfg, limit)
-    low = search.low if search.low is not None else 0.0
-    high = limit if search.high is None and limit is not None else search.high
-    for value in (*(points or ()), *((low, high) if points is None else ())):
-        if limit is not None:
-            check_difference(float(value), cfg.sparsity, _blocks(cfg))
-    if points is None and (high is None or not low < high):
-        raise ValueError(
-            f"search.low={low} and search.high={high} are no interval; give a lower search.low"
-        )
-    if points is None and search.baseline is not None and not low <= search.baseline <= high:
-        raise ValueError(
-            f"search.baseline={search.baseline} is not in [{low:g}, {high:g}]; set "
-            "search.baseline=null to go without"
-        )
-    if points is None and search.log and not low > 0:
-        raise ValueError(f"search.low={low} has no logarithm; give search.low above 0")
-    if search.sampler != "listed" and (not isinstance(search.trials, int) or search.trials < 2):
-        raise ValueError(f"search.trials={search.trials} is not an integer of at least 2")
+    bound = bound_of(cfg)
+    listed = search.sampler == "listed"
     return Space(
         key=search.key,
         sampler=search.sampler,
-        points=points,
-        low=float(low),
-        high=float(high) if high is not None else float(low),
-        log=bool(search.log),
-        trials=search.trials,
-        baseline=search.baseline,
+        values=_list_points(search, bound) if listed else _interval(search, bound),
         seed=cfg.seed,
     )
 
 
-def _points(cfg: DictConfig, limit: float | None) -> tuple[Any, ...] | None:
-    """The values of a listed search, baseline first; None where an interval is searched."""
-    search = cfg.search
-    if search.sampler != "listed":
+def bound_of(cfg: DictConfig) -> Bound | None:
+    """The bound that a config's `search.bound` names, None without one."""
+    node = cfg.search.bound
+    if node is None:
         return None
-    if search.points in ("spread", "step") and limit is None:
+    if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(
-            f"search.points={search.points} needs search.bound; give search.points a list of values"
+            f"search.bound={node} is not null or a node with _target_; see "
+            "conf/search/atp_common_difference.yaml"
         )
-    if search.points == "spread":
-        points: list[Any] = spread(limit or 0.0, search.count)
-    elif search.points == "step":
-        points = steps(limit or 0.0, search.step)
-    elif OmegaConf.is_list(search.points) and len(search.points):
-        points = list(search.points)
-    else:
-        raise ValueError(
-            f"search.points={search.points} is no list of values for {search.key}; "
-            "for example 'search.points=[1,2,4]'"
+    try:
+        make = instantiate(
+            {**plain(node), "_partial_": True},
+            # a bound may come from any module of the user
+            _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS,
         )
+    except HydraException as error:
+        raise ValueError(f"search.bound cannot be built: {str(error).splitlines()[0]}") from error
+    bound: Bound = make(cfg)
+    return bound
+
+
+def _list_points(search: DictConfig, bound: Bound | None) -> Listed:
+    """The points of a listed search, the baseline first, each once."""
     first = [search.baseline] if search.baseline is not None else []
-    return tuple(dict.fromkeys([*first, *points]))  # each once
+    points = tuple(dict.fromkeys([*first, *_points(search, bound)]))
+    _check_inside(bound, points)
+    return Listed(points)
+
+
+def _points(search: DictConfig, bound: Bound | None) -> list[Any]:
+    if search.points in GRIDS:
+        if bound is None:
+            raise ValueError(
+                f"search.points={search.points} needs search.bound; give search.points a list of "
+                "values"
+            )
+        spreads = search.points == "spread"
+        return spread(bound.limit, search.count) if spreads else steps(bound.limit, search.step)
+    if OmegaConf.is_list(search.points) and len(search.points):
+        return list(search.points)
+    raise ValueError(
+        f"search.points={search.points} is not a list of values for {search.key}; "
+        "for example 'search.points=[1,2,4]'"
+    )
+
+
+def _interval(search: DictConfig, bound: Bound | None) -> Interval:
+    """The interval of a golden section or of TPE; the bound is its end where none is given."""
+    low = search.low if search.low is not None else 0.0
+    high = bound.limit if search.high is None and bound is not None else search.high
+    _check_inside(bound, (low, high))
+    if high is None or not low < high:
+        raise ValueError(
+            f"search.low={low} and search.high={high} are no interval; give a lower search.low"
+        )
+    if search.baseline is not None and not low <= search.baseline <= high:
+        raise ValueError(
+            f"search.baseline={search.baseline} is not in [{low:g}, {high:g}]; set "
+            "search.baseline=null to go without"
+        )
+    if search.log and not low > 0:
+        raise ValueError(f"search.low={low} has no logarithm; give search.low above 0")
+    if not isinstance(search.trials, int) or search.trials < 2:
+        raise ValueError(f"search.trials={search.trials} is not an integer of at least 2")
+    return Interval(
+        low=float(low),
+        high=float(high),
+        log=bool(search.log),
+        trials=search.trials,
+        baseline=search.baseline,
+    )
+
+
+def _check_inside(bound: Bound | None, values: Iterable[Any]) -> None:
+    for value in values:
+        if bound is not None:
+            bound.check(float(value))
 
 
 def spread(limit: float, count: int) -> list[float]:
-    """`count` equal parts of the bound: k / count of the largest total spread, k = 1..count."""
+    """`count` equal parts of the bound: k / count of the largest value, k = 1..count."""
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"search.count={count} is not an integer of at least 1")
     return [limit * (k / count) for k in range(1, count + 1)]
 
 
 def steps(limit: float, step: float) -> list[float]:
-    """step, 2 step, ... up to the bound, in decimal arithmetic as in the authors' shell script."""
+    """step, 2 step, ... up to the bound, in decimal arithmetic as in the ATP authors' script."""
     if not isinstance(step, int | float) or not step > 0:
-        raise ValueError(f"search.step={step} is not above 0; the paper has 0.002")
+        raise ValueError(f"search.step={step} is not above 0; the paper of ATP has 0.002")
     exact = Decimal(str(step))
     count = int(limit * (1 + 1e-9) / step + 1e-9)
     if count < 1:
         raise ValueError(f"search.step={step} exceeds the bound {limit:.4g}; lower it")
     return [float(exact * n) for n in range(1, count + 1)]
-
-
-def _check_sparsity(sparsity: Any) -> None:
-    if not isinstance(sparsity, int | float) or not 0 < sparsity < 1:
-        raise ValueError(
-            f"sparsity {sparsity} leaves no room for rates that differ; give one in (0, 1)"
-        )
-
-
-def _blocks(cfg: DictConfig) -> int:
-    """The number of blocks L: search.blocks, else that of config.json, from the hub if need be.
-
-    The run would fetch the hub's config.json anyway.
-    """
-    if cfg.search.blocks is not None:
-        return int(cfg.search.blocks)
-    model = find_model(cfg.model)
-    config = model.config if model.config is not None else _hub_config(cfg)
-    if config.blocks is None:
-        raise ValueError(
-            f"the config of {model.path} does not state its number of blocks; give search.blocks=L"
-        )
-    return config.blocks
-
-
-def _hub_config(cfg: DictConfig) -> ModelConfig:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(cfg.model.path, revision=cfg.model.get("revision"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the config of {cfg.model.path} is out of reach, so the bound of the search is "
-            f"unknown; give search.blocks=L ({str(error).splitlines()[0]})"
-        ) from error
-    return ModelConfig(config.to_dict())

@@ -26,7 +26,8 @@ from sparsemend.config.values import override_key, plain
 from sparsemend.result.folder import read_result
 from sparsemend.result.record import objective
 from sparsemend.sweep.search.samplers import make_sampler, suggest
-from sparsemend.sweep.search.space import Space, space_of
+from sparsemend.sweep.search.space import Interval, Space, space_of
+from sparsemend.sweep.sweeper import brief_log
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class SearchSweeper(Sweeper):
             direction="minimize",
             storage=self.storage,
             study_name=self.study_name,
-            n_trials=max(0, self.space.total - len(_complete(self.study))),
+            n_trials=max(0, self.space.values.total - len(_complete(self.study))),
             n_jobs=self.jobs,
             max_failure_rate=1.0,
             custom_search_space=None,
@@ -70,13 +71,17 @@ class SearchSweeper(Sweeper):
         return plugin
 
     def sweep(self, arguments: list[str]) -> None:
-        if not self.study.trials and self.space.points is None and self.space.baseline is not None:
-            self.study.enqueue_trial({self.space.key: self.space.baseline})
+        values = self.space.values
+        first = values.baseline if isinstance(values, Interval) else None
+        if not self.study.trials and first is not None:
+            self.study.enqueue_trial({self.space.key: first})
         if self.since:
             done = len(_complete(self.study))
-            log.info("%d of %d trials are done, going on", done, self.space.total)
+            log.info("%d of %d trials are done, going on", done, self.space.values.total)
+        assert self.sweeper.launcher is not None
         try:
-            self.sweeper.sweep(arguments)
+            with brief_log(self.sweeper.launcher, arguments):
+                self.sweeper.sweep(arguments)
         except ValueError as error:
             if _complete(self.study):
                 raise

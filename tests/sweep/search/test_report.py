@@ -1,0 +1,31 @@
+"""The line of a search that is ready to paste."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparsemend.sweep.search.report import choose_searched_group, paste
+
+CHOICES = {"sparsity_schedule": "mine", "method": "lors", "search": "slope"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "line"),
+    [
+        (
+            ["+search=slope", "sparsity=0.7", "cache=off", "hydra.sweep.dir=out"],
+            "sparsity_schedule.slope",
+            "sparsemend sparsity_schedule=mine sparsity=0.7 sparsity_schedule.slope=0.5",
+        ),
+        (
+            ["+search=rank", "method=masked_lora", "search.trials=3"],
+            "method.rank",
+            "sparsemend method=masked_lora method.rank=0.5",
+        ),
+        (["+search=amount", "resume=auto"], "sparsity", "sparsemend sparsity=0.5"),
+    ],
+)
+def test_it_repeats_the_overrides_with_the_choice_that_has_the_key(
+    overrides: list[str], key: str, line: str
+) -> None:
+    assert paste(choose_searched_group(overrides, key, CHOICES), key, 0.5) == line
