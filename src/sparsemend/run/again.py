@@ -25,7 +25,7 @@ def measure_again(job: RunJob) -> None:
         loaded.model = load_repaired(finished, job.parts.method, job.cfg.model.get("attention"))
     evaluate(job, "repaired", loaded)
     finished.carry_over(job.result.content)
-    job.result.content["sparsity"] = dict(finished.content["sparsity"])
+    job.result.content["sparsity"] = finished.result.sparsity.to_json()
     export_stage(job, loaded, finished.asked_sparsity())
 
 

@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> float:
     except BaseException as error:
         result.fail(error)
         raise
-    return objective(result.content, plain(cfg))
+    return objective(result.record, plain(cfg))
 
 
 def open_result(cfg: DictConfig) -> Result:

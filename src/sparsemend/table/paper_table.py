@@ -121,7 +121,7 @@ def table(title: str, runs: Sequence[RunRecord], metric: str) -> PaperTable:
 
 def check_metric(runs: Sequence[RunRecord], metric: str) -> None:
     """Raise ValueError, naming the metrics that there are, where no run has this one."""
-    metrics = sorted({name for run in runs for s in run.content["metrics"].values() for name in s})
+    metrics = sorted({name for run in runs for s in run.result.metrics.values() for name in s})
     if metric not in metrics:
         raise ValueError(
             f"no run measured {metric!r}\n{nearest(metric, metrics)}measured: "
@@ -131,7 +131,7 @@ def check_metric(runs: Sequence[RunRecord], metric: str) -> None:
 
 def with_metric(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:
     """The runs that measured the metric in some state."""
-    return [run for run in runs if any(metric in s for s in run.content["metrics"].values())]
+    return [run for run in runs if any(metric in s for s in run.result.metrics.values())]
 
 
 def protocols(runs: Sequence[RunRecord], metric: str) -> dict[str, Protocol]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import result_folders as made
 
-from sparsemend.result.runs import RunRecord, find_runs
+from sparsemend.result.runs import find_runs
 from sparsemend.table.page.figures import common_difference, perplexity_by_sparsity
 from sparsemend.table.page.groups import (
     block_errors,
@@ -133,15 +133,13 @@ def test_the_pruned_state_of_repaired_runs_is_a_line_of_its_own(tmp_path: Path) 
 def test_what_only_sets_other_keys_does_not_tell_runs_apart() -> None:
     plain, of_arena = made.result(seed=0), made.result(seed=1)
     of_arena["config"] |= {"arena": {"row": "lors", "steps": 60}, "budget": "tokens"}
-    (group,) = groups([RunRecord(Path("a"), plain), RunRecord(Path("b"), of_arena)])
+    (group,) = groups([made.record_of(plain), made.record_of(of_arena)])
     assert (len(group.runs), dict(group.settings)) == (2, {})
 
 
 def test_runs_that_repeat_a_seed_are_one_seed() -> None:
     values = ((0, 10.0), (0, 10.0), (0, 10.0), (1, 20.0))
-    runs = [
-        RunRecord(Path(str(i)), made.result(seed=s, repaired=v)) for i, (s, v) in enumerate(values)
-    ]
+    runs = [made.record(str(i), seed=s, repaired=v) for i, (s, v) in enumerate(values)]
     (group,) = groups(runs)
     assert group.metric("perplexity/test") == 15.0
     assert group.metric_deviation("perplexity/test") == pytest.approx(50**0.5)
@@ -150,7 +148,7 @@ def test_runs_that_repeat_a_seed_are_one_seed() -> None:
 def test_a_continued_run_took_all_its_attempts() -> None:
     content = made.result()
     content["earlier_attempts"] = [{"repair": {"seconds": 5000.0, "peak_bytes": 2**30}}]
-    one = RunRecord(Path("x"), content)
+    one = made.record_of(content)
     assert total_seconds(one) == 5006.0
     assert peak_bytes(one) == 2**30
 
@@ -231,7 +229,7 @@ def test_overlap_counts_weights_kept_by_both_and_by_either(tmp_path: Path) -> No
     for index, keep in enumerate(keeps):
         folder = made.write(tmp_path / str(index), made.result())
         made.add_masks(folder, keep)
-        masks.append(supports(RunRecord(folder, made.result())))
+        masks.append(supports(made.record(folder)))
     assert masks[0] is not None
     assert masks[1] is not None
     both = int((keeps[0] & keeps[1]).sum())
@@ -241,11 +239,7 @@ def test_overlap_counts_weights_kept_by_both_and_by_either(tmp_path: Path) -> No
 
 
 def test_a_method_has_one_colour_and_a_sparsity_one_dash() -> None:
-    runs = [
-        RunRecord(Path("x"), made.result(method=m, sparsity=s))
-        for m in ("lors", "spp")
-        for s in (0.5, 0.6)
-    ]
+    runs = [made.record(method=m, sparsity=s) for m in ("lors", "spp") for s in (0.5, 0.6)]
     found = groups(runs)
     drawn = dict(zip(names(found), styles(found), strict=True))
     assert drawn["0.5  wanda + lors"][0] == drawn["0.6  wanda + lors"][0]

@@ -54,7 +54,8 @@ def notes(arena: Arena) -> list[str]:
     runs = [run for entry in arena.entries for run in entry.runs]
     run, config = runs[0], runs[0].config
     items = (config["evaluation"].get(HARNESS) or {}).get("limit")
-    target = run.content["sparsity"].get("target", config["sparsity"])
+    target = run.result.sparsity.target
+    target = config["sparsity"] if target is None else target
     lines = [
         f"{run.model}, {run.member('pruner')}, sparsity {target:g}, pattern "
         f"{config['pattern']}; {run.protocol(METRIC).label}; {_seeds(arena.seeds)}",
@@ -69,7 +70,7 @@ def notes(arena: Arena) -> list[str]:
         for entry in arena.entries
         if entry.seeds != arena.seeds
     ]
-    if run.content.get("peak_scope") != "cuda":
+    if run.result.peak_scope != "cuda":
         lines.append("peak: resident memory of the whole process, what earlier rows left included")
     if any(entry.partly_timed for entry in arena.entries):
         lines.append("≥: an attempt was killed within the repair, its seconds are not known")
@@ -77,7 +78,7 @@ def notes(arena: Arena) -> list[str]:
         lines.append(f"zero-shot: mean accuracy, the first {items} items of each task only")
     if any(run.dirty for run in runs):
         lines.append("some runs are of uncommitted sources")
-    if len({run.content.get("provenance", {}).get("commit") for run in runs}) > 1:
+    if len({run.result.provenance.commit for run in runs}) > 1:
         lines.append("the runs are of several commits")
     return lines
 

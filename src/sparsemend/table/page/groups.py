@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
+from sparsemend.names import MASKS
+from sparsemend.result.curves import read_curves
 from sparsemend.result.runs import Row, RunRecord
 from sparsemend.table.paper_table import Ours, differing, ours_of
 
 STAGES = ("load", "evaluate", "prune", "repair", "export")
-STEP = "step"
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def block_values(values: Mapping[str, float]) -> list[float]:
 
 def block_errors(run: RunRecord, state: str) -> list[float]:
     """The measured error of every block, empty where the run did not measure it."""
-    metrics = run.content["metrics"].get(state, {})
+    metrics = run.result.metrics.get(state, {})
     errors = {k: v for k, v in metrics.items() if k.startswith("block_error/") and v is not None}
     return block_values({k: v for k, v in errors.items() if k.rpartition("/")[2].isdigit()})
 
@@ -174,18 +173,8 @@ def difference_of(run: RunRecord) -> float | None:
 
 def curve(run: RunRecord, column: str) -> list[tuple[float, float]]:
     """(step, value) of one column of the training curves, over all parts of a resumed run."""
-    points: dict[float, float] = {}
-    for path in sorted(run.folder.glob("training*/metrics.csv"), key=_part):
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get(column) and row.get(STEP):
-                    points[float(row[STEP])] = float(row[column])
-    return [(step, value) for step, value in sorted(points.items()) if math.isfinite(value)]
-
-
-def _part(path: Path) -> int:
-    number = path.parent.name.partition("-")[2]
-    return int(number) if number.isdigit() else 0
+    points = read_curves(run.folder).get(column, [])
+    return [(step, value) for step, value in points if math.isfinite(value)]
 
 
 @dataclass(frozen=True)
@@ -206,7 +195,7 @@ class Supports:
 
 def supports(run: RunRecord) -> Supports | None:
     """The supports that a run ended with, None where it left none."""
-    path = run.folder / "masks.safetensors"
+    path = run.folder / MASKS
     if not path.exists():
         return None
     with safe_open(path, framework="numpy") as file:

@@ -74,9 +74,9 @@ def page(runs: Sequence[RunRecord], measured: Mapping[str, Protocol]) -> str:
 
 def origin(run_groups: Sequence[Group]) -> str:
     """One line on the commits and packages that the numbers were made with."""
-    provenance = [run.content["provenance"] for group in run_groups for run in group.runs]
-    commits = sorted({str(p["commit"])[:10] for p in provenance})
+    provenance = [run.result.provenance for group in run_groups for run in group.runs]
+    commits = sorted({str(p.commit)[:10] for p in provenance})
     dirty = any(run.dirty for group in run_groups for run in group.runs)
-    torch = sorted({str(p["packages"].get("torch")) for p in provenance})
+    torch = sorted({str(p.packages.get("torch")) for p in provenance})
     state = "some runs of uncommitted sources" if dirty else "all of committed sources"
     return f"sparsemend {', '.join(commits)} ({state}), torch {', '.join(torch)}"

@@ -67,7 +67,7 @@ def _table(groups: Sequence[Group]) -> str:
 def _row(group: Group, name: str, best: float | None) -> str:
     repaired = group.row.method != "none"
     achieved = group.mean(lambda run: run.sparsity)
-    trained = group.runs[0].content["cost"].get("repair", {}).get("trained_parameters", 0)
+    trained = group.runs[0].trained_parameters
     cells = [
         _perplexity(group, "repaired") if repaired else "-",
         _perplexity(group, "pruned"),
