@@ -6,7 +6,6 @@ composed once before anything runs.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsemend.config.values import override_key
-from sparsemend.errors import OverrideError
+from sparsemend.errors import OverrideError, nearest
 
 JOBS = 64  # composed before a sweep starts, about 5 s; later jobs are checked when they start
 
@@ -165,7 +164,7 @@ class Names:
                     inside, name, valid = group, member, self.nested_members(group)
                 raise OverrideError(
                     f"unknown {group} {member!r} in {override.input_line}\n"
-                    + _nearest(name, valid)
+                    + nearest(name, valid, part=_last_part)
                     + f"all {inside} members: {', '.join(valid) or 'none'}\n"
                     f"`{self.command} --help` lists every group"
                 )
@@ -257,16 +256,14 @@ def _unknown_key(override: Override, keys: set[str], groups: list[str]) -> str:
     inside = f"all keys of {parent}: {', '.join(public)}\n" if parent and public else ""
     return (
         f"{what} in {override.input_line}\n"
-        + (_nearest(key, public) or _same_name(key, keys))
+        + (nearest(key, public, part=_last_part) or _same_name(key, keys))
         + inside
     )
 
 
-def _nearest(name: str, valid: list[str]) -> str:
-    """A line with the closest of `valid` by last part, in which keys of one parent differ."""
-    by_last = {other.rpartition(".")[2]: other for other in valid}
-    close = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=3)
-    return f"nearest: {', '.join(by_last[last] for last in close)}\n" if close else ""
+def _last_part(key: str) -> str:
+    """The part in which keys of one parent differ."""
+    return key.rpartition(".")[2]
 
 
 def _same_name(key: str, keys: set[str]) -> str:

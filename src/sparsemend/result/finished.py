@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.config.values import override_key
-from sparsemend.names import ADAPTER, MASKS, MODEL, RESULT, STATES
+from sparsemend.names import ADAPTER, MASKS, MODEL, RESULT, SPEED, STATES
 from sparsemend.result.folder import load_result
 from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import MeasuredRun, costs_to_json
@@ -26,7 +26,6 @@ from sparsemend.result.sections import MeasuredRun, costs_to_json
 # groups and keys that a command line with from_run may set; all else is the run's own
 FREE = ("evaluation", "data", "hardware", "logger", "cache", "export", "export_dtype", "name")
 ALWAYS = ("from_run", "resume", "name", "export", "export_dtype", "cache", "logger")
-SPEED = "speed"
 # keys that name what a run reads
 READ = ("from_run", "model.path", "pruner.masks", "sparsity_schedule.path")
 

@@ -17,7 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from sparsemend.config.values import config_hash, differences
-from sparsemend.names import PARTS, RESULT, STAGES
+from sparsemend.names import (
+    ADAPTER,
+    CHECKPOINTS,
+    CURVES,
+    HARNESS,
+    LAST_CHECKPOINT,
+    MASKS,
+    MODEL,
+    PARTS,
+    RESULT,
+    SPEED,
+    STAGES,
+    TENSORBOARD,
+    WANDB_RUN_ID,
+    WINDOW_LOSSES,
+)
 from sparsemend.result.folder import alive, load_result, read_result
 
 log = logging.getLogger(__name__)
@@ -26,16 +41,16 @@ log = logging.getLogger(__name__)
 LEFT = (
     PARTS,
     STAGES,
-    "checkpoints",
-    "training",
-    "training-*",
-    "tensorboard",
-    "window_losses",
-    "zero_shot",
-    "speed",
-    "adapter",
-    "masks.safetensors",
-    "wandb_run_id",
+    CHECKPOINTS,
+    CURVES,
+    f"{CURVES}-*",
+    TENSORBOARD,
+    WINDOW_LOSSES,
+    HARNESS,
+    SPEED,
+    ADAPTER,
+    MASKS,
+    WANDB_RUN_ID,
 )
 UNFINISHED = ("running", "failed", "interrupted")
 
@@ -64,7 +79,7 @@ def run_folder(asked: str | None, config: Mapping[str, Any], fresh: Path) -> tup
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of the fit in this run folder, None where there is none."""
-    path = folder / "checkpoints" / "last.ckpt"
+    path = folder / LAST_CHECKPOINT
     return path if path.exists() else None
 
 
@@ -79,8 +94,8 @@ def forget_work(folder: Path) -> None:
     for pattern in LEFT:
         for path in folder.glob(pattern):
             path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
-    if (folder / "model" / "masks.safetensors").exists():  # an export, and not a user's own model
-        shutil.rmtree(folder / "model")
+    if (folder / MODEL / MASKS).exists():  # an export, and not a user's own model
+        shutil.rmtree(folder / MODEL)
 
 
 def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, bool]:
@@ -104,7 +119,7 @@ def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(f"resume={folder}: that run is finished; drop resume to run it again")
     if not _has_work(folder):
         raise FileNotFoundError(
-            f"resume={folder}: neither checkpoints/last.ckpt nor a file in {PARTS}/ or {STAGES}/ "
+            f"resume={folder}: neither {LAST_CHECKPOINT} nor a file in {PARTS}/ or {STAGES}/ "
             "is there, the run ended before it finished a stage; drop resume to start afresh"
         )
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from sparsemend.names import MEAN, METRIC, TASK_METRIC
+from sparsemend.result.format import format_metric
 from sparsemend.sparse.count import asked_per_block
 from sparsemend.sparsity_schedule.base import Allocation
 
@@ -97,7 +98,7 @@ def _perplexity(metrics: Mapping[str, float | None], metric: str) -> str:
     if metric not in metrics:
         return "-"
     value = metrics[metric]
-    return "not finite" if value is None else f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
+    return "not finite" if value is None else format_metric(value, 3)
 
 
 def _scope(scope: str) -> str:

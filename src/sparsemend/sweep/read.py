@@ -12,7 +12,9 @@ from rich.console import Console
 
 from sparsemend.names import STATES
 from sparsemend.result.folder import alive, read_result
+from sparsemend.result.format import format_metric
 from sparsemend.result.run_result import RunResult
+from sparsemend.terminal import CELLS_WIDTH, console
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,8 @@ class Cell:
 
 
 def wide_console() -> Console:
-    """The terminal; a log file, which has no width of its own, gets 120 columns."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    """The terminal, or a log file that is wide enough for a row per cell."""
+    return console(CELLS_WIDTH)
 
 
 def read_cells(folder: Path) -> list[Cell]:
@@ -96,4 +97,4 @@ def varying_keys(cells: Sequence[Cell]) -> list[str]:
 
 def format_perplexity(value: float | None) -> str:
     """The text of a perplexity in a table, `-` for None."""
-    return "-" if value is None else f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
+    return format_metric(value, 3)

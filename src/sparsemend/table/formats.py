@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from sparsemend.result.format import format_metric
 from sparsemend.result.runs import Row
 from sparsemend.table.paper_table import Change, Line, PaperTable
 from sparsemend.table.published import UNKNOWN
@@ -139,16 +140,11 @@ def notes(table: PaperTable) -> list[str]:
     ]
 
 
-def number(value: float) -> str:
-    """A number as text: three decimals, three significant digits from 1e5."""
-    return f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3g}"
-
-
 def ours(line: Line) -> str:
     """Our number as text, `18.55 ± 0.02`, with marks."""
-    shown = number(line.ours.mean)
+    shown = format_metric(line.ours.mean, 3)
     if line.ours.deviation is not None:
-        shown += f" ± {number(line.ours.deviation)}"
+        shown += f" ± {format_metric(line.ours.deviation, 3)}"
     marks = ("+" if line.ours.dirty else "") + ("1" if line.ours.deviation is None else "")
     return f"{shown} ({marks})" if marks else shown
 

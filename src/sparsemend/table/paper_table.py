@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from sparsemend.errors import nearest
 from sparsemend.names import HARNESS
 from sparsemend.result.protocol import Protocol
 from sparsemend.result.runs import DENSE, Row, RunRecord
 from sparsemend.table.measurement import AVERAGE, AVERAGED, measurement_of, published_shots
-from sparsemend.table.published import UNKNOWN, Published, nearest, published_numbers
+from sparsemend.table.published import UNKNOWN, Published, published_numbers
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def check_metric(runs: Sequence[RunRecord], metric: str) -> None:
     metrics = sorted({name for run in runs for s in run.result.metrics.values() for name in s})
     if metric not in metrics:
         raise ValueError(
-            f"no run measured {metric!r}\n{nearest(metric, metrics)}measured: "
+            f"no run measured {metric!r}\n{nearest(metric, metrics, alike=0.5)}measured: "
             f"{', '.join(metrics) or 'nothing'}; choose one with --metric"
         )
 

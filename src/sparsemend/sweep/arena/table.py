@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from sparsemend.files import replacing, write_text
@@ -17,6 +16,7 @@ from sparsemend.sweep.arena.bootstrap import LEVEL, RESAMPLES
 from sparsemend.sweep.arena.rows import ZERO_SHOT, Arena, ArenaRow, pareto
 from sparsemend.table.formats import latex_table, markdown_table
 from sparsemend.table.paper_table import Ours
+from sparsemend.terminal import ARENA_WIDTH, console
 
 STEM = "arena"
 FEW_SEEDS = 5  # below, resampled seeds do not show the tails
@@ -106,11 +106,10 @@ def terminal(arena: Arena) -> Table:
 
 def show(arena: Arena) -> None:
     """Print table and notes; a log file, which has no width of its own, gets a wide one."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=180)
-    console.print(terminal(arena))
+    wide = console(ARENA_WIDTH)
+    wide.print(terminal(arena))
     for note in notes(arena):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        wide.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def arena_line(arena: Arena) -> str:

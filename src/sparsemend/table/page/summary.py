@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from sparsemend.names import METRIC
+from sparsemend.result.format import format_metric
 from sparsemend.table.page.groups import Group, names, total_seconds, with_unrepaired
 from sparsemend.table.page.svg import short
 
@@ -91,5 +92,5 @@ def _perplexity(group: Group, state: str) -> str:
     if value is None:
         return "-"
     deviation = group.deviation(lambda run: run.value(state, METRIC))
-    text = short(value) if value >= 1e5 else f"{value:.2f}"
+    text = format_metric(value, 2, large=short)
     return f"{text} ± {deviation:.2f}" if deviation else text
