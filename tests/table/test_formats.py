@@ -41,6 +41,13 @@ def test_a_single_seed_is_marked() -> None:
     assert "1 a single seed" in markdown(one)
 
 
+def test_a_setting_that_looks_like_a_mark_is_none() -> None:
+    runs = [made.record(seed=s, variant="1 epoch", repaired=20.0 + s) for s in range(2)]
+    text = markdown(table("default", runs, METRIC))
+    assert "masked_lora (1 epoch)" in text
+    assert "1 a single seed" not in text
+
+
 def test_latex_is_a_tabular_with_as_many_columns_as_heads() -> None:
     text = latex(three_seeds())
     columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)

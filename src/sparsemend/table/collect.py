@@ -11,7 +11,8 @@ from sparsemend.files import replacing, write_text
 from sparsemend.result.protocol import Protocol
 from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.table.formats import comma_separated, latex, markdown
-from sparsemend.table.paper_table import PaperTable, check_metric, tables, with_metric
+from sparsemend.table.paper_table import PaperTable, tables
+from sparsemend.table.protocols import check_metric, with_metric
 
 
 def collect(

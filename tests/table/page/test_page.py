@@ -25,7 +25,7 @@ from sparsemend.table.page.groups import (
     total_seconds,
     with_unrepaired,
 )
-from sparsemend.table.page.page import report
+from sparsemend.table.page.page import experiments, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = (
@@ -199,11 +199,31 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_runs_of_two_protocols_are_refused_naming_both(tmp_path: Path) -> None:
+def test_runs_of_two_protocols_are_two_sections(tmp_path: Path) -> None:
+    for index, (seqlen, value) in enumerate(((256, 20.0), (128, 30.0), (256, 22.0))):
+        content = made.result(protocol={"seqlen": seqlen}, repaired=value, seed=index)
+        made.write(tmp_path / str(index), content)
+    text = report([tmp_path], tmp_path / "report.html").read_text()
+    Outline().feed(text)
+    _, first, second = text.split("<section>")
+    assert "256 tokens a window" in first
+    assert "21.00 ± 1.41" in first
+    assert "128 tokens a window" in second
+    assert "30.00" in second
+    assert "2 protocols, a section each" in text
+
+
+def test_one_protocol_needs_no_sections(tmp_path: Path) -> None:
     made.write(tmp_path / "0", made.result())
-    made.write(tmp_path / "1", made.result(protocol={"seqlen": 128}))
-    with pytest.raises(ValueError, match=r"(?s)256 tokens a window.*128 tokens a window"):
-        report([tmp_path], tmp_path / "report.html")
+    assert "<section>" not in report([tmp_path], tmp_path / "report.html").read_text()
+
+
+def test_equal_names_are_told_apart_by_their_folders() -> None:
+    runs = [made.record(f"multirun/{folder}") for folder in ("a/0", "a/1", "b", "c")]
+    assert experiments(runs[:2]) == ["default"]
+    assert experiments(runs) == ["default (a, b, c)"]
+    many = [made.record(f"run_{number}") for number in range(9)]
+    assert experiments(many)[0].endswith("run_5 and 3 more)")
 
 
 def test_a_measurement_is_that_of_the_final_state(tmp_path: Path) -> None:

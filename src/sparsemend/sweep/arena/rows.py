@@ -21,7 +21,7 @@ from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.result.window_losses import read_losses
 from sparsemend.sweep.arena.bootstrap import Ratio, perplexity_ratio
 from sparsemend.sweep.arena.settings import LOW_RANK, check_one_setting
-from sparsemend.table.paper_table import Ours, ours_of
+from sparsemend.table.grouping import Ours, ours_of
 
 ZERO_SHOT = MEAN
 TOLERANCE = 0.05  # of the budget, which whole groups, deltas and epochs do not hit exactly

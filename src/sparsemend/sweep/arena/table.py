@@ -15,7 +15,7 @@ from sparsemend.names import HARNESS, METRIC
 from sparsemend.sweep.arena.bootstrap import LEVEL, RESAMPLES
 from sparsemend.sweep.arena.rows import ZERO_SHOT, Arena, ArenaRow, pareto
 from sparsemend.table.formats import latex_table, markdown_table
-from sparsemend.table.paper_table import Ours
+from sparsemend.table.grouping import Ours
 from sparsemend.terminal import ARENA_WIDTH, console
 
 STEM = "arena"

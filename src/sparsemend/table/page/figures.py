@@ -8,14 +8,13 @@ from html import escape
 
 from sparsemend.names import METRIC
 from sparsemend.result.runs import RunRecord
+from sparsemend.table.grouping import Group, knobs, ours_of
 from sparsemend.table.page.groups import (
     STAGES,
-    Group,
     block_errors,
     block_values,
     curve,
     difference_of,
-    knobs,
     names,
     peak_bytes,
     styles,
@@ -23,7 +22,6 @@ from sparsemend.table.page.groups import (
     with_unrepaired,
 )
 from sparsemend.table.page.svg import COLOURS, Series, bar_chart, heat_map, legend, line_chart
-from sparsemend.table.paper_table import ours_of
 
 DIFFERENCE = "sparsity_schedule.common_difference"
 LOSSES = {"Training loss": "train/loss", "Validation loss": "validation/loss"}

@@ -7,7 +7,8 @@ from html import escape
 
 from sparsemend.names import METRIC
 from sparsemend.result.format import format_metric
-from sparsemend.table.page.groups import Group, names, total_seconds, with_unrepaired
+from sparsemend.table.grouping import Group
+from sparsemend.table.page.groups import names, total_seconds, with_unrepaired
 from sparsemend.table.page.svg import short
 
 HEADS = ("setting", "repaired", "pruned", "dense", "sparsity", "trained", "seconds", "seeds")
