@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from sparsemend import names
+
 PACKAGE = Path(__file__).parents[1] / "src" / "sparsemend"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # say nothing of what they hold
@@ -74,3 +76,22 @@ def test_a_name_says_what_it_stands_for() -> None:
 
 def test_the_name_of_a_function_says_what_it_does() -> None:
     assert [(path.name, name) for path in MODULES for name in verbless(path)] == []
+
+
+def test_what_a_run_leaves_is_named_in_one_place() -> None:
+    spellings = {
+        names.RESULT,
+        names.MASKS,
+        names.CHECKPOINTS,
+        names.LAST_CHECKPOINT,
+        names.WINDOW_LOSSES,
+        names.WANDB_RUN_ID,
+    }
+    spelled = {
+        (path.name, node.value)
+        for path in MODULES
+        if path != Path(names.__file__)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and node.value in spellings
+    }
+    assert spelled == set()

@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from sparsemend.config.locations import resolve_path
+from sparsemend.names import DTYPE_NAMES
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 class ModelSource(ABC):

@@ -1,27 +1,32 @@
-"""The names of the measurements that others look up, `group/name` (no torch)."""
+"""Names that several rooms look up: measurements (`group/name`), artefacts, states (no torch)."""
 
 from __future__ import annotations
 
 METRIC = "perplexity/test"
 TASK_METRIC = "perplexity/task"
 VALIDATION_METRIC = "perplexity/validation"
+SPEED = "speed"
 HARNESS = "zero_shot"  # zero_shot/<task>, zero_shot/<task>/<acc or acc_norm>
 MEAN = f"{HARNESS}/mean"  # over the tasks; zero_shot/mean/<acc or acc_norm> too
 
-MASKS_FORMAT = "sparsemend-masks-1"  # in the metadata of masks.safetensors
-
-PARTS = "repair"  # folder in a run folder
-STAGES = "stages"  # folder in a run folder: finished stages, until the run ends
-
-RESULT = "result.json"
 STATES = ("dense", "pruned", "repaired")  # of a model that a run measures
-
-
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
 ROUNDINGS = ("pruner", "exact_budget")
 
-ARTIFACTS = {  # what logger=wandb may upload -> its place in the run folder
-    "result": "result.json",
-    "masks": "masks.safetensors",
-    "adapter": "adapter",
-    "model": "model",
-}
+# files and folders of a run folder
+RESULT = "result.json"
+MASKS = "masks.safetensors"  # also beside the weights of an exported model
+MASKS_FORMAT = "sparsemend-masks-1"  # in the metadata of MASKS
+MODEL = "model"  # the export
+ADAPTER = "adapter"
+CHECKPOINTS = "checkpoints"
+LAST_CHECKPOINT = f"{CHECKPOINTS}/last.ckpt"
+CURVES = "training"  # and training-2, ... of later fits and attempts; metrics.csv in each
+WINDOW_LOSSES = "window_losses"
+PARTS = "repair"
+STAGES = "stages"  # finished stages, until the run ends
+TENSORBOARD = "tensorboard"
+WANDB_RUN_ID = "wandb_run_id"
+
+# what logger=wandb may upload -> its place in the run folder
+ARTIFACTS = {"result": RESULT, "masks": MASKS, "adapter": ADAPTER, "model": MODEL}

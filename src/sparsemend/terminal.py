@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, silence elsewhere (log lines report there)."""
+"""What a terminal shows: tables, errors, and progress bars, which a log file does without."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ from rich.progress import track as rich_track
 
 Item = TypeVar("Item")
 
+# columns of a log file, which has no width of its own
+RUN_WIDTH = 100
+CELLS_WIDTH = 120
+ARENA_WIDTH = 180
+
+
+def console(width: int) -> Console:
+    """The terminal, or `width` columns of a log file."""
+    here = Console()
+    return here if here.is_terminal else Console(width=width)
+
 
 def track(items: Sequence[Item], what: str) -> Iterator[Item]:
     """Iterate with a transient rich bar when stderr is a terminal."""
-    console = Console(stderr=True)
+    errors = Console(stderr=True)
     return iter(
-        rich_track(items, what, console=console, transient=True, disable=not console.is_terminal)
+        rich_track(items, what, console=errors, transient=True, disable=not errors.is_terminal)
     )
 
 

@@ -22,6 +22,7 @@ PROTOCOL = {
     "dtype": "float32",
     "data_hash": "ab" * 32,
 }
+COSTS = {"prune": 1.0, "evaluate": 5.0}
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def composed(given: list[str], *lines: str) -> DictConfig:
 def stored_run(folder: Path, *lines: str, status: str = "finished", exported: bool = True) -> Path:
     config = OmegaConf.to_container(compose("run", list(lines)), resolve=True)
     content = {
+        "schema": "sparsemend-result-1",
         "status": status,
         "config": config,
         "config_hash": "cd" * 32,
@@ -51,7 +53,7 @@ def stored_run(folder: Path, *lines: str, status: str = "finished", exported: bo
         "metrics": {"dense": {"a/b": 1.0}, "pruned": {"a/b": 3.0}, "repaired": {"a/b": 2.0}},
         "sparsity": {"per_linear": {"x": {"asked": 0.6, "achieved": 0.59}}},
         "repair": {"steps": 3},
-        "cost": {"prune": {"seconds": 1.0}, "evaluate": {"seconds": 5.0}},
+        "cost": {stage: {"seconds": s, "peak_bytes": 1} for stage, s in COSTS.items()},
     }
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(lines)))
@@ -175,6 +177,7 @@ def test_a_run_that_kept_no_weights_says_how_to_repeat_it(tmp_path: Path) -> Non
 def measured(evaluation: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     """A result of the same protocol with nothing measured yet."""
     return {
+        "status": "running",
         "config": {"evaluation": evaluation},
         "provenance": {"device": device, "threads": 1},
         "protocol": dict(PROTOCOL),
@@ -200,7 +203,8 @@ def test_metrics_of_the_same_protocol_stand_beside_new_ones(tmp_path: Path) -> N
         "pruned": {"a/b": 3.0},
         "repaired": {"a/b": 2.5},
     }
-    assert content["cost"] == {"prune": {"seconds": 1.0}, "evaluate": {"seconds": 9.0}}
+    assert content["cost"]["prune"] == {"seconds": 1.0, "peak_bytes": 1}
+    assert content["cost"]["evaluate"] == {"seconds": 9.0}
     assert content["repair"] == {"steps": 3}
     assert content["from_run"]["commit"] == "0123"
 

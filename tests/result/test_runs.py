@@ -11,7 +11,7 @@ from sparsemend.result.runs import DENSE, Row, RunRecord, find_runs
 
 
 def run(**changes: object) -> RunRecord:
-    return RunRecord(Path("x"), made.result(**changes))  # type: ignore[arg-type]
+    return made.record(**changes)  # type: ignore[arg-type]
 
 
 def test_the_made_up_results_fit_the_schema() -> None:
@@ -64,4 +64,4 @@ def test_an_empty_folder_is_refused_with_what_to_do(tmp_path: Path) -> None:
 def test_sources_of_unknown_state_count_as_dirty(dirty: bool | None, seen: bool) -> None:
     content = made.result()
     content["provenance"]["dirty"] = dirty
-    assert RunRecord(Path("x"), content).dirty is seen
+    assert made.record_of(content).dirty is seen

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsemend.result.run_result import RunResult
+from sparsemend.result.runs import RunRecord
 from sparsemend.sparse.mask_file import save_masks
 
 TARGETS = {
@@ -78,6 +80,16 @@ def result(
         "repair": {},
         "error": None,
     }
+
+
+def record_of(content: Mapping[str, Any], folder: Path | str = "x") -> RunRecord:
+    """The run that left this result."""
+    return RunRecord(Path(folder), RunResult.from_json(content))
+
+
+def record(folder: Path | str = "x", **changes: Any) -> RunRecord:
+    """The run whose result is `result(**changes)`."""
+    return record_of(result(**changes), folder)
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> Path:

@@ -6,7 +6,6 @@ from typing import Any
 
 from support import result_folders as made
 
-from sparsemend.result.runs import RunRecord
 from sparsemend.table.collect import collect
 from sparsemend.table.formats import comma_separated, latex, markdown
 from sparsemend.table.paper_table import PaperTable, table
@@ -16,10 +15,7 @@ METRIC = "perplexity/test"
 
 def three_seeds(**changes: Any) -> PaperTable:
     base = {"method": "dsnot", "name": "dsnot/table1"}
-    runs = [
-        RunRecord(Path("x"), made.result(seed=seed, repaired=20.0 + seed, **(base | changes)))
-        for seed in range(3)
-    ]
+    runs = [made.record(seed=seed, repaired=20.0 + seed, **(base | changes)) for seed in range(3)]
     return table("dsnot/table1", runs, METRIC)
 
 
@@ -40,9 +36,16 @@ def test_markdown_names_protocol_marks_and_source() -> None:
 
 
 def test_a_single_seed_is_marked() -> None:
-    one = table("default", [RunRecord(Path("x"), made.result())], METRIC)
+    one = table("default", [made.record()], METRIC)
     assert "20.000 (1)" in markdown(one)
     assert "1 a single seed" in markdown(one)
+
+
+def test_a_setting_that_looks_like_a_mark_is_none() -> None:
+    runs = [made.record(seed=s, variant="1 epoch", repaired=20.0 + s) for s in range(2)]
+    text = markdown(table("default", runs, METRIC))
+    assert "masked_lora (1 epoch)" in text
+    assert "1 a single seed" not in text
 
 
 def test_latex_is_a_tabular_with_as_many_columns_as_heads() -> None:

@@ -17,7 +17,7 @@ PUBLISHED = {"seqlen": 2048, "dtype": "bfloat16"}
 
 
 def run(folder: str = "x", **changes: Any) -> RunRecord:
-    return RunRecord(Path(folder), made.result(**changes))
+    return made.record(folder, **changes)
 
 
 def only(found: PaperTable, method: str) -> Line:
@@ -128,7 +128,7 @@ def test_what_was_never_finite_is_refused() -> None:
     for state in content["metrics"].values():
         state[METRIC] = None
     with pytest.raises(ValueError, match="not finite in any run"):
-        table("default", [RunRecord(Path("x"), content)], METRIC)
+        table("default", [made.record_of(content)], METRIC)
 
 
 def test_two_experiments_are_two_tables_each_with_its_own_protocol() -> None:
@@ -169,7 +169,7 @@ def harness_run(
     content["config"]["evaluation"] = {"zero_shot": options}
     for state in content["metrics"].values():
         state[metric] = accuracy
-    return RunRecord(Path("x"), content)
+    return made.record_of(content)
 
 
 def test_an_accuracy_stands_beside_the_published_one() -> None:
@@ -210,7 +210,7 @@ def test_the_score_is_part_of_a_protocol_whose_name_does_not_tell_it() -> None:
 def test_two_checkpoints_of_one_name_are_two_rows() -> None:
     runs = [run(str(i), seed=i, repaired=v) for i, v in enumerate((10.0, 100.0))]
     for one, path in zip(runs, ("a", "b"), strict=True):
-        one.content["config"]["model"]["path"] = path
+        one.config["model"]["path"] = path
     found = [line for line in table("default", runs, METRIC).lines if line.row.method != "none"]
     assert sorted(line.ours.mean for line in found) == [10.0, 100.0]
     dense = [line for line in table("default", runs, METRIC).lines if line.row == DENSE]
@@ -219,7 +219,7 @@ def test_two_checkpoints_of_one_name_are_two_rows() -> None:
 
 def test_a_step_on_more_devices_is_another_setting() -> None:
     runs = [run(str(i), repaired=v) for i, v in enumerate((10.0, 20.0))]
-    runs[1].content["config"]["hardware"] = {"devices": 4}
+    runs[1].config["hardware"] = {"devices": 4}
     found = [line for line in table("default", runs, METRIC).lines if line.row.method != "none"]
     assert sorted(line.ours.mean for line in found) == [10.0, 20.0]
 
@@ -283,7 +283,7 @@ def test_a_condition_chooses_runs() -> None:
 def test_a_condition_on_a_protocol_passes_over_runs_without_the_metric(tmp_path: Path) -> None:
     metric = "zero_shot/boolq/acc"
     asked = harness_run(0.7)
-    for index, content in enumerate((asked.content, made.result(model="llama2_7b"))):
+    for index, content in enumerate((asked.result.to_json(), made.result(model="llama2_7b"))):
         made.write(tmp_path / str(index), content)
     paths = collect([tmp_path], metric=metric, where=["items=all"], out=None)
     assert paths

@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from sparsemend.bench.choices import compose_section
-from sparsemend.preflight.check import DTYPES, check_missing
+from sparsemend.names import DTYPE_NAMES
+from sparsemend.preflight.check import check_missing
 
 COUNTS = ("hidden", "intermediate", "blocks", "heads", "key_value_heads", "vocabulary")
 
@@ -26,8 +27,8 @@ def check(cfg: DictConfig, search: list[str]) -> None:
             f"sparsity {cfg.sparsity} is not in [0, 1); it is the fraction of zeros, for example "
             "0.6"
         )
-    if cfg.dtype not in DTYPES:
-        raise ValueError(f"dtype={cfg.dtype} is not one of {', '.join(DTYPES)}")
+    if cfg.dtype not in DTYPE_NAMES:
+        raise ValueError(f"dtype={cfg.dtype} is not one of {', '.join(DTYPE_NAMES)}")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", str(cfg.device)):
         raise ValueError(f"device={cfg.device} is not cpu, cuda or cuda:N; set device=cpu")
     check_shape(cfg.shape)

@@ -30,7 +30,7 @@ class Report:
         self.head: dict[str, Any] = {
             "schema": SCHEMA,
             "config": OmegaConf.to_container(cfg, resolve=True),
-            "provenance": provenance(),
+            "provenance": provenance().to_json(),
             "machine": machine(setting.device),
         }
 

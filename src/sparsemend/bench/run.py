@@ -10,12 +10,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 
 from sparsemend.bench.report import Report, table
 from sparsemend.bench.suite.base import Setting, Suite
 from sparsemend.model import DTYPES
 from sparsemend.run.quiet import quieten
+from sparsemend.terminal import RUN_WIDTH, console
 
 
 def run(cfg: DictConfig, search: list[str]) -> None:
@@ -27,19 +27,17 @@ def run(cfg: DictConfig, search: list[str]) -> None:
     suite = _build(cfg.suite)
     assert isinstance(suite, Suite)
     report = Report(cfg, setting)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100)  # a log file has no width of its own
-    console.print(report.heading, soft_wrap=True)
+    shown = console(RUN_WIDTH)
+    shown.print(report.heading, soft_wrap=True)
     try:
         for section in suite.sections(setting):
             report.add(section)
-            console.print(table(section))
+            shown.print(table(section))
     except BaseException:
         report.write("failed")
         raise
     report.write("finished")
-    console.print(f"result: {setting.out / 'bench.md'} and bench.json", soft_wrap=True)
+    shown.print(f"result: {setting.out / 'bench.md'} and bench.json", soft_wrap=True)
 
 
 def _setting(cfg: DictConfig, search: list[str]) -> Setting:

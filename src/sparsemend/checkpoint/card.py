@@ -12,6 +12,7 @@ import yaml
 
 from sparsemend.checkpoint.licence import BaseModel, base_model
 from sparsemend.names import STATES
+from sparsemend.result.format import format_metric
 
 CARD = """---
 {front_matter}---
@@ -138,7 +139,7 @@ def _number(values: Mapping[str, float | None], name: str) -> str:
     value = values[name]
     if value is None:
         return "not finite"
-    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return format_metric(value, 4, large="{:,.0f}".format)
 
 
 def _difference(metrics: Mapping[str, Mapping[str, float | None]], name: str) -> str:

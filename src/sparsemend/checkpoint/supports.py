@@ -20,9 +20,9 @@ from sparsemend.checkpoint.headers import (
     read_header,
     weight_files,
 )
+from sparsemend.names import MASKS, MODEL, RESULT
 from sparsemend.sparse.pattern import Pattern
 
-MASKS = "masks.safetensors"
 THREADS = 8  # with more threads, the disk is the limit
 
 
@@ -103,8 +103,8 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist; give a folder with safetensors, or a file")
-    exported = path / "model"
-    if (path / "result.json").is_file():
+    exported = path / MODEL
+    if (path / RESULT).is_file():
         remedy = (
             f"give {exported}"
             if exported.is_dir()

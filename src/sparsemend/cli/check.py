@@ -13,14 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from sparsemend.checkpoint.bits import Support, pattern_of
 from sparsemend.checkpoint.supports import MASKS, Checked, read_checkpoint
 from sparsemend.cli.version import ShowVersion
 from sparsemend.sparse.pattern import Pattern
-from sparsemend.terminal import say
+from sparsemend.terminal import CELLS_WIDTH, console, say
 
 
 def as_json(checked: Checked, failures: list[str]) -> dict[str, Any]:
@@ -113,11 +112,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _print(checked: Checked, *, linears: bool) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(table(checked, linears=linears))
-    console.print(
+    shown = console(CELLS_WIDTH)
+    shown.print(table(checked, linears=linears))
+    shown.print(
         f"{checked.zeros / checked.all_weights:.6f} of all {checked.all_weights:,} weights are "
         f"pruned zeros; read in {checked.seconds:.2f} s",
         highlight=False,

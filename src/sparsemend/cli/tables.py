@@ -12,7 +12,6 @@ Nothing here imports torch.  The exit codes are those of `sparsemend`.
 from __future__ import annotations
 
 import argparse
-import difflib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from typing import NoReturn
 
 from sparsemend.cli.command import exit_interrupted
 from sparsemend.cli.version import ShowVersion
-from sparsemend.errors import USER_ERRORS, OverrideError
+from sparsemend.errors import USER_ERRORS, OverrideError, nearest
 from sparsemend.terminal import say
 
 COMMAND = "sparsemend-tables"
@@ -32,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser with our kind of errors: one line, nearest names, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        near = _nearest(message.split()[-1], self.options())
+        near = nearest(message.split()[-1], self.options(), most=2)
         raise OverrideError(f"{message}\n{near}`{self.prog} --help` lists what it takes")
 
     def options(self) -> list[str]:
@@ -67,14 +66,8 @@ def _check_name(words: Sequence[str], commands: Sequence[str]) -> None:
     """Raise OverrideError with the nearest names where the first word is not a command."""
     if not words or words[0].startswith("-") or words[0] in commands:
         return
-    raise OverrideError(
-        f"unknown command {words[0]!r}\n{_nearest(words[0], commands)}all: {', '.join(commands)}"
-    )
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=2)
-    return f"nearest: {', '.join(close)}\n" if close else ""
+    near = nearest(words[0], commands, most=2)
+    raise OverrideError(f"unknown command {words[0]!r}\n{near}all: {', '.join(commands)}")
 
 
 def _parser() -> tuple[Parser, list[str]]:
@@ -145,7 +138,7 @@ def _arena(asked: argparse.Namespace) -> None:
     from sparsemend.sweep.arena.table import show, write
 
     if asked.cost not in COSTS:
-        near = _nearest(asked.cost, COSTS)
+        near = nearest(asked.cost, COSTS, most=2)
         raise OverrideError(f"unknown cost {asked.cost!r}\n{near}all: {', '.join(COSTS)}")
     arena = read_arena(asked.folders)
     show(arena)

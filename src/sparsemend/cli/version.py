@@ -13,13 +13,11 @@ from sparsemend.result.record import provenance
 def version(command: str) -> str:
     """Two lines; nothing heavy is imported for them."""
     facts = provenance()
-    package, *others = facts["packages"].items()
-    changed = ", changed" if facts["dirty"] else ""
-    commit = f" (commit {facts['commit'][:12]}{changed})" if facts["commit"] else ""
+    package, *others = facts.packages.items()
+    changed = ", changed" if facts.dirty else ""
+    commit = f" (commit {facts.commit[:12]}{changed})" if facts.commit else ""
     libraries = [f"{name} {number or 'not installed'}" for name, number in others]
-    return f"{command} {package[1]}{commit}\n" + ", ".join(
-        [f"python {facts['python']}", *libraries]
-    )
+    return f"{command} {package[1]}{commit}\n" + ", ".join([f"python {facts.python}", *libraries])
 
 
 def print_version_if_asked(command: str) -> None:

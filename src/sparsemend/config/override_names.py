@@ -14,9 +14,9 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsemend.config.jobs import keys_in
-from sparsemend.config.unknown import first_paragraph, nearest, unknown_key
+from sparsemend.config.unknown import first_paragraph, last_part, unknown_key
 from sparsemend.config.values import override_key
-from sparsemend.errors import OverrideError
+from sparsemend.errors import OverrideError, nearest
 
 # how to give a path or a hub id, where a group's member was expected
 BY_PATH = {"model": "model=local model.path={}"}
@@ -119,7 +119,7 @@ class Names:
                     inside, name, valid = group, member, self.nested_members(group)
                 raise OverrideError(
                     f"unknown {group} {member!r} in {override.input_line}\n"
-                    + nearest(name, valid)
+                    + nearest(name, valid, part=last_part)
                     + f"all {inside} members: {', '.join(valid) or 'none'}\n"
                     f"`{self.command} --help` lists every group"
                 )

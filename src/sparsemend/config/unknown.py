@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from hydra.core.override_parser.types import Override
+
+from sparsemend.errors import nearest
 
 
 def unknown_key(
@@ -26,16 +27,14 @@ def unknown_key(
     return (
         f"{what} in {override.input_line}\n"
         + _elsewhere(key, members)
-        + (nearest(key, public) or _same_name(key, keys))
+        + (nearest(key, public, part=last_part) or _same_name(key, keys))
         + inside
     )
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """A line with the closest of `valid` by last part, in which keys of one parent differ."""
-    by_last = {other.rpartition(".")[2]: other for other in valid}
-    close = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=3)
-    return f"nearest: {', '.join(by_last[last] for last in close)}\n" if close else ""
+def last_part(key: str) -> str:
+    """The part in which keys of one parent differ."""
+    return key.rpartition(".")[2]
 
 
 def _elsewhere(key: str, members: Iterable[str]) -> str:

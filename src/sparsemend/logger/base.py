@@ -12,6 +12,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from sparsemend.names import CURVES
+
 
 class Tracker(ABC):
     """Opens the Lightning loggers of a run and tells each of them what the run measured.
@@ -37,5 +39,5 @@ class Tracker(ABC):
 def csv_logger(out: Path) -> CSVLogger:
     """training/metrics.csv in the run folder, which every tracker writes."""
     # CSVLogger empties a folder it finds, and a resumed run keeps the earlier part's curve
-    parts = len(list(out.glob("training*")))
-    return CSVLogger(out, name="", version=f"training-{parts + 1}" if parts else "training")
+    parts = len(list(out.glob(f"{CURVES}*")))
+    return CSVLogger(out, name="", version=f"{CURVES}-{parts + 1}" if parts else CURVES)

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from sparsemend.logger.base import Tracker, csv_logger
+from sparsemend.names import TENSORBOARD
 from sparsemend.result.summary import summary_of
 
 
@@ -18,7 +19,7 @@ class TensorBoardTracker(Tracker):
     """Event files in the run folder's tensorboard/, and the CSV."""
 
     def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
-        logger = TensorBoardLogger(out, name="", version="tensorboard")
+        logger = TensorBoardLogger(out, name="", version=TENSORBOARD)
         logger.log_hyperparams(dict(config))
         return [csv_logger(out), logger]
 

@@ -19,12 +19,11 @@ from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from sparsemend.logger.base import Tracker, csv_logger
-from sparsemend.names import ARTIFACTS
+from sparsemend.names import ARTIFACTS, WANDB_RUN_ID
 from sparsemend.result.summary import BLOCK_COLUMNS, block_rows, metric_rows, summary_of
 
 log = logging.getLogger(__name__)
 
-RUN_ID = "wandb_run_id"  # file in the run folder
 STEP = "trainer/global_step"  # Lightning's name for its step
 
 
@@ -44,7 +43,7 @@ class WandbTracker(Tracker):
     def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
         import wandb
 
-        earlier = out / RUN_ID
+        earlier = out / WANDB_RUN_ID
         run_id = earlier.read_text(encoding="utf-8") if earlier.exists() else None
         run = wandb.init(
             project=self.project,

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from sparsemend.checkpoint.headers import TensorShape, has_experts, linear_shapes
 from sparsemend.checkpoint.model import ModelConfig, find_model
 from sparsemend.evaluation.zero_shot.task_names import find_tasks
+from sparsemend.names import DTYPE_NAMES
 from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.data import check_files, data_sources
 from sparsemend.preflight.logger import check_logger
@@ -38,7 +39,6 @@ from sparsemend.sparse.pattern import Pattern
 
 log = logging.getLogger(__name__)
 
-DTYPES = ("float32", "bfloat16", "float16")
 EXAMPLES = {
     "model.path": "/data/llama (a folder with config.json and weights) or org/name",
     "data.calibration": "calibration.safetensors",
@@ -172,8 +172,8 @@ def check_pruner(cfg: DictConfig, pattern: Pattern) -> None:
 def check_dtype(cfg: DictConfig) -> None:
     """model.dtype and export_dtype are ones that models are computed in."""
     for key, dtype in (("model.dtype", cfg.model.get("dtype")), ("export_dtype", cfg.export_dtype)):
-        if dtype not in DTYPES and (key == "model.dtype" or dtype is not None):
-            raise ValueError(f"{key}={dtype} is not one of {', '.join(DTYPES)}")
+        if dtype not in DTYPE_NAMES and (key == "model.dtype" or dtype is not None):
+            raise ValueError(f"{key}={dtype} is not one of {', '.join(DTYPE_NAMES)}")
 
 
 def check_hardware(cfg: DictConfig) -> None:

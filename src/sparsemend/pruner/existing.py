@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsemend.blocks.statistics import Statistic
+from sparsemend.names import MASKS
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.sparse.mask_file import load_masks
 from sparsemend.sparse.pattern import Pattern
@@ -50,5 +51,5 @@ class Existing(Pruner):
             if not path.is_file():
                 raise FileNotFoundError(f"pruner.masks={self.masks} is not a file")
             return load_masks(path)
-        path = Path(model_path) / "masks.safetensors"
+        path = Path(model_path) / MASKS
         return load_masks(path) if path.is_file() else None

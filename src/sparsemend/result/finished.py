@@ -8,9 +8,8 @@ text, on which hardware, and how the result is exported.
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.config.values import override_key
+from sparsemend.names import ADAPTER, MASKS, MODEL, RESULT, SPEED, STATES
+from sparsemend.result.folder import load_result
+from sparsemend.result.run_result import RunResult
+from sparsemend.result.sections import MeasuredRun, costs_to_json
 
 # groups and keys that a command line with from_run may set; all else is the run's own
 FREE = ("evaluation", "data", "hardware", "logger", "cache", "export", "export_dtype", "name")
 ALWAYS = ("from_run", "resume", "name", "export", "export_dtype", "cache", "logger")
-SPEED = "speed"
 # keys that name what a run reads
 READ = ("from_run", "model.path", "pruner.masks", "sparsity_schedule.path")
-# two protocols must agree in these for their metrics to stand in one result
-COMPARED = ("corpus", "split", "tokens", "windows", "seqlen", "dtype", "data_hash")
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,21 @@ class FinishedRun:
     """A run folder whose weights can be read again."""
 
     folder: Path
-    content: Mapping[str, Any]
+    result: RunResult
 
     @property
     def model(self) -> Path:
-        return self.folder / "model"
+        return self.folder / MODEL
 
     @property
     def adapter(self) -> Path | None:
         """Factors that belong beside the weights, None where the method folded them."""
-        return path if (path := self.folder / "adapter").is_dir() else None
+        return path if (path := self.folder / ADAPTER).is_dir() else None
 
     @property
     def dtype(self) -> str:
         """The dtype of the exported weights."""
-        config = self.content["config"]
+        config = self.result.config
         return str(config.get("export_dtype") or config["model"]["dtype"])
 
     @property
@@ -63,8 +63,7 @@ class FinishedRun:
 
     def asked_sparsity(self) -> dict[str, float]:
         """Sparsity that was asked of every linear."""
-        linears = self.content["sparsity"]["per_linear"]
-        return {name: entry["asked"] for name, entry in linears.items()}
+        return {name: rates.asked for name, rates in self.result.sparsity.per_linear.items()}
 
     def carry_over(self, content: dict[str, Any]) -> None:
         """Add to a result what the finished run measured and this one did not.
@@ -72,35 +71,31 @@ class FinishedRun:
         That is repair and the cost of pruning and repairing; metrics only where both runs measured
         on the very same tokens in the same dtype, and never in place of what was measured now.
         """
-        content["from_run"] = {
-            "folder": str(self.folder),
-            "config_hash": self.content["config_hash"],
-            "commit": self.content["provenance"]["commit"],
-        }
-        content["repair"] = self.content["repair"]
-        content["cost"] = {**self.content["cost"], **content["cost"]}
-        before, now = self.content["protocol"], content["protocol"]
-        carried = self._comparable(content)
-        for state in ("dense", "pruned", "repaired"):
-            earlier = self.content["metrics"].get(state, {})
+        before = self.result
+        origin = MeasuredRun(str(self.folder), before.config_hash, before.provenance.commit)
+        carried = self._comparable(RunResult.from_json(content))
+        content["from_run"] = origin.to_json()
+        content["repair"] = before.repair.to_json()
+        content["cost"] = {**costs_to_json(before.cost), **content["cost"]}
+        for state in STATES:
+            earlier = before.metrics.get(state, {})
             earlier = {m: value for m, value in earlier.items() if m.partition("/")[0] in carried}
             content["metrics"][state] = {**earlier, **content["metrics"].get(state, {})}
-        content["protocol"] = {**{n: before[n] for n in sorted(carried) if n in before}, **now}
+        described = before.protocol.described
+        described = {name: described[name] for name in sorted(carried) if name in described}
+        content["protocol"] = {**described, **content["protocol"]}
 
-    def _comparable(self, content: Mapping[str, Any]) -> set[str]:
-        """The evaluations whose metrics may stand in a row with what `content` measured.
+    def _comparable(self, now: RunResult) -> set[str]:
+        """The evaluations whose metrics may stand in a row with what `now` measured.
 
         An evaluation carried out again must have the same settings, speed the same machine too.
         """
-        before, now = self.content["protocol"], content["protocol"]
-        if any(before.get(key) != now.get(key) for key in COMPARED):
+        before = self.result
+        if before.protocol.text != now.protocol.text:
             return set()
-        asked, again = (c["config"].get("evaluation") or {} for c in (self.content, content))
-        earlier_machine, this_machine = (c["provenance"] for c in (self.content, content))
-        same_machine = all(
-            earlier_machine.get(key) == this_machine.get(key) for key in ("device", "threads")
-        )
-        measured = {m.partition("/")[0] for s in self.content["metrics"].values() for m in s}
+        asked, again = (result.config.get("evaluation") or {} for result in (before, now))
+        same_machine = before.provenance.machine == now.provenance.machine
+        measured = {m.partition("/")[0] for s in before.metrics.values() for m in s}
         return {
             name
             for name in measured
@@ -117,17 +112,16 @@ def command_line(overrides: Sequence[str]) -> str:
 def finished_run(asked: str) -> FinishedRun:
     """The run in a folder; raises FileNotFoundError or ValueError unless it can be read again."""
     folder = Path(asked).expanduser()
-    result = folder / "result.json"
-    if not result.is_file():
-        raise FileNotFoundError(f"from_run={asked}: no result.json in it; give a run folder")
-    content = json.loads(result.read_text(encoding="utf-8"))
-    if content["status"] != "finished":
+    if not (folder / RESULT).is_file():
+        raise FileNotFoundError(f"from_run={asked}: no {RESULT} in it; give a run folder")
+    result = load_result(folder / RESULT)
+    if not result.finished:
         raise ValueError(
-            f"from_run={asked}: that run is {content['status']}, not finished; continue it with "
+            f"from_run={asked}: that run is {result.status}, not finished; continue it with "
             f"resume={asked} first"
         )
-    run = FinishedRun(folder, content)
-    if not (run.model / "masks.safetensors").is_file():
+    run = FinishedRun(folder, result)
+    if not (run.model / MASKS).is_file():
         command = run.command or "its command"
         raise FileNotFoundError(
             f"from_run={asked}: it has no model/, and masks or checkpoints are not weights; run it "
@@ -154,7 +148,7 @@ def resolve_from_run(cfg: DictConfig) -> DictConfig:
     chosen = {*ALWAYS, *(_root(line) for line in overrides if _chooses(line))}
     # unresolved: data.seqlen follows the context length of the run's model, not of the default one
     merged: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
-    stored = run.content["config"]
+    stored = run.result.config
     merged |= {key: value for key, value in stored.items() if key in merged and key not in chosen}
     merged["model"]["dtype"] = run.dtype  # dense and repaired are compared in that of the export
     config = OmegaConf.create(merged)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sparsemend.names import RESULT
+from sparsemend.result.run_result import RunResult
+from sparsemend.result.sections import ProcessId
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
+def read_result(folder: Path) -> RunResult | None:
     """result.json of a run folder, None where it is missing or cannot be read."""
     try:
         return load_result(folder / RESULT)
@@ -20,34 +20,34 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def load_result(path: Path) -> dict[str, Any]:
+def load_result(path: Path) -> RunResult:
     """The content of a result.json; raises OSError or ValueError where it cannot be read."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    try:
+        return RunResult.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def process_here(content: Mapping[str, Any]) -> bool:
-    """Whether this very process wrote the result."""
-    process = content.get("process", {})
-    return bool(process == {"host": platform.node(), "pid": os.getpid()})
+def this_process() -> ProcessId:
+    """The process that asks."""
+    return ProcessId(platform.node(), os.getpid())
 
 
-def alive(content: Mapping[str, Any]) -> bool:
+def alive(status: str, process: ProcessId) -> bool:
     """Whether a run noted as running may still run, in another process or on another machine."""
-    process = content.get("process", {})
-    if content.get("status") != "running":
+    if status != "running":
         return False
-    if process.get("host") != platform.node():
+    if process.host != platform.node():
         return True  # cannot be seen from here; resume it by naming its folder
-    if process["pid"] == os.getpid():
+    if process == this_process():
         return False
     try:
-        os.kill(process["pid"], 0)
+        os.kill(process.pid, 0)
     except PermissionError:
         return True  # another user's; where it only took the number over, resume by folder
     except (OSError, OverflowError):
         return False
-    return not _is_zombie(process["pid"])
+    return not _is_zombie(process.pid)
 
 
 def _is_zombie(pid: int) -> bool:

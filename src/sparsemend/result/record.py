@@ -7,7 +7,6 @@ schema is `schema.json` beside this file.
 from __future__ import annotations
 
 import math
-import os
 import platform
 import subprocess
 import traceback
@@ -22,12 +21,13 @@ from sparsemend.config.locations import PACKAGE
 from sparsemend.config.values import config_hash, plain
 from sparsemend.files import write_json
 from sparsemend.names import METRIC, VALIDATION_METRIC
-from sparsemend.result.folder import read_result
+from sparsemend.result.folder import read_result, this_process
+from sparsemend.result.run_result import SCHEMA, RunResult, finite
+from sparsemend.result.sections import Provenance, costs_to_json
 
 if TYPE_CHECKING:  # it imports torch
     from sparsemend.cost import Stages
 
-SCHEMA = "sparsemend-result-1"
 PACKAGES = ("sparsemend", "torch", "lightning", "transformers", "datasets", "hydra-core")
 
 
@@ -36,27 +36,34 @@ class Result:
 
     def __init__(self, path: Path, cfg: DictConfig, *, resumed: bool = False) -> None:
         config = plain(cfg)
-        before = (read_result(path.parent) if resumed else None) or {}  # of the last attempt
-        attempts = [*before.get("earlier_attempts", []), before["cost"]] if before else []
+        before = read_result(path.parent) if resumed else None  # of the last attempt
         self.path = path
         self.content: dict[str, Any] = {
             "schema": SCHEMA,
             "status": "running",
             "config": config,
             "config_hash": config_hash(config),
-            "process": {"host": platform.node(), "pid": os.getpid()},
-            "provenance": provenance(),
-            "protocol": dict(before.get("protocol", {})),
+            "process": this_process().to_json(),
+            "provenance": provenance().to_json(),
+            "protocol": before.protocol.to_json() if before else {},
             "sparsity": {},
             "metrics": {},
             "cost": {},
-            "earlier_attempts": attempts,
+            "earlier_attempts": list(map(costs_to_json, before.attempts)) if before else [],
             "repair": {},
             "error": None,
         }
 
+    @property
+    def record(self) -> RunResult:
+        """The content so far, typed."""
+        return RunResult.from_json(finite(self.content))
+
     def write(self) -> None:
-        write_json(self.path, _finite(self.content))
+        """Write what the sections hold; raises ValueError on a key that none of them has."""
+        written = self.record.to_json()
+        check_complete(self.content, written)
+        write_json(self.path, written)
 
     def costs(self, stages: Stages) -> None:
         """Copy the measured stages in and write."""
@@ -78,15 +85,27 @@ class Result:
         self.write()
 
 
-def provenance() -> dict[str, Any]:
-    """Commit and cleanliness of the source tree (null outside git), packages, machine."""
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
+def check_complete(content: Mapping[str, Any], written: Mapping[str, Any], at: str = "") -> None:
+    """Raise ValueError, naming the key, where something in `content` would not be written."""
+    for key, value in content.items():
+        if key not in written and value not in (None, {}):
+            raise ValueError(
+                f"a result.json has no {at}{key}; give it a field in result/sections.py and a "
+                "line in result/schema.json"
+            )
+        if isinstance(value, Mapping) and value:
+            check_complete(value, written[key], f"{at}{key}.")
+
+
+def provenance() -> Provenance:
+    """Commit and cleanliness of the source tree (None outside git), packages, machine."""
+    return Provenance(
+        commit=_git("rev-parse", "HEAD"),
+        dirty=None if (status := _git("status", "--porcelain")) is None else bool(status),
+        packages={name: _version(name) for name in PACKAGES},
+        python=platform.python_version(),
+        platform=platform.platform(),
+    )
 
 
 def _version(package: str) -> str | None:
@@ -110,24 +129,13 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _finite(value: Any) -> Any:
-    """`value` with null for every number that is not finite, since JSON has no infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
 def objective_name(config: Mapping[str, Any]) -> str:
     """The metric that a job returns: the one a search selects by, else test perplexity."""
     select_on = (config.get("search") or {}).get("select_on", "test")
     return VALIDATION_METRIC if select_on == "validation" else METRIC
 
 
-def objective(content: Mapping[str, Any], config: Mapping[str, Any]) -> float:
+def objective(result: RunResult, config: Mapping[str, Any]) -> float:
     """The objective in a finished result; NaN where it is not finite."""
-    value = content["metrics"]["repaired"].get(objective_name(config))
-    return math.nan if value is None else float(value)
+    value = result.metric("repaired", objective_name(config))
+    return math.nan if value is None else value

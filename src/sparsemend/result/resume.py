@@ -17,7 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from sparsemend.config.values import config_hash, differences
-from sparsemend.names import PARTS, RESULT, STAGES
+from sparsemend.names import (
+    ADAPTER,
+    CHECKPOINTS,
+    CURVES,
+    HARNESS,
+    LAST_CHECKPOINT,
+    MASKS,
+    MODEL,
+    PARTS,
+    RESULT,
+    SPEED,
+    STAGES,
+    TENSORBOARD,
+    WANDB_RUN_ID,
+    WINDOW_LOSSES,
+)
 from sparsemend.result.folder import alive, load_result, read_result
 
 log = logging.getLogger(__name__)
@@ -26,16 +41,16 @@ log = logging.getLogger(__name__)
 LEFT = (
     PARTS,
     STAGES,
-    "checkpoints",
-    "training",
-    "training-*",
-    "tensorboard",
-    "window_losses",
-    "zero_shot",
-    "speed",
-    "adapter",
-    "masks.safetensors",
-    "wandb_run_id",
+    CHECKPOINTS,
+    CURVES,
+    f"{CURVES}-*",
+    TENSORBOARD,
+    WINDOW_LOSSES,
+    HARNESS,
+    SPEED,
+    ADAPTER,
+    MASKS,
+    WANDB_RUN_ID,
 )
 UNFINISHED = ("running", "failed", "interrupted")
 
@@ -64,7 +79,7 @@ def run_folder(asked: str | None, config: Mapping[str, Any], fresh: Path) -> tup
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of the fit in this run folder, None where there is none."""
-    path = folder / "checkpoints" / "last.ckpt"
+    path = folder / LAST_CHECKPOINT
     return path if path.exists() else None
 
 
@@ -79,16 +94,16 @@ def forget_work(folder: Path) -> None:
     for pattern in LEFT:
         for path in folder.glob(pattern):
             path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
-    if (folder / "model" / "masks.safetensors").exists():  # an export, and not a user's own model
-        shutil.rmtree(folder / "model")
+    if (folder / MODEL / MASKS).exists():  # an export, and not a user's own model
+        shutil.rmtree(folder / MODEL)
 
 
 def cell_folder(config: Mapping[str, Any], folder: Path) -> tuple[Path, bool]:
     """(folder, whether there is work to continue) of a sweep's cell, which keeps its folder."""
-    content = read_result(folder)
-    if content is None:
+    result = read_result(folder)
+    if result is None:
         return folder, False
-    same = content["config_hash"] == config_hash(config) and content["status"] in UNFINISHED
+    same = result.config_hash == config_hash(config) and result.status in UNFINISHED
     if same and _has_work(folder):
         log.info("continuing what is done of it: %s", folder)
         return folder, True
@@ -100,18 +115,18 @@ def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:
     if not (folder / RESULT).exists():
         raise FileNotFoundError(f"resume={folder}: no {RESULT} in it; give a run folder")
     check_same_config(folder, config)
-    if load_result(folder / RESULT)["status"] == "finished":
+    if load_result(folder / RESULT).finished:
         raise ValueError(f"resume={folder}: that run is finished; drop resume to run it again")
     if not _has_work(folder):
         raise FileNotFoundError(
-            f"resume={folder}: neither checkpoints/last.ckpt nor a file in {PARTS}/ or {STAGES}/ "
+            f"resume={folder}: neither {LAST_CHECKPOINT} nor a file in {PARTS}/ or {STAGES}/ "
             "is there, the run ended before it finished a stage; drop resume to start afresh"
         )
 
 
 def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise ValueError naming the differing keys unless the run in `folder` has this config."""
-    differing_keys = differences(load_result(folder / RESULT)["config"], config)
+    differing_keys = differences(load_result(folder / RESULT).config, config)
     if differing_keys:
         shown = "; ".join(differing_keys[:8]) + ("; ..." if len(differing_keys) > 8 else "")
         raise ValueError(
@@ -122,12 +137,11 @@ def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def check_ended(folder: Path) -> None:
     """Raise ValueError where the run in `folder` may still be alive."""
-    content = load_result(folder / RESULT)
-    if alive(content):
-        process = content["process"]
+    result = load_result(folder / RESULT)
+    if alive(result.status, result.process):
         raise ValueError(
-            f"{folder} holds a run noted as running on {process['host']}, process "
-            f"{process['pid']}, which cannot be seen to have ended; wait for it, give "
+            f"{folder} holds a run noted as running on {result.process.host}, process "
+            f"{result.process.pid}, which cannot be seen to have ended; wait for it, give "
             f"resume={folder} to go on with it if it is dead, or another folder"
         )
 
@@ -139,11 +153,11 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
     """
     candidates = []
     for path in folder.rglob(RESULT):
-        content = read_result(path.parent)
-        if content is None:
+        result = read_result(path.parent)
+        if result is None:
             continue
-        same = content.get("config_hash") == digest and content.get("status") in UNFINISHED
-        if same and not alive(content):
+        same = result.config_hash == digest and result.status in UNFINISHED
+        if same and not alive(result.status, result.process):
             candidates.append(path)
     return max(candidates, key=lambda p: p.stat().st_mtime).parent if candidates else None
 

@@ -6,7 +6,6 @@ two belong to rows without repair, whatever method the run went on with.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,10 @@ from typing import Any
 
 from sparsemend.config.values import leaves
 from sparsemend.names import HARNESS, MEAN, RESULT
+from sparsemend.result.folder import load_result
 from sparsemend.result.protocol import Protocol, measured_text, shots_of
+from sparsemend.result.run_result import RunResult
+from sparsemend.result.sections import StageCost
 
 WIKITEXT = "wikitext2"
 # these change no number of a row, are part of its name already, or only set other keys (arena)
@@ -62,12 +64,11 @@ class RunRecord:
     """One finished run."""
 
     folder: Path
-    content: Mapping[str, Any]
+    result: RunResult
 
     @property
     def config(self) -> Mapping[str, Any]:
-        config: Mapping[str, Any] = self.content["config"]
-        return config
+        return self.result.config
 
     @property
     def name(self) -> str:
@@ -84,7 +85,7 @@ class RunRecord:
     @property
     def dirty(self) -> bool:
         """Whether the sources were not exactly a commit, or no commit is known."""
-        return self.content["provenance"]["dirty"] is not False
+        return self.result.provenance.dirty is not False
 
     @property
     def devices(self) -> int:
@@ -94,26 +95,34 @@ class RunRecord:
     @property
     def foldable(self) -> bool:
         """Whether it ends in one sparse matrix per linear."""
-        return bool(self.content.get("repair", {}).get("foldable", True))
+        return self.result.repair.foldable is not False
 
     @property
     def sparsity(self) -> float:
         """The sparsity of the effective weights: about 0 beside an open adapter."""
-        sparsity = self.content["sparsity"]
-        return float(sparsity.get("effective", sparsity["achieved"]))
+        counts = self.result.sparsity
+        achieved = counts.achieved if counts.effective is None else counts.effective
+        return float(self._counted_value(achieved, "achieved"))
+
+    def _counted_value(self, value: float | None, key: str) -> float:
+        if value is None:
+            raise ValueError(f"{self.folder / RESULT} has no sparsity.{key}; run it again")
+        return value
 
     @property
-    def attempts(self) -> list[Mapping[str, Any]]:
-        """The costs by stage of every attempt, the last one last: a resumed run had several."""
-        return [*self.content.get("earlier_attempts", []), self.content["cost"]]
+    def trained_parameters(self) -> int:
+        """Number of parameters that the repair trained, 0 where it trained none."""
+        return self.result.cost.get("repair", StageCost()).trained_parameters or 0
 
     def seconds(self, stage: str) -> float:
         """Seconds that all attempts together spent in a stage."""
-        return sum(float(cost.get(stage, {}).get("seconds", 0.0)) for cost in self.attempts)
+        attempts = self.result.attempts
+        return sum(cost.get(stage, StageCost()).seconds for cost in attempts)
 
     def peak_bytes(self, stage: str) -> float:
         """The highest peak of a stage over all attempts."""
-        return max(float(cost.get(stage, {}).get("peak_bytes", 0)) for cost in self.attempts)
+        attempts = self.result.attempts
+        return float(max(cost.get(stage, StageCost()).peak_bytes for cost in attempts))
 
     def member(self, group: str) -> str:
         """The member of a group: the file that holds its class; atp without slope is uniform."""
@@ -125,10 +134,10 @@ class RunRecord:
     @property
     def row(self) -> Row:
         """The row that the repaired state belongs to."""
-        sparsity = self.content["sparsity"]
+        counts = self.result.sparsity
         return Row(
-            float(sparsity["target"]),
-            str(sparsity["pattern"]),
+            float(self._counted_value(counts.target, "target")),
+            str(counts.pattern),
             self.member("pruner"),
             self.member("sparsity_schedule"),
             self.member("method"),
@@ -168,22 +177,21 @@ class RunRecord:
 
     def value(self, state: str, metric: str) -> float | None:
         """A metric of one state; None where it is missing or was not finite."""
-        number = self.content["metrics"].get(state, {}).get(metric)
-        return None if number is None else float(number)
+        return self.result.metric(state, metric)
 
     def protocol(self, metric: str) -> Protocol:
         """The protocol by which this run measures a metric."""
-        protocol = self.content["protocol"]
+        facts = self.result.protocol
         if metric.startswith(f"{HARNESS}/"):
             return self._harness(metric)
         return Protocol(
             metric=metric,
             text=measured_text(self.config["data"]),
-            split=protocol["split"],
-            seqlen=protocol["seqlen"],
-            dtype=protocol["dtype"],
-            tokens=protocol["tokens"],
-            statistics=protocol.get("statistics", "exact"),
+            split=facts.split,
+            seqlen=facts.seqlen,
+            dtype=facts.dtype,
+            tokens=facts.tokens,
+            statistics=facts.statistics,
         )
 
     def _harness(self, metric: str) -> Protocol:
@@ -191,17 +199,17 @@ class RunRecord:
 
         A mean is over the tasks of a suite, or over those that were named.
         """
-        protocol, options = self.content["protocol"], self.config["evaluation"][HARNESS]
+        facts, options = self.result.protocol, self.config["evaluation"][HARNESS]
         limit = options.get("limit")
         averaged = ", ".join(options.get("tasks") or []) or options.get("suite", HARNESS)
         return Protocol(
             metric=metric,
             text=HARNESS,
             split=averaged if metric.startswith(MEAN) else HARNESS,
-            seqlen=int(options.get("max_length") or protocol["seqlen"]),
-            dtype=protocol["dtype"],
+            seqlen=int(options.get("max_length") or facts.seqlen),
+            dtype=facts.dtype,
             tokens=0,
-            statistics=protocol.get("statistics", "exact"),
+            statistics=facts.statistics,
             items="all" if limit is None else str(limit),
             shots=shots_of(options, metric),
             score="" if metric.endswith(("/acc", "/acc_norm")) else str(options.get("metric", "")),
@@ -216,9 +224,9 @@ def find_runs(folders: Sequence[Path]) -> list[RunRecord]:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder; give one that holds run folders")
         for path in sorted(folder.rglob(RESULT)):
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.get("status") == "finished":
-                runs.append(RunRecord(path.parent, content))
+            result = load_result(path)
+            if result.finished:
+                runs.append(RunRecord(path.parent, result))
             else:
                 others += 1
     if not runs:

@@ -10,11 +10,12 @@ repair/<diagnostic>                       numbers only, such as repair/steps
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from sparsemend.result.curves import read_curves
+from sparsemend.result.run_result import finite
 
 SPARSITY = ("target", "achieved", "effective", "achieved_of_all_parameters")
 BLOCK_COLUMNS = ("block", "asked", "achieved", "score")
@@ -37,7 +38,7 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Value]:
     for key, value in result["repair"].items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"repair/{key}"] = value
-    return {key: _finite(value) for key, value in flat.items()}
+    return {key: finite(value) for key, value in flat.items()}
 
 
 def block_rows(result: Mapping[str, Any]) -> list[list[Value]]:
@@ -45,7 +46,7 @@ def block_rows(result: Mapping[str, Any]) -> list[list[Value]]:
     sparsity = result["sparsity"]
     asked, scores = sparsity.get("asked_per_block", {}), sparsity.get("scores", {})
     return [
-        [_index(block), asked.get(block), achieved, _finite(scores.get(block))]
+        [_index(block), asked.get(block), achieved, finite(scores.get(block))]
         for block, achieved in sparsity.get("per_block", {}).items()
     ]
 
@@ -54,35 +55,18 @@ def metric_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[Value]]
     """(columns, rows): a row per state of the model, a column per metric."""
     states = result["metrics"]
     metrics = list(dict.fromkeys(name for values in states.values() for name in values))
-    rows = [[state, *(_finite(v.get(name)) for name in metrics)] for state, v in states.items()]
+    rows = [[state, *(finite(v.get(name)) for name in metrics)] for state, v in states.items()]
     return ["model", *metrics], rows
 
 
 def curves_of(out: Path) -> dict[str, list[list[float]]]:
-    """{name: [[step, value], ...]} of training*/metrics.csv, without the curves of every step.
-
-    Of a step that two attempts recorded, the later attempt's value counts.
-    """
-    curves: dict[str, dict[int, float]] = {}
-    for path in sorted(out.glob("training*/metrics.csv"), key=_part):
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch") and not name.startswith(STEPWISE):
-                        curves.setdefault(name, {})[int(row["step"])] = float(value)
+    """{name: [[step, value], ...]} of the training curves, without those of every step."""
     return {
-        name: [[step, value] for step, value in sorted(c.items())] for name, c in curves.items()
+        name: [[step, value] for step, value in points]
+        for name, points in read_curves(out).items()
+        if not name.startswith(STEPWISE)
     }
-
-
-def _part(path: Path) -> int:
-    number = path.parent.name.partition("-")[2]
-    return int(number) if number.isdigit() else 0
 
 
 def _index(block: str) -> int:
     return int(block.rpartition(".")[2])
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,16 +16,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sparsemend.files import replacing
+from sparsemend.names import WINDOW_LOSSES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FOLDER = "window_losses"
-
 
 def path_of(run: Path, state: str) -> Path:
     """The file of a run folder that holds the losses of dense, pruned or repaired."""
-    return run / FOLDER / f"{state}.safetensors"
+    return run / WINDOW_LOSSES / f"{state}.safetensors"
 
 
 def write_losses(run: Path, state: str, losses: Mapping[str, Tensor]) -> None:

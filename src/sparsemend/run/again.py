@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sparsemend.method.base import RepairMethod
 from sparsemend.model import DTYPES
+from sparsemend.names import MASKS
 from sparsemend.result.finished import FinishedRun, finished_run
 from sparsemend.run.adopt import attach_supports
 from sparsemend.run.evaluate import evaluate
@@ -25,7 +26,7 @@ def measure_again(job: RunJob) -> None:
         loaded.model = load_repaired(finished, job.parts.method, job.cfg.model.get("attention"))
     evaluate(job, "repaired", loaded)
     finished.carry_over(job.result.content)
-    job.result.content["sparsity"] = dict(finished.content["sparsity"])
+    job.result.content["sparsity"] = finished.result.sparsity.to_json()
     export_stage(job, loaded, finished.asked_sparsity())
 
 
@@ -41,7 +42,7 @@ def load_repaired(
         finished.model, dtype=DTYPES[finished.dtype], attn_implementation=attention
     )
     model.config.use_cache = False
-    attach_supports(model, load_masks(finished.model / "masks.safetensors"))
+    attach_supports(model, load_masks(finished.model / MASKS))
     if finished.adapter is not None:
         method.load_adapter(model, finished.adapter)
     return model.eval()

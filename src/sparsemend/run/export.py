@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.checkpoint.card import model_card
 from sparsemend.model import DTYPES
+from sparsemend.names import ADAPTER, MASKS, MODEL
 from sparsemend.result.finished import command_line, finished_run
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.sparse.count import effective_sparsity, sparsity_report, sparsity_section
@@ -40,9 +41,9 @@ def _export(
     asked: Mapping[str, float],
 ) -> None:
     cfg, content = job.cfg, job.result.content
-    masks, exported = job.out / "masks.safetensors", job.out / "model"
+    masks, exported = job.out / MASKS, job.out / MODEL
     base = str(exported if cfg.export else cfg.model.get("path"))
-    job.parts.method.save_adapter(model, job.out / "adapter", base=base)
+    job.parts.method.save_adapter(model, job.out / ADAPTER, base=base)
     if cfg.export and cfg.export_dtype is not None:
         cast_(model, DTYPES[cfg.export_dtype])  # first: its zeros are counted
     save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
@@ -100,7 +101,7 @@ def export(
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
     if masks.exists():
-        shutil.copyfile(masks, partial / "masks.safetensors")
+        shutil.copyfile(masks, partial / MASKS)
     if card is not None:
         (partial / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

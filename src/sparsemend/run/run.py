@@ -24,7 +24,8 @@ from sparsemend.run.load import load
 from sparsemend.run.prune import prune_stage
 from sparsemend.run.quiet import quieten
 from sparsemend.run.repair import evaluate_repaired, repair_stage
-from sparsemend.run.table import console, summary_table
+from sparsemend.run.table import summary_table
+from sparsemend.terminal import RUN_WIDTH, console
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def run(cfg: DictConfig) -> float:
     except BaseException as error:
         result.fail(error)
         raise
-    return objective(result.content, plain(cfg))
+    return objective(result.record, plain(cfg))
 
 
 def open_result(cfg: DictConfig) -> Result:
@@ -115,5 +116,5 @@ def finish(job: RunJob) -> None:
         job.parts.logger.finish(job.loggers, content)
     except Exception:  # result.json is the truth, and it is written
         log.exception("the tracker could not be brought to its end")
-    console().print(summary_table(content))
-    console().print(f"result: {job.result.path}", soft_wrap=True)
+    console(RUN_WIDTH).print(summary_table(content))
+    console(RUN_WIDTH).print(f"result: {job.result.path}", soft_wrap=True)

@@ -6,23 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.bar import Bar
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from sparsemend.names import MEAN, METRIC, TASK_METRIC
+from sparsemend.result.format import format_metric
 from sparsemend.sparse.count import asked_per_block
 from sparsemend.sparsity_schedule.base import Allocation
+from sparsemend.terminal import RUN_WIDTH, console
 
 STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
 
 BAR = 40  # columns of a full bar, at sparsity 1
-
-
-def console() -> Console:
-    """Standard output; 100 columns where it is a file, which has no width."""
-    standard = Console()
-    return standard if standard.is_terminal else Console(width=100)
 
 
 def show_rates(
@@ -33,7 +28,7 @@ def show_rates(
     scores = dict(asked.scores) if isinstance(asked, Allocation) else {}
     content["sparsity"] = {"asked_per_block": rates, "scores": scores}
     if max(rates.values()) - min(rates.values()) > 1e-3:  # more than rounding to whole weights
-        console().print(rates_chart(rates, scores, mean))
+        console(RUN_WIDTH).print(rates_chart(rates, scores, mean))
 
 
 def rates_chart(per_block: Mapping[str, float], scores: Mapping[str, float], mean: float) -> Table:
@@ -97,7 +92,7 @@ def _perplexity(metrics: Mapping[str, float | None], metric: str) -> str:
     if metric not in metrics:
         return "-"
     value = metrics[metric]
-    return "not finite" if value is None else f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
+    return "not finite" if value is None else format_metric(value, 3)
 
 
 def _scope(scope: str) -> str:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,8 +18,9 @@ from omegaconf import DictConfig
 from sparsemend.config.values import config_hash, differences, override_key, plain
 from sparsemend.files import write_json
 from sparsemend.names import RESULT
-from sparsemend.result.folder import alive, process_here, read_result
+from sparsemend.result.folder import alive, read_result, this_process
 from sparsemend.result.record import objective
+from sparsemend.result.sections import ProcessId
 
 log = logging.getLogger(__name__)
 
@@ -41,20 +40,16 @@ def run_cell(
     stops the sweep nor is lost.
     """
     config = plain(cfg)
-    content = read_result(folder)
-    if (
-        content
-        and content["status"] == "finished"
-        and content["config_hash"] == config_hash(config)
-    ):
+    earlier = read_result(folder)
+    if earlier and earlier.finished and earlier.config_hash == config_hash(config):
         log.info("finished earlier, not run again: %s", folder)
-        return objective(content, config)
+        return objective(earlier, config)
     try:
         check(cfg)
         return run(cfg)
     except Exception as error:
-        content = read_result(folder)
-        if content is None or content["status"] != "failed" or not process_here(content):
+        result = read_result(folder)
+        if result is None or result.status != "failed" or result.process != this_process():
             _record(cfg, folder, error)
         user_error = isinstance(error, ValueError | OSError | FloatingPointError)
         log.error("failed: %s", error, exc_info=None if user_error else error)
@@ -82,7 +77,7 @@ def begin(folder: Path, overrides: Sequence[str]) -> None:
     facts = {
         "schema": SCHEMA,
         "status": "running",
-        "process": {"host": platform.node(), "pid": os.getpid()},
+        "process": this_process().to_json(),
         "overrides": identity(overrides),
     }
     write_json(folder / SWEEP, facts)
@@ -111,11 +106,11 @@ def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
     if not candidates:
         return None
     _, folder, content = max(candidates, key=lambda item: item[0])
-    if alive(content):
-        process = content["process"]
+    process = ProcessId.from_json(content.get("process", {}))
+    if alive(content.get("status", ""), process):
         raise ValueError(
-            f"resume=auto: {folder} is this sweep and still runs (process {process['pid']} on "
-            f"{process['host']}); wait for it, or give hydra.sweep.dir={folder} if it is dead"
+            f"resume=auto: {folder} is this sweep and still runs (process {process.pid} on "
+            f"{process.host}); wait for it, or give hydra.sweep.dir={folder} if it is dead"
         )
     return folder
 
@@ -123,10 +118,10 @@ def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
 def check_cells(folder: Path, configs: Sequence[DictConfig]) -> None:
     """Raise ValueError where a cell of `folder` has another configuration than its job."""
     for number, cfg in enumerate(configs):
-        content = read_result(folder / str(number))
-        if content is None or content["config_hash"] == config_hash(plain(cfg)):
+        result = read_result(folder / str(number))
+        if result is None or result.config_hash == config_hash(plain(cfg)):
             continue
-        mismatches = differences(content["config"], plain(cfg))
+        mismatches = differences(result.config, plain(cfg))
         raise ValueError(
             f"{folder}/{number} holds a cell of another sweep ({'; '.join(mismatches[:4])}); give "
             "that sweep's own overrides, or another hydra.sweep.dir"

@@ -12,6 +12,9 @@ from rich.console import Console
 
 from sparsemend.names import STATES
 from sparsemend.result.folder import alive, read_result
+from sparsemend.result.format import format_metric
+from sparsemend.result.run_result import RunResult
+from sparsemend.terminal import CELLS_WIDTH, console
 
 REASONS = {  # of cells that ended without an error of their own
     "interrupted": "stopped by Ctrl-C or by a signal",
@@ -27,54 +30,57 @@ class Cell:
 
     name: str
     overrides: Mapping[str, str]
-    content: Mapping[str, Any]  # result.json; empty where the cell never began
+    result: RunResult | None  # None where the cell never began
 
     @property
     def status(self) -> str:
         """finished | failed | interrupted | running | killed | missing"""
-        status = str(self.content.get("status", "missing"))
-        return "killed" if status == "running" and not alive(self.content) else status
+        if self.result is None:
+            return "missing"
+        status, process = self.result.status, self.result.process
+        return "killed" if status == "running" and not alive(status, process) else status
+
+    @property
+    def error(self) -> str:
+        """The message of the error that ended the cell, empty where there was none."""
+        return self.result.error.message if self.result and self.result.error else ""
 
     @property
     def reason(self) -> str:
         """Why the cell did not finish; empty where it did."""
-        message = (self.content.get("error") or {}).get("message")
-        return message or REASONS.get(self.status, "")
+        return self.error or REASONS.get(self.status, "")
 
     def metric(self, state: str, name: str) -> float | None:
         """A measurement, None where it is not finite or was not made."""
-        value: float | None = self.content.get("metrics", {}).get(state, {}).get(name)
-        return value
+        return self.result.metric(state, name) if self.result else None
 
     def row(self, varying: Sequence[str]) -> dict[str, Any]:
         """The cell as a line of summary.csv."""
-        content = self.content
+        result = self.result or RunResult(status=self.status, config={})
         measured = {
             f"{state}/{name}": value
             for state in STATES
-            for name, value in content.get("metrics", {}).get(state, {}).items()
+            for name, value in result.metrics.get(state, {}).items()
         }
-        sparsity, cost = content.get("sparsity", {}), content.get("cost", {})
-        pruned = content.get("cache", {}).get("pruned", {})
+        pruned = result.cache.pruned
         return {
             "cell": self.name,
             **{key: self.overrides.get(key, "") for key in varying},
             "status": self.status,
             **measured,
-            "sparsity/target": sparsity.get("target"),
-            "sparsity/achieved": sparsity.get("achieved"),
-            **{f"seconds/{stage}": values["seconds"] for stage, values in cost.items()},
-            "seconds": content.get("seconds"),
-            "pruned_by": pruned.get("made_by") if pruned.get("hit") else None,
-            "config_hash": content.get("config_hash"),
+            "sparsity/target": result.sparsity.target,
+            "sparsity/achieved": result.sparsity.achieved,
+            **{f"seconds/{stage}": spent.seconds for stage, spent in result.cost.items()},
+            "seconds": result.seconds,
+            "pruned_by": pruned.made_by if pruned and pruned.hit else None,
+            "config_hash": result.config_hash,
             "error": self.reason or None,
         }
 
 
 def wide_console() -> Console:
-    """The terminal; a log file, which has no width of its own, gets 120 columns."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    """The terminal, or a log file that is wide enough for a row per cell."""
+    return console(CELLS_WIDTH)
 
 
 def read_cells(folder: Path) -> list[Cell]:
@@ -89,7 +95,7 @@ def read_cells(folder: Path) -> list[Cell]:
         pairs = dict(line.split("=", 1) for line in lines if "=" in line)
         overrides = {key: value for key, value in pairs.items() if key != "resume"}
         home = path.parents[1]
-        cells.append(Cell(home.name, overrides, read_result(home) or {}))
+        cells.append(Cell(home.name, overrides, read_result(home)))
     done = [cell.overrides for cell in cells if cell.status == "finished"]
     kept = [cell for cell in cells if cell.status == "finished" or cell.overrides not in done]
     return sorted(kept, key=lambda c: (int(c.name) if c.name.isdigit() else -1, c.name))
@@ -103,4 +109,4 @@ def varying_keys(cells: Sequence[Cell]) -> list[str]:
 
 def format_perplexity(value: float | None) -> str:
     """The text of a perplexity in a table, `-` for None."""
-    return "-" if value is None else f"{value:.3f}" if value < 1e5 else f"{value:.3g}"
+    return format_metric(value, 3)

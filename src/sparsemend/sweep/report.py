@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from sparsemend.files import write_text
 from sparsemend.names import METRIC, STATES
+from sparsemend.result.sections import Reused
 from sparsemend.sweep import cells as sweep
 from sparsemend.sweep.read import (
     Cell,
@@ -91,8 +92,8 @@ def summary_table(cells: Sequence[Cell], folder: Path) -> Table:
     for column in (*STATES, "sparsity", "seconds", "pruned by"):
         table.add_column(column, justify="right")
     for cell in cells:
-        sparsity = cell.content.get("sparsity", {}).get("achieved")
-        seconds = cell.content.get("seconds")
+        sparsity = cell.result.sparsity.achieved if cell.result else None
+        seconds = cell.result.seconds if cell.result else None
         table.add_row(
             cell.name,
             *(cell.overrides.get(key, "") for key in varying),
@@ -100,14 +101,14 @@ def summary_table(cells: Sequence[Cell], folder: Path) -> Table:
             *(format_perplexity(cell.metric(state, METRIC)) for state in STATES),
             "-" if sparsity is None else f"{sparsity:.4f}",
             "-" if seconds is None else f"{seconds:.1f}",
-            _maker(cell.content.get("cache", {}).get("pruned"), folder),
+            _maker(cell.result.cache.pruned if cell.result else None, folder),
         )
     return table
 
 
-def _maker(origin: Mapping[str, Any] | None, folder: Path) -> str:
+def _maker(origin: Reused | None, folder: Path) -> str:
     """The name of the run that pruned a cell's model: itself, another cell, or a run elsewhere."""
-    if not origin or not origin["hit"]:
+    if origin is None or not origin.hit:
         return "itself" if origin else "-"
-    maker = Path(origin["made_by"])
+    maker = Path(origin.made_by)
     return f"cell {maker.name}" if maker.parent == folder.absolute() else str(maker)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from sparsemend.errors import OverrideError
+from sparsemend.errors import OverrideError, nearest
 from sparsemend.files import replacing, write_text
 from sparsemend.result.protocol import Protocol
 from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.table.formats import comma_separated, latex, markdown
-from sparsemend.table.paper_table import PaperTable, check_metric, tables, with_metric
+from sparsemend.table.paper_table import PaperTable, tables
+from sparsemend.table.protocols import check_metric, with_metric
 
 
 def collect(
@@ -51,9 +51,8 @@ def select_runs(runs: Sequence[RunRecord], where: Sequence[str], metric: str) ->
 def _check_key(key: str) -> str:
     keys = [*(f.name for f in fields(Protocol)), "name", "model", "seed", "pruner", "method"]
     if key not in keys:
-        close = difflib.get_close_matches(key, keys, n=2)
-        nearest = f"nearest: {', '.join(close)}\n" if close else ""
-        raise OverrideError(f"unknown key {key!r} in --where\n{nearest}all: {', '.join(keys)}")
+        near = nearest(key, keys, most=2)
+        raise OverrideError(f"unknown key {key!r} in --where\n{near}all: {', '.join(keys)}")
     return key
 
 

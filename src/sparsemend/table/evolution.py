@@ -9,10 +9,12 @@ the share of every linear's starting support that is still in place.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sparsemend.names import RESULT
+from sparsemend.result.folder import load_result
 
 PICTURE = "mask_evolution.png"
 COUNTS = {  # key of a round: legend
@@ -27,16 +29,15 @@ LABELLED = 60  # linears that can be named beside the lower picture
 
 def read_evolution(folder: Path) -> dict[str, Any]:
     """`repair.evolution` of a run; raises FileNotFoundError or ValueError where it has none."""
-    path = folder / "result.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no result.json; give a run folder")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    evolution: dict[str, Any] | None = content["repair"].get("evolution")
+    if not (folder / RESULT).is_file():
+        raise FileNotFoundError(f"{folder} has no {RESULT}; give a run folder")
+    result = load_result(folder / RESULT)
+    evolution: dict[str, Any] | None = result.repair.diagnostics.get("evolution")
     if not evolution or not evolution["rounds"]:
-        method = content["config"]["method"].get("_target_", "none").rsplit(".", 1)[-1]
+        method = result.config["method"].get("_target_", "none").rsplit(".", 1)[-1]
         raise ValueError(
             f"no support moved in the run in {folder} (method {method}, status "
-            f"{content['status']}); methods that move supports: seft, spiel, masked_full with "
+            f"{result.status}); methods that move supports: seft, spiel, masked_full with "
             "mask_update"
         )
     return evolution

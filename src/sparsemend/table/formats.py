@@ -10,14 +10,16 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from sparsemend.result.format import format_metric
 from sparsemend.result.runs import Row
 from sparsemend.table.paper_table import Change, Line, PaperTable
 from sparsemend.table.published import UNKNOWN
 
+DIRTY, SINGLE, OTHER = "+", "1", "~"
 MARKS = {
-    "+": "a run of uncommitted sources",
-    "1": "a single seed",
-    "~": "another model or protocol than ours, no difference taken",
+    DIRTY: "a run of uncommitted sources",
+    SINGLE: "a single seed",
+    OTHER: "another model or protocol than ours, no difference taken",
 }
 LATEX_ESCAPES = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}"})
 CSV_COLUMNS: dict[str, Callable[[PaperTable, Line], object]] = {
@@ -124,12 +126,8 @@ def comma_separated(tables: Sequence[PaperTable]) -> str:
 
 def notes(table: PaperTable) -> list[str]:
     """The lines below a table: protocol, meaning of the marks that occur, sources, changes."""
-    text = "".join(cell for cells in body(table) for cell in cells)
-    marks = [
-        f"{mark} {meaning}"
-        for mark, meaning in MARKS.items()
-        if f"({mark}" in text or f"{mark})" in text
-    ]
+    used = {mark for line in table.lines for mark in marks_of(line)}
+    marks = [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used]
     return [
         *(f"ours: {label}" for label in _labels(table)),
         "mean ± sample deviation over seeds",
@@ -139,18 +137,23 @@ def notes(table: PaperTable) -> list[str]:
     ]
 
 
-def number(value: float) -> str:
-    """A number as text: three decimals, three significant digits from 1e5."""
-    return f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3g}"
-
-
 def ours(line: Line) -> str:
     """Our number as text, `18.55 ± 0.02`, with marks."""
-    shown = number(line.ours.mean)
+    shown = format_metric(line.ours.mean, 3)
     if line.ours.deviation is not None:
-        shown += f" ± {number(line.ours.deviation)}"
-    marks = ("+" if line.ours.dirty else "") + ("1" if line.ours.deviation is None else "")
+        shown += f" ± {format_metric(line.ours.deviation, 3)}"
+    marks = "".join(mark for mark in marks_of(line) if mark != OTHER)
     return f"{shown} ({marks})" if marks else shown
+
+
+def marks_of(line: Line) -> list[str]:
+    """The marks that a line carries, in the order of MARKS."""
+    carried = {
+        DIRTY: line.ours.dirty,
+        SINGLE: line.ours.deviation is None,
+        OTHER: line.theirs is not None and not line.comparable,
+    }
+    return [mark for mark in MARKS if carried[mark]]
 
 
 def _paper_headings(table: PaperTable, model: str) -> list[str]:
@@ -177,7 +180,7 @@ def _of_model(line: Line | None, paper: bool) -> list[str]:
         return [UNKNOWN, *([UNKNOWN, UNKNOWN] if paper else []), UNKNOWN]
     theirs = UNKNOWN
     if line.theirs is not None:
-        theirs = line.theirs.shown + ("" if line.comparable else " (~)")
+        theirs = line.theirs.shown + ("" if line.comparable else f" ({OTHER})")
     difference = UNKNOWN if line.difference is None else f"{line.difference:+.3f}"
     return [ours(line), *([theirs, difference] if paper else []), str(line.ours.runs)]
 

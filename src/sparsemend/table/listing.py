@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsemend.config.locations import conf_folder
-from sparsemend.errors import OverrideError
+from sparsemend.errors import OverrideError, nearest
 from sparsemend.table.experiments import Job, job_for
 from sparsemend.table.measurement import measurement_of
 from sparsemend.table.needs import GPU_RATE, Needs, needs_of, shapes, this_machine
@@ -34,9 +33,8 @@ def entries(paper: str | None = None) -> list[ListedCell]:
     """Every published cell (of one paper); raises OverrideError on an unknown paper."""
     papers = sorted({cell.paper for cell in published_numbers()})
     if paper is not None and paper not in papers:
-        close = difflib.get_close_matches(paper, papers, n=3)
-        nearest = f"nearest: {', '.join(close)}\n" if close else ""
-        raise OverrideError(f"unknown paper {paper!r}\n{nearest}all papers: {', '.join(papers)}")
+        near = nearest(paper, papers)
+        raise OverrideError(f"unknown paper {paper!r}\n{near}all papers: {', '.join(papers)}")
     chosen = [cell for cell in published_numbers() if paper in (None, cell.paper)]
     return [_entry(cell) for cell in chosen]
 

@@ -10,13 +10,12 @@ none and sparsity 0.  `variant` is what a row of a table varies and no group nam
 from __future__ import annotations
 
 import csv
-import difflib
 import re
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 
 from sparsemend.config.locations import PACKAGE
-from sparsemend.errors import OverrideError
+from sparsemend.errors import OverrideError, nearest
 
 UNKNOWN = "-"
 FILE = PACKAGE / "assets" / "published.csv"
@@ -113,22 +112,22 @@ def find_cell(identity: str) -> Published:
     if identity in cells:
         return cells[identity]
     raise OverrideError(
-        f"unknown cell {identity!r}\n{nearest(identity, list(cells))}"
+        f"unknown cell {identity!r}\n{nearest_cells(identity, list(cells))}"
         "`sparsemend-tables list` shows every cell"
     )
 
 
-def nearest(name: str, names: list[str]) -> str:
-    """A line with up to three of `names` that resemble `name`, empty where none does.
+def nearest_cells(identity: str, identities: list[str]) -> str:
+    """A line with up to three identities that resemble `identity`, empty where none does.
 
-    An identity is compared part by part, so that one wrong part is found among hundreds of others.
+    They are compared part by part, so that one wrong part is found among hundreds of others.
     """
-    parts = name.split("/")
+    parts = identity.split("/")
     if len(parts) == PARTS:
-        same = [other for other in names if _differing(parts, other.split("/")) <= 2]
-        names = sorted(same, key=lambda other: _differing(parts, other.split("/"))) or names
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"nearest: {', '.join(close)}\n" if close else ""
+        same = [other for other in identities if _differing(parts, other.split("/")) <= 2]
+        by_parts = sorted(same, key=lambda other: _differing(parts, other.split("/")))
+        identities = by_parts or identities
+    return nearest(identity, identities, alike=0.5)
 
 
 def _differing(one: list[str], other: list[str]) -> int:

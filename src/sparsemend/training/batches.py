@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
+from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import UNLABELLED, Examples
 
 
@@ -60,7 +61,7 @@ class SteppedBatches(Sampler[list[int]]):
 
 def permutation(rows: int, *, seed: int, epoch: int) -> list[int]:
     """The order in which epoch `epoch` reads `rows` rows."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     order: list[int] = torch.randperm(rows, generator=generator).tolist()
     return order
 

@@ -24,12 +24,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED
+from sparsemend.names import DTYPE_NAMES
 from sparsemend.training.batches import token_loss
 from sparsemend.training.objective import Loss, Objective
 
 log = logging.getLogger(__name__)
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +48,10 @@ class Distillation:
             raise ValueError(f"method.distill.hidden_weight {self.hidden_weight} is below 0")
         if not self.temperature > 0:
             raise ValueError(f"method.distill.temperature {self.temperature} is not above 0")
-        if self.teacher_dtype not in (None, *DTYPES):
+        if self.teacher_dtype not in (None, *DTYPE_NAMES):
             raise ValueError(
                 f"method.distill.teacher_dtype {self.teacher_dtype!r} is not one of: null, "
-                f"{', '.join(DTYPES)}"
+                f"{', '.join(DTYPE_NAMES)}"
             )
 
     @property

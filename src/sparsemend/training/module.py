@@ -24,7 +24,9 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.names import CHECKPOINTS, LAST_CHECKPOINT
 from sparsemend.sparse.linear import check_supports, sparse_linears
 from sparsemend.training.batches import SteppedBatches, count_labels, loader, next_token_loss
 from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
@@ -75,14 +77,14 @@ class RepairModule(LightningModule):
     ) -> dict[str, Any]:
         """Train, then (plan.keep_best) go back to the weights of the lowest validation loss."""
         best = ModelCheckpoint(
-            dirpath=out / "checkpoints",
+            dirpath=out / CHECKPOINTS,
             filename="best",
             monitor=VALIDATION_LOSS,
             # left to itself Lightning reads validate_every=1 as "once per epoch"
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
-        last = LastCheckpoint(self.plan, out / "checkpoints" / "last.ckpt")
+        last = LastCheckpoint(self.plan, out / LAST_CHECKPOINT)
         stop = EarlyStopping(
             VALIDATION_LOSS, patience=self.plan.patience, check_on_train_epoch_end=False
         )
@@ -147,7 +149,7 @@ class RepairModule(LightningModule):
     def on_train_batch_start(self, batch: list[Tensor], batch_index: int) -> None:
         # dropout draws what it would draw in an uninterrupted run
         number = self.first_step * self.plan.accumulate + batch_index
-        torch.manual_seed((self.seed * 1_000_003 + number) * 101 + self.global_rank)
+        torch.manual_seed(mix_seed(self.seed, number) * 101 + self.global_rank)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Tensor], batch_index: int) -> None:
         # Lightning validates before a requested stop, but not after the last of the plan's steps

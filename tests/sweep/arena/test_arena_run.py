@@ -117,7 +117,7 @@ def test_pilots_that_say_nothing_of_a_step_are_reported(
     assert flat is not None
     assert flat.length == 30
     assert "give longer arena.pilots" in caplog.text
-    content = {"status": "finished", "cost": {"repair": {"seconds": 2.0}}}
+    content = {"status": "finished", "config": {}, "cost": {"repair": {"seconds": 2.0}}}
     write_json(tmp_path / "result.json", content)
     assert pilot_seconds(tmp_path) == 2.0
     write_json(tmp_path / "result.json", {**content, "earlier_attempts": [{}]})

@@ -81,7 +81,9 @@ def test_a_row_of_epochs_far_from_the_budget_is_pointed_out(
 def test_a_cell_of_seconds_is_known_again_by_the_length_it_was_given(tmp_path: Path) -> None:
     cfg = job(budget="seconds")
     assert as_measured(tmp_path, cfg) is cfg
-    write_json(tmp_path / "result.json", {"config": {"method": {"max_steps": 164}}})
+    write_json(
+        tmp_path / "result.json", {"status": "failed", "config": {"method": {"max_steps": 164}}}
+    )
     assert as_measured(tmp_path, cfg).method.max_steps == 164
     assert cfg.method.max_steps == 60
     assert as_measured(tmp_path, job()).method.max_steps == 60

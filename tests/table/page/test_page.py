@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import result_folders as made
 
-from sparsemend.result.runs import RunRecord, find_runs
+from sparsemend.result.runs import find_runs
 from sparsemend.table.page.figures import common_difference, perplexity_by_sparsity
 from sparsemend.table.page.groups import (
     block_errors,
@@ -25,7 +25,7 @@ from sparsemend.table.page.groups import (
     total_seconds,
     with_unrepaired,
 )
-from sparsemend.table.page.page import report
+from sparsemend.table.page.page import experiments, report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = (
@@ -133,15 +133,13 @@ def test_the_pruned_state_of_repaired_runs_is_a_line_of_its_own(tmp_path: Path) 
 def test_what_only_sets_other_keys_does_not_tell_runs_apart() -> None:
     plain, of_arena = made.result(seed=0), made.result(seed=1)
     of_arena["config"] |= {"arena": {"row": "lors", "steps": 60}, "budget": "tokens"}
-    (group,) = groups([RunRecord(Path("a"), plain), RunRecord(Path("b"), of_arena)])
+    (group,) = groups([made.record_of(plain), made.record_of(of_arena)])
     assert (len(group.runs), dict(group.settings)) == (2, {})
 
 
 def test_runs_that_repeat_a_seed_are_one_seed() -> None:
     values = ((0, 10.0), (0, 10.0), (0, 10.0), (1, 20.0))
-    runs = [
-        RunRecord(Path(str(i)), made.result(seed=s, repaired=v)) for i, (s, v) in enumerate(values)
-    ]
+    runs = [made.record(str(i), seed=s, repaired=v) for i, (s, v) in enumerate(values)]
     (group,) = groups(runs)
     assert group.metric("perplexity/test") == 15.0
     assert group.metric_deviation("perplexity/test") == pytest.approx(50**0.5)
@@ -150,7 +148,7 @@ def test_runs_that_repeat_a_seed_are_one_seed() -> None:
 def test_a_continued_run_took_all_its_attempts() -> None:
     content = made.result()
     content["earlier_attempts"] = [{"repair": {"seconds": 5000.0, "peak_bytes": 2**30}}]
-    one = RunRecord(Path("x"), content)
+    one = made.record_of(content)
     assert total_seconds(one) == 5006.0
     assert peak_bytes(one) == 2**30
 
@@ -201,11 +199,31 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_runs_of_two_protocols_are_refused_naming_both(tmp_path: Path) -> None:
+def test_runs_of_two_protocols_are_two_sections(tmp_path: Path) -> None:
+    for index, (seqlen, value) in enumerate(((256, 20.0), (128, 30.0), (256, 22.0))):
+        content = made.result(protocol={"seqlen": seqlen}, repaired=value, seed=index)
+        made.write(tmp_path / str(index), content)
+    text = report([tmp_path], tmp_path / "report.html").read_text()
+    Outline().feed(text)
+    _, first, second = text.split("<section>")
+    assert "256 tokens a window" in first
+    assert "21.00 ± 1.41" in first
+    assert "128 tokens a window" in second
+    assert "30.00" in second
+    assert "2 protocols, a section each" in text
+
+
+def test_one_protocol_needs_no_sections(tmp_path: Path) -> None:
     made.write(tmp_path / "0", made.result())
-    made.write(tmp_path / "1", made.result(protocol={"seqlen": 128}))
-    with pytest.raises(ValueError, match=r"(?s)256 tokens a window.*128 tokens a window"):
-        report([tmp_path], tmp_path / "report.html")
+    assert "<section>" not in report([tmp_path], tmp_path / "report.html").read_text()
+
+
+def test_equal_names_are_told_apart_by_their_folders() -> None:
+    runs = [made.record(f"multirun/{folder}") for folder in ("a/0", "a/1", "b", "c")]
+    assert experiments(runs[:2]) == ["default"]
+    assert experiments(runs) == ["default (a, b, c)"]
+    many = [made.record(f"run_{number}") for number in range(9)]
+    assert experiments(many)[0].endswith("run_5 and 3 more)")
 
 
 def test_a_measurement_is_that_of_the_final_state(tmp_path: Path) -> None:
@@ -231,7 +249,7 @@ def test_overlap_counts_weights_kept_by_both_and_by_either(tmp_path: Path) -> No
     for index, keep in enumerate(keeps):
         folder = made.write(tmp_path / str(index), made.result())
         made.add_masks(folder, keep)
-        masks.append(supports(RunRecord(folder, made.result())))
+        masks.append(supports(made.record(folder)))
     assert masks[0] is not None
     assert masks[1] is not None
     both = int((keeps[0] & keeps[1]).sum())
@@ -241,11 +259,7 @@ def test_overlap_counts_weights_kept_by_both_and_by_either(tmp_path: Path) -> No
 
 
 def test_a_method_has_one_colour_and_a_sparsity_one_dash() -> None:
-    runs = [
-        RunRecord(Path("x"), made.result(method=m, sparsity=s))
-        for m in ("lors", "spp")
-        for s in (0.5, 0.6)
-    ]
+    runs = [made.record(method=m, sparsity=s) for m in ("lors", "spp") for s in (0.5, 0.6)]
     found = groups(runs)
     drawn = dict(zip(names(found), styles(found), strict=True))
     assert drawn["0.5  wanda + lors"][0] == drawn["0.6  wanda + lors"][0]

@@ -26,6 +26,7 @@ from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.speed.forms import DENSE, FORMS, Product, form_builders
 from sparsemend.files import write_json
 from sparsemend.instruments import peak_bytes
+from sparsemend.names import SPEED
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.terminal import track
 
@@ -85,7 +86,7 @@ class Speed(Evaluation):
             timed = self._time_forms(model, agreeing, prompt)
         rounds = {form: asdict(measured) for form, measured in timed.items()}
         content = {**self.describe(), "forms": rounds, "not_measured": self._refused}
-        write_json(inputs.out / "speed" / f"{inputs.state}.json", content)
+        write_json(inputs.out / SPEED / f"{inputs.state}.json", content)
         return self._figures(timed)
 
     def describe(self) -> dict[str, Any]:

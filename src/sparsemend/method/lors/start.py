@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import Examples
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.terminal import track
@@ -103,7 +104,7 @@ class GradientStart:
         devices = [gradient.device] if gradient.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             # one seed per linear: the result does not depend on who computes which
-            torch.manual_seed(self.seed * 1_000_003 + index)
+            torch.manual_seed(mix_seed(self.seed, index))
             return leading_rows(
                 gradient,
                 self.rank,

@@ -24,6 +24,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import Examples
 from sparsemend.method.adapter.block_errors import ModelPair, output_errors, prune_and_compare
 from sparsemend.method.adapter.lors_function import LorsSettings
@@ -286,7 +287,7 @@ class Losa(TrainedRepair):
 
     def _set_ranks(self, work: Work, progress: Progress, ranks: Sequence[int]) -> None:
         # a function of seed and round, so that a continued run draws what an undisturbed one does
-        seed = (work.bench.seed * 1_000_003 + progress.round) * 101 + 1
+        seed = mix_seed(work.bench.seed, progress.round) * 101 + 1
         generator = torch.Generator().manual_seed(seed)
         for rank, linears in zip(ranks, by_block(work.model), strict=True):
             for linear in linears.values():

@@ -21,6 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sparsemend.config.seeds import mix_seed
 from sparsemend.sparse.drop_and_grow import forget_, moved_support
 from sparsemend.sparse.drop_fraction import drop_fraction
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
@@ -90,7 +91,7 @@ class DenseUpdate(UpdateMasks):
         rule = self.rule
         fraction = drop_fraction(rule.initial, rule.decay, step / rule.last)
         assert isinstance(module, RepairModule)
-        generator = torch.Generator().manual_seed(module.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(mix_seed(module.seed, step))
         moved, overlap = [], []
         for name, linear in trained_linears(module):
             keep = linear.keep.contiguous()

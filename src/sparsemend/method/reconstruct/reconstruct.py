@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.walk import Visit
+from sparsemend.config.seeds import mix_seed
 from sparsemend.files import replacing
 from sparsemend.method.adapter.fold import fold_adapters
 from sparsemend.method.adapter.low_rank import (
@@ -125,7 +126,7 @@ class Reconstruct(BlockPlan, RepairMethod):
         visit, targets = pair.tuned, pair.dense.outputs()
         before = self.errors(visit, targets)
         # of this block alone, so that a run continued at it draws the same
-        seed = seed * 1_000_003 + visit.index
+        seed = mix_seed(seed, visit.index)
         self.attach(visit.block, seed)
         trained = self.free_trainable(visit.block)
         fit = BlockFit(visit, targets, self, seed=seed).run()

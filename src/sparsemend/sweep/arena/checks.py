@@ -81,10 +81,10 @@ def as_measured(folder: Path, cfg: DictConfig) -> DictConfig:
 
     Any other job's config is returned as it is.
     """
-    content = read_result(folder)
-    if content is None or cfg.get("budget") != "seconds" or cfg.arena.length is None:
+    result = read_result(folder)
+    if result is None or cfg.get("budget") != "seconds" or cfg.arena.length is None:
         return cfg
-    stored = OmegaConf.select(OmegaConf.create(content["config"]), cfg.arena.length)
+    stored = OmegaConf.select(OmegaConf.create(result.config), cfg.arena.length)
     measured = copy.deepcopy(cfg)
     OmegaConf.update(measured, cfg.arena.length, stored, merge=False)
     return measured

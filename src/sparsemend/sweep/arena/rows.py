@@ -21,7 +21,7 @@ from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.result.window_losses import read_losses
 from sparsemend.sweep.arena.bootstrap import Ratio, perplexity_ratio
 from sparsemend.sweep.arena.settings import LOW_RANK, check_one_setting
-from sparsemend.table.paper_table import Ours, ours_of
+from sparsemend.table.grouping import Ours, ours_of
 
 ZERO_SHOT = MEAN
 TOLERANCE = 0.05  # of the budget, which whole groups, deltas and epochs do not hit exactly
@@ -62,7 +62,7 @@ class ArenaRow:
     @property
     def partly_timed(self) -> bool:
         """Whether an attempt was killed during the repair, so that its seconds are not recorded."""
-        earlier = (cost for run in self.runs for cost in run.attempts[:-1])
+        earlier = (cost for run in self.runs for cost in run.result.earlier_attempts)
         return any("prune" in cost and "repair" not in cost for cost in earlier)
 
     @property
@@ -192,9 +192,9 @@ def _ratios(entries: Sequence[ArenaRow], best: ArenaRow) -> dict[str, Ratio]:
 
 def _cost(run: RunRecord, name: str) -> float:
     if name == "tokens":
-        return float(run.content["repair"].get("tokens", 0))
+        return float(run.result.repair.diagnostics.get("tokens", 0))
     if name == "trained":
-        return float(run.content["cost"].get("repair", {}).get("trained_parameters", 0))
+        return float(run.trained_parameters)
     return run.seconds("repair") if name == "seconds" else run.peak_bytes("repair")
 
 
@@ -222,8 +222,8 @@ def _amount(budget: str, run: RunRecord, entries: Sequence[ArenaRow]) -> float:
 def _window(low_rank: Sequence[ArenaRow], run: RunRecord) -> float:
     """The tokens of a training window, as a low-rank row counted them, else of a test window."""
     for entry in low_rank:
-        repair = entry.runs[0].content["repair"]
+        repair = entry.runs[0].result.repair.diagnostics
         windows = repair.get("steps", 0) * repair.get("windows_per_step", 0)
         if windows:
             return float(repair["tokens"] / windows)
-    return float(run.content["protocol"]["seqlen"])
+    return float(run.result.protocol.seqlen)

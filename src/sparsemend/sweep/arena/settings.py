@@ -47,11 +47,11 @@ def check_one_setting(runs: list[RunRecord]) -> None:
 
 def _measured_settings(run: RunRecord) -> dict[str, Any]:
     """The shared settings of a finished run, and the conditions of its measurement."""
-    content = run.content
+    result = run.result
     return {
         **settings_of(run.config),
         "protocol": run.protocol(METRIC).label,
-        "data_hash": content["protocol"].get("data_hash"),
-        "device": content.get("provenance", {}).get("device"),
-        "peak_scope": content.get("peak_scope"),
+        "data_hash": result.protocol.data_hash,
+        "device": result.provenance.device,
+        "peak_scope": result.peak_scope,
     }

@@ -101,13 +101,13 @@ class CostLine:
 
 def pilot_seconds(folder: Path) -> float | None:
     """Seconds of a pilot's repair; None where it did not finish, or was interrupted."""
-    content = read_result(folder)
-    if content is None or content["status"] != "finished":
+    result = read_result(folder)
+    if result is None or not result.finished:
         return None
-    if content.get("earlier_attempts"):
+    if result.earlier_attempts:
         log.error("the pilot in %s was interrupted; remove the folder to time it again", folder)
         return None
-    return float(content["cost"]["repair"]["seconds"])
+    return result.cost["repair"].seconds
 
 
 def fit_of(arena: Mapping[str, Any], seconds: Mapping[int, float]) -> CostLine | None:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from sparsemend.files import replacing, write_text
@@ -16,7 +15,8 @@ from sparsemend.names import HARNESS, METRIC
 from sparsemend.sweep.arena.bootstrap import LEVEL, RESAMPLES
 from sparsemend.sweep.arena.rows import ZERO_SHOT, Arena, ArenaRow, pareto
 from sparsemend.table.formats import latex_table, markdown_table
-from sparsemend.table.paper_table import Ours
+from sparsemend.table.grouping import Ours
+from sparsemend.terminal import ARENA_WIDTH, console
 
 STEM = "arena"
 FEW_SEEDS = 5  # below, resampled seeds do not show the tails
@@ -54,7 +54,8 @@ def notes(arena: Arena) -> list[str]:
     runs = [run for entry in arena.entries for run in entry.runs]
     run, config = runs[0], runs[0].config
     items = (config["evaluation"].get(HARNESS) or {}).get("limit")
-    target = run.content["sparsity"].get("target", config["sparsity"])
+    target = run.result.sparsity.target
+    target = config["sparsity"] if target is None else target
     lines = [
         f"{run.model}, {run.member('pruner')}, sparsity {target:g}, pattern "
         f"{config['pattern']}; {run.protocol(METRIC).label}; {_seeds(arena.seeds)}",
@@ -69,7 +70,7 @@ def notes(arena: Arena) -> list[str]:
         for entry in arena.entries
         if entry.seeds != arena.seeds
     ]
-    if run.content.get("peak_scope") != "cuda":
+    if run.result.peak_scope != "cuda":
         lines.append("peak: resident memory of the whole process, what earlier rows left included")
     if any(entry.partly_timed for entry in arena.entries):
         lines.append("≥: an attempt was killed within the repair, its seconds are not known")
@@ -77,7 +78,7 @@ def notes(arena: Arena) -> list[str]:
         lines.append(f"zero-shot: mean accuracy, the first {items} items of each task only")
     if any(run.dirty for run in runs):
         lines.append("some runs are of uncommitted sources")
-    if len({run.content.get("provenance", {}).get("commit") for run in runs}) > 1:
+    if len({run.result.provenance.commit for run in runs}) > 1:
         lines.append("the runs are of several commits")
     return lines
 
@@ -105,11 +106,10 @@ def terminal(arena: Arena) -> Table:
 
 def show(arena: Arena) -> None:
     """Print table and notes; a log file, which has no width of its own, gets a wide one."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=180)
-    console.print(terminal(arena))
+    wide = console(ARENA_WIDTH)
+    wide.print(terminal(arena))
     for note in notes(arena):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        wide.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def arena_line(arena: Arena) -> str:

@@ -26,6 +26,8 @@ from rich.table import Table
 
 from sparsemend.config.values import override_key, plain
 from sparsemend.names import METRIC, VALIDATION_METRIC
+from sparsemend.result.run_result import RunResult
+from sparsemend.result.sections import Remembered
 from sparsemend.sweep.read import Cell, format_perplexity, read_cells
 
 PLOT = "search"
@@ -114,7 +116,7 @@ def points_of(cells: Sequence[Cell], config: Mapping[str, Any]) -> tuple[list[Po
             _finite(cell.metric("repaired", METRIC)),
             _finite(cell.metric("repaired", VALIDATION_METRIC)),
         )
-        if cell.content["config"]["statistics"] == config["statistics"]:
+        if cell.result and cell.result.config["statistics"] == config["statistics"]:
             points.append(point)
         else:
             exact = point
@@ -180,24 +182,27 @@ def cost_line(cells: Sequence[Cell]) -> str | None:
 
     None unless one process ran all trials.
     """
-    done = sorted(cells, key=lambda cell: int(cell.name))
-    processes = {str(cell.content["process"]) for cell in done}
-    memory = done[0].content.get("cache", {}).get("memory") if done else None
-    if len(processes) != 1 or len(done) < 2 or not memory:
+    done = [c.result for c in sorted(cells, key=lambda cell: int(cell.name)) if c.result]
+    memory = done[0].cache.memory if done else None
+    if len({result.process for result in done}) != 1 or len(done) < 2 or not memory:
         return None
-    if any(part["hit"] for part in memory.values()):
+    if any(part.hit for part in memory.values()):
         return None  # the first cell was not a whole run
     # on a CPU other work on the machine would count; a GPU's work is no processor time
-    on_cpu = done[0].content["provenance"]["device"] == "cpu"
-    clock = "processor_seconds" if on_cpu else "seconds"
-    run = done[0].content[clock]
-    shared = sum(part[clock] for part in memory.values()) / run
-    total = sum(cell.content[clock] for cell in done) / run
+    on_cpu = done[0].provenance.device == "cpu"
+    run = _time(done[0], on_cpu)
+    shared = sum(_time(part, on_cpu) for part in memory.values()) / run
+    total = sum(_time(result, on_cpu) for result in done) / run
     bound = len(done) - (len(done) - 1) * shared
+    unit = "processor seconds" if on_cpu else "seconds"
     return (
-        f"cost: {len(done)} trials took {total:.2f} runs of {run:.1f} {clock.replace('_', ' ')}; "
+        f"cost: {len(done)} trials took {total:.2f} runs of {run:.1f} {unit}; "
         f"shared part f = {shared:.3f}, bound {bound:.2f}, {total / bound - 1:+.1%}"
     )
+
+
+def _time(timed: RunResult | Remembered, on_cpu: bool) -> float:
+    return (timed.processor_seconds if on_cpu else timed.seconds) or 0.0
 
 
 def paste(overrides: Sequence[str], key: str, value: Any) -> str:

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from optuna.trial import Trial, TrialState
 
 from sparsemend.config.values import override_key, plain
+from sparsemend.names import RESULT
 from sparsemend.result.folder import read_result
 from sparsemend.result.record import objective
 from sparsemend.sweep.search.samplers import make_sampler, suggest
@@ -111,10 +112,10 @@ def _complete(study: optuna.Study) -> list[Any]:
 def _settle(study: optuna.Study, folder: Path, config: DictConfig) -> None:
     """End the trials that ran when the search was killed: by their result, or as failed."""
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        content = read_result(folder / str(trial.number))
+        result = read_result(folder / str(trial.number))
         value = math.nan
-        if content is not None and content["status"] == "finished" and trial.params:
-            value = objective(content, plain_search(config))
+        if result is not None and result.finished and trial.params:
+            value = objective(result, plain_search(config))
         if math.isnan(value):
             study.tell(trial.number, state=TrialState.FAIL)
         else:
@@ -128,10 +129,9 @@ def plain_search(config: DictConfig) -> dict[str, Any]:
 
 def _all_failed(folder: Path) -> str:
     """The error message of a search in which every trial failed."""
-    trials = [path for path in folder.glob("*/result.json") if path.parent.name.isdigit()]
+    trials = [path for path in folder.glob(f"*/{RESULT}") if path.parent.name.isdigit()]
     for path in sorted(trials, key=lambda path: int(path.parent.name)):
-        content = read_result(path.parent) or {}
-        if content.get("error"):
-            error = content["error"]
-            return f"every trial failed; the first error, in {path.parent}: {error['message']}"
+        result = read_result(path.parent)
+        if result is not None and result.error is not None:
+            return f"every trial failed; the first error, in {path.parent}: {result.error.message}"
     return f"every trial gave a perplexity that is not finite; see the table in {folder}"

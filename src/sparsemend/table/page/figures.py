@@ -8,14 +8,13 @@ from html import escape
 
 from sparsemend.names import METRIC
 from sparsemend.result.runs import RunRecord
+from sparsemend.table.grouping import Group, knobs, ours_of
 from sparsemend.table.page.groups import (
     STAGES,
-    Group,
     block_errors,
     block_values,
     curve,
     difference_of,
-    knobs,
     names,
     peak_bytes,
     styles,
@@ -23,7 +22,6 @@ from sparsemend.table.page.groups import (
     with_unrepaired,
 )
 from sparsemend.table.page.svg import COLOURS, Series, bar_chart, heat_map, legend, line_chart
-from sparsemend.table.paper_table import ours_of
 
 DIFFERENCE = "sparsity_schedule.common_difference"
 LOSSES = {"Training loss": "train/loss", "Validation loss": "validation/loss"}
@@ -63,7 +61,7 @@ def sparsity_by_block(groups: Sequence[Group]) -> str:
     """A line per profile of the achieved sparsity of every block; equal profiles once."""
     profiles: dict[tuple[float, ...], str] = {}
     for group in groups:
-        values = block_values(group.runs[0].content["sparsity"]["per_block"])
+        values = block_values(group.runs[0].result.sparsity.per_block)
         name = f"{group.row.amount}  {group.allocation}"
         profiles.setdefault(tuple(round(value, 3) for value in values), name)
     series = [
@@ -166,7 +164,7 @@ def costs(groups: Sequence[Group]) -> str:
     shown = list(zip(groups, names(groups), strict=True))[:MOST]
     seconds = [(name, [_seconds(group, stage) for stage in STAGES]) for group, name in shown]
     memory = [(name, [(group.mean(peak_bytes) or 0.0) / 2**20]) for group, name in shown]
-    devices = sorted({str(r.content["provenance"].get("device")) for g in groups for r in g.runs})
+    devices = sorted({str(r.result.provenance.device) for g in groups for r in g.runs})
     caption = f"Measured on {', '.join(devices)}; mean over seeds.{_left_out(groups)}"
     keys = legend([Series(stage, [], colour=index) for index, stage in enumerate(STAGES)])
     chart = bar_chart(seconds, unit="s", parts=STAGES)

@@ -2,89 +2,33 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
+from sparsemend.names import MASKS
+from sparsemend.result.curves import read_curves
 from sparsemend.result.runs import Row, RunRecord
-from sparsemend.table.paper_table import Ours, differing, ours_of
+from sparsemend.table.grouping import Group, group_states
 
 STAGES = ("load", "evaluate", "prune", "repair", "export")
-STEP = "step"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in nothing but the seed."""
-
-    model: str
-    row: Row
-    settings: Mapping[str, Any]
-    runs: tuple[RunRecord, ...]
-
-    @property
-    def state(self) -> str:
-        """The last state of these runs: repaired, or pruned where nothing repairs."""
-        return "pruned" if self.row.method == "none" else "repaired"
-
-    @property
-    def series(self) -> str:
-        """The group's name without the sparsity, for a line over sparsities."""
-        return f"{self.row.label}{self.variant}{knobs(self.settings)}"
-
-    @property
-    def variant(self) -> str:
-        """` (VARIANT)`, empty where its row has none."""
-        return "" if self.row.variant == "-" else f" ({self.row.variant})"
-
-    @property
-    def allocation(self) -> str:
-        """The schedule, its settings and the pruner, which decide the sparsity of the blocks."""
-        schedule_settings = {
-            key: value for key, value in self.settings.items() if "schedule" in key
-        }
-        return f"{self.row.schedule}{knobs(schedule_settings)} ({self.row.pruner})"
-
-    def mean(self, read: Callable[[RunRecord], float | None]) -> float | None:
-        """Mean over seeds of the values that `read` returns; None where it returns none."""
-        ours = self._ours(read)
-        return None if ours is None else ours.mean
-
-    def deviation(self, read: Callable[[RunRecord], float | None]) -> float:
-        """Sample deviation over seeds, 0 for a single one."""
-        ours = self._ours(read)
-        return 0.0 if ours is None else ours.deviation or 0.0
-
-    def _ours(self, read: Callable[[RunRecord], float | None]) -> Ours | None:
-        pairs = [(run, value) for run in self.runs if (value := read(run)) is not None]
-        return ours_of(pairs) if pairs else None
-
-    def metric(self, name: str) -> float | None:
-        """Mean of a metric of the final state."""
-        return self.mean(lambda run: run.value(self.state, name))
-
-    def metric_deviation(self, name: str) -> float:
-        """Deviation of a metric of the final state, 0 for a single seed."""
-        return self.deviation(lambda run: run.value(self.state, name))
-
-
-def knobs(settings: Mapping[str, Any]) -> str:
-    """`, rank=8, alpha=16` of settings by dotted key."""
-    return "".join(f", {key.rpartition('.')[2]}={value}" for key, value in settings.items())
 
 
 def groups(runs: Sequence[RunRecord]) -> list[Group]:
     """The runs by model and row; within one, by the knobs in which they differ."""
-    return _group_runs(
-        [(run.row if run.row.method != "none" else run.pruned_row, run) for run in runs]
-    )
+    return sorted(group_states(_last_state(run) for run in runs), key=_order)
+
+
+def _last_state(run: RunRecord) -> tuple[Row, str, RunRecord]:
+    """The row and state that a run ends with: repaired, or pruned where nothing repairs."""
+    if run.row.method == "none":
+        return run.pruned_row, "pruned", run
+    return run.row, "repaired", run
 
 
 def with_unrepaired(run_groups: Sequence[Group]) -> list[Group]:
@@ -95,25 +39,8 @@ def with_unrepaired(run_groups: Sequence[Group]) -> list[Group]:
         if (run.model, run.pruned_row) not in rows:
             key = (run.model, run.pruned_row, repr(run.settings("pruned")), run.seed)
             seeds.setdefault(key, run)
-    added = _group_runs([(run.pruned_row, run) for run in seeds.values()])
+    added = group_states((run.pruned_row, "pruned", run) for run in seeds.values())
     return sorted([*run_groups, *added], key=_order)
-
-
-def _group_runs(pairs: Sequence[tuple[Row, RunRecord]]) -> list[Group]:
-    rows: dict[tuple[str, Row], list[RunRecord]] = {}
-    for row, run in pairs:
-        rows.setdefault((run.model, row), []).append(run)
-    run_groups = []
-    for (model, row), members in rows.items():
-        state = "pruned" if row.method == "none" else "repaired"
-        settings = [run.settings(state) for run in members]
-        keys = differing(settings)
-        parts: dict[str, list[tuple[RunRecord, dict[str, Any]]]] = {}
-        for run, run_settings in zip(members, settings, strict=True):
-            distinction = {key: run_settings.get(key, "unset") for key in keys}
-            parts.setdefault(repr(distinction), []).append((run, distinction))
-        run_groups += [Group(model, row, p[0][1], tuple(r for r, _ in p)) for p in parts.values()]
-    return sorted(run_groups, key=_order)
 
 
 def _order(group: Group) -> tuple[Any, ...]:
@@ -151,7 +78,7 @@ def block_values(values: Mapping[str, float]) -> list[float]:
 
 def block_errors(run: RunRecord, state: str) -> list[float]:
     """The measured error of every block, empty where the run did not measure it."""
-    metrics = run.content["metrics"].get(state, {})
+    metrics = run.result.metrics.get(state, {})
     errors = {k: v for k, v in metrics.items() if k.startswith("block_error/") and v is not None}
     return block_values({k: v for k, v in errors.items() if k.rpartition("/")[2].isdigit()})
 
@@ -174,18 +101,8 @@ def difference_of(run: RunRecord) -> float | None:
 
 def curve(run: RunRecord, column: str) -> list[tuple[float, float]]:
     """(step, value) of one column of the training curves, over all parts of a resumed run."""
-    points: dict[float, float] = {}
-    for path in sorted(run.folder.glob("training*/metrics.csv"), key=_part):
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get(column) and row.get(STEP):
-                    points[float(row[STEP])] = float(row[column])
-    return [(step, value) for step, value in sorted(points.items()) if math.isfinite(value)]
-
-
-def _part(path: Path) -> int:
-    number = path.parent.name.partition("-")[2]
-    return int(number) if number.isdigit() else 0
+    points = read_curves(run.folder).get(column, [])
+    return [(step, value) for step, value in points if math.isfinite(value)]
 
 
 @dataclass(frozen=True)
@@ -206,7 +123,7 @@ class Supports:
 
 def supports(run: RunRecord) -> Supports | None:
     """The supports that a run ended with, None where it left none."""
-    path = run.folder / "masks.safetensors"
+    path = run.folder / MASKS
     if not path.exists():
         return None
     with safe_open(path, framework="numpy") as file:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from html import escape
 
 from sparsemend.names import METRIC
-from sparsemend.table.page.groups import Group, names, total_seconds, with_unrepaired
+from sparsemend.result.format import format_metric
+from sparsemend.table.grouping import Group
+from sparsemend.table.page.groups import names, total_seconds, with_unrepaired
 from sparsemend.table.page.svg import short
 
 HEADS = ("setting", "repaired", "pruned", "dense", "sparsity", "trained", "seconds", "seeds")
@@ -67,7 +69,7 @@ def _table(groups: Sequence[Group]) -> str:
 def _row(group: Group, name: str, best: float | None) -> str:
     repaired = group.row.method != "none"
     achieved = group.mean(lambda run: run.sparsity)
-    trained = group.runs[0].content["cost"].get("repair", {}).get("trained_parameters", 0)
+    trained = group.runs[0].trained_parameters
     cells = [
         _perplexity(group, "repaired") if repaired else "-",
         _perplexity(group, "pruned"),
@@ -91,5 +93,5 @@ def _perplexity(group: Group, state: str) -> str:
     if value is None:
         return "-"
     deviation = group.deviation(lambda run: run.value(state, METRIC))
-    text = short(value) if value >= 1e5 else f"{value:.2f}"
+    text = format_metric(value, 2, large=short)
     return f"{text} ± {deviation:.2f}" if deviation else text

@@ -1,0 +1,84 @@
+"""The published cells that may stand beside our rows, and whether they are comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparsemend.names import HARNESS
+from sparsemend.result.protocol import Protocol
+from sparsemend.result.runs import DENSE, Row
+from sparsemend.table.measurement import AVERAGE, AVERAGED, measurement_of, published_shots
+from sparsemend.table.published import UNKNOWN, Published, published_numbers
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The published cells that may stand beside our rows.
+
+    cells: by model and row; reference: the model whose cells stand beside rows of a model without
+    cells of its own, or None; measured: our protocol by model.
+    """
+
+    cells: Mapping[tuple[str, Row], Published]
+    reference: str | None
+    measured: Mapping[str, Protocol]
+
+    def of(self, model: str, row: Row) -> tuple[Published | None, bool]:
+        """The published cell beside our row, and whether model and protocol are the cell's own."""
+        cell = self.cells.get((model, row))
+        if cell is not None:
+            return cell, agrees(cell, self.measured[model])
+        if self.reference is None or model in {published for published, _ in self.cells}:
+            return None, False
+        return self.cells.get((self.reference, row)), False
+
+
+def published_cells(title: str, metric: str, measured: Mapping[str, Protocol]) -> Beside:
+    """The published cells of the table `title`, or of every table where none has that title."""
+    repeated = any(cell.title == title for cell in published_numbers())
+    cells: dict[tuple[str, Row], Published] = {}
+    for cell in published_numbers():
+        relevant = cell.title == title or not repeated
+        if relevant and metric_of(cell) == metric and cell.value != UNKNOWN:
+            key, protocol = (cell.model, row_of(cell)), measured.get(cell.model)
+            # of several sources of one number, prefer one that agrees in protocol and is unmarked
+            if key not in cells or _doubt(cell, protocol) < _doubt(cells[key], protocol):
+                cells[key] = cell
+    models = [model for model, _ in cells]
+    reference = max(dict.fromkeys(models), key=models.count, default=None)
+    return Beside(cells, reference if repeated else None, measured)
+
+
+def metric_of(cell: Published) -> str | None:
+    """The name of a published metric in our runs; None for one that they do not measure."""
+    measurement = measurement_of(cell)
+    return measurement.name if measurement else None
+
+
+def row_of(cell: Published) -> Row:
+    """The row that a published number belongs to."""
+    if cell.dense:
+        return DENSE
+    sparsity = float("nan") if cell.sparsity == UNKNOWN else float(cell.sparsity)
+    return Row(sparsity, cell.pattern, cell.pruner, cell.schedule, cell.method, cell.variant)
+
+
+def agrees(cell: Published, protocol: Protocol) -> bool:
+    """Whether a published number was measured like ours; what it does not state counts against it.
+
+    An accuracy is comparable where all items were asked after equally many solved examples, in any
+    version of the harness; a mean is comparable where it is over the paper's tasks.
+    """
+    if protocol.text == HARNESS:
+        same = cell.dataset != AVERAGE or protocol.split == AVERAGED.get(cell.paper)
+        same = same and published_shots(cell) in (None, protocol.shots)
+        return same and protocol.items == "all" and protocol.statistics == "exact"
+    theirs = (cell.dataset, cell.split, cell.seqlen)
+    return theirs == (protocol.text, protocol.split, str(protocol.seqlen)) and (
+        protocol.statistics == "exact"
+    )
+
+
+def _doubt(cell: Published, protocol: Protocol | None) -> tuple[bool, bool]:
+    return protocol is None or not agrees(cell, protocol), cell.mark not in (UNKNOWN, "image")
