@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from sparsemend.config.renamed import explain_override
 from sparsemend.config.values import override_key
 from sparsemend.errors import OverrideError
 
@@ -218,6 +219,8 @@ class Names:
         for override in unknown:
             key = override.key_or_group
             if key not in keys and not override.is_add() and not override.is_force_add():
+                if gone := explain_override(key, lines):
+                    return gone
                 return _unknown_key(override, keys, groups) + self._where_keys_are_listed(key)
         return _first_paragraph(error)
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from sparsemend.method.adapter.fold import fold_adapters
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.sparse.linear import check_supports, sparse_linears
-from sparsemend.training.batches import mean_loss
+from sparsemend.training.batches import StepSplit, mean_loss
 from sparsemend.training.callbacks import VALIDATION_LOSS
 from sparsemend.training.distillation import Teacher
 from sparsemend.training.mask_callbacks import EnforceMasks
@@ -70,6 +70,7 @@ class TrainedRepair(TrainingPlan, RepairMethod):
             bench.train,
             bench.validation,
             seed=bench.seed,
+            micro_batch=bench.micro_batch,
             objective=self.objective(bench),
         )
         report = module.fit(bench.make_trainer, out=bench.out, resume_from=bench.resume_from)
@@ -79,9 +80,13 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         check_supports(model)
         if self.foldable and not self.holds_support:
             # validation saw a denser model than the one that is left
-            loss = mean_loss(model, module.validation_examples, bench.device, self.batch_size)
+            loss = mean_loss(model, module.validation_examples, bench.device, self.at_once(bench))
             report[f"{VALIDATION_LOSS}/folded"] = loss
         return {**report, "trained_parameters": parameters}
+
+    def at_once(self, bench: Workbench) -> int:
+        """The windows of a forward pass outside of training."""
+        return StepSplit(windows=self.windows_per_step, micro_batch=bench.micro_batch).at_once
 
     def free_trainable(self, model: PreTrainedModel) -> int:
         """Freeze all but the trained parameters; return their number without pruned weights."""

@@ -18,6 +18,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.config.renamed import check_stored
 from sparsemend.config.values import override_key
 
 # groups and keys that a command line with from_run may set; all else is the run's own
@@ -126,6 +127,7 @@ def finished_run(asked: str) -> FinishedRun:
             f"from_run={asked}: that run is {content['status']}, not finished; continue it with "
             f"resume={asked} first"
         )
+    check_stored(content["config"], folder)
     run = FinishedRun(folder, content)
     if not (run.model / "masks.safetensors").is_file():
         command = run.command or "its command"

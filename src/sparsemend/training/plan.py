@@ -29,8 +29,7 @@ CHOICES = {
 }
 COUNTS = (
     "max_steps",
-    "batch_size",
-    "accumulate",
+    "windows_per_step",
     "validate_every",
     "patience",
     "validation_windows",
@@ -110,8 +109,7 @@ class TrainingPlan(StepPlan):
     """Every knob of a fit; the values live in conf/training/default.yaml."""
 
     max_steps: int
-    batch_size: int
-    accumulate: int
+    windows_per_step: int
     validate_every: int
     validation_windows: int
     patience: int

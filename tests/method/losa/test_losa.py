@@ -449,7 +449,7 @@ def test_the_released_preset_is_the_released_behaviour() -> None:
     assert method.rank_repair == "single_pass"
     assert sum(method.round_steps) == method.max_steps == 1250
     assert list(method.data_slices[4]) == [4000, 10000]
-    assert method.batch_size * method.accumulate == 8
+    assert method.windows_per_step == 8
     # every row is read once: 125 steps of 8 are 1000 rows, 750 are 6000
     for steps, (first, end) in zip(method.round_steps, method.data_slices, strict=True):
         assert steps * 8 == end - first

@@ -339,6 +339,7 @@ class Losa(TrainedRepair):
             train,
             bench.validation,
             seed=seed,
+            micro_batch=bench.micro_batch,
             first_step=first_step,
             objective=work.objective,
         )

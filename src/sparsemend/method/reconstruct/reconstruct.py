@@ -90,12 +90,12 @@ class Reconstruct(BlockPlan, RepairMethod):
 
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         windows = torch.cat(list(bench.calibration))
-        check_windows(len(windows), self.batch_size, self.held_out)
+        check_windows(len(windows), self.windows_per_step, self.held_out)
         model.requires_grad_(False).eval()
         dense = bench.load_dense().requires_grad_(False)
         rows = []
         stream = "cross" if (self.inputs, self.targets) == CROSS else self.inputs
-        batches = windows.split(self.batch_size)
+        batches = windows.split(self.windows_per_step)
         for pair in pairs(
             model, dense, batches, stream, device=bench.device, offload=bench.offload
         ):
@@ -103,7 +103,7 @@ class Reconstruct(BlockPlan, RepairMethod):
             if path.exists():
                 row = load_block(path, pair.tuned)
             else:
-                row = self.tune(pair, bench.seed)
+                row = self.tune(pair, bench)
                 save_block(path, pair.tuned.block, row)
             rows.append(row)
         steps = sum(row["steps"] for row in rows)
@@ -113,22 +113,22 @@ class Reconstruct(BlockPlan, RepairMethod):
                 [row["after"].get("held_out", {}).get("relative") for row in rows]
             ),
             "steps": steps,
-            "windows_per_step": self.batch_size,
+            "windows_per_step": self.windows_per_step,
             # a step passes its windows through one block
-            "tokens": round(steps / len(rows) * self.batch_size * windows.shape[1]),
+            "tokens": round(steps / len(rows) * self.windows_per_step * windows.shape[1]),
             "trained_parameters": sum(row["trained_parameters"] for row in rows),
         }
 
-    def tune(self, pair: BlockPair, seed: int) -> dict[str, Any]:
+    def tune(self, pair: BlockPair, bench: Workbench) -> dict[str, Any]:
         """Fit the block of one pair and fold what was attached; return the block's report row."""
         started = perf_counter()
         visit, targets = pair.tuned, pair.dense.outputs()
         before = self.errors(visit, targets)
         # of this block alone, so that a run continued at it draws the same
-        seed = seed * 1_000_003 + visit.index
+        seed = bench.seed * 1_000_003 + visit.index
         self.attach(visit.block, seed)
         trained = self.free_trainable(visit.block)
-        fit = BlockFit(visit, targets, self, seed=seed).run()
+        fit = BlockFit(visit, targets, self, seed=seed, micro_batch=bench.micro_batch).run()
         visit.block.requires_grad_(False).zero_grad(set_to_none=True)
         narrow(visit.block)
         lost = fold_adapters(visit.block)
