@@ -430,8 +430,9 @@ def test_a_later_fit_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> Non
         method.free_trainable(model)
         module = RepairModule(
             model,
-            method,
+            method.plan,
             method.callbacks(),
+            method.make_optimizer,
             bench.train,
             bench.validation,
             seed=3,

@@ -1,15 +1,16 @@
 """The one Lightning module that wraps every trained method.
 
 RepairModule knows nothing of adapters or masks: a method hands it trainable parameters and brings
-its callbacks.  Checkpoints hold what is trained and the supports, verified before they are
-written; a loss or gradient that is not finite stops the fit before the step is taken.
+its plan, callbacks and optimizer.  Checkpoints hold what is trained and the supports, verified
+before they are written; a loss or gradient that is not finite stops the fit before the step is
+taken.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -57,6 +58,7 @@ class RepairModule(LightningModule):
         model: PreTrainedModel,
         plan: TrainingPlan,
         method_callbacks: list[Callback],
+        make_optimizer: Callable[[nn.Module], Optimizer],
         train: Examples,
         validation: Examples,
         *,
@@ -65,7 +67,9 @@ class RepairModule(LightningModule):
         first_step: int = 0,
         objective: Objective | None = None,
     ) -> None:
-        """micro_batch: windows at once in each process, None for all of its share of a step.
+        """make_optimizer: the optimizer of all parameters that require gradients.
+
+        micro_batch: windows at once in each process, None for all of its share of a step.
 
         first_step: optimizer steps of earlier fits, whose data order and draws continue here.
         """
@@ -73,6 +77,7 @@ class RepairModule(LightningModule):
         self.model = model
         self.plan = plan
         self.method_callbacks = method_callbacks
+        self.make_optimizer = make_optimizer
         self.train_examples = train
         self.validation_examples = validation.first(plan.validation_windows)
         self.seed = seed
@@ -291,7 +296,7 @@ class RepairModule(LightningModule):
         return loader(examples, batches)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.plan.make_optimizer(self.model)
+        optimizer = self.make_optimizer(self.model)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -74,7 +74,7 @@ from sparsemend.sparsity_schedule.rates.similarity import block_similarity
 from sparsemend.training.callbacks import VALIDATION_LOSS
 from sparsemend.training.module import RepairModule
 from sparsemend.training.objective import Objective
-from sparsemend.training.plan import TrainingPlan, check_choice
+from sparsemend.training.plan import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -330,12 +330,11 @@ class Losa(TrainedRepair):
             part = slice(*self.data_slices[number - 1])
             train, seed = Examples(train.tokens[part], train.labels[part]), seed + number
             first_step = 0
-        shared = {field.name: getattr(self, field.name) for field in fields(TrainingPlan)}
-        plan = TrainingPlan(**{**shared, "max_steps": steps[number - 1]})
         return RepairModule(
             work.model,
-            plan,
+            replace(self.plan, max_steps=steps[number - 1]),
             callbacks,
+            self.make_optimizer,
             train,
             bench.validation,
             seed=seed,
