@@ -29,7 +29,7 @@ from support.contracts import assert_same_bits
 from support.wandb_file import read_offline
 from transformers import AutoModelForCausalLM
 
-from sparsemend.method.losa.rounds import RoundMark
+from sparsemend.method.losa.progress import RoundMark
 from sparsemend.result.record import Result
 from sparsemend.result.summary import block_rows, metric_rows, summary_of
 from sparsemend.run.load import record_protocol
