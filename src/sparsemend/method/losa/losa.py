@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import Examples
 from sparsemend.method.adapter.lors_function import LorsSettings
-from sparsemend.method.adapter.low_rank import attach_adapters, check_ranks, factors, kaiming_start
+from sparsemend.method.adapter.low_rank import attach_started, check_ranks, factors
 from sparsemend.method.base import Workbench
 from sparsemend.method.losa.linear import LosaLinear
 from sparsemend.method.losa.plan import (
@@ -114,15 +114,14 @@ class Losa(TrainedRepair):
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         rank = self.rank_cap or round(self.mean_rank)
-        generator = torch.Generator().manual_seed(bench.seed)
 
-        def make(name: str, linear: SparseLinear) -> LosaLinear:
+        def make(linear: SparseLinear, start: Tensor) -> LosaLinear:
             settings = LorsSettings(
                 self.scale, "exact_tiled", self.tile_rows, "float32", linear.weight.dtype
             )
             return LosaLinear(
                 linear,
-                kaiming_start(rank, linear.in_features, generator),
+                start,
                 settings,
                 rank=rank,
                 dropout=self.dropout,
@@ -131,7 +130,7 @@ class Losa(TrainedRepair):
                 nested=self.oversparsity == "ignore",
             )
 
-        attach_adapters(model, make)
+        attach_started(model, make, rank=rank, seed=bench.seed)
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         return factors(model)

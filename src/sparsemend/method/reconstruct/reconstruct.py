@@ -34,11 +34,10 @@ from sparsemend.files import replacing
 from sparsemend.method.adapter.fold import fold_adapters
 from sparsemend.method.adapter.low_rank import (
     SCALE_RULES,
-    attach_adapters,
+    attach_started,
     check_adapter,
     check_ranks,
     factors,
-    kaiming_start,
     scale_of,
 )
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
@@ -169,14 +168,12 @@ class Reconstruct(BlockPlan, RepairMethod):
     def attach(self, block: nn.Module, seed: int) -> None:
         """Attach the tensors that train to the block without changing its function."""
         if self.form == "masked_lora":
-            generator = torch.Generator().manual_seed(seed)
             scale = scale_of(self.alpha, self.rank, self.scale_rule)
 
-            def make(name: str, linear: SparseLinear) -> MaskedLoraLinear:
-                start = kaiming_start(self.rank, linear.in_features, generator)
+            def make(linear: SparseLinear, start: Tensor) -> MaskedLoraLinear:
                 return MaskedLoraLinear(linear, start, scale)
 
-            attach_adapters(block, make)
+            attach_started(block, make, rank=self.rank, seed=seed)
         # last: an adapter takes over a bias as a plain parameter
         widen(self.trained_tensors(block))
 
