@@ -163,7 +163,7 @@ def test_resume_equals_uninterrupted(name: str, tmp_path: Path) -> None:
 def test_supports_hold_after_every_step(name: str, tmp_path: Path) -> None:
     """Under weight decay, momentum and accumulation."""
     method = variant(name)
-    method.weight_decay, method.accumulate = 0.1, 2
+    method.weight_decay, method.windows_per_step = 0.1, 2
     contracts.check_supports_hold_after_every_step(method, tmp_path)
 
 

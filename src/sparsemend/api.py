@@ -180,6 +180,7 @@ def repair(
             out=out,
             seed=cfg.seed,
             rounding=cfg.rounding,
+            micro_batch=hardware.micro_batch,
         )
         if method.trains:
             method.check_train(bench.train)

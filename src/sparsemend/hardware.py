@@ -26,6 +26,7 @@ class Hardware:
     offload: bool
     threads: int | None
     walk_batch: int
+    micro_batch: int | None
     evaluation_batch: int
 
     def prepare(self) -> torch.device:
@@ -83,7 +84,7 @@ class Hardware:
 class DataParallel(Hardware):
     """Several devices of one machine that train together, a process each; rank 0 does all else.
 
-    method.batch_size is per process.
+    Each process takes an equal share of method.windows_per_step.
     """
 
     def check_devices(self) -> None:

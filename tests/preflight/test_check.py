@@ -761,9 +761,9 @@ def test_a_schedule_of_the_user_s_own_is_not_held_against_our_options(model: Pat
 @pytest.mark.parametrize(
     ("knobs", "least"),
     [
-        (("method.batch_size=8",), 9),  # one full batch, and one window held out
-        (("method.batch_size=8", "method.held_out=0"), 8),
-        (("method.batch_size=4",), 5),
+        (("method.windows_per_step=8",), 9),  # one full batch, and one window held out
+        (("method.windows_per_step=8", "method.held_out=0"), 8),
+        (("method.windows_per_step=4",), 5),
     ],
 )
 def test_too_few_windows_for_reconstruction_are_refused_with_the_number_needed(

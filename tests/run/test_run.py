@@ -29,7 +29,7 @@ from support.contracts import assert_same_bits
 from support.wandb_file import read_offline
 from transformers import AutoModelForCausalLM
 
-from sparsemend.method.losa.rounds import RoundMark
+from sparsemend.method.losa.progress import RoundMark
 from sparsemend.result.record import Result
 from sparsemend.result.summary import block_rows, metric_rows, summary_of
 from sparsemend.run.load import record_protocol
@@ -328,7 +328,7 @@ def test_a_run_killed_in_training_resumes_to_the_bits_of_an_undisturbed_one(
 def test_reconstruct_killed_in_block_two_ends_with_the_bits_of_an_undisturbed_run(
     workspace: Path, tmp_path: Path
 ) -> None:
-    overrides = ("method=reconstruct", "method.batch_size=2", "method.epochs=5")
+    overrides = ("method=reconstruct", "method.windows_per_step=2", "method.epochs=5")
     one, two = undisturbed_and_killed(
         workspace, tmp_path, *overrides, before="repair/block_1.safetensors"
     )
@@ -483,7 +483,7 @@ def test_a_failed_run_says_why_in_its_result(workspace: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "method", [("dsnot",), ("reconstruct", "method.batch_size=2")], ids=lambda m: m[0]
+    "method", [("dsnot",), ("reconstruct", "method.windows_per_step=2")], ids=lambda m: m[0]
 )
 def test_what_reads_dense_weights_is_refused_on_a_pruned_checkpoint(
     workspace: Path, tmp_path: Path, method: tuple[str, ...]

@@ -31,7 +31,7 @@ STEPS = 3
 SMALL = {
     "max_steps": STEPS,
     "learning_rate": 1e-2,
-    "batch_size": 2,
+    "windows_per_step": 2,
     "validate_every": 100,
     "checkpoint_every": 1,
     "warmup_fraction": 0.0,
@@ -112,7 +112,11 @@ def windows(count: int, seed: int = 7) -> Tensor:
 
 
 def bench_for(
-    out: Path, *extra: Callback, pattern: str = "unstructured", family: str = "llama"
+    out: Path,
+    *extra: Callback,
+    pattern: str = "unstructured",
+    family: str = "llama",
+    micro_batch: int | None = None,
 ) -> Workbench:
     model = random_model(family)
     parsed = Pattern.parse(pattern)
@@ -130,6 +134,7 @@ def bench_for(
         offload=False,
         out=out,
         seed=0,
+        micro_batch=micro_batch,
     )
 
 
@@ -188,8 +193,9 @@ class WatchSupports(Callback):
 
 def check_supports_hold_after_every_step(method: TrainedRepair, out: Path) -> None:
     watch = WatchSupports()
-    method.repair(pruned_model(), bench_for(out, watch))
-    assert watch.checked == STEPS * method.accumulate
+    micro_batch = 1
+    method.repair(pruned_model(), bench_for(out, watch, micro_batch=micro_batch))
+    assert watch.checked == STEPS * method.windows_per_step // micro_batch
 
 
 def check_attaching_is_invisible(method: TrainedRepair, out: Path) -> None:

@@ -16,7 +16,7 @@ from sparsemend.table.experiments import STEPS, Experiment, experiments
 
 SEQLEN = 32
 # what a random model of two small blocks needs set smaller
-TRAINED = ("method.max_steps=60", "method.batch_size=2", "method.validate_every=60")
+TRAINED = ("method.max_steps=60", "method.windows_per_step=2", "method.validate_every=60")
 
 
 @pytest.fixture(scope="module")

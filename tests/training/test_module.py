@@ -20,7 +20,14 @@ from sparsemend.data.base import UNLABELLED
 from sparsemend.method.masked_full.masked_full import MaskedFull
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
-from sparsemend.training.batches import SteppedBatches, count_labels, mean_loss, next_token_loss
+from sparsemend.training.batches import (
+    Order,
+    SteppedBatches,
+    StepSplit,
+    count_labels,
+    mean_loss,
+    next_token_loss,
+)
 from sparsemend.training.mask_callbacks import EnforceMasks, UpdateMasks
 from sparsemend.training.module import RepairModule
 
@@ -117,8 +124,7 @@ def test_the_order_of_the_mask_callbacks_does_not_matter(tmp_path: Path) -> None
 def test_masks_update_once_per_optimizer_step_under_accumulation(tmp_path: Path) -> None:
     swap = SwapFirst()
     method = with_callbacks([EnforceMasks(), swap])
-    method.accumulate = 2
-    method.repair(pruned_model(), bench_for(tmp_path))
+    method.repair(pruned_model(), bench_for(tmp_path, micro_batch=1))
     assert swap.steps == [2]
 
 
@@ -358,15 +364,12 @@ def test_a_model_measured_on_a_device_can_be_written_to_afterwards(tmp_path: Pat
 
 
 def test_two_processes_read_what_one_reads() -> None:
-    def read(batch_size: int, rank: int, world: int) -> list[list[int]]:
-        return list(
-            SteppedBatches(
-                rows=7, batch_size=batch_size, batches=5, seed=1, start=lambda: 1,
-                rank=rank, world=world,
-            )
-        )  # fmt: skip
+    def read(rank: int, world: int) -> list[list[int]]:
+        split = StepSplit(windows=4, micro_batch=None, rank=rank, world=world)
+        return list(SteppedBatches(Order(7, seed=1), split, steps=5, start=lambda: 1))
 
-    whole, first, second = read(4, 0, 1), read(2, 0, 2), read(2, 1, 2)
+    whole, first, second = read(0, 1), read(0, 2), read(1, 2)
+    assert len(whole) == 4
     assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [sorted(w) for w in whole]
 
 
@@ -420,7 +423,6 @@ def test_a_later_fit_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> Non
     """Windows and draws of 2 + 3 steps are those of 5 in one fit."""
     method = method_of("masked_full")
     assert isinstance(method, MaskedFull)
-    method.accumulate = 2
 
     def read(steps: int, first_step: int) -> list[tuple[list[int], float]]:
         method.max_steps = steps
@@ -428,11 +430,13 @@ def test_a_later_fit_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> Non
         method.free_trainable(model)
         module = RepairModule(
             model,
-            method,
+            method.plan,
             method.callbacks(),
+            method.make_optimizer,
             bench.train,
             bench.validation,
             seed=3,
+            micro_batch=1,
             first_step=first_step,
         )
         reader = Reader()
@@ -445,13 +449,13 @@ def test_a_later_fit_goes_on_where_an_earlier_one_stopped(tmp_path: Path) -> Non
 class InterruptWithin(Callback):
     """Ends a fit before the micro-batch `number` (0-based) of the optimizer step `step`."""
 
-    def __init__(self, step: int, number: int, accumulate: int) -> None:
-        self.step, self.number, self.accumulate = step, number, accumulate
+    def __init__(self, step: int, number: int, micro_batches: int) -> None:
+        self.step, self.number, self.micro_batches = step, number, micro_batches
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if (trainer.global_step, batch_idx % self.accumulate) == (self.step, self.number):
+        if (trainer.global_step, batch_idx % self.micro_batches) == (self.step, self.number):
             raise contracts.Interrupt
 
 
@@ -463,19 +467,19 @@ def test_a_fit_resumed_and_killed_within_an_accumulation_resumes_to_the_same_bit
     def method() -> TrainedRepair:
         made = method_of("masked_full")
         assert isinstance(made, TrainedRepair)
-        made.accumulate, made.checkpoint_every = 2, 1
+        made.checkpoint_every = 1
         made.validate_every, made.max_steps = 100, 4
         return made
 
     undisturbed = pruned_model()
-    method().repair(undisturbed, bench_for(tmp_path / "whole"))
+    method().repair(undisturbed, bench_for(tmp_path / "whole", micro_batch=1))
     last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
     for number, resume_from in ((0, None), (1, last)):
-        bench = bench_for(tmp_path / "broken", InterruptWithin(2, number, 2))
+        bench = bench_for(tmp_path / "broken", InterruptWithin(2, number, 2), micro_batch=1)
         with pytest.raises(contracts.Interrupt):
             method().repair(pruned_model(), dataclasses.replace(bench, resume_from=resume_from))
     model = pruned_model()
-    bench = dataclasses.replace(bench_for(tmp_path / "broken"), resume_from=last)
+    bench = dataclasses.replace(bench_for(tmp_path / "broken", micro_batch=1), resume_from=last)
     method().repair(model, bench)
     resumed, whole = bits(model), bits(undisturbed)
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []

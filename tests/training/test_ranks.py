@@ -33,7 +33,13 @@ from sparsemend.training.collectives import digest
 from sparsemend.training.without_values import without_values
 
 TWO = DataParallel(
-    accelerator="cpu", devices=2, offload=False, threads=1, walk_batch=1, evaluation_batch=8
+    accelerator="cpu",
+    devices=2,
+    offload=False,
+    threads=1,
+    walk_batch=1,
+    micro_batch=None,
+    evaluation_batch=8,
 )
 
 
@@ -82,15 +88,15 @@ class Dump(Callback):
         torch.save(pl_module.state_dict(), self.out / f"rank{trainer.global_rank}.pt")
 
 
-def sgd(name: str, *extra: Callback | str, batch_size: int) -> TrainedRepair:
-    """A method that takes three steps of plain SGD, large enough to matter.
+def sgd(name: str, *extra: Callback | str) -> TrainedRepair:
+    """A method that takes three steps of plain SGD, of four windows, large enough to matter.
 
     extra: callbacks it brings, and overrides.
     """
     knobs = [knob for knob in extra if isinstance(knob, str)]
     method = method_of(name, "method.optimizer=sgd", "method.gradient_clip=0", *knobs)
     assert isinstance(method, TrainedRepair)
-    method.learning_rate, method.batch_size = 0.5, batch_size
+    method.learning_rate, method.windows_per_step = 0.5, 4
     brought = [callback for callback in extra if isinstance(callback, Callback)]
     if hasattr(method, "init_batch_size"):
         method.init_batch_size = 4  # the start must be the same one
@@ -142,9 +148,9 @@ def fit_alone(out: Path, method: TrainedRepair) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """masked_full by two processes, each with two windows."""
+    """masked_full by two processes, each with two windows of a step."""
     out = tmp_path_factory.mktemp("together")
-    report = fit_together(out, sgd("masked_full", Dump(out), batch_size=2))
+    report = fit_together(out, sgd("masked_full", Dump(out)))
     assert report["windows_per_step"] == 4
     return out
 
@@ -153,7 +159,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_masked_full_with_two_processes_is_one_with_twice_the_batch(
     together: Path, tmp_path: Path
 ) -> None:
-    report = fit_alone(tmp_path, sgd("masked_full", batch_size=4))
+    report = fit_alone(tmp_path, sgd("masked_full"))
     assert report["windows_per_step"] == 4
     assert_close(last(together), last(tmp_path))
     start = pruned_model().state_dict()
@@ -164,14 +170,14 @@ def test_masked_full_with_two_processes_is_one_with_twice_the_batch(
 @pytest.mark.slow
 def test_lors_with_two_processes_is_one_with_twice_the_batch(tmp_path: Path) -> None:
     """Its start, a gradient of rank 0 alone, arrives at the other rank."""
-    for part, fit, size in (("together", fit_together, 2), ("alone", fit_alone, 4)):
-        fit(tmp_path / part, sgd("lors", batch_size=size))
+    for part, fit in (("together", fit_together), ("alone", fit_alone)):
+        fit(tmp_path / part, sgd("lors"))
     assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
 
 
-def evolving(*extra: Callback, batch_size: int) -> TrainedRepair:
+def evolving(*extra: Callback) -> TrainedRepair:
     """seft by SGD: a round after step 2, of gradients of both ranks."""
-    method = sgd("seft", batch_size=batch_size)
+    method = sgd("seft")
     method.max_steps, method.update_interval, method.accumulation_steps = 5, 4, 2
     method.__post_init__()
     method.callbacks = Brings([*type(method).callbacks(method), *extra])  # type: ignore[method-assign]
@@ -183,8 +189,8 @@ def test_seft_moves_on_two_processes_as_on_one_with_twice_the_batch(tmp_path: Pa
     """Statistics are averaged, so the same positions leave and enter, the same weights go."""
     dump = Dump(tmp_path)
     reports = {
-        "together": fit_together(tmp_path / "together", evolving(dump, batch_size=2)),
-        "alone": fit_alone(tmp_path / "alone", evolving(batch_size=4)),
+        "together": fit_together(tmp_path / "together", evolving(dump)),
+        "alone": fit_alone(tmp_path / "alone", evolving()),
     }
     assert sum(reports["alone"]["evolution"]["rounds"][0]["reactivated"]) > 0
     assert reports["together"]["evolution"] == reports["alone"]["evolution"]
@@ -200,11 +206,11 @@ def test_every_labelled_token_weighs_the_same_on_whichever_rank(tmp_path: Path) 
     for row in range(12):
         labels[row, : row + 2] = UNLABELLED
     reports = {}
-    for part, make_bench, size in (("together", parallel, 2), ("alone", bench_for, 4)):
+    for part, make_bench in (("together", parallel), ("alone", bench_for)):
         bench = make_bench(tmp_path / part)
         for split in ("train", "validation"):
             object.__setattr__(bench, split, Examples(tokens, labels))
-        reports[part] = sgd("masked_full", batch_size=size).repair(pruned_model(), bench)
+        reports[part] = sgd("masked_full").repair(pruned_model(), bench)
     assert_close(last(tmp_path / "together"), last(tmp_path / "alone"))
     expected = pytest.approx(reports["alone"]["validation/loss"], rel=1e-6)
     assert reports["together"]["validation/loss"] == expected
@@ -215,11 +221,11 @@ def test_every_rank_learns_from_a_dense_model_of_its_own(tmp_path: Path) -> None
     """Distilled, two processes still take the steps of one with twice the batch."""
     knobs = ("weight=0.5", "hidden_weight=1")
     reports = {}
-    for label, size, bench in (
-        ("one", 4, bench_for(tmp_path / "one")),
-        ("two", 2, parallel(tmp_path / "two")),
+    for label, bench in (
+        ("one", bench_for(tmp_path / "one")),
+        ("two", parallel(tmp_path / "two")),
     ):
-        method = sgd("masked_full", *(f"method.distill.{k}" for k in knobs), batch_size=size)
+        method = sgd("masked_full", *(f"method.distill.{k}" for k in knobs))
         object.__setattr__(bench, "load_dense", partial(random_model, "llama"))
         reports[label] = method.repair(pruned_model(), bench)
     assert_close(last(tmp_path / "two"), last(tmp_path / "one"))
@@ -234,7 +240,7 @@ def test_every_parameter_and_buffer_is_the_same_on_both_ranks(together: Path) ->
 
 @pytest.mark.slow
 def test_ranks_that_drift_apart_are_found(tmp_path: Path) -> None:
-    method = sgd("masked_full", OnRank(1, 2, nudge), batch_size=2)
+    method = sgd("masked_full", OnRank(1, 2, nudge))
     first = r"model\.model\.layers\.0\.self_attn\.q_proj\.weight"
     with pytest.raises(RuntimeError, match=rf"^{first} differs between rank 0 and 1 other"):
         fit_together(tmp_path, method)
@@ -242,7 +248,7 @@ def test_ranks_that_drift_apart_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both(tmp_path: Path) -> None:
-    method = sgd("masked_full", OnRank(1, 1, poison), batch_size=2)
+    method = sgd("masked_full", OnRank(1, 1, poison))
     with pytest.raises(FloatingPointError, match="loss is nan at step 2 of 3"):
         fit_together(tmp_path, method)
 
@@ -252,13 +258,13 @@ def test_a_lost_rank_ends_the_run_which_resumes_to_the_same_bits(
     together: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError, match="rank 1 failed: ended without a word"):
-        fit_together(tmp_path, sgd("masked_full", OnRank(1, 2, die), batch_size=2))
+        fit_together(tmp_path, sgd("masked_full", OnRank(1, 2, die)))
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     assert torch.load(checkpoint, weights_only=False)["global_step"] == 2
     assert [path.name for path in sorted(checkpoint.parent.iterdir())] == ["last.ckpt"]
     bench = parallel(tmp_path)
     object.__setattr__(bench, "resume_from", checkpoint)
-    sgd("masked_full", batch_size=2).repair(pruned_model(), bench)
+    sgd("masked_full").repair(pruned_model(), bench)
     contracts.assert_same_bits(last(tmp_path), last(together))
 
 
@@ -270,11 +276,12 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, (name, rows) in enumerate((("cal", 8), ("train", 24), ("test", 6))):
         tokens = contracts.windows(rows, seed=seed).repeat(1, 2)
         save_file({"input_ids": tokens}, folder / f"{name}.safetensors")
-    hardware = {"two": ("hardware=ddp", "method.batch_size=2"), "one": ("method.batch_size=4",)}
+    hardware = {"two": ("hardware=ddp",), "one": ()}
     for part, chosen in hardware.items():
         arguments = [
             *(a for a in contract(folder, folder) if not a.startswith("hydra.run.dir")),
             *chosen,
+            "method.windows_per_step=4",
             "hardware.threads=1",
             "method.optimizer=adamw,sgd",
             "method.max_steps=6",
@@ -350,12 +357,12 @@ def test_what_cannot_be_sent_is_refused(tmp_path: Path) -> None:
     model = pruned_model()
     model.register_forward_hook(lambda module, given, output: None)
     with pytest.raises(TypeError, match="cannot be sent to other processes"):
-        sgd("masked_full", batch_size=2).repair(model, parallel(tmp_path))
+        sgd("masked_full").repair(model, parallel(tmp_path))
 
 
 @pytest.mark.slow
 def test_activation_checkpointing_reaches_every_rank(together: Path, tmp_path: Path) -> None:
-    method = sgd("masked_full", batch_size=2)
+    method = sgd("masked_full")
     method.activation_checkpointing = True
     fit_together(tmp_path, method)
     contracts.assert_same_bits(last(tmp_path), last(together))

@@ -79,6 +79,7 @@ PROTOCOL = {  # key of result.json's protocol -> its name in the card
     "statistics": "statistics",
     "data_hash": "SHA-256 of the data",
 }
+REPAIR = {"steps": "optimizer steps", "windows_per_step": "windows per optimizer step"}
 
 
 def model_card(result: Mapping[str, Any], command: str) -> str:
@@ -160,6 +161,11 @@ def _protocol_rows(result: Mapping[str, Any]) -> list[str]:
         f"| {name} | {', '.join(f'{key} {value}' for key, value in section.items())} |"
         for name, section in protocol.items()
         if isinstance(section, Mapping)
+    ]
+    rows += [
+        f"| {label} | {_plain(result['repair'][key])} |"
+        for key, label in REPAIR.items()
+        if key in result.get("repair", {})
     ]
     rows += [
         f"| evaluation | `{_member(section)}` |"

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsemend.config.jobs import keys_in
+from sparsemend.config.renamed import explain_override
 from sparsemend.config.unknown import first_paragraph, last_part, unknown_key
 from sparsemend.config.values import override_key
 from sparsemend.errors import OverrideError, nearest
@@ -155,6 +156,8 @@ class Names:
         for override in unknown:
             key = override.key_or_group
             if key not in keys and not override.is_add() and not override.is_force_add():
+                if gone := explain_override(key, lines):
+                    return gone
                 groups = [] if "." in key else self.groups
                 message = unknown_key(override, keys, groups, self.members_with(key))
                 return message + self._where_keys_are_listed(key)

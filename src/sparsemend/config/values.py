@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 # what changes no number
 NOT_HASHED = ("name", "variant", "resume", "logger", "cache", "search", "export", "export_dtype")
+# the same of keys inside a group: how a step is split changes only the order of sums
+NOT_HASHED_INSIDE = ("hardware.micro_batch",)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -34,7 +36,12 @@ _NOTHING = object()
 
 
 def _hashed_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in NOT_HASHED}
+    part = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    for dotted in NOT_HASHED_INSIDE:
+        group, _, left_out = dotted.partition(".")
+        if isinstance(inside := part.get(group), Mapping):
+            part[group] = {key: value for key, value in inside.items() if key != left_out}
+    return part
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

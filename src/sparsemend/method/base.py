@@ -47,6 +47,7 @@ class Workbench:
     offload: bool
     out: Path
     seed: int
+    micro_batch: int | None = None  # windows at once in a training step; None: all of its share
     rounding: str = "pruner"  # how rates become whole weights, see `rounding`
     resume_from: Path | None = None
 

@@ -121,7 +121,7 @@ class DeltaRepair(TrainedRepair):
     def _adamw(self) -> dict[str, Any]:
         return {
             "lr": self.learning_rate,
-            "betas": self.both_betas,
+            "betas": self.plan.both_betas,
             "eps": self.epsilon,
             "weight_decay": self.weight_decay,
         }

@@ -22,27 +22,23 @@ from sparsemend.method.adapter.lora import LoraLinear, attach_lora
 from sparsemend.method.adapter.low_rank import (
     SCALE_RULES,
     check_adapter,
-    check_ranks,
-    factors,
     scale_of,
 )
 from sparsemend.method.adapter.peft_layout import load_peft, save_peft
 from sparsemend.method.base import Workbench
-from sparsemend.method.trained import TrainedRepair
+from sparsemend.method.low_rank_repair import LowRankRepair
 from sparsemend.sparse.count import support_sparsity
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.training.plan import check_choice
 
 
 @dataclass(kw_only=True)
-class Lora(TrainedRepair):
+class Lora(LowRankRepair):
     """Trains A and B beside the frozen sparse weights and leaves them there."""
 
     foldable: ClassVar[bool] = False
     holds_support: ClassVar[bool] = False
 
-    rank: int
-    alpha: float
     scale_rule: str
     dropout: float
     allow_densify: bool
@@ -52,15 +48,9 @@ class Lora(TrainedRepair):
         check_adapter(self.rank, self.alpha, self.dropout)
         check_choice("scale_rule", self.scale_rule, SCALE_RULES)
 
-    def check_model(self, model: PreTrainedModel, supports: object) -> None:
-        check_ranks(model, self.rank)
-
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         scale = scale_of(self.alpha, self.rank, self.scale_rule)
         attach_lora(model, rank=self.rank, scale=scale, dropout=self.dropout, seed=bench.seed)
-
-    def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        return factors(model)
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
         """Leave base and adapter apart, or (allow_densify) merge them on an all-kept support."""

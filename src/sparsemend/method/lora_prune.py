@@ -18,34 +18,25 @@ from transformers import PreTrainedModel
 
 from sparsemend.method.adapter.fold import adapters, count_lost
 from sparsemend.method.adapter.lora import attach_lora
-from sparsemend.method.adapter.low_rank import check_adapter, check_ranks, factors
+from sparsemend.method.adapter.low_rank import check_adapter
 from sparsemend.method.base import Workbench
-from sparsemend.method.trained import TrainedRepair
+from sparsemend.method.low_rank_repair import LowRankRepair
 from sparsemend.sparse.linear import SparseLinear
 
 
 @dataclass(kw_only=True)
-class LoraPrune(TrainedRepair):
+class LoraPrune(LowRankRepair):
     """Trains A and B as plain LoRA; the fold keeps the update on the support only."""
 
     holds_support: ClassVar[bool] = False
-
-    rank: int
-    alpha: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_adapter(self.rank, self.alpha, 0.0)
 
-    def check_model(self, model: PreTrainedModel, supports: object) -> None:
-        check_ranks(model, self.rank)
-
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         scale = self.alpha / self.rank
         attach_lora(model, rank=self.rank, scale=scale, dropout=0.0, seed=bench.seed)
-
-    def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        return factors(model)
 
     @torch.no_grad()
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:

@@ -18,32 +18,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.method.adapter.low_rank import (
     SCALE_RULES,
-    attach_adapters,
+    attach_started,
     check_adapter,
-    check_ranks,
-    factors,
-    kaiming_start,
     scale_of,
 )
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear, TwoGemmLinear
 from sparsemend.method.base import Workbench
-from sparsemend.method.trained import TrainedRepair
+from sparsemend.method.low_rank_repair import LowRankRepair
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.training.plan import check_choice
 
 
 @dataclass(kw_only=True)
-class MaskedLora(TrainedRepair):
+class MaskedLora(LowRankRepair):
     """Trains A and B of every prunable linear, then folds them into the sparse weights."""
 
-    rank: int
-    alpha: float
     scale_rule: str
     form: str
     dropout: float
@@ -59,20 +53,12 @@ class MaskedLora(TrainedRepair):
                 "the update is merged; use method.form=two_gemm or method.dropout=0"
             )
 
-    def check_model(self, model: PreTrainedModel, supports: object) -> None:
-        check_ranks(model, self.rank)
-
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
-        generator = torch.Generator().manual_seed(bench.seed)
         scale = scale_of(self.alpha, self.rank, self.scale_rule)
 
-        def make(name: str, linear: SparseLinear) -> MaskedLoraLinear:
-            start = kaiming_start(self.rank, linear.in_features, generator)
+        def make(linear: SparseLinear, start: Tensor) -> MaskedLoraLinear:
             if self.form == "two_gemm":
                 return TwoGemmLinear(linear, start, scale, self.dropout)
             return MaskedLoraLinear(linear, start, scale)
 
-        attach_adapters(model, make)
-
-    def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        return factors(model)
+        attach_started(model, make, rank=self.rank, seed=bench.seed)

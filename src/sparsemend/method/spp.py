@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.method.adapter.fold import adapters
-from sparsemend.method.adapter.low_rank import attach_adapters, kaiming_start, wider
+from sparsemend.method.adapter.low_rank import attach_started, wider
 from sparsemend.method.base import Workbench
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.linear import SparseLinear
@@ -110,13 +110,11 @@ class Spp(TrainedRepair):
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         self.check_model(model, None)
-        generator = torch.Generator().manual_seed(bench.seed)
 
-        def make(name: str, linear: SparseLinear) -> SppLinear:
-            start = kaiming_start(self.groups, linear.in_features, generator)
+        def make(linear: SparseLinear, start: Tensor) -> SppLinear:
             return SppLinear(linear, start, scale=self.scale, form=self.form, dropout=self.dropout)
 
-        attach_adapters(model, make)
+        attach_started(model, make, rank=self.groups, seed=bench.seed)
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         linears = [m for _, m in adapters(model) if isinstance(m, SppLinear)]

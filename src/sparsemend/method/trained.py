@@ -9,29 +9,33 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import Callback
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from sparsemend.method.adapter.fold import fold_adapters
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.sparse.linear import check_supports, sparse_linears
-from sparsemend.training.batches import mean_loss
+from sparsemend.training.batches import StepSplit, mean_loss
 from sparsemend.training.callbacks import VALIDATION_LOSS
 from sparsemend.training.distillation import Teacher
 from sparsemend.training.mask_callbacks import EnforceMasks
 from sparsemend.training.module import RepairModule
 from sparsemend.training.objective import NextToken, Objective
-from sparsemend.training.plan import TrainingPlan
+from sparsemend.training.plan import TrainingFields
 
 
 @dataclass(kw_only=True)
-class TrainedRepair(TrainingPlan, RepairMethod):
+class TrainedRepair(TrainingFields, RepairMethod):
     """attach -> Trainer.fit(RepairModule) -> fold.
 
     A method says what it attaches and which parameters it trains; loops, precision, checkpoints
-    and mask enforcement are shared.
+    and mask enforcement are shared.  Its `plan` is that of the fields of conf/training.
     """
 
     trains: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _ = self.plan  # raises ValueError here on settings that cannot work
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
@@ -51,9 +55,14 @@ class TrainedRepair(TrainingPlan, RepairMethod):
 
     def objective(self, bench: Workbench) -> Objective:
         """The objective of a step: by the plan, distillation or the next-token loss."""
-        if self.distillation.on:
-            return Teacher(self.distillation, bench.load_dense)
+        distillation = self.plan.distillation
+        if distillation.on:
+            return Teacher(distillation, bench.load_dense)
         return NextToken()
+
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
+        """The optimizer of all parameters that require gradients, by the plan."""
+        return self.plan.make_optimizer(model)
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
         """Replace every adapter by a SparseLinear of its effective weight; return diagnostics."""
@@ -65,11 +74,13 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         parameters = self.free_trainable(model)
         module = RepairModule(
             model,
-            self,
+            self.plan,
             self.callbacks(),
+            self.make_optimizer,
             bench.train,
             bench.validation,
             seed=bench.seed,
+            micro_batch=bench.micro_batch,
             objective=self.objective(bench),
         )
         report = module.fit(bench.make_trainer, out=bench.out, resume_from=bench.resume_from)
@@ -79,9 +90,13 @@ class TrainedRepair(TrainingPlan, RepairMethod):
         check_supports(model)
         if self.foldable and not self.holds_support:
             # validation saw a denser model than the one that is left
-            loss = mean_loss(model, module.validation_examples, bench.device, self.batch_size)
+            loss = mean_loss(model, module.validation_examples, bench.device, self.at_once(bench))
             report[f"{VALIDATION_LOSS}/folded"] = loss
         return {**report, "trained_parameters": parameters}
+
+    def at_once(self, bench: Workbench) -> int:
+        """The windows of a forward pass outside of training."""
+        return StepSplit(windows=self.windows_per_step, micro_batch=bench.micro_batch).at_once
 
     def free_trainable(self, model: PreTrainedModel) -> int:
         """Freeze all but the trained parameters; return their number without pruned weights."""

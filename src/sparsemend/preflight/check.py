@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.checkpoint.headers import TensorShape, has_experts, linear_shapes
 from sparsemend.checkpoint.model import ModelConfig, find_model
+from sparsemend.config.renamed import check_config
 from sparsemend.evaluation.zero_shot.task_names import find_tasks
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.preflight.cache import check_cache
@@ -33,6 +34,7 @@ from sparsemend.preflight.method import (
 )
 from sparsemend.preflight.modules import check_modules
 from sparsemend.preflight.sparsity_schedule import check_rounding, check_schedule
+from sparsemend.preflight.steps import check_steps
 from sparsemend.result.finished import resolve_from_run
 from sparsemend.result.resume import check_resumable
 from sparsemend.sparse.pattern import Pattern
@@ -56,6 +58,7 @@ def check(cfg: DictConfig) -> None:
     """Raise ValueError or FileNotFoundError, with value, bound and remedy, on what cannot work."""
     cfg = resolve_from_run(cfg)
     check_missing(cfg)
+    check_config(cfg)
     check_modules(cfg)
     check_numbers(cfg)
     pattern = check_pattern(cfg)
@@ -63,6 +66,7 @@ def check(cfg: DictConfig) -> None:
     check_rounding(cfg, pattern)
     check_dtype(cfg)
     check_hardware(cfg)
+    check_steps(cfg)
     check_training(cfg)
     check_rounds(cfg, pattern)
     check_pruning_rounds(cfg, pattern)

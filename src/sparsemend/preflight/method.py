@@ -87,7 +87,7 @@ def check_block_windows(cfg: DictConfig) -> None:
     """A method that trains on the calibration windows block by block has enough of them."""
     method, samples = cfg.method, cfg.data.get("calibration_samples")
     if "held_out" in method and isinstance(samples, int):
-        check_windows(samples, method.batch_size, method.held_out)
+        check_windows(samples, method.windows_per_step, method.held_out)
 
 
 def check_pruning_rounds(cfg: DictConfig, pattern: Pattern) -> None:

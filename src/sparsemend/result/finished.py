@@ -17,6 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.config.renamed import check_stored
 from sparsemend.config.values import override_key
 from sparsemend.names import ADAPTER, MASKS, MODEL, RESULT, SPEED, STATES
 from sparsemend.result.folder import load_result
@@ -120,6 +121,7 @@ def finished_run(asked: str) -> FinishedRun:
             f"from_run={asked}: that run is {result.status}, not finished; continue it with "
             f"resume={asked} first"
         )
+    check_stored(result.config, folder)
     run = FinishedRun(folder, result)
     if not (run.model / MASKS).is_file():
         command = run.command or "its command"

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparsemend.config.renamed import check_stored
 from sparsemend.config.values import config_hash, differences
 from sparsemend.names import (
     ADAPTER,
@@ -126,7 +127,9 @@ def check_resumable(folder: Path, config: Mapping[str, Any]) -> None:
 
 def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise ValueError naming the differing keys unless the run in `folder` has this config."""
-    differing_keys = differences(load_result(folder / RESULT).config, config)
+    stored = load_result(folder / RESULT).config
+    check_stored(stored, folder)
+    differing_keys = differences(stored, config)
     if differing_keys:
         shown = "; ".join(differing_keys[:8]) + ("; ..." if len(differing_keys) > 8 else "")
         raise ValueError(

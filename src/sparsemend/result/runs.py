@@ -88,11 +88,6 @@ class RunRecord:
         return self.result.provenance.dirty is not False
 
     @property
-    def devices(self) -> int:
-        """Number of devices that train together; a step reads the windows of all."""
-        return int((self.config.get("hardware") or {}).get("devices", 1))
-
-    @property
     def foldable(self) -> bool:
         """Whether it ends in one sparse matrix per linear."""
         return self.result.repair.foldable is not False
@@ -171,8 +166,6 @@ class RunRecord:
         if self.member("sparsity_schedule") == "uniform":
             dropped |= {"sparsity_schedule"}
         knobs = dict(leaves({k: v for k, v in self.config.items() if k not in dropped}))
-        if state == "repaired":  # a step reads the windows of every device
-            knobs["hardware.devices"] = self.devices
         return {**loaded, **knobs}
 
     def value(self, state: str, metric: str) -> float | None:

@@ -56,6 +56,7 @@ def _workbench(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Workb
         offload=parts.hardware.offload,
         out=job.out,
         seed=cfg.seed,
+        micro_batch=parts.hardware.micro_batch,
         rounding=cfg.rounding,
         resume_from=job.checkpoint,
     )

@@ -185,7 +185,7 @@ def _values(content: Mapping[str, Any]) -> dict[str, Any]:
         if (inner := key.partition(".")[2]) in content.get("data", {}):
             values[key] = content["data"][inner]
     method = content.get("method", {})
-    values["windows_per_step"] = method.get("batch_size", 1) * method.get("accumulate", 1)
+    values["windows_per_step"] = method.get("windows_per_step", 1)
     return values
 
 

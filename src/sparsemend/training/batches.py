@@ -1,13 +1,15 @@
 """The examples that a training step reads, and its loss on them.
 
-Micro-batch k of a run is a function of (seed, k) alone, whatever was interrupted in between; with
-several processes each takes its share of it, so the global batch does not depend on their number.
+The windows of step k are a function of (seed, k) alone, whatever was interrupted in between.  They
+are shared out over processes and micro-batches, whose numbers change neither which windows a step
+reads nor what it minimises: the mean over all labelled positions of the step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,39 +19,61 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.training.shares import check_shares
 
 
-class SteppedBatches(Sampler[list[int]]):
-    """Batches of row indices, each epoch a fresh permutation, starting at the micro-batch `start`.
+@dataclass(frozen=True, kw_only=True)
+class StepSplit:
+    """The share of process `rank` of `world` in a step's `windows`, and its micro-batches.
 
-    A global micro-batch holds batch_size * world rows, of which process `rank` reads every
-    world-th; `batches` is the number of micro-batches of a whole run.
+    micro_batch: windows at once, None for the whole share; the last micro-batch may be smaller.
     """
 
-    def __init__(
-        self,
-        *,
-        rows: int,
-        batch_size: int,
-        batches: int,
-        seed: int,
-        start: Callable[[], int],
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.rows, self.batch_size, self.batches, self.seed = rows, batch_size, batches, seed
-        self.start, self.rank, self.world = start, rank, world
+    windows: int
+    micro_batch: int | None
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        check_shares(self.windows, self.world)
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"hardware.micro_batch {self.micro_batch} is below 1")
+
+    @property
+    def share(self) -> int:
+        return self.windows // self.world
+
+    @property
+    def at_once(self) -> int:
+        """The windows of a micro-batch."""
+        return min(self.micro_batch or self.share, self.share)
+
+    @property
+    def count(self) -> int:
+        """The micro-batches of a step."""
+        return -(-self.share // self.at_once)
+
+    def whole(self, step: int) -> range:
+        """The positions that all processes together read in `step` (0-based)."""
+        return range(step * self.windows, (step + 1) * self.windows)
+
+    def part(self, step: int, number: int) -> range:
+        """The positions of this process's micro-batch `number`; processes read them in turn."""
+        mine = self.whole(step)[self.rank :: self.world]
+        return mine[number * self.at_once : (number + 1) * self.at_once]
+
+
+class Order:
+    """The row read at each position of a run: every epoch a fresh permutation of all rows."""
+
+    def __init__(self, rows: int, *, seed: int) -> None:
+        self.rows, self.seed = rows, seed
         self._epoch = -1
         self._order: list[int] = []
 
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        size = self.batch_size * self.world
-        for batch in range(self.start(), self.batches):
-            first = batch * size + self.rank
-            yield [self._row(first + i * self.world) for i in range(self.batch_size)]
+    def at(self, positions: Iterable[int]) -> list[int]:
+        """The rows at these positions."""
+        return [self._row(position) for position in positions]
 
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, self.rows)
@@ -57,6 +81,23 @@ class SteppedBatches(Sampler[list[int]]):
             self._order = permutation(self.rows, seed=self.seed, epoch=epoch)
             self._epoch = epoch
         return self._order[offset]
+
+
+class SteppedBatches(Sampler[list[int]]):
+    """The rows of every micro-batch of this process, from step `start` on up to step `steps`."""
+
+    def __init__(
+        self, order: Order, split: StepSplit, *, steps: int, start: Callable[[], int]
+    ) -> None:
+        self.order, self.split, self.steps, self.start = order, split, steps, start
+
+    def __len__(self) -> int:
+        return self.steps * self.split.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start(), self.steps):
+            for number in range(self.split.count):
+                yield self.order.at(self.split.part(step, number))
 
 
 def permutation(rows: int, *, seed: int, epoch: int) -> list[int]:
@@ -81,15 +122,18 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def mean_loss(model: nn.Module, examples: Examples, device: torch.device, batch_size: int) -> float:
-    """The mean loss over all labelled tokens of `examples`; NaN if there are none."""
+def mean_loss(model: nn.Module, examples: Examples, device: torch.device, at_once: int) -> float:
+    """The mean loss over all labelled tokens of `examples`; NaN if there are none.
+
+    at_once: windows per forward.
+    """
     home = next(model.parameters()).device
     model.to(device)
     total, count = 0.0, 0
     # moving the model inside inference mode would leave parameters that cannot be written to later
     with torch.inference_mode():
-        for start in range(0, len(examples), batch_size):
-            part = slice(start, start + batch_size)
+        for start in range(0, len(examples), at_once):
+            part = slice(start, start + at_once)
             tokens, labels = examples.tokens[part].to(device), examples.labels[part].to(device)
             if number := count_labels(labels):
                 total += float(next_token_loss(model, tokens, labels)) * number

@@ -1,4 +1,4 @@
-"""Messages between the ranks of a fit besides gradients: buffers, mean losses, digests."""
+"""Messages between the ranks of a fit besides gradients: buffers, means, digests."""
 
 from __future__ import annotations
 
@@ -16,18 +16,6 @@ def send_buffers(module: nn.Module) -> None:
         flat = buffer.contiguous().view(-1).view(torch.uint8)  # gloo does not know every dtype
         distributed.broadcast(flat, src=0)
         buffer.copy_(flat.view(buffer.dtype).view(buffer.shape))
-
-
-def mean_over_ranks(mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(mean over all ranks' items, factor by which this rank must scale its mean).
-
-    mean: of this rank's `count` items.  DistributedDataParallel averages gradients over ranks as
-    if counts were equal; with the scaled loss it averages over items.
-    """
-    sums = torch.stack([mean.detach().double() * count, mean.new_tensor(count).double()])
-    distributed.all_reduce(sums)
-    total, items = sums
-    return (total / items).to(mean.dtype), (count * distributed.get_world_size() / items).float()
 
 
 def average_over_ranks_(tensor: Tensor) -> Tensor:

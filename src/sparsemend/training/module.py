@@ -1,15 +1,16 @@
 """The one Lightning module that wraps every trained method.
 
 RepairModule knows nothing of adapters or masks: a method hands it trainable parameters and brings
-its callbacks.  Checkpoints hold what is trained and the supports, verified before they are
-written; a loss or gradient that is not finite stops the fit before the step is taken.
+its plan, callbacks and optimizer.  Checkpoints hold what is trained and the supports, verified
+before they are written; a loss or gradient that is not finite stops the fit before the step is
+taken.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -28,11 +29,19 @@ from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.names import CHECKPOINTS, LAST_CHECKPOINT
 from sparsemend.sparse.linear import check_supports, sparse_linears
-from sparsemend.training.batches import SteppedBatches, count_labels, loader, next_token_loss
+from sparsemend.training.batches import (
+    Order,
+    SteppedBatches,
+    StepSplit,
+    count_labels,
+    loader,
+    next_token_loss,
+)
 from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
-from sparsemend.training.collectives import check_equal_over_ranks, mean_over_ranks, send_buffers
+from sparsemend.training.collectives import check_equal_over_ranks, send_buffers
 from sparsemend.training.objective import NextToken, Objective
 from sparsemend.training.plan import TrainingPlan, learning_rate_schedule
+from sparsemend.training.step_loss import StepLoss
 
 log = logging.getLogger(__name__)
 
@@ -51,26 +60,37 @@ class RepairModule(LightningModule):
         model: PreTrainedModel,
         plan: TrainingPlan,
         method_callbacks: list[Callback],
+        make_optimizer: Callable[[nn.Module], Optimizer],
         train: Examples,
         validation: Examples,
         *,
         seed: int,
+        micro_batch: int | None,
         first_step: int = 0,
         objective: Objective | None = None,
     ) -> None:
-        """first_step: optimizer steps of earlier fits, whose data order and draws continue here."""
+        """make_optimizer: the optimizer of all parameters that require gradients.
+
+        micro_batch: windows at once in each process, None for all of its share of a step.
+
+        first_step: optimizer steps of earlier fits, whose data order and draws continue here.
+        """
         super().__init__()
         self.model = model
         self.plan = plan
         self.method_callbacks = method_callbacks
+        self.make_optimizer = make_optimizer
         self.train_examples = train
         self.validation_examples = validation.first(plan.validation_windows)
         self.seed = seed
+        self.micro_batch = micro_batch
+        self.order = Order(len(train), seed=seed)
         self.first_step = first_step
         self.objective = objective or NextToken()
         self.strict_loading = False  # checkpoints hold only what is trained
         self._after_fit = ExitStack()
         self._validated = torch.zeros(2, dtype=torch.float64)  # sum of losses, their number
+        self._step_loss = StepLoss(1)
 
     def fit(
         self, make_trainer: TrainerFactory, *, out: Path, resume_from: Path | None
@@ -95,26 +115,44 @@ class RepairModule(LightningModule):
             # for bf16-true the method rounds the parameters: Lightning would round every buffer of
             # the model too, the rotary frequencies among them
             precision=self.plan.precision if self.plan.precision != "bf16-true" else "32-true",
-            accumulate_grad_batches=self.plan.accumulate,
             gradient_clip_val=self.plan.gradient_clip or None,
-            val_check_interval=min(self.plan.validate_every, self.plan.max_steps)
-            * self.plan.accumulate,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
+        # the factory alone knows how many processes share a step, and so into what it is split
+        count = self._split(trainer.world_size).count
+        trainer.accumulate_grad_batches = count
+        trainer.val_check_interval = min(self.plan.validate_every, self.plan.max_steps) * count
         with ExitStack() as self._after_fit:
             trainer.fit(self, ckpt_path=resume_from, weights_only=False)
         if self.plan.keep_best and best.best_model_path and trainer.is_global_zero:
             checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=False)
             self.load_state_dict(checkpoint["state_dict"], strict=False)
         score = best.best_model_score
-        windows = self.plan.batch_size * self.plan.accumulate * trainer.world_size
+        windows = self.plan.windows_per_step
         return {
             "steps": trainer.global_step,
             "windows_per_step": windows,
             "tokens": trainer.global_step * windows * self.train_examples.tokens.shape[1],
             VALIDATION_LOSS: None if score is None else float(score),
         }
+
+    @property
+    def split(self) -> StepSplit:
+        """How this process reads its share of a step."""
+        return self._split(self.trainer.world_size, self.global_rank)
+
+    def _split(self, world: int, rank: int = 0) -> StepSplit:
+        return StepSplit(
+            windows=self.plan.windows_per_step,
+            micro_batch=self.micro_batch,
+            rank=rank,
+            world=world,
+        )
+
+    def _labels(self, positions: range) -> int:
+        """The labelled positions of the windows read there."""
+        return count_labels(self.train_examples.labels[self.order.at(positions)])
 
     @contextmanager
     def _training_mode(self) -> Iterator[None]:
@@ -148,7 +186,7 @@ class RepairModule(LightningModule):
 
     def on_train_batch_start(self, batch: list[Tensor], batch_index: int) -> None:
         # dropout draws what it would draw in an uninterrupted run
-        number = self.first_step * self.plan.accumulate + batch_index
+        number = self.first_step * self.split.count + batch_index
         torch.manual_seed(mix_seed(self.seed, number) * 101 + self.global_rank)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Tensor], batch_index: int) -> None:
@@ -157,17 +195,36 @@ class RepairModule(LightningModule):
             self.trainer.should_stop = True
 
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
-        step_loss = self.objective(self.model, *batch)
-        rank_mean = step_loss.total
-        loss, share = rank_mean.detach(), None
-        if self.trainer.world_size > 1:
-            loss, share = mean_over_ranks(rank_mean, count_labels(batch[1]))
+        split, step = self.split, self.first_step + self.global_step
+        number = batch_index % split.count
+        if number == 0:
+            self._step_loss = StepLoss(self._labels(split.whole(step)))
+            self._check_labelled()
+        returned = self._step_loss.add(
+            self.objective(self.model, *batch),
+            self._labels(split.part(step, number)),
+            shares=split.count * split.world,
+        )
+        if number == split.count - 1:
+            self._log_loss(split.world)
+        return returned
+
+    def _check_labelled(self) -> None:
+        if not self._step_loss.labels:  # on every rank, so that all stop
+            raise ValueError(
+                f"the {self.plan.windows_per_step} windows of step {self.global_step + 1} have no "
+                "labelled token to learn from; raise method.windows_per_step, or leave out of the "
+                "training data what is cut before its answer"
+            )
+
+    def _log_loss(self, world: int) -> None:
+        """Log the loss of the step that ends; refuse the step if it is not finite."""
+        loss = self._step_loss.mean(self.device, world=world)
         if not torch.isfinite(loss):  # the same on every rank, so that all stop
             self._stop("loss", float(loss))
         self.log("train/loss", loss, prog_bar=True)
-        for name, part in step_loss.parts.items():
+        for name, part in self._step_loss.part_means().items():
             self.log(name, part, rank_zero_only=True)  # of rank 0's own windows
-        return rank_mean if share is None else rank_mean * share
 
     def configure_gradient_clipping(
         self,
@@ -218,13 +275,11 @@ class RepairModule(LightningModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         batches = SteppedBatches(
-            rows=len(self.train_examples),
-            batch_size=self.plan.batch_size,
-            batches=(self.first_step + self.plan.max_steps) * self.plan.accumulate,
-            seed=self.seed,
-            start=lambda: (self.first_step + self.global_step) * self.plan.accumulate,
-            rank=self.global_rank,
-            world=self.trainer.world_size,
+            # of its own: the loader reads ahead of the steps, across the end of an epoch
+            Order(len(self.train_examples), seed=self.seed),
+            self.split,
+            steps=self.first_step + self.plan.max_steps,
+            start=lambda: self.first_step + self.global_step,
         )
         return loader(self.train_examples, batches)
 
@@ -238,12 +293,12 @@ class RepairModule(LightningModule):
                 range(1),
                 Examples(first.tokens, torch.full_like(first.labels, UNLABELLED)),
             )
-        size = self.plan.batch_size
+        size = self.split.at_once
         batches = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
         return loader(examples, batches)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.plan.make_optimizer(self.model)
+        optimizer = self.make_optimizer(self.model)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
@@ -256,7 +311,10 @@ class RepairModule(LightningModule):
         return self.method_callbacks
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable tensors and supports, verified; the frozen base is in the model folder."""
+        """Keep trainable tensors and supports, verified; the frozen base is in the model folder.
+
+        `micro_batches`: into how many a step was split, which Lightning's progress counts.
+        """
         check_supports(self.model)
         kept = self.checkpoint_state()
         broken = [n for n, value in kept.items() if not torch.isfinite(value).all()]
@@ -265,6 +323,15 @@ class RepairModule(LightningModule):
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in kept
         }
+        checkpoint["micro_batches"] = self.split.count
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the steps taken in micro-batches of this fit, into which it may split otherwise."""
+        more = checkpoint["global_step"] * (self.split.count - checkpoint["micro_batches"])
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            for name in counts:
+                counts[name] += more
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """Tensors that are trained or `moving` (supports), by name in this module's state."""

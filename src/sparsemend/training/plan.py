@@ -1,10 +1,14 @@
-"""Every knob of a fit, checked before anything is loaded."""
+"""Every knob of a fit, checked before anything is loaded.
+
+The fields stand apart from the plans that check and use them: a method has the fields among its
+own, flat as in its yaml, and makes its plan from them.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -29,8 +33,7 @@ CHOICES = {
 }
 COUNTS = (
     "max_steps",
-    "batch_size",
-    "accumulate",
+    "windows_per_step",
     "validate_every",
     "patience",
     "validation_windows",
@@ -39,8 +42,8 @@ COUNTS = (
 
 
 @dataclass(kw_only=True)
-class StepPlan:
-    """The settings of the optimizer and its steps, whatever the loss."""
+class StepFields:
+    """The fields of a StepPlan."""
 
     learning_rate: float
     min_learning_rate: float
@@ -51,6 +54,11 @@ class StepPlan:
     warmup_fraction: float
     gradient_clip: float
     precision: str
+
+
+@dataclass(kw_only=True)
+class StepPlan(StepFields):
+    """The settings of the optimizer and its steps, whatever the loss."""
 
     def __post_init__(self) -> None:
         self._check_learning_rates()
@@ -66,7 +74,7 @@ class StepPlan:
             )
 
     def make_optimizer(self, model: nn.Module) -> Optimizer:
-        """The optimizer of all parameters that require gradients; a method may override it."""
+        """The optimizer of all parameters that require gradients."""
         return make_optimizer(
             self.optimizer,
             {name: p for name, p in model.named_parameters() if p.requires_grad},
@@ -106,12 +114,11 @@ class StepPlan:
 
 
 @dataclass(kw_only=True)
-class TrainingPlan(StepPlan):
-    """Every knob of a fit; the values live in conf/training/default.yaml."""
+class TrainingFields(StepFields):
+    """The fields of a TrainingPlan; the values live in conf/training/default.yaml."""
 
     max_steps: int
-    batch_size: int
-    accumulate: int
+    windows_per_step: int
     validate_every: int
     validation_windows: int
     patience: int
@@ -120,6 +127,16 @@ class TrainingPlan(StepPlan):
     activation_checkpointing: bool
     compile: bool
     distill: Mapping[str, Any]
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """The plan of these fields as they are now; raises ValueError where it cannot work."""
+        return TrainingPlan(**{field.name: getattr(self, field.name) for field in PLANNED})
+
+
+@dataclass(kw_only=True)
+class TrainingPlan(TrainingFields, StepPlan):
+    """Every knob of a fit."""
 
     def __post_init__(self) -> None:
         for name in COUNTS:
@@ -131,6 +148,9 @@ class TrainingPlan(StepPlan):
     def distillation(self) -> Distillation:
         """`distill`, checked."""
         return Distillation(**self.distill)
+
+
+PLANNED = fields(TrainingFields)
 
 
 def check_count(name: str, value: int) -> None:

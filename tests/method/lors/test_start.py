@@ -31,6 +31,7 @@ def start(**changes: Any) -> GradientStart:
         "rank": RANK,
         "samples": 4,
         "batch_size": 2,
+        "micro_batch": None,
         "oversample": 4,
         "niter": 4,
         "gamma": 1.0,

@@ -28,10 +28,10 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.method.base import Workbench
-from sparsemend.method.losa import losa as losa_module
+from sparsemend.method.losa import rounds as losa_rounds
 from sparsemend.method.losa.losa import Losa
 from sparsemend.method.losa.plan import cubic_ramp
-from sparsemend.method.losa.rounds import losa_linears
+from sparsemend.method.losa.progress import losa_linears
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.magnitude import Magnitude
 from sparsemend.pruner.sparsegpt import SparseGPT
@@ -175,7 +175,7 @@ def test_sparsegpt_regrows_weights_that_compensation_brought_back(tmp_path: Path
 def flipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The most important block becomes the least important one in every other round."""
     orders = iter([[0.1, 0.5, 0.9], [0.9, 0.5, 0.1]] * 3)
-    monkeypatch.setattr(losa_module, "importance", lambda similarity, beta: next(orders))
+    monkeypatch.setattr(losa_rounds, "importance", lambda similarity, beta: next(orders))
 
 
 def zeros_of(model: PreTrainedModel) -> float:
@@ -449,7 +449,7 @@ def test_the_released_preset_is_the_released_behaviour() -> None:
     assert method.rank_repair == "single_pass"
     assert sum(method.round_steps) == method.max_steps == 1250
     assert list(method.data_slices[4]) == [4000, 10000]
-    assert method.batch_size * method.accumulate == 8
+    assert method.windows_per_step == 8
     # every row is read once: 125 steps of 8 are 1000 rows, 750 are 6000
     for steps, (first, end) in zip(method.round_steps, method.data_slices, strict=True):
         assert steps * 8 == end - first

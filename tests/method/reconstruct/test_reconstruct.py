@@ -110,7 +110,7 @@ def test_one_step_of_sgd_is_the_masked_gradient_of_the_error(tmp_path: Path) -> 
     reference = contracts.pruned_model()
     rate = 0.05
     made = method("optimizer=sgd", "held_out=0", "gradient_clip=0", "schedule=constant")
-    made.epochs, made.batch_size, made.learning_rate = 1, 8, rate
+    made.epochs, made.windows_per_step, made.learning_rate = 1, 8, rate
     made.repair(model, bench)
     tokens = torch.cat(list(bench.calibration))
     given, kwargs, _ = block_calls(reference, tokens)[0]
@@ -141,7 +141,7 @@ def test_clipping_acts_on_unscaled_gradients(tmp_path: Path) -> None:
     model, bench = scene(tmp_path)
     before = contracts.bits(model)
     made = method("optimizer=sgd", "held_out=0", "schedule=constant", "precision=16-mixed")
-    made.epochs, made.batch_size, made.learning_rate, made.gradient_clip = 1, 8, 0.5, 1e-2
+    made.epochs, made.windows_per_step, made.learning_rate, made.gradient_clip = 1, 8, 0.5, 1e-2
     made.repair(model, bench)
     prefix = find_blocks(model)[0]
     for index in range(3):
@@ -178,7 +178,7 @@ def test_a_block_stops_after_so_many_worse_epochs_with_the_values_of_the_best(
     visit = next(walk(model, torch.cat(list(bench.calibration)).split(2)))
     made.attach(visit.block, 0)
     made.free_trainable(visit.block)
-    fit = BlockFit(visit, visit.outputs(), made, seed=0).run()
+    fit = BlockFit(visit, visit.outputs(), made, seed=0, micro_batch=None).run()
     assert fit.stopped_early
     assert fit.steps == 4 * 3  # of eight windows, two a step, two are held out
     assert restored == [2]
@@ -404,7 +404,7 @@ def test_settings_that_cannot_work_are_refused(overrides: tuple[str, ...], messa
 def test_too_few_windows_are_refused_with_the_number_needed(tmp_path: Path) -> None:
     model, bench = scene(tmp_path)
     made = method()
-    made.batch_size = 8  # all of them: nothing would be left to hold out
+    made.windows_per_step = 8  # all of them: nothing would be left to hold out
     with pytest.raises(ValueError, match=r"at least data\.calibration_samples=9"):
         made.repair(model, bench)
 

@@ -151,16 +151,16 @@ def test_every_variant_evolves_within_its_budget(name: str, tmp_path: Path) -> N
     assert all(type(linear) is SparseLinear for _, linear in sparse_linears(model))
 
 
-def resumed(make: Any, out: Path, step: int) -> tuple[Any, Any]:
+def resumed(make: Any, out: Path, step: int, micro_batch: int) -> tuple[Any, Any]:
     """(bits, rounds) of a fit that was killed after `step` steps and continued."""
     method = make()
-    interrupt = InterruptBefore(step * method.accumulate)  # counts micro-batches
+    interrupt = InterruptBefore(step * method.windows_per_step // micro_batch)
     with pytest.raises(Interrupt):
-        method.repair(pruned_model(), bench_for(out, interrupt))
+        method.repair(pruned_model(), bench_for(out, interrupt, micro_batch=micro_batch))
     saved = torch.load(out / "checkpoints" / "last.ckpt", weights_only=False)
     assert saved["global_step"] == step
     assert bool(saved["windows"]) == method.rounds.observes(step + 1)
-    model, bench = pruned_model(), bench_for(out)
+    model, bench = pruned_model(), bench_for(out, micro_batch=micro_batch)
     object.__setattr__(bench, "resume_from", out / "checkpoints" / "last.ckpt")
     report = make().repair(model, bench)
     return bits(model), report["evolution"]["rounds"]
@@ -178,14 +178,12 @@ def test_a_fit_killed_within_a_window_or_after_a_round_resumes_to_the_same_bits(
     """Killed after 5 steps, one before the second round, and after 6, right behind it."""
 
     def make() -> Seft:
-        method = seft(*VARIANTS[name])
-        method.accumulate = 2 if name in ("defaults", "last") else 1
-        return method
+        return seft(*VARIANTS[name])
 
-    model = pruned_model()
-    report = make().repair(model, bench_for(tmp_path / "whole"))
+    model, micro_batch = pruned_model(), 1 if name in ("defaults", "last") else 2
+    report = make().repair(model, bench_for(tmp_path / "whole", micro_batch=micro_batch))
     for step in (5, 6):
-        again, rounds = resumed(make, tmp_path / str(step), step)
+        again, rounds = resumed(make, tmp_path / str(step), step, micro_batch)
         contracts.assert_same_bits(bits(model), again)
         assert rounds == report["evolution"]["rounds"]
 

@@ -20,8 +20,7 @@ def job(row: str = "lors", **changes: Any) -> DictConfig:
             "arena": {
                 "row": row,
                 "steps": 60,
-                "batch_size": 2,
-                "accumulate": 1,
+                "windows_per_step": 2,
                 "seconds": 30.0,
                 "pilots": [30, 90],
                 "length": "method.max_steps",
@@ -71,7 +70,7 @@ def test_a_row_of_epochs_far_from_the_budget_is_pointed_out(
     epochs: int, steps: int, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """64 windows, an eighth held out: 56 train; 60 steps of two windows are 120."""
-    method = {"epochs": epochs, "batch_size": 8, "held_out": 0.125}
+    method = {"epochs": epochs, "windows_per_step": 8, "held_out": 0.125}
     with caplog.at_level(logging.WARNING):
         check_arena([job("reconstruct", method=method, **{"arena.steps": steps})])
     assert said in caplog.text

@@ -20,7 +20,7 @@ from sparsemend.sweep.arena.rows import pareto, read_arena
 from sparsemend.sweep.arena.table import arena_line, body, notes, write
 
 METRIC = "perplexity/test"
-GIVEN = {"steps": 5, "batch_size": 2, "accumulate": 1}
+GIVEN = {"steps": 5, "windows_per_step": 2}
 
 
 def cell(
@@ -84,7 +84,7 @@ def test_a_row_above_the_budget_or_with_an_open_adapter_is_not_the_best(tmp_path
         lora={"perplexity": 12.0, "foldable": False},
     )
     assert arena.best.row == "lors"
-    assert arena.amount == 1000  # steps * batch_size * accumulate windows of 100 tokens
+    assert arena.amount == 1000  # steps * windows_per_step windows of 100 tokens
     assert [arena.within(entry) for entry in arena.entries] == [False, True, True]
 
 
@@ -135,7 +135,7 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (folder / "result.json").write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("key", ["steps", "batch_size", "accumulate"])
+@pytest.mark.parametrize("key", ["steps", "windows_per_step"])
 def test_arenas_of_another_length_do_not_share_a_table(tmp_path: Path, key: str) -> None:
     cell(tmp_path, "lors", 0, 20.0)
     other = cell(tmp_path, "spp", 0, 20.0)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from sparsemend.method.adapter.low_rank import LowRankLinear, attach_adapters, kaiming_start
+from sparsemend.method.adapter.low_rank import LowRankLinear, attach_started
 from sparsemend.sparse.linear import SparseLinear
 
 
@@ -34,10 +33,8 @@ def attach_lora(
     model: PreTrainedModel, *, rank: int, scale: float, dropout: float, seed: int
 ) -> None:
     """Give every SparseLinear a LoraLinear with Kaiming-uniform A drawn in module order."""
-    generator = torch.Generator().manual_seed(seed)
 
-    def make(name: str, linear: SparseLinear) -> LoraLinear:
-        start = kaiming_start(rank, linear.in_features, generator)
+    def make(linear: SparseLinear, start: Tensor) -> LoraLinear:
         return LoraLinear(linear, start, scale, dropout)
 
-    attach_adapters(model, make)
+    attach_started(model, make, rank=rank, seed=seed)

@@ -73,6 +73,21 @@ def attach_adapters(model: nn.Module, make: Callable[[str, SparseLinear], Sparse
         model.set_submodule(name, make(name, linear).train(model.training))
 
 
+def attach_started(
+    model: nn.Module, make: Callable[[SparseLinear, Tensor], SparseLinear], *, rank: int, seed: int
+) -> None:
+    """Replace every SparseLinear by `make(linear, start)`, with A's usual start (rank, I).
+
+    Starts are drawn in module order from a generator of `seed`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def start(name: str, linear: SparseLinear) -> SparseLinear:
+        return make(linear, kaiming_start(rank, linear.in_features, generator))
+
+    attach_adapters(model, start)
+
+
 def factors(model: nn.Module) -> list[nn.Parameter]:
     """A and B of every low-rank adapter, in module order."""
     low_rank = [m for _, m in adapters(model) if isinstance(m, LowRankLinear)]

@@ -125,6 +125,7 @@ class Lors(TrainedRepair):
             rank=self.rank,
             samples=self.init_samples,
             batch_size=self.init_batch_size,
+            micro_batch=bench.micro_batch,
             oversample=self.init_oversample,
             niter=self.init_iterations,
             gamma=self.init_gamma,

@@ -24,16 +24,20 @@ from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import Examples
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.terminal import track
-from sparsemend.training.batches import next_token_loss, permutation
+from sparsemend.training.batches import count_labels, next_token_loss, permutation
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientStart:
-    """The settings of A's start: `samples` examples in batches, and which singular vectors."""
+    """The settings of A's start: `samples` examples in batches, and which singular vectors.
+
+    micro_batch: examples at once, None for all of a batch; the batch's mean stays over its labels.
+    """
 
     rank: int
     samples: int
     batch_size: int
+    micro_batch: int | None
     oversample: int
     niter: int
     gamma: float
@@ -77,22 +81,33 @@ class GradientStart:
         try:
             batches = self._batches(examples)
             for rows in track(batches, "gradients for the start"):
-                tokens, labels = examples.tokens[rows], examples.labels[rows]
-                mixed = torch.autocast(device.type, torch.bfloat16) if self.mixed else nullcontext()
-                with mixed:
-                    loss = next_token_loss(model, tokens.to(device), labels.to(device))
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(
-                        f"loss is {loss.item()} on training examples {rows}, which method.init="
-                        "grad_svd reads; give every batch a labelled token, or use "
-                        "method.init=kaiming"
-                    )
-                loss.backward()
+                self._backward(model, examples, rows, device)
         finally:
             for hook in hooks:
                 hook.remove()
             model.requires_grad_(False)
         return {name: total.div_(len(batches)) for name, total in sums.items()}
+
+    def _backward(
+        self, model: PreTrainedModel, examples: Examples, rows: list[int], device: torch.device
+    ) -> None:
+        """Add the gradient of the mean loss over all labels of the examples `rows`."""
+        total, size = count_labels(examples.labels[rows]), self.micro_batch or len(rows)
+        for part in (rows[first : first + size] for first in range(0, len(rows), size)):
+            tokens, labels = examples.tokens[part], examples.labels[part]
+            count = count_labels(labels)
+            if total and not count:
+                continue
+            mixed = torch.autocast(device.type, torch.bfloat16) if self.mixed else nullcontext()
+            with mixed:
+                loss = next_token_loss(model, tokens.to(device), labels.to(device))
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"loss is {loss.item()} on training examples {rows}, which method.init="
+                    "grad_svd reads; give every batch a labelled token, or use "
+                    "method.init=kaiming"
+                )
+            (loss * (count / total)).backward()
 
     def _batches(self, examples: Examples) -> list[list[int]]:
         """The first `samples` rows in the order in which training will read them."""

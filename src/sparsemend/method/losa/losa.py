@@ -13,94 +13,40 @@ rate never falls below what it has reached, so that the mean sparsity is the tar
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from time import perf_counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import Examples
-from sparsemend.method.adapter.block_errors import ModelPair, output_errors, prune_and_compare
 from sparsemend.method.adapter.lors_function import LorsSettings
-from sparsemend.method.adapter.low_rank import attach_adapters, check_ranks, factors, kaiming_start
+from sparsemend.method.adapter.low_rank import attach_started, check_ranks, factors
 from sparsemend.method.base import Workbench
 from sparsemend.method.losa.linear import LosaLinear
 from sparsemend.method.losa.plan import (
     REPAIRS,
     RankPlan,
-    allocate_ranks,
+    check_cap,
     check_fixed_pattern,
+    check_moments,
     check_slices,
+    check_targets,
+    check_update,
     round_steps,
-    round_targets,
 )
-from sparsemend.method.losa.report import (
-    block_records,
-    block_zeros,
-    by_block,
-    mask_update,
-    off_support,
-    report_pruned,
-    report_trained,
-    totals,
-)
-from sparsemend.method.losa.rounds import (
-    CarriedMoments,
-    Progress,
-    RoundMark,
-    losa_linears,
-    resize_moments,
-    restore_dense_,
-)
+from sparsemend.method.losa.progress import Progress, restore_dense_
+from sparsemend.method.losa.report import totals
+from sparsemend.method.losa.rounds import Rounds, Work
 from sparsemend.method.trained import TrainedRepair
-from sparsemend.pruner.base import Pruner
-from sparsemend.rounding import apply_rounding
 from sparsemend.sparse.linear import SparseLinear
-from sparsemend.sparsity_schedule.base import Allocation
-from sparsemend.sparsity_schedule.rates.block_rates import (
-    Band,
-    check_rule,
-    delta_of,
-    importance,
-    solve,
-)
-from sparsemend.sparsity_schedule.rates.by_block import block_allocation, block_weights
-from sparsemend.sparsity_schedule.rates.similarity import block_similarity
+from sparsemend.sparsity_schedule.rates.block_rates import check_rule
 from sparsemend.training.callbacks import VALIDATION_LOSS
-from sparsemend.training.module import RepairModule
-from sparsemend.training.objective import Objective
-from sparsemend.training.plan import TrainingPlan, check_choice
-
-log = logging.getLogger(__name__)
+from sparsemend.training.plan import check_choice
 
 FILE = "rounds.pt"
-
-
-@dataclass(frozen=True)
-class Work:
-    """The model under repair, its dense counterpart, the bench, and the objective of its steps."""
-
-    model: PreTrainedModel
-    dense: PreTrainedModel
-    bench: Workbench
-    objective: Objective
-
-    @property
-    def pair(self) -> ModelPair:
-        bench = self.bench
-        return ModelPair(self.model, self.dense, bench.calibration, bench.device, bench.offload)
-
-    def pruner_and_rates(self, rates: Sequence[float]) -> tuple[Pruner, Allocation]:
-        """The pruner, and the blocks' rates by linear, with the run's rounding."""
-        mean = Band(0, 0, block_weights(self.model)).mean(rates)
-        allocation = block_allocation(self.model, rates, mean)
-        return apply_rounding(self.bench.rounding, self.bench.pruner, allocation)
 
 
 @dataclass(kw_only=True)
@@ -148,30 +94,11 @@ class Losa(TrainedRepair):
         check_choice("oversparsity", self.oversparsity, ("bound", "ignore"))
         check_choice("rank_repair", self.rank_repair, REPAIRS)
         check_choice("optimizer_state", self.optimizer_state, ("fresh", "carried"))
-        if self.optimizer_state == "carried" and self.optimizer != "adamw":
-            raise ValueError(
-                "method.optimizer_state=carried resizes AdamW's moments, not those of "
-                f"{self.optimizer}; use method.optimizer=adamw or method.optimizer_state=fresh"
-            )
+        check_moments(self.optimizer_state, self.optimizer)
         self.ranks.check(self.rounds)
-        if self.rank_cap is not None and self.rank_cap < 1:
-            raise ValueError(f"method.rank_cap {self.rank_cap} is below 1; null means no cap")
-        if self.rank_cap is not None and self.rank_cap > self.max_rank:
-            raise ValueError(
-                f"method.rank_cap {self.rank_cap} is above method.max_rank={self.max_rank}, beyond "
-                "which no component is ever in use; lower it, or set null for no cap"
-            )
-        if self.fixed_pattern and self.targets is not None:
-            raise ValueError(
-                "method.fixed_pattern=true has the pattern's sparsity in every round; set "
-                "method.targets=null"
-            )
-        if not self.scale > 0:
-            raise ValueError(f"method.scale {self.scale} is not above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"method.dropout {self.dropout} is not in [0, 1)")
-        if self.tile_rows < 1:
-            raise ValueError(f"method.tile_rows {self.tile_rows} is below 1")
+        check_cap(self.rank_cap, self.max_rank)
+        check_targets(self.targets, fixed=self.fixed_pattern)
+        check_update(self.scale, self.dropout, self.tile_rows)
 
     @property
     def ranks(self) -> RankPlan:
@@ -187,15 +114,14 @@ class Losa(TrainedRepair):
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         rank = self.rank_cap or round(self.mean_rank)
-        generator = torch.Generator().manual_seed(bench.seed)
 
-        def make(name: str, linear: SparseLinear) -> LosaLinear:
+        def make(linear: SparseLinear, start: Tensor) -> LosaLinear:
             settings = LorsSettings(
                 self.scale, "exact_tiled", self.tile_rows, "float32", linear.weight.dtype
             )
             return LosaLinear(
                 linear,
-                kaiming_start(rank, linear.in_features, generator),
+                start,
                 settings,
                 rank=rank,
                 dropout=self.dropout,
@@ -204,7 +130,7 @@ class Losa(TrainedRepair):
                 nested=self.oversparsity == "ignore",
             )
 
-        attach_adapters(model, make)
+        attach_started(model, make, rank=rank, seed=bench.seed)
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         return factors(model)
@@ -220,11 +146,12 @@ class Losa(TrainedRepair):
         self.attach(model, bench)
         path = bench.parts / FILE
         progress = Progress.load(path, model, work.dense)
+        rounds = Rounds(self, work, progress, steps)
         while progress.round < self.rounds or not progress.trained:
             if progress.trained:
-                self._prune(work, progress)
+                rounds.prune()
             else:
-                self._train(work, progress, steps)
+                rounds.train()
             progress.save(path, model, work.dense)
         assert progress.rates is not None
         _, asked = work.pruner_and_rates(progress.rates)
@@ -239,107 +166,3 @@ class Losa(TrainedRepair):
             "trained_parameters": max(record["trained_parameters"] for record in records),
             "rounds": records,
         }
-
-    def _prune(self, work: Work, progress: Progress) -> None:
-        """Run the next round up to its training: set rates, supports and ranks."""
-        progress.round, progress.trained = progress.round + 1, False
-        started = perf_counter()
-        rates = self._rates(work, progress)
-        allocated = perf_counter()
-        before = {name: m.packed_keep.clone() for name, m in losa_linears(work.model).items()}
-        pruner, allocation = work.pruner_and_rates(rates)
-        errors = prune_and_compare(work.pair, pruner, allocation, work.bench.pattern)
-        mean = self.ranks.means(self.rounds)[progress.round - 1]
-        ranks = allocate_ranks(errors, mean, self.ranks)
-        self._set_ranks(work, progress, ranks)
-        record = {
-            "round": progress.round,
-            "target": allocation.target,
-            "delta": progress.delta,
-            "achieved": off_support(losa_linears(work.model)).sparsity,
-            "mean_rank": mean,
-            "seconds": {"allocate": allocated - started, "prune": perf_counter() - allocated},
-            "blocks": block_records(work.model, before, rates, ranks, errors),
-        }
-        progress.records.append(record)
-        report_pruned(record, self.rounds)
-
-    def _rates(self, work: Work, progress: Progress) -> list[float]:
-        """The blocks' sparsities in this round, around its target."""
-        bench, weights = work.bench, block_weights(work.model)
-        if self.fixed_pattern:
-            progress.rates = [bench.pattern.sparsity] * len(weights)
-            return progress.rates
-        target = round_targets(self.targets, bench.sparsity, self.rounds)[progress.round - 1]
-        similarity = block_similarity(
-            work.model,
-            bench.calibration,
-            self.similarity_samples,
-            device=bench.device,
-            offload=bench.offload,
-        )
-        progress.delta = delta_of(target, progress.delta) if self.delta is None else self.delta
-        reached = progress.rates or block_zeros(work.model)
-        floors = reached if self.oversparsity == "bound" else None
-        band = Band(target, progress.delta, weights, floors)
-        progress.rates = solve(band, importance(similarity.tolist(), self.beta), self.solver)
-        return progress.rates
-
-    def _set_ranks(self, work: Work, progress: Progress, ranks: Sequence[int]) -> None:
-        # a function of seed and round, so that a continued run draws what an undisturbed one does
-        seed = mix_seed(work.bench.seed, progress.round) * 101 + 1
-        generator = torch.Generator().manual_seed(seed)
-        for rank, linears in zip(ranks, by_block(work.model), strict=True):
-            for linear in linears.values():
-                capped = self.rank_cap is not None
-                start = None if capped else kaiming_start(rank, linear.in_features, generator)
-                linear.set_rank_(rank, start)
-        progress.moments = resize_moments(progress.moments, work.model)
-
-    def _train(self, work: Work, progress: Progress, steps: Sequence[int]) -> None:
-        """Run one fit on the round's share of the data, resumed from where it was killed, if so."""
-        model, bench, number = work.model, work.bench, progress.round
-        home = next(model.parameters()).device
-        parameters = self.free_trainable(model)
-        carried = CarriedMoments(progress.moments)
-        mark = RoundMark(number, sum(steps[: number - 1]), mask_update(progress.records[-1]))
-        callbacks: list[Callback] = [*self.callbacks(), mark]
-        if self.optimizer_state == "carried":
-            callbacks.append(carried)
-        module = self._module(work, callbacks, number, steps)
-        checkpoint = bench.resume_from if RoundMark.of(bench.resume_from) == number else None
-        started = perf_counter()
-        fitted = module.fit(bench.make_trainer, out=bench.out, resume_from=checkpoint)
-        trained = perf_counter()
-        nn.Module.to(model, home)  # Lightning leaves it on the host
-        model.requires_grad_(False).eval().zero_grad(set_to_none=True)
-        progress.trained, progress.moments = True, carried.moments
-        record = progress.records[-1]
-        if self.measure_trained:
-            for block, error in zip(record["blocks"], output_errors(work.pair), strict=True):
-                block["error_trained"] = error
-        record |= {**fitted, **module.objective.report(), "trained_parameters": parameters}
-        record["seconds"] |= {"train": trained - started, "measure": perf_counter() - trained}
-        report_trained(record, self.rounds)
-
-    def _module(
-        self, work: Work, callbacks: list[Callback], number: int, steps: Sequence[int]
-    ) -> RepairModule:
-        bench, train, seed = work.bench, work.bench.train, work.bench.seed
-        first_step = sum(steps[: number - 1])  # all rounds together read what one long fit would
-        if self.data_slices is not None:
-            part = slice(*self.data_slices[number - 1])
-            train, seed = Examples(train.tokens[part], train.labels[part]), seed + number
-            first_step = 0
-        shared = {field.name: getattr(self, field.name) for field in fields(TrainingPlan)}
-        plan = TrainingPlan(**{**shared, "max_steps": steps[number - 1]})
-        return RepairModule(
-            work.model,
-            plan,
-            callbacks,
-            train,
-            bench.validation,
-            seed=seed,
-            first_step=first_step,
-            objective=work.objective,
-        )

@@ -164,3 +164,44 @@ def check_fixed_pattern(pattern: Pattern, *, fixed: bool) -> None:
             f"method=losa raises the sparsity from round to round and block to block, which "
             f"pattern {pattern} does not allow; use pattern=unstructured{fixable}"
         )
+
+
+def check_moments(state: str, optimizer: str) -> None:
+    """Raise ValueError where moments are to be carried that cannot be resized."""
+    if state == "carried" and optimizer != "adamw":
+        raise ValueError(
+            "method.optimizer_state=carried resizes AdamW's moments, not those of "
+            f"{optimizer}; use method.optimizer=adamw or method.optimizer_state=fresh"
+        )
+
+
+def check_cap(cap: int | None, max_rank: int) -> None:
+    """Raise ValueError unless the cap on ranks, if any, is in [1, max_rank]."""
+    if cap is None:
+        return
+    if cap < 1:
+        raise ValueError(f"method.rank_cap {cap} is below 1; null means no cap")
+    if cap > max_rank:
+        raise ValueError(
+            f"method.rank_cap {cap} is above method.max_rank={max_rank}, beyond which no component "
+            "is ever in use; lower it, or set null for no cap"
+        )
+
+
+def check_targets(targets: Sequence[float] | None, *, fixed: bool) -> None:
+    """Raise ValueError where a fixed pattern is to have other sparsities than its own."""
+    if fixed and targets is not None:
+        raise ValueError(
+            "method.fixed_pattern=true has the pattern's sparsity in every round; set "
+            "method.targets=null"
+        )
+
+
+def check_update(scale: float, dropout: float, tile_rows: int) -> None:
+    """Raise ValueError unless the low-rank update can be computed."""
+    if not scale > 0:
+        raise ValueError(f"method.scale {scale} is not above 0")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"method.dropout {dropout} is not in [0, 1)")
+    if tile_rows < 1:
+        raise ValueError(f"method.tile_rows {tile_rows} is below 1")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsemend.blocks.find import block_index, find_blocks
 from sparsemend.method.losa.linear import LosaLinear
-from sparsemend.method.losa.rounds import losa_linears
+from sparsemend.method.losa.progress import losa_linears
 from sparsemend.sparse.count import LinearCount
 from sparsemend.sparse.packing import unpack
 

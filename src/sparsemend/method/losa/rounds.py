@@ -1,166 +1,189 @@
-"""The state that LoSA's rounds hand on to each other, and to the attempt that resumes a killed one.
-
-It is one file, written whole after a round's pruning and again after its training: supports,
-factors, base weights (only where they differ from keep * dense), rates, optimizer moments, and the
-diagnostics so far.  Inside a round the fit's own last.ckpt serves, marked with the round's number.
-"""
+"""One round of LoSA: rates, supports and ranks are set for a model, then its factors train on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from lightning.pytorch import Callback
+from torch import nn
+from transformers import PreTrainedModel
 
-from sparsemend.blocks.find import prunable_linears
-from sparsemend.files import replacing
-from sparsemend.method.losa.linear import LosaLinear, resize
-from sparsemend.sparse.linear import sparse_linears
-from sparsemend.sparse.packing import unpack
-from sparsemend.training.mask_callbacks import log_mask_update
+from sparsemend.config.seeds import mix_seed
+from sparsemend.data.base import Examples
+from sparsemend.method.adapter.block_errors import ModelPair, output_errors, prune_and_compare
+from sparsemend.method.adapter.low_rank import kaiming_start
+from sparsemend.method.base import Workbench
+from sparsemend.method.losa.plan import allocate_ranks, round_targets
+from sparsemend.method.losa.progress import (
+    CarriedMoments,
+    Progress,
+    RoundMark,
+    losa_linears,
+    resize_moments,
+)
+from sparsemend.method.losa.report import (
+    block_records,
+    block_zeros,
+    by_block,
+    mask_update,
+    off_support,
+    report_pruned,
+    report_trained,
+)
+from sparsemend.pruner.base import Pruner
+from sparsemend.rounding import apply_rounding
+from sparsemend.sparsity_schedule.base import Allocation
+from sparsemend.sparsity_schedule.rates.block_rates import Band, delta_of, importance, solve
+from sparsemend.sparsity_schedule.rates.by_block import block_allocation, block_weights
+from sparsemend.sparsity_schedule.rates.similarity import block_similarity
+from sparsemend.training.module import RepairModule
+from sparsemend.training.objective import Objective
 
-AdamStates = dict[str, dict[str, Tensor]]  # parameter name -> AdamW's state of it
-
-
-@dataclass
-class Progress:
-    """Round `round` (0: none yet) is pruned, and `trained` or not."""
-
-    round: int = 0
-    trained: bool = True
-    rates: list[float] | None = None  # of the blocks, as the last pruning asked for them
-    delta: float | None = None  # how far from the target it allowed them to be
-    moments: AdamStates = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-
-    def save(self, path: Path, model: nn.Module, dense: nn.Module) -> None:
-        """Write this and what the rounds changed in `model`, atomically."""
-        with replacing(path) as partial:
-            torch.save({**vars(self), "linears": linear_states(model, dense)}, partial)
-
-    @staticmethod
-    def load(path: Path, model: nn.Module, dense: nn.Module) -> Progress:
-        """The saved progress, put back into `model`; a fresh one where there is no file."""
-        if not path.exists():
-            return Progress()
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        restore_linears_(model, dense, content.pop("linears"))
-        return Progress(**content)
-
-
-def losa_linears(model: nn.Module) -> dict[str, LosaLinear]:
-    """Every LosaLinear by its full name."""
-    return {name: m for name, m in sparse_linears(model) if isinstance(m, LosaLinear)}
+if TYPE_CHECKING:
+    from sparsemend.method.losa.losa import Losa
 
 
-@torch.no_grad()
-def restore_dense_(model: nn.Module, dense: nn.Module) -> None:
-    """Put the dense weights back, on the support of those that are not zero."""
-    originals = prunable_linears(dense)
-    for name, linear in sparse_linears(model):
-        weight = originals[name].weight
-        linear.set_effective_(weight, (weight != 0).to(linear.weight.device))
+@dataclass(frozen=True)
+class Work:
+    """The model under repair, its dense counterpart, the bench, and the objective of its steps."""
+
+    model: PreTrainedModel
+    dense: PreTrainedModel
+    bench: Workbench
+    objective: Objective
+
+    @property
+    def pair(self) -> ModelPair:
+        bench = self.bench
+        return ModelPair(self.model, self.dense, bench.calibration, bench.device, bench.offload)
+
+    def pruner_and_rates(self, rates: Sequence[float]) -> tuple[Pruner, Allocation]:
+        """The pruner, and the blocks' rates by linear, with the run's rounding."""
+        mean = Band(0, 0, block_weights(self.model)).mean(rates)
+        allocation = block_allocation(self.model, rates, mean)
+        return apply_rounding(self.bench.rounding, self.bench.pruner, allocation)
 
 
-@torch.no_grad()
-def linear_states(model: nn.Module, dense: nn.Module) -> dict[str, dict[str, Any]]:
-    """Every linear's support, factors, rank and, where it is not keep * dense, base, by name."""
-    originals, states = prunable_linears(dense), {}
-    for name, linear in losa_linears(model).items():
-        weight, original = linear.weight.detach().cpu(), originals[name].weight.cpu()
-        kept = original.to(weight.dtype).masked_fill(~linear.keep.cpu(), 0)
-        states[name] = {
-            "packed_keep": linear.packed_keep.cpu(),
-            "weight": None if torch.equal(weight, kept) else weight,
-            "a": linear.lora_a.detach().cpu(),
-            "b": linear.lora_b.detach().cpu(),
-            "rank": linear.rank,
-        }
-    return states
+class Rounds:
+    """The rounds of one repair: `prune` begins the next one, `train` ends it.
 
-
-def restore_linears_(
-    model: nn.Module, dense: nn.Module, states: Mapping[str, dict[str, Any]]
-) -> None:
-    """Put the states that `linear_states` returned back into `model`."""
-    originals = prunable_linears(dense)
-    for name, linear in losa_linears(model).items():
-        state = states[name]
-        weight = originals[name].weight if state["weight"] is None else state["weight"]
-        keep = unpack(state["packed_keep"], linear.in_features)
-        linear.restore_(weight, keep, state["a"], state["b"], state["rank"])
-
-
-class RoundMark(Callback):
-    """Continues the step numbers of earlier rounds and marks checkpoints with their round.
-
-    moved: the mask update with which the round began, recorded with its first step.
+    steps: optimizer steps of every round.
     """
 
-    def __init__(self, number: int, first_step: int, moved: Mapping[str, float]) -> None:
-        self.round, self.first_step, self.moved = number, first_step, moved
+    def __init__(self, method: Losa, work: Work, progress: Progress, steps: Sequence[int]) -> None:
+        self.method, self.work, self.progress, self.steps = method, work, progress, steps
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == 0:  # what a checkpoint restores counts the earlier rounds already
-            # the loggers' step; a fit of its own would start it at 0 again
-            trainer.fit_loop.epoch_loop._batches_that_stepped = self.first_step
-            log_mask_update(trainer, self.moved, step=self.first_step)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"round": self.round}
-
-    @staticmethod
-    def of(checkpoint: Path | None) -> int | None:
-        """The round that a checkpoint belongs to; None where there is none."""
-        if checkpoint is None or not checkpoint.exists():
-            return None
-        content = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        number: int = content["callbacks"][RoundMark.__qualname__]["round"]
-        return number
-
-
-class CarriedMoments(Callback):
-    """Starts a fit from the moments of the fit before, and holds its own moments at the end."""
-
-    def __init__(self, moments: AdamStates) -> None:
-        self.moments = moments
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # a checkpoint's own state comes later and wins
-        (optimizer,) = trainer.optimizers
-        for name, parameter in pl_module.named_parameters():
-            if name in self.moments:
-                optimizer.state[parameter] = {
-                    key: value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
-                    for key, value in self.moments[name].items()
-                }
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # not on_train_end: a fit continued from the checkpoint of its last step has none
-        (optimizer,) = trainer.optimizers
-        names = {id(p): name for name, p in pl_module.named_parameters()}
-        self.moments = {
-            names[id(parameter)]: {k: value.detach().cpu().clone() for k, value in state.items()}
-            for parameter, state in optimizer.state.items()
+    def prune(self) -> None:
+        """Run the next round up to its training: set rates, supports and ranks."""
+        method, work, progress = self.method, self.work, self.progress
+        progress.round, progress.trained = progress.round + 1, False
+        started = perf_counter()
+        rates = self.set_rates()
+        allocated = perf_counter()
+        before = {name: m.packed_keep.clone() for name, m in losa_linears(work.model).items()}
+        pruner, allocation = work.pruner_and_rates(rates)
+        errors = prune_and_compare(work.pair, pruner, allocation, work.bench.pattern)
+        mean = method.ranks.means(method.rounds)[progress.round - 1]
+        ranks = allocate_ranks(errors, mean, method.ranks)
+        self.set_ranks(ranks)
+        record = {
+            "round": progress.round,
+            "target": allocation.target,
+            "delta": progress.delta,
+            "achieved": off_support(losa_linears(work.model)).sparsity,
+            "mean_rank": mean,
+            "seconds": {"allocate": allocated - started, "prune": perf_counter() - allocated},
+            "blocks": block_records(work.model, before, rates, ranks, errors),
         }
+        progress.records.append(record)
+        report_pruned(record, method.rounds)
 
+    def set_rates(self) -> list[float]:
+        """The blocks' sparsities in this round, around its target, which `progress` gets too."""
+        method, work, progress = self.method, self.work, self.progress
+        bench, weights = work.bench, block_weights(work.model)
+        if method.fixed_pattern:
+            progress.rates = [bench.pattern.sparsity] * len(weights)
+            return progress.rates
+        target = round_targets(method.targets, bench.sparsity, method.rounds)[progress.round - 1]
+        similarity = block_similarity(
+            work.model,
+            bench.calibration,
+            method.similarity_samples,
+            device=bench.device,
+            offload=bench.offload,
+        )
+        delta = method.delta
+        progress.delta = delta_of(target, progress.delta) if delta is None else delta
+        reached = progress.rates or block_zeros(work.model)
+        floors = reached if method.oversparsity == "bound" else None
+        band = Band(target, progress.delta, weights, floors)
+        progress.rates = solve(band, importance(similarity.tolist(), method.beta), method.solver)
+        return progress.rates
 
-def resize_moments(moments: AdamStates, model: nn.Module) -> AdamStates:
-    """Moments resized to the factors as they are now; new and hidden components have zeros.
+    def set_ranks(self, ranks: Sequence[int]) -> None:
+        """Give the linears of every block its rank, and carried moments its shape."""
+        work, progress = self.work, self.progress
+        # a function of seed and round, so that a continued run draws what an undisturbed one does
+        seed = mix_seed(work.bench.seed, progress.round) * 101 + 1
+        generator = torch.Generator().manual_seed(seed)
+        capped = self.method.rank_cap is not None
+        for rank, linears in zip(ranks, by_block(work.model), strict=True):
+            for linear in linears.values():
+                start = None if capped else kaiming_start(rank, linear.in_features, generator)
+                linear.set_rank_(rank, start)
+        progress.moments = resize_moments(progress.moments, work.model)
 
-    model: the moments' names are its parameters' names with a leading `model.`.
-    """
-    moved = {}
-    for name, linear in losa_linears(model).items():
-        for factor, dim in (("lora_a", 0), ("lora_b", 1)):
-            key, size = f"model.{name}.{factor}", len(linear.lora_a)
-            if key in moments:
-                moved[key] = {
-                    entry: m if m.ndim == 0 else resize(resize(m, linear.rank, dim), size, dim)
-                    for entry, m in moments[key].items()
-                }
-    return moved
+    def train(self) -> None:
+        """Run one fit on the round's share of the data, resumed from where it was killed, if so."""
+        method, work, progress = self.method, self.work, self.progress
+        model, bench, number = work.model, work.bench, progress.round
+        home = next(model.parameters()).device
+        parameters = method.free_trainable(model)
+        carried = CarriedMoments(progress.moments)
+        mark = RoundMark(number, sum(self.steps[: number - 1]), mask_update(progress.records[-1]))
+        callbacks: list[Callback] = [*method.callbacks(), mark]
+        if method.optimizer_state == "carried":
+            callbacks.append(carried)
+        module = self.module(callbacks)
+        checkpoint = bench.resume_from if RoundMark.of(bench.resume_from) == number else None
+        started = perf_counter()
+        fitted = module.fit(bench.make_trainer, out=bench.out, resume_from=checkpoint)
+        trained = perf_counter()
+        nn.Module.to(model, home)  # Lightning leaves it on the host
+        model.requires_grad_(False).eval().zero_grad(set_to_none=True)
+        progress.trained, progress.moments = True, carried.moments
+        record = progress.records[-1]
+        if method.measure_trained:
+            for block, error in zip(record["blocks"], output_errors(work.pair), strict=True):
+                block["error_trained"] = error
+        record |= {**fitted, **module.objective.report(), "trained_parameters": parameters}
+        record["seconds"] |= {"train": trained - started, "measure": perf_counter() - trained}
+        report_trained(record, method.rounds)
+
+    def module(self, callbacks: list[Callback]) -> RepairModule:
+        """The module of this round's fit, on its share of the data."""
+        method, bench, number = self.method, self.work.bench, self.progress.round
+        train, seed = bench.train, bench.seed
+        # all rounds together read what one long fit would
+        first_step = sum(self.steps[: number - 1])
+        if method.data_slices is not None:
+            part = slice(*method.data_slices[number - 1])
+            train, seed = Examples(train.tokens[part], train.labels[part]), seed + number
+            first_step = 0
+        return RepairModule(
+            self.work.model,
+            replace(method.plan, max_steps=self.steps[number - 1]),
+            callbacks,
+            method.make_optimizer,
+            train,
+            bench.validation,
+            seed=seed,
+            micro_batch=bench.micro_batch,
+            first_step=first_step,
+            objective=self.work.objective,
+        )

@@ -24,7 +24,7 @@ from sparsemend.method.adapter.vectors import original
 from sparsemend.method.reconstruct.windows import training_batches
 from sparsemend.sparse.linear import sparse_linears, zero_off_
 from sparsemend.terminal import track
-from sparsemend.training.batches import SteppedBatches
+from sparsemend.training.batches import Order, StepSplit
 from sparsemend.training.optimizers import make_optimizer
 from sparsemend.training.plan import StepPlan, check_count, learning_rate_schedule
 
@@ -36,13 +36,13 @@ class BlockPlan(StepPlan):
     """Every knob of the fit of one block; the values live in conf/method/reconstruct.yaml."""
 
     epochs: int
-    batch_size: int
+    windows_per_step: int
     held_out: float
     patience: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size", "patience"):
+        for name in ("epochs", "windows_per_step", "patience"):
             check_count(name, getattr(self, name))
         if not 0 <= self.held_out < 1:
             raise ValueError(f"method.held_out {self.held_out} is not in [0, 1)")
@@ -91,9 +91,16 @@ class BlockFit:
     """The fit of one visited block; `targets` (B, T, D) per batch of the visit."""
 
     def __init__(
-        self, visit: Visit, targets: Sequence[Tensor], plan: BlockPlan, *, seed: int
+        self,
+        visit: Visit,
+        targets: Sequence[Tensor],
+        plan: BlockPlan,
+        *,
+        seed: int,
+        micro_batch: int | None,
     ) -> None:
         self.visit, self.targets, self.plan, self.seed = visit, targets, plan, seed
+        self.split = StepSplit(windows=plan.windows_per_step, micro_batch=micro_batch)
         self.trained = training_batches(len(targets), plan.held_out)
         self.parameters = {n: p for n, p in visit.block.named_parameters() if p.requires_grad}
         self.masked = [
@@ -106,7 +113,7 @@ class BlockFit:
     def run(self) -> FitOutcome:
         """Take the plan's steps, or fewer where the held-out loss stops falling; keep the best."""
         plan, rows = self.plan, sum(len(target) for target in self.targets[: self.trained])
-        per_epoch = math.ceil(rows / plan.batch_size)
+        per_epoch = math.ceil(rows / plan.windows_per_step)
         steps = plan.epochs * per_epoch
         optimizer = make_optimizer(
             plan.optimizer,
@@ -117,11 +124,10 @@ class BlockFit:
         )
         schedule = learning_rate_schedule(plan, optimizer, steps)
         scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "16-mixed")
-        batches = SteppedBatches(
-            rows=rows, batch_size=plan.batch_size, batches=steps, seed=self.seed, start=lambda: 0
-        )
+        order = Order(rows, seed=self.seed)
+        chosen_rows = [order.at(self.split.whole(step)) for step in range(steps)]
         progress = BestSoFar(self.held_out_loss(), self.values())
-        taken = track(list(batches), f"block {self.visit.index + 1}/{self.visit.count}")
+        taken = track(chosen_rows, f"block {self.visit.index + 1}/{self.visit.count}")
         for step, chosen in enumerate(taken, start=1):
             self.step(chosen, optimizer, scaler, step)
             schedule.step()
@@ -141,11 +147,15 @@ class BlockFit:
         number: int,
     ) -> None:
         """One optimizer step on the windows `chosen`; the support holds before and after it."""
-        inputs, targets = (self.gather(w, chosen) for w in (self.visit.inputs, self.targets))
-        loss = self.loss(inputs, targets)
-        self.check_finite("loss", loss, number)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        size = self.split.at_once
+        for first in range(0, len(chosen), size):
+            part = chosen[first : first + size]
+            inputs, targets = (self.gather(w, part) for w in (self.visit.inputs, self.targets))
+            loss = self.loss(inputs, targets)
+            self.check_finite("loss", loss, number)
+            # windows are of one length, so the means add up by their windows
+            scaler.scale(loss * (len(part) / len(chosen))).backward()
         scaler.unscale_(optimizer)
         for weight, linear in self.masked:
             if weight.grad is not None:

@@ -35,11 +35,10 @@ from sparsemend.files import replacing
 from sparsemend.method.adapter.fold import fold_adapters
 from sparsemend.method.adapter.low_rank import (
     SCALE_RULES,
-    attach_adapters,
+    attach_started,
     check_adapter,
     check_ranks,
     factors,
-    kaiming_start,
     scale_of,
 )
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
@@ -91,12 +90,12 @@ class Reconstruct(BlockPlan, RepairMethod):
 
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         windows = torch.cat(list(bench.calibration))
-        check_windows(len(windows), self.batch_size, self.held_out)
+        check_windows(len(windows), self.windows_per_step, self.held_out)
         model.requires_grad_(False).eval()
         dense = bench.load_dense().requires_grad_(False)
         rows = []
         stream = "cross" if (self.inputs, self.targets) == CROSS else self.inputs
-        batches = windows.split(self.batch_size)
+        batches = windows.split(self.windows_per_step)
         for pair in pairs(
             model, dense, batches, stream, device=bench.device, offload=bench.offload
         ):
@@ -104,7 +103,7 @@ class Reconstruct(BlockPlan, RepairMethod):
             if path.exists():
                 row = load_block(path, pair.tuned)
             else:
-                row = self.tune(pair, bench.seed)
+                row = self.tune(pair, bench)
                 save_block(path, pair.tuned.block, row)
             rows.append(row)
         steps = sum(row["steps"] for row in rows)
@@ -114,22 +113,22 @@ class Reconstruct(BlockPlan, RepairMethod):
                 [row["after"].get("held_out", {}).get("relative") for row in rows]
             ),
             "steps": steps,
-            "windows_per_step": self.batch_size,
+            "windows_per_step": self.windows_per_step,
             # a step passes its windows through one block
-            "tokens": round(steps / len(rows) * self.batch_size * windows.shape[1]),
+            "tokens": round(steps / len(rows) * self.windows_per_step * windows.shape[1]),
             "trained_parameters": sum(row["trained_parameters"] for row in rows),
         }
 
-    def tune(self, pair: BlockPair, seed: int) -> dict[str, Any]:
+    def tune(self, pair: BlockPair, bench: Workbench) -> dict[str, Any]:
         """Fit the block of one pair and fold what was attached; return the block's report row."""
         started = perf_counter()
         visit, targets = pair.tuned, pair.dense.outputs()
         before = self.errors(visit, targets)
         # of this block alone, so that a run continued at it draws the same
-        seed = mix_seed(seed, visit.index)
+        seed = mix_seed(bench.seed, visit.index)
         self.attach(visit.block, seed)
         trained = self.free_trainable(visit.block)
-        fit = BlockFit(visit, targets, self, seed=seed).run()
+        fit = BlockFit(visit, targets, self, seed=seed, micro_batch=bench.micro_batch).run()
         visit.block.requires_grad_(False).zero_grad(set_to_none=True)
         narrow(visit.block)
         lost = fold_adapters(visit.block)
@@ -170,14 +169,12 @@ class Reconstruct(BlockPlan, RepairMethod):
     def attach(self, block: nn.Module, seed: int) -> None:
         """Attach the tensors that train to the block without changing its function."""
         if self.form == "masked_lora":
-            generator = torch.Generator().manual_seed(seed)
             scale = scale_of(self.alpha, self.rank, self.scale_rule)
 
-            def make(name: str, linear: SparseLinear) -> MaskedLoraLinear:
-                start = kaiming_start(self.rank, linear.in_features, generator)
+            def make(linear: SparseLinear, start: Tensor) -> MaskedLoraLinear:
                 return MaskedLoraLinear(linear, start, scale)
 
-            attach_adapters(block, make)
+            attach_started(block, make, rank=self.rank, seed=seed)
         # last: an adapter takes over a bias as a plain parameter
         widen(self.trained_tensors(block))
 

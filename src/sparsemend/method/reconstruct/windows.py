@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 
-def check_windows(count: int, batch_size: int, held_out: float) -> None:
+def check_windows(count: int, windows_per_step: int, held_out: float) -> None:
     """Raise ValueError unless `count` calibration windows leave a full batch for training."""
-    if not isinstance(batch_size, int) or batch_size < 1 or not 0 <= held_out < 1:
+    size = windows_per_step
+    if not isinstance(size, int) or size < 1 or not 0 <= held_out < 1:
         return  # the method itself refuses these
-    if count >= batch_size and training_batches(-(-count // batch_size), held_out):
+    if count >= size and training_batches(-(-count // size), held_out):
         return
-    least = batch_size
-    while not training_batches(-(-least // batch_size), held_out):
+    least = size
+    while not training_batches(-(-least // size), held_out):
         least += 1
     raise ValueError(
-        f"{count} calibration windows in batches of method.batch_size={batch_size} leave none to "
+        f"{count} calibration windows in batches of method.windows_per_step={size} leave none to "
         f"train on beside method.held_out={held_out}; give at least "
-        f"data.calibration_samples={least}, or lower method.batch_size"
+        f"data.calibration_samples={least}, or lower method.windows_per_step"
     )
 
 

@@ -111,7 +111,7 @@ class Seft(DeltaRepair):
         }
         # a resumed fit takes its positions from the checkpoint
         if self.init_scope == "gradient" and bench.resume_from is None:
-            windows = self.batch_size
+            windows = self.windows_per_step
             positions = gradient_positions(model, bench, places, counts, windows=windows)
         else:
             positions = random_positions(places, counts, bench.seed)

@@ -124,7 +124,7 @@ class Spiel(DeltaRepair):
                 offload=bench.offload,
             )
             examples = bench.validation.first(self.validation_windows)
-            loss = mean_loss(model, examples, bench.device, self.batch_size)
+            loss = mean_loss(model, examples, bench.device, self.at_once(bench))
             report[f"{VALIDATION_LOSS}/folded"] = loss
         return report
 

@@ -62,10 +62,10 @@ def _point_out_epochs(cfg: DictConfig) -> None:
     if cfg.budget != "tokens" or "held_out" not in method:
         return
     batches = training_batches(
-        -(-cfg.data.calibration_samples // method.batch_size), method.held_out
+        -(-cfg.data.calibration_samples // method.windows_per_step), method.held_out
     )
-    windows = batches * method.batch_size
-    budget_windows = arena.steps * arena.batch_size * arena.accumulate * cfg.hardware.devices
+    windows = batches * method.windows_per_step
+    budget_windows = arena.steps * arena.windows_per_step
     share = method.epochs * windows / budget_windows
     if not 0.5 <= share <= 1.05:
         log.warning(

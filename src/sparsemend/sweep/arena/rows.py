@@ -209,8 +209,7 @@ def _amount(budget: str, run: RunRecord, entries: Sequence[ArenaRow]) -> float:
         return float(arena["seconds"])
     low_rank = [entry for entry in entries if entry.row in LOW_RANK]
     if budget == "tokens":
-        windows = arena["steps"] * arena["batch_size"] * arena["accumulate"]
-        return float(windows * run.devices * _window(low_rank, run))
+        return float(arena["steps"] * arena["windows_per_step"] * _window(low_rank, run))
     if not low_rank:
         raise ValueError(
             "budget=trainable is what low-rank rows train, and none of them is here; give the "

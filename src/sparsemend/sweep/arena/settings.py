@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparsemend.config.renamed import check_stored
 from sparsemend.config.values import differences
 from sparsemend.names import HARNESS, METRIC
 from sparsemend.result.runs import RunRecord
@@ -17,7 +18,7 @@ SHARED = (
 )
 # all other keys of the `arena` section belong to one row
 SHARED_ARENA = (
-    *("items", "steps", "batch_size", "accumulate", "validate_every", "validation_windows"),
+    *("items", "steps", "windows_per_step", "validate_every", "validation_windows"),
     *("rates", "rank", "seconds"),
 )
 
@@ -36,6 +37,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_one_setting(runs: list[RunRecord]) -> None:
     """Raise ValueError, naming two runs, where runs differ in a setting that must be equal."""
+    for run in runs:
+        check_stored(run.config, run.folder)
     first, shared = runs[0], _measured_settings(runs[0])
     for run in runs[1:]:
         if mismatches := differences(shared, _measured_settings(run)):

@@ -58,11 +58,35 @@ def test_the_mean_sensitivity_gradient_is_that_of_the_support() -> None:
     torch.testing.assert_close(gradient, given.sum(dim=1).mean(dim=0)[keep])
 
 
+@pytest.mark.parametrize("rule", ["mean", "candidates", "last"])
+def test_micro_batches_choose_what_their_sum_chooses(rule: str) -> None:
+    """Candidates and followed weights are those of the whole step's gradient."""
+    given = gradients(3, 4)
+    split, whole = (Window(5, rule, watched=4) for _ in range(2))
+    for index, step in enumerate(given):
+        split.final = whole.final = index == len(given) - 1
+        for number, gradient in enumerate(step):
+            split.complete = number == len(step) - 1
+            split.observe(gradient, layer())
+        total = step[0]
+        for gradient in step[1:]:
+            total = total + gradient
+        whole.observe(total, layer())
+        split.end_step()
+        whole.end_step()
+    assert torch.equal(split.candidates, whole.candidates)  # type: ignore[arg-type]
+    torch.testing.assert_close(split.sums, whole.sums)
+    torch.testing.assert_close(split.squares, whole.squares)
+    for one, other in zip(*(w.sensitivity_gradient(layer()) for w in (split, whole)), strict=True):
+        torch.testing.assert_close(one, other)
+    assert split.state().keys() == whole.state().keys()
+
+
 @pytest.mark.parametrize(("rule", "decided", "counted"), [("candidates", 0, 3), ("last", 2, 1)])
 def test_few_positions_are_followed_where_memory_is_short(
     rule: str, decided: int, counted: int
 ) -> None:
-    """The least sensitive of the first call; with `last` all of it in the last micro-batch."""
+    """The least sensitive of the first step; with `last` all of it in the last step."""
     given = gradients(3, 1)[:, 0]
     window = shown(Window(2, rule, watched=4), given.unsqueeze(1))
     positions, gradient = window.sensitivity_gradient(layer())

@@ -76,7 +76,7 @@ class DeltaRounds(UpdateMasks):
         step = trainer.global_step + 1
         if self.make_window is None or not self.schedule.observes(step):
             return
-        final = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self.due(step)
+        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         for name, layer in delta_linears(pl_module):
             if layer.window is None:
                 kept = self._restored.pop(name, None)
@@ -85,7 +85,7 @@ class DeltaRounds(UpdateMasks):
                     if kept
                     else self.make_window(layer)
                 )
-            layer.window.final = final
+            layer.window.complete, layer.window.final = complete, self.due(step)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -1,6 +1,6 @@
 """Windows: the few sums that are kept of a layer's weight-sized gradients before a round.
 
-Growth: the positions of largest |gradient| in the first call, and the signed sum and the sum of
+Growth: the positions of largest |gradient| in the first step, and the signed sum and the sum of
 squares of the optimizer-step gradient there.  Sensitivity: the sum of the gradient where weights
 may be pruned.  Each gradient is averaged over the processes of a fit, read and freed.
 """
@@ -48,7 +48,8 @@ class Window:
     count: int
     sensitivity: str | None
     watched: int
-    final: bool = False  # whether the micro-batch at hand is the window's last
+    complete: bool = True  # whether the micro-batch at hand is the last of its optimizer step
+    final: bool = False  # whether that step is the window's last
     steps: int = 0
     candidates: Tensor | None = None  # (C,), as the layer's indices
     sums: Tensor | None = None
@@ -56,6 +57,7 @@ class Window:
     followed: Tensor | None = None  # flat positions, or with `mean` a packed mask (O, I / 8)
     sensitivity_sum: Tensor | None = None
     _running: Tensor | None = field(default=None, repr=False)  # the step's gradient so far
+    _whole: Tensor | None = field(default=None, repr=False)  # all of it, until it chooses positions
 
     @torch.no_grad()
     def observe(self, gradient: Tensor, layer: ObservedLayer) -> None:
@@ -64,16 +66,32 @@ class Window:
         With several processes `gradient` becomes their mean.
         """
         flat = average_over_ranks_(gradient.to(wider(gradient.dtype))).view(-1)
+        follows = self.sensitivity is not None and (self.sensitivity != "last" or self.final)
+        if self.candidates is None or (follows and self.followed is None):
+            whole = self._add_whole(flat)
+            if whole is None:
+                return
+            flat = whole
         if self.candidates is None:
             self._choose(flat, layer)
         assert self.candidates is not None
         assert self._running is not None
         self._running += flat[self.candidates]
-        if self.sensitivity is not None and (self.sensitivity != "last" or self.final):
+        if follows:
             if self.followed is None:
                 self._follow(flat, layer)
             assert self.sensitivity_sum is not None
             self.sensitivity_sum += flat[self._places(layer)]
+
+    def _add_whole(self, flat: Tensor) -> Tensor | None:
+        """The step's gradient if `flat` completes it, else None; what is not complete is kept.
+
+        On the host: with micro-batches the whole model's gradient is kept for this one step.
+        """
+        if self._whole is not None:
+            flat = self._whole.to(flat.device) + flat
+        self._whole = None if self.complete else flat.to("cpu", copy=True)
+        return flat if self.complete else None
 
     def _choose(self, flat: Tensor, layer: ObservedLayer) -> None:
         growable, score = layer.growable(), flat.abs()
@@ -117,7 +135,7 @@ class Window:
             self._running.zero_()
 
     def sensitivity_gradient(self, layer: ObservedLayer) -> tuple[Tensor, Tensor]:
-        """(flat positions int64, mean step's gradient there; with `last` a micro-batch's)."""
+        """(flat positions int64, mean step's gradient there; with `last` the last step's)."""
         assert self.sensitivity_sum is not None
         places = self._places(layer)
         positions = places.nonzero().view(-1) if self.sensitivity == "mean" else places.long()
@@ -125,7 +143,7 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         """All fields that matter between two optimizer steps, for `from_state`."""
-        return {name: value for name, value in vars(self).items() if name != "_running"}
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     @classmethod
     def from_state(cls, state: dict[str, Any], device: torch.device) -> Window:
