@@ -14,7 +14,7 @@ from typing import Any
 
 from sparsemend.config.values import leaves
 from sparsemend.names import HARNESS, MEAN, RESULT
-from sparsemend.result.protocol import Protocol, measured_text, shots_of
+from sparsemend.result.protocol import Protocol, measured_text, shots_of, solved_examples
 
 WIKITEXT = "wikitext2"
 # these change no number of a row, are part of its name already, or only set other keys (arena)
@@ -193,7 +193,9 @@ class RunRecord:
         """
         protocol, options = self.content["protocol"], self.config["evaluation"][HARNESS]
         limit = options.get("limit")
-        averaged = ", ".join(options.get("tasks") or []) or options.get("suite", HARNESS)
+        averaged = ", ".join(solved_examples(options.get("tasks") or [])) or options.get(
+            "suite", HARNESS
+        )
         return Protocol(
             metric=metric,
             text=HARNESS,
