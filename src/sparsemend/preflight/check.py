@@ -19,6 +19,7 @@ from sparsemend.checkpoint.model import ModelConfig, find_model
 from sparsemend.evaluation.zero_shot.task_names import find_tasks
 from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.data import check_files, data_sources
+from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.logger import check_logger
 from sparsemend.preflight.method import (
     check_adapter_shapes,
@@ -56,6 +57,7 @@ EXAMPLES = {
 def check(cfg: DictConfig) -> None:
     """Raise ValueError or FileNotFoundError, with value, bound and remedy, on what cannot work."""
     cfg = resolve_from_run(cfg)
+    check_declared(cfg)
     check_missing(cfg)
     check_modules(cfg)
     check_numbers(cfg)
