@@ -239,6 +239,26 @@ def test_an_extra_config_folder_and_a_search_path_count_both(tmp_path: Path) -> 
     assert len(jobs("method=second", search, extra=tmp_path / "second")) == 1
 
 
+def test_a_value_of_the_wrong_type_in_a_users_own_section_is_refused(
+    command, tmp_path, capsys
+) -> None:
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "mine.yaml").write_text(METHOD)
+    search = f"hydra.searchpath=[{tmp_path / 'mine'}]"
+    code, seen = command(search, "method=mine", "method.strength=much")
+    assert (code, seen) == (1, [])
+    assert "method.strength=much is not an integer; set for example" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_job_holds_a_users_own_section_to_its_types(command, tmp_path, capsys) -> None:
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "mine.yaml").write_text(METHOD)
+    search = f"hydra.searchpath=[{tmp_path / 'mine'}]"
+    command("-m", search, "method=mine", "method.strength=1,a", "hydra.sweep.dir=out")
+    assert "method.strength=a is not an integer" in capsys.readouterr().out
+
+
 def test_the_command_hands_the_composed_config_to_the_run(command) -> None:
     code, seen = command("sparsity=0.5", "hydra.run.dir=out")
     assert code == 0
@@ -278,12 +298,12 @@ def test_a_refused_value_ends_with_code_1_and_leaves_no_folder(
     command, tmp_path, capsys, monkeypatch
 ) -> None:
     def refuse(cfg: DictConfig) -> None:
-        raise ValueError(f"sparsity {cfg.sparsity} is not in [0, 1)")
+        raise ValueError(f"sparsity {cfg.sparsity} cannot work")
 
     monkeypatch.setattr(cli.preflight, "check", refuse)
-    code, seen = command("sparsity=1.2")
+    code, seen = command("sparsity=0.2")
     assert (code, seen, list(tmp_path.iterdir())) == (1, [], [])
-    assert "error: sparsity 1.2 is not in [0, 1)" in capsys.readouterr().err
+    assert "error: sparsity 0.2 cannot work" in capsys.readouterr().err
 
 
 def test_a_job_of_a_sweep_checks_its_own_values(command, monkeypatch) -> None:
@@ -374,9 +394,26 @@ def test_the_real_command_refuses_without_importing_torch(tmp_path: Path) -> Non
     done = python(["-c", code], tmp_path)
     assert done.returncode == 1
     assert done.stdout == "imported []\n"
-    assert done.stderr == (
-        "error: sparsity 1.2 is not in [0, 1); it is the fraction of zeros, for example 0.6\n"
+    assert done.stderr == "error: sparsity=1.2 is not in [0, 1); set for example sparsity=0.6\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["seed=a", "method.max_steps=abc"])
+def test_the_real_command_refuses_a_wrong_type_before_torch_and_a_folder(
+    line: str, tmp_path: Path
+) -> None:
+    code = (
+        "import sys\nfrom sparsemend.cli import main as cli\n"
+        f"sys.argv = ['sparsemend', '{line}']\n"
+        "try:\n    cli.main()\n"
+        "finally:\n"
+        "    heavy = {'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "    print('imported', sorted(heavy))\n"
     )
+    done = python(["-c", code], tmp_path)
+    assert (done.returncode, done.stdout) == (1, "imported []\n")
+    assert done.stderr.startswith(f"error: {line} is not an integer of at least ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -75,13 +75,13 @@ def test_the_untrained_model_passes() -> None:
 
 @pytest.mark.parametrize("sparsity", ["1.2", "1.0", "-0.1", "nan", "much"])
 def test_a_sparsity_outside_its_range_is_refused(model: Path, sparsity: str) -> None:
-    with pytest.raises(ValueError, match=r"sparsity .* is not in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"sparsity=.* is not (a number )?in \[0, 1\)"):
         check(model, f"sparsity={sparsity}")
 
 
 @pytest.mark.parametrize("pattern", ["5:4", "4:4", "0:4", "banana", "mixed:1"])
 def test_an_impossible_pattern_is_refused(model: Path, pattern: str) -> None:
-    with pytest.raises(ValueError, match="is not one of: unstructured, N:M with 0 < N < M"):
+    with pytest.raises(ValueError, match=r"is not one of:? unstructured, N:M"):
         check(model, f"pattern={pattern}", "sparsity=0.5")
 
 
@@ -529,7 +529,7 @@ def test_several_devices_are_for_ddp(model: Path, member: str) -> None:
     [
         ("devices=0", "devices=0 is not an integer of at least 1"),
         ("devices=1.5", "devices=1.5 is not an integer"),
-        ("devices=true", "devices=True is not an integer"),
+        ("devices=true", "devices=true is not an integer"),
         ("accelerator=tpu", "accelerator=tpu is not one of cpu, gpu"),
     ],
 )
@@ -546,7 +546,9 @@ def test_a_process_of_torchrun_is_refused(model: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("rate", ["0", "-0.001", "fast"])
 def test_a_learning_rate_that_trains_nothing_is_refused(model: Path, rate: str) -> None:
-    with pytest.raises(ValueError, match=rf"method\.learning_rate={rate}.* is not above 0"):
+    with pytest.raises(
+        ValueError, match=rf"method\.learning_rate={rate} is not (a number )?above 0"
+    ):
         check(model, f"method.learning_rate={rate}")
 
 
@@ -661,7 +663,7 @@ def test_growth_that_nothing_would_prune_back_is_refused(model: Path) -> None:
     [
         ("update_interval=76", r"update_interval=76 is not in \[1, .* = 75\]"),
         ("initial_drop_rate=0", r"initial_drop_rate=0 is not in \(0, 1\]"),
-        ("drop_schedule=none", r"drop_schedule=none is not one of: linear, cosine"),
+        ("drop_schedule=none", r"drop_schedule=none is not one of cosine, linear"),
     ],
 )
 def test_a_support_that_would_not_move_is_refused(model: Path, override: str, message: str) -> None:
@@ -789,5 +791,7 @@ def test_a_pruned_checkpoint_has_no_dense_model_to_learn_from(model: Path, term:
 
 
 def test_a_teachers_device_that_is_none_is_refused(model: Path) -> None:
-    with pytest.raises(ValueError, match=r"teacher_device=gpu is no device; give cpu, cuda:0"):
+    with pytest.raises(
+        ValueError, match=r"teacher_device=gpu is not one of cpu, mps, cuda, cuda:N"
+    ):
         check(model, "method.distill.weight=0.5", "method.distill.teacher_device=gpu")

@@ -13,9 +13,12 @@ from hydra.utils import execution_whitelist
 from omegaconf import DictConfig
 
 from sparsemend.cli.command import LOGGING_TARGETS, Command
+from sparsemend.config.compose import search_folders
 from sparsemend.config.locations import conf_folder
 from sparsemend.config.values import override_key
 from sparsemend.preflight import check as preflight
+from sparsemend.preflight.declared import check_declared
+from sparsemend.preflight.device import check_device
 from sparsemend.sweep import cells as sweep
 from sparsemend.sweep.arena.sweeper import ArenaSweeper
 from sparsemend.sweep.checks import check_sweep
@@ -41,9 +44,17 @@ def run_job(cfg: DictConfig) -> float:
     """
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         folder = Path(HydraConfig.get().runtime.output_dir)
-        return sweep.run_cell(cfg, folder, preflight.check, _run)
-    preflight.check(cfg)
+        return sweep.run_cell(cfg, folder, _check_job, _run)
+    _check_job(cfg)
     return _run(cfg)
+
+
+def _check_job(cfg: DictConfig) -> None:
+    """Raise ValueError or OSError where a job that has started cannot work."""
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    check_declared(cfg, [folder for folder in folders if folder != conf_folder()])
+    preflight.check(cfg)
 
 
 def _run(cfg: DictConfig) -> float:
@@ -60,17 +71,22 @@ def main() -> None:
     command = Command(
         "sparsemend",
         CONFIG_NAME,
-        check=lambda cfg, search: check_run(cfg),
+        check=check_run,
         check_sweep=check_sweep,
         if_interrupted="; the same command with resume=auto goes on from what is done",
     )
     command.launch(run_job)
 
 
-def check_run(cfg: DictConfig) -> None:
-    """Raise ValueError or OSError where a single run cannot work."""
+def check_run(cfg: DictConfig, search: list[str]) -> None:
+    """Raise ValueError or OSError where a single run cannot work here.
+
+    search: the override lines that put the user's own config folders on the search path.
+    """
     if cfg.get("search") is not None:
         raise ValueError("a search is a sweep; add -m: sparsemend -m +search=...")
+    check_declared(cfg, search_folders(search))
+    check_device(cfg)
     preflight.check(cfg)
 
 

@@ -133,6 +133,14 @@ def search_line(folders: list[str]) -> str:
     return f"hydra.searchpath={json.dumps(folders)}"
 
 
+def search_folders(search: list[str]) -> list[Path]:
+    """The folders that the override of the search path names; packages (pkg://) are left out."""
+    parsed = OverridesParser.create().parse_overrides(search)
+    value = parsed[0].value() if parsed else []
+    names = [str(name) for name in (value if isinstance(value, list) else [value])]
+    return [Path(name.removeprefix("file://")) for name in names if not name.startswith("pkg://")]
+
+
 class SweepConfigs:
     """The configs of a sweep's jobs, composed once per choice of members."""
 

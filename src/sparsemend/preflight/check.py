@@ -21,6 +21,7 @@ from sparsemend.evaluation.zero_shot.task_names import find_tasks
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.data import check_files, data_sources
+from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.logger import check_logger
 from sparsemend.preflight.method import (
     check_adapter_shapes,
@@ -36,6 +37,7 @@ from sparsemend.preflight.modules import check_modules
 from sparsemend.preflight.sparsity_schedule import check_rounding, check_schedule
 from sparsemend.preflight.steps import check_steps
 from sparsemend.result.finished import resolve_from_run
+from sparsemend.result.protocol import solved_examples
 from sparsemend.result.resume import check_resumable
 from sparsemend.sparse.pattern import Pattern
 
@@ -57,6 +59,7 @@ EXAMPLES = {
 def check(cfg: DictConfig) -> None:
     """Raise ValueError or FileNotFoundError, with value, bound and remedy, on what cannot work."""
     cfg = resolve_from_run(cfg)
+    check_declared(cfg)
     check_missing(cfg)
     check_config(cfg)
     check_modules(cfg)
@@ -211,14 +214,16 @@ def check_tasks(cfg: DictConfig) -> None:
     if asked.tasks is None and asked.suite not in asked.suites:
         raise ValueError(
             f"evaluation.zero_shot.suite={asked.suite} is not one of {', '.join(asked.suites)}; "
-            "or give evaluation.zero_shot.tasks={TASK: 0}"
+            "or give evaluation.zero_shot.tasks=[TASK]"
         )
     if asked.include_path is not None and not Path(asked.include_path).is_dir():
         raise FileNotFoundError(
             f"evaluation.zero_shot.include_path={asked.include_path} is no folder; give one of "
             "lm-eval task yamls"
         )
-    tasks = asked.suites[asked.suite] if asked.tasks is None else asked.tasks
+    tasks = asked.suites[asked.suite] if asked.tasks is None else solved_examples(asked.tasks)
+    for task, count in tasks.items():
+        _check_integer(f"evaluation.zero_shot.tasks.{task}", count, least=0)
     if not tasks:
         raise ValueError(
             "evaluation.zero_shot.tasks is empty; name at least one, for example "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,21 @@ class Protocol:
         )
 
 
+def solved_examples(tasks: Mapping[str, int] | Iterable[str]) -> Mapping[str, int]:
+    """Task -> solved examples before each item; names alone, a list or `a,b`, have none."""
+    if isinstance(tasks, Mapping):
+        return tasks
+    names = tasks.split(",") if isinstance(tasks, str) else tasks
+    return dict.fromkeys((name.strip() for name in names), 0)
+
+
 def shots_of(options: Mapping[str, Any], metric: str) -> str:
     """Solved examples before each item of the task, or tasks, behind a metric; empty if unknown.
 
     options: the zero_shot section of a config, resolved.
     """
-    tasks = options.get("tasks") or (options.get("suites") or {}).get(options.get("suite")) or {}
+    suite = (options.get("suites") or {}).get(options.get("suite")) or {}
+    tasks = solved_examples(options.get("tasks") or suite)
     task = metric.split("/")[1]
     asked = [tasks[task]] if task in tasks else list(tasks.values())
     same = len(set(asked)) == 1

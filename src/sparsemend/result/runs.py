@@ -14,7 +14,7 @@ from typing import Any
 from sparsemend.config.values import leaves
 from sparsemend.names import HARNESS, MEAN, RESULT
 from sparsemend.result.folder import load_result
-from sparsemend.result.protocol import Protocol, measured_text, shots_of
+from sparsemend.result.protocol import Protocol, measured_text, shots_of, solved_examples
 from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import StageCost
 
@@ -194,7 +194,9 @@ class RunRecord:
         """
         facts, options = self.result.protocol, self.config["evaluation"][HARNESS]
         limit = options.get("limit")
-        averaged = ", ".join(options.get("tasks") or []) or options.get("suite", HARNESS)
+        averaged = ", ".join(solved_examples(options.get("tasks") or [])) or options.get(
+            "suite", HARNESS
+        )
         return Protocol(
             metric=metric,
             text=HARNESS,

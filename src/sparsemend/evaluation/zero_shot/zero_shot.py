@@ -28,6 +28,7 @@ from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import folders_of
 from sparsemend.files import write_json
 from sparsemend.names import HARNESS, MEAN, STATES
+from sparsemend.result.protocol import solved_examples
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class ZeroShot(Evaluation):
     """
 
     suite: str
-    tasks: Mapping[str, int] | None
+    tasks: Mapping[str, int] | Sequence[str] | str | None
     suites: Mapping[str, Mapping[str, int]]
     metric: str
     limit: int | None
@@ -72,7 +73,7 @@ class ZeroShot(Evaluation):
     @property
     def chosen(self) -> Mapping[str, int]:
         """Task -> number of solved examples that precede each of its items."""
-        return self.suites[self.suite] if self.tasks is None else self.tasks
+        return self.suites[self.suite] if self.tasks is None else solved_examples(self.tasks)
 
     def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         if inputs.state not in self.states:
