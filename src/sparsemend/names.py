@@ -14,6 +14,7 @@ PARTS = "repair"  # folder in a run folder
 STAGES = "stages"  # folder in a run folder: finished stages, until the run ends
 
 RESULT = "result.json"
+SWEEP = "sweep.json"  # in a sweep's folder
 STATES = ("dense", "pruned", "repaired")  # of a model that a run measures
 
 

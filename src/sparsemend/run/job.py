@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.cost import Stages
+from sparsemend.logger.base import Trackers
 from sparsemend.result.record import Result
 from sparsemend.result.resume import last_checkpoint
 from sparsemend.run.keys import Keys
@@ -59,6 +60,7 @@ def build_parts(cfg: DictConfig) -> Parts:
         )
         for group in Parts.__dataclass_fields__
     }
+    built["logger"] = Trackers(built["logger"])
     parts = Parts(**built)
     parts.check()
     return parts

@@ -19,13 +19,12 @@ from omegaconf import DictConfig
 
 from sparsemend.config.values import config_hash, differences, override_key, plain
 from sparsemend.files import write_json
-from sparsemend.names import RESULT
+from sparsemend.names import RESULT, SWEEP
 from sparsemend.result.folder import alive, process_here, read_result
 from sparsemend.result.record import objective
 
 log = logging.getLogger(__name__)
 
-SWEEP = "sweep.json"
 SCHEMA = "sparsemend-sweep-1"
 
 
