@@ -68,6 +68,7 @@ def page(runs: Sequence[RunRecord], measured: Mapping[str, Protocol]) -> str:
         '<button type="button">light / dark</button></header>'
         f"<main>{summary(run_groups)}<h2>Curves and costs</h2>"
         f'<div class="grid2">{figures}</div>'
+        f"<h2>Settings and runs</h2>{sections.settings_table(run_groups)}"
         f"</main><footer>{escape(origin(run_groups))}</footer><script>{SCRIPT}</script></body></html>\n"
     )
 
