@@ -126,6 +126,10 @@ def finished_run(asked: str) -> FinishedRun:
             f"from_run={asked}: that run is {content['status']}, not finished; continue it with "
             f"resume={asked} first"
         )
+    if content["config"].get("debug"):
+        raise ValueError(
+            f"from_run={asked}: that was a debug run, on a part of the model; run it without debug="
+        )
     run = FinishedRun(folder, content)
     if not (run.model / "masks.safetensors").is_file():
         command = run.command or "its command"
