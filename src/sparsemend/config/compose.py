@@ -161,6 +161,11 @@ class Names:
         for member in _members_named(override):
             inside, _, name = f"{group}/{member.removesuffix('.yaml')}".rpartition("/")
             if name not in (valid := self.members(inside)):
+                if _is_place(member) and group == "model":
+                    raise OverrideError(
+                        f"model={member} is a place, not a preset; give model=local "
+                        f"model.path={member}"
+                    )
                 if not valid:  # a folder that does not exist: experiment=dsnt/table1
                     inside, name, valid = group, member, self.nested_members(group)
                 raise OverrideError(
@@ -226,6 +231,11 @@ class Names:
             f"`{self.command} --help` lists the groups, `{self.command} --cfg job` every key; "
             f"+{key}=VALUE adds a new one"
         )
+
+
+def _is_place(member: str) -> bool:
+    """Whether a name can only be a folder or a hub id, since a preset has no slash in it."""
+    return "/" in member or member.startswith(("~", "."))
 
 
 def _members_named(override: Override) -> list[str]:
