@@ -56,12 +56,12 @@ class Trackers(Tracker):
     def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
         for logger in loggers[:1]:  # the CSV
             logger.finalize("success")
-        self._close(lambda tracker, own: tracker.finish(own, result))
+        self._close(lambda tracker, opened: tracker.finish(opened, result))
 
     def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
         for logger in loggers[:1]:
             logger.finalize("failed")
-        self._close(lambda tracker, own: tracker.abandon(own, result))
+        self._close(lambda tracker, opened: tracker.abandon(opened, result))
 
     def _close(self, close: Callable[[Tracker, list[Logger]], None]) -> None:
         """Close every tracker with the loggers that it opened."""

@@ -137,12 +137,12 @@ def run_name(out: Path, config: Mapping[str, Any]) -> str:
 
     At most 128 characters, as W&B allows.
     """
-    varied = _varied(out)
+    varying = _varying_overrides(out)
     single = [*choices(config), config.get("sparsity", ""), f"seed {config.get('seed')}"]
-    return " ".join(varied or [str(part) for part in single])[:128]
+    return " ".join(varying or [str(part) for part in single])[:128]
 
 
-def _varied(out: Path) -> list[str]:
+def _varying_overrides(out: Path) -> list[str]:
     """The overrides of this job that are not those of its whole sweep; none for a single run."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return []

@@ -77,8 +77,8 @@ def line_chart(
     span = _span([b for _, b in values], margin=0.06, log=log)
     up = Axis(*span, HEIGHT - BOTTOM, TOP, log=log)
     parts = [_grid(across, up, x, y, whole=whole)]
-    covered = [_covered(series[index:], across, up) for index in range(len(series))]
-    parts += [_line(line, across, up, later) for line, later in zip(series, covered, strict=True)]
+    hiding = [_hiding_dots(series[index:], across, up) for index in range(len(series))]
+    parts += [_line(line, across, up, later) for line, later in zip(series, hiding, strict=True)]
     return _svg("".join(parts), HEIGHT, f"{y} against {x}")
 
 
@@ -168,7 +168,7 @@ def _grid(across: Axis, up: Axis, x: str, y: str, *, whole: bool) -> str:
     return "".join(parts)
 
 
-def _covered(series: Sequence[Series], across: Axis, up: Axis) -> list[int]:
+def _hiding_dots(series: Sequence[Series], across: Axis, up: Axis) -> list[int]:
     """For every point of the first line, the number of later lines with a dot upon it."""
     first, *later = ([(across.at(a), up.at(b)) for a, b in line.points] for line in series)
     return [
@@ -177,12 +177,12 @@ def _covered(series: Sequence[Series], across: Axis, up: Axis) -> list[int]:
     ]
 
 
-def _line(series: Series, across: Axis, up: Axis, covered: Sequence[int]) -> str:
+def _line(series: Series, across: Axis, up: Axis, hiding: Sequence[int]) -> str:
     """A line with its dots; one that later lines cover is larger, so that a ring of it shows."""
     deviations = series.deviations or [0.0] * len(series.points)
     shown = [
         (a, b, deviation, above)
-        for (a, b), deviation, above in zip(series.points, deviations, covered, strict=True)
+        for (a, b), deviation, above in zip(series.points, deviations, hiding, strict=True)
         if math.isfinite(b) and (b > 0 or not up.log)
     ]
     places = [(across.at(a), up.at(b)) for a, b, _, _ in shown]
