@@ -16,6 +16,7 @@ from sparsemend.sparse.linear import check_supports
 
 MIRRORED = ("pruner", "sparsity_schedule", "method", "evaluation", "suite")
 BENCHED = ("suite", "shape")  # groups of bench.yaml, the others are run.yaml's
+LISTS = ("evaluation", "logger")  # groups of which a run has several members
 BUILT = (*MIRRORED, "model", "data", "hardware", "logger", "shape")
 
 
@@ -25,9 +26,9 @@ def members(group: str) -> list[str]:
 
 @cache
 def composed(group: str, member: str) -> DictConfig:
-    choice = f"{group}=[{member}]" if group == "evaluation" else f"{group}={member}"
+    choice = f"{group}=[{member}]" if group in LISTS else f"{group}={member}"
     section = compose("bench" if group in BENCHED else "run", [choice])[group]
-    return section[member] if group == "evaluation" else section
+    return section[member] if group in LISTS else section
 
 
 EVERY = [(group, member) for group in BUILT for member in members(group)]

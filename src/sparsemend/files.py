@@ -18,9 +18,24 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        give_usual_mode(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Give a file, or every file in a folder, the permissions of a file opened for writing.
+
+    safetensors 0.8 writes files that only their owner may read, whatever the umask is.
+    """
+    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ ROUNDINGS = ("pruner", "exact_budget")
 
 # files and folders of a run folder
 RESULT = "result.json"
+SWEEP = "sweep.json"  # in a sweep's folder
 MASKS = "masks.safetensors"  # also beside the weights of an exported model
 MASKS_FORMAT = "sparsemend-masks-1"  # in the metadata of MASKS
 MODEL = "model"  # the export

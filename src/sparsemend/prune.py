@@ -26,6 +26,8 @@ from sparsemend.sparse.pattern import Pattern
 
 log = logging.getLogger(__name__)
 
+LINES = 4  # log lines of one pruning, however many blocks there are
+
 
 @dataclass(frozen=True)
 class FirstBlock:
@@ -71,22 +73,22 @@ def prune(
 
     batches: calibration tokens (B, T); unused by pruners that need no calibration.
     """
+    started = perf_counter()
     if not pruner.needs_calibration:
-        for name, block in _named_blocks(model):
-            started = perf_counter()
+        named = _named_blocks(model)
+        for index, (name, block) in enumerate(named):
             for linear_name, linear in linears_of(block).items():
                 full = f"{name}.{linear_name}"
                 block.set_submodule(
                     linear_name, prune_linear(linear, pruner, None, allocation[full], pattern)
                 )
-            _report(name, linears_of(block).values(), started)
+            _report(index, len(named), linears_of(block).values(), started)
         return
     recorded = None if first is None else first.recorded
     for visit in walk(model, batches, device=device, offload=offload, recorded=recorded):
-        started = perf_counter()
         statistics = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
         prune_block(visit, pruner, allocation, pattern, statistics=statistics)
-        _report(f"block {visit.index + 1}/{visit.count}", visit.linears.values(), started)
+        _report(visit.index, visit.count, visit.linears.values(), started)
 
 
 def prune_block(
@@ -138,8 +140,8 @@ def prune_observed(
     protocol is `prune`.
     """
     home = next(model.parameters()).device
-    for block_name, block in _named_blocks(model):
-        started = perf_counter()
+    started, named = perf_counter(), _named_blocks(model)
+    for index, (block_name, block) in enumerate(named):
         if offload:
             block.to(device)
         for name, linear in linears_of(block).items():
@@ -150,7 +152,7 @@ def prune_observed(
             )
         if offload:
             block.to(home)
-        _report(block_name, linears_of(block).values(), started)
+        _report(index, len(named), linears_of(block).values(), started)
 
 
 @torch.no_grad()
@@ -183,14 +185,21 @@ def _require_statistic(pruner: Pruner, width: int, device: torch.device) -> Stat
     return statistic
 
 
-def _named_blocks(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+def _named_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     prefix, blocks = find_blocks(model)
-    return ((f"{prefix}.{index}", block) for index, block in enumerate(blocks))
+    return [(f"{prefix}.{index}", block) for index, block in enumerate(blocks)]
 
 
-def _report(what: str, linears: Iterable[nn.Linear], started: float) -> None:
-    count = sum((count_zeros(linear) for linear in linears), LinearCount(0, 0))
-    log.info("%s  sparsity %.6f  %.1f s", what, count.sparsity, perf_counter() - started)
+def _report(index: int, blocks: int, linears: Iterable[nn.Linear], started: float) -> None:
+    """Log that a block is pruned, with the seconds since the first: LINES of them, else debug."""
+    shown = (index + 1) * LINES // blocks > index * LINES // blocks
+    level = logging.INFO if shown else logging.DEBUG
+    if log.isEnabledFor(level):
+        count = sum((count_zeros(linear) for linear in linears), LinearCount(0, 0))
+        seconds = perf_counter() - started
+        log.log(
+            level, "block %d/%d  sparsity %.6f  %.1f s", index + 1, blocks, count.sparsity, seconds
+        )
 
 
 def check_widths(model: nn.Module, pattern: Pattern, *, tail: str) -> None:

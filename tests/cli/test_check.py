@@ -37,7 +37,7 @@ def exported(folder: Path, *, family: str = "llama", pattern: str = "2:4") -> tu
     return folder / "model", sparsity
 
 
-def change(folder: Path, name: str, row: int, column: int, value: float) -> None:
+def change(folder: Path, name: str, row: int, column: int | slice, value: float) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors[name][row, column] = value
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -122,9 +122,36 @@ def test_a_pattern_that_does_not_hold_is_named(
     folder, _ = exported(tmp_path)
     code, _, err = ended(capsys, folder, "--pattern", "1:4")
     assert code == 1
-    assert "q_proj.weight: 2 of 4 consecutive inputs are not zero" in err
+    line = " ".join(err.split())
+    assert "2 of 4 consecutive inputs are not zero, more than pattern 1:4 allows" in line
+    assert line.count("error:") == 1
+    named = ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj"]
+    assert f"error: {', '.join(f'model.layers.0.{n}.weight' for n in named)} and 18 more" in line
     assert ended(capsys, folder, "--pattern", "5:10")[0] in (0, 1)  # an M that is no power of two
     assert ended(capsys, folder, "--pattern", "unstructured")[0] == 2
+
+
+def test_equal_blocks_share_a_row_and_an_odd_one_has_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = exported(tmp_path)
+    (tmp_path / "model" / "masks.safetensors").unlink()
+    rows = [line for line in ended(capsys, folder)[1].splitlines() if "model.layers" in line]
+    assert len(rows) == 1
+    assert "model.layers.0 ... 2, each" in rows[0]
+    change(folder, "model.layers.1.self_attn.q_proj.weight", 0, slice(0, 4), value=1.0)
+    rows = [line for line in ended(capsys, folder)[1].splitlines() if "model.layers" in line]
+    assert [row.split()[1] for row in rows] == [f"model.layers.{block}" for block in range(3)]
+
+
+def test_the_zeros_of_a_model_that_nobody_pruned_are_not_called_pruned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random_model("llama").save_pretrained(tmp_path)
+    code, out, _ = ended(capsys, tmp_path)
+    assert code == 0
+    assert "pruned" not in out
+    assert "dense" in out
 
 
 def test_rows_are_blocks_or_linears(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

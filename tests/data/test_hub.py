@@ -12,12 +12,14 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from huggingface_hub import constants
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from sparsemend.data import hub
 from sparsemend.data.base import Examples
 from sparsemend.data.hub import C4, PennTreebank, WikiText2
+from sparsemend.data.hub_files import reachable
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -211,6 +213,29 @@ def test_wikitext_on_the_hub_is_asked_for_by_config_and_split(
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     rows = wikitext2(Path("Salesforce/wikitext")).test(byte_tokenizer)
     assert strings(byte_tokenizer, rows) == cut("\n\n".join(WIKITEXT["test"]), 8)
+
+
+def test_without_hub_and_copy_a_text_that_needs_neither_is_named(
+    monkeypatch: pytest.MonkeyPatch, byte_tokenizer: Tokenizer
+) -> None:
+    def load_dataset(path: str, config: str, *, split: str) -> None:
+        asked.append(constants.HF_HUB_OFFLINE)
+        raise ConnectionError("not here")
+
+    asked: list[bool] = []
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("sparsemend.data.hub_files.reachable", lambda: False)
+    before = constants.HF_HUB_OFFLINE
+    with pytest.raises(OSError, match=r"Salesforce/wikitext lies on .* no copy .* data=text"):
+        wikitext2(Path("Salesforce/wikitext")).test(byte_tokenizer)
+    assert asked == [True]  # so that the hub is not asked again and again
+    assert before == constants.HF_HUB_OFFLINE
+
+
+def test_a_hub_that_does_not_answer_is_not_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # discard: nobody listens
+    assert not reachable()
 
 
 @pytest.mark.parametrize("card", ["", C4_CARD], ids=["bare folder", "clone with its card"])

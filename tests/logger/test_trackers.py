@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import OmegaConf
@@ -17,9 +19,10 @@ from support.wandb_file import finished, read_offline
 from torch.optim import Optimizer
 
 from sparsemend.cost import Stages
+from sparsemend.logger.base import Trackers
 from sparsemend.logger.csv import CsvTracker
 from sparsemend.logger.tensorboard import TensorBoardTracker
-from sparsemend.logger.wandb import WandbTracker, as_agent_allows, last_stage
+from sparsemend.logger.wandb import WandbTracker, as_agent_allows, last_stage, run_name
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.result.record import Result
 from sparsemend.result.summary import BLOCK_COLUMNS, block_rows, curves_of, metric_rows, summary_of
@@ -29,13 +32,23 @@ from sparsemend.training.mask_callbacks import UpdateMasks
 CONFIG = {
     "name": "grid",
     "pattern": "unstructured",
+    "sparsity": 0.6,
+    "seed": 3,
     "model": {"name": "tiny"},
     "pruner": {"_target_": "sparsemend.pruner.wanda.Wanda"},
     "sparsity_schedule": {"_target_": "sparsemend.sparsity_schedule.owl.Owl"},
     "method": {"_target_": "sparsemend.method.lors.lors.LoRS"},
 }
+ORIGIN = {
+    "config_hash": "c0ffee",
+    "commit": "6b607fe",
+    "protocol": {"corpus": "docs", "data_hash": "88d8e221"},
+}
 RESULT = {
     "status": "finished",
+    "config_hash": "c0ffee",
+    "provenance": {"commit": "6b607fe", "dirty": False},
+    "protocol": {"corpus": "docs", "data_hash": "88d8e221"},
     "metrics": {
         "dense": {"perplexity/test": 15.0},
         "pruned": {"perplexity/test": math.inf},
@@ -77,6 +90,7 @@ def offline(**options: Any) -> WandbTracker:
     settings = {
         "project": "p",
         "entity": None,
+        "name": None,
         "group": None,
         "job_type": None,
         "mode": "offline",
@@ -109,7 +123,7 @@ def test_an_offline_wandb_run_reads_back_as_it_was_told(tmp_path: Path) -> None:
     tracker.finish(loggers, RESULT)
     run = read_offline(tmp_path)
     run.config.pop("_wandb", None)
-    assert run.config == CONFIG
+    assert run.config == {**CONFIG, **ORIGIN}
     assert run.curve("train/loss") == [[0, 3.0], [1, 2.0]]
     assert {key: run.summary[key] for key in SUMMARY} == SUMMARY
     assert run.table("results") == (list(metric_rows(RESULT)[0]), metric_rows(RESULT)[1])
@@ -118,12 +132,11 @@ def test_an_offline_wandb_run_reads_back_as_it_was_told(tmp_path: Path) -> None:
     assert (run.about.project, run.about.run_group, run.about.job_type) == ("p", "grid", "repair")
     tags = ["tiny", "wanda", "owl", "lors", "unstructured", "mine"]
     assert sorted(run.about.tags) == sorted(tags)
-    rows = list(csv.DictReader((tmp_path / "training" / "metrics.csv").open()))
-    assert [row["train/loss"] for row in rows] == ["3.0", "2.0"]
+    assert run.about.display_name == "tiny wanda owl lors unstructured 0.6 seed 3"
 
 
 def test_a_failed_wandb_run_is_closed_as_failed_and_the_next_one_is_its_own(tmp_path: Path) -> None:
-    early = {"status": "interrupted", "metrics": {}, "sparsity": {}, "cost": {}, "repair": {}}
+    early = {**RESULT, "status": "interrupted", "metrics": {}, "sparsity": {}, "cost": {}}
     for job in ("0", "1"):
         (tmp_path / job).mkdir()
         tracker = offline()
@@ -140,6 +153,57 @@ def test_a_disabled_wandb_run_leaves_nothing_but_the_csv(tmp_path: Path) -> None
     loggers[-1].log_metrics({"train/loss": 1.0}, step=0)
     tracker.finish(loggers, RESULT)
     assert not list(tmp_path.rglob("*.wandb"))
+
+
+def test_a_cell_is_named_for_what_varies_in_its_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["method.max_steps=2", "method=lors,spp", "seed=0,1", "logger=wandb"]
+    (tmp_path / "sweep.json").write_text(json.dumps({"overrides": lines}))
+    job = ["method.max_steps=2", "method=spp", "seed=1", "logger=wandb", "resume=auto"]
+    hydra = SimpleNamespace(mode=RunMode.MULTIRUN, overrides=SimpleNamespace(task=job))
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    assert run_name(tmp_path / "3", CONFIG) == "method=spp seed=1"
+    hydra.mode = RunMode.RUN
+    assert run_name(tmp_path / "3", CONFIG) == "tiny wanda owl lors unstructured 0.6 seed 3"
+
+
+def test_all_trackers_of_a_run_get_the_same_curves_under_the_same_names(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    members = {"wandb": offline(), "tensorboard": TensorBoardTracker(), "none": CsvTracker()}
+    tracker = Trackers(members)
+    loggers = tracker.open(tmp_path, CONFIG)
+    for logger in loggers:
+        logger.log_metrics({"train/loss": 3.0, "masks/dropped": 5.0}, step=7)
+    tracker.finish(loggers, RESULT)
+    run, events = read_offline(tmp_path), read_events(tmp_path)
+    (row,) = csv.DictReader((tmp_path / "training" / "metrics.csv").open())
+    for name, value in (("train/loss", 3.0), ("masks/dropped", 5.0)):
+        assert run.curve(name) == [[7, value]]
+        assert [(e.step, e.value) for e in events.Scalars(name)] == [(7, value)]
+        assert float(row[name]) == value
+    numbers = {key for key, value in SUMMARY.items() if isinstance(value, int | float)}
+    assert numbers <= set(events.Tags()["scalars"])
+    assert {key for key in SUMMARY if key in run.summary} == set(SUMMARY)
+
+
+def test_a_tracker_that_cannot_be_closed_does_not_keep_the_others_open(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(CsvTracker):
+        def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+            raise OSError("no space")
+
+    class Spy(CsvTracker):
+        def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+            closed.append(result["status"])
+
+    closed: list[str] = []
+    tracker = Trackers({"broken": Broken(), "spy": Spy()})
+    tracker.finish(tracker.open(tmp_path, {}), RESULT)
+    assert closed == ["finished"]
+    assert "logger.broken could not be brought to its end" in caplog.text
 
 
 def test_only_asked_for_artifacts_are_logged(tmp_path: Path) -> None:
@@ -173,20 +237,26 @@ def test_under_an_agent_the_config_stands_below_one_key(monkeypatch: pytest.Monk
     assert as_agent_allows(CONFIG) == {"resolved": CONFIG}
 
 
-def test_tensorboard_holds_curves_and_summary(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+def read_events(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return events
+
+
+def test_tensorboard_holds_curves_and_summary(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     tracker = TensorBoardTracker()
     loggers = tracker.open(tmp_path, CONFIG)
     for logger in loggers:
         logger.log_metrics({"train/loss": 3.0}, step=7)
     tracker.finish(loggers, RESULT)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
+    events = read_events(tmp_path)
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(7, 3.0)]
-    assert events.Scalars("summary/repaired/perplexity/test")[0].value == 17.5
-    assert (tmp_path / "training" / "metrics.csv").exists()
+    assert events.Scalars("repaired/perplexity/test")[0].value == 17.5
+    texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
+    assert texts >= {"status", "config_hash", "commit", "protocol/data_hash"}
 
 
 def bare(tracker: CsvTracker, folder: Path) -> Any:
@@ -233,10 +303,11 @@ def test_a_tracker_that_fails_at_the_end_leaves_a_finished_run(
 
 def test_a_second_part_of_a_run_keeps_the_first_ones_curve(tmp_path: Path) -> None:
     for part, value in enumerate((1.0, 2.0)):
-        (logger,) = CsvTracker().open(tmp_path, {})
+        tracker = Trackers({"none": CsvTracker()})
+        (logger,) = tracker.open(tmp_path, {})
         assert isinstance(logger, CSVLogger)
         logger.log_metrics({"train/loss": value, "validation/loss": value}, step=part)
-        CsvTracker().finish([logger], {})
+        tracker.finish([logger], {})
     for folder, value in (("training", "1.0"), ("training-2", "2.0")):
         rows = list(csv.DictReader((tmp_path / folder / "metrics.csv").open()))
         assert rows[0]["train/loss"] == value
@@ -259,7 +330,8 @@ def test_a_mask_update_is_logged_once_beside_the_loss_of_its_step(tmp_path: Path
     method = contracts.method_of("masked_lora")
     assert isinstance(method, TrainedRepair)
     bench = contracts.bench_for(tmp_path)
-    (logger,) = CsvTracker().open(tmp_path, {})
+    tracker = Trackers({})
+    (logger,) = tracker.open(tmp_path, {})
 
     def make(**settings: object) -> Trainer:
         callbacks = [*settings.pop("callbacks"), SayTwo()]  # type: ignore[misc]
@@ -275,7 +347,7 @@ def test_a_mask_update_is_logged_once_beside_the_loss_of_its_step(tmp_path: Path
 
     object.__setattr__(bench, "make_trainer", make)
     method.repair(contracts.pruned_model(), bench)
-    CsvTracker().finish([logger], {})
+    tracker.finish([logger], {})
     rows = list(csv.DictReader((tmp_path / "training" / "metrics.csv").open()))
     said = [(row["step"], row["masks/dropped"], row["masks/grown"]) for row in rows]
     assert [line for line in said if line[1]] == [("1", "5.0", "5.0")]

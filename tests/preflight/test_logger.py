@@ -31,8 +31,8 @@ def check(*overrides: str) -> None:
 def test_going_online_without_a_key_is_refused_with_the_way_to_go_offline() -> None:
     with pytest.raises(ValueError, match=r"no API key for https://api\.wandb\.ai.*mode=offline"):
         check("logger=wandb")
-    check("logger=wandb", "logger.mode=offline")
-    check("logger=wandb", "logger.mode=disabled")
+    check("logger=wandb", "logger.wandb.mode=offline")
+    check("logger=wandb", "logger.wandb.mode=disabled")
 
 
 def test_the_mode_follows_the_variable_of_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,14 +61,14 @@ def test_a_key_in_the_netrc_counts_for_its_own_host(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("mode=ofline", "logger.mode=ofline is not one of online, offline, disabled"),
+        ("mode=ofline", "logger.wandb.mode=ofline is not one of online, offline, disabled"),
         ("artifacts=[weights]", "weights is not one of result, masks, adapter, model"),
         ("artifacts=[model]", "export=false writes none; set export=true"),
     ],
 )
 def test_an_option_that_cannot_work_is_refused(option: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check("logger=wandb", "logger.mode=offline", f"logger.{option}")
+        check("logger=wandb", "logger.wandb.mode=offline", f"logger.wandb.{option}")
 
 
 def test_a_missing_tensorboard_is_refused_with_the_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_the_shipped_sweep_composes_as_an_agent_would_call_it() -> None:
     for pick in (0, -1):
         drawn = [f"{key}={values[pick]}" for key, values in ends.items()]
         (cfg,), _ = compose_jobs(
-            [*fixed, *drawn, "logger.mode=offline"],
+            [*fixed, *drawn, "logger.wandb.mode=offline"],
             conf=conf_folder(),
             config_name="run",
             extra=None,
@@ -98,5 +98,5 @@ def test_the_shipped_sweep_composes_as_an_agent_would_call_it() -> None:
             command="sparsemend",
         )
         preflight.check(cfg)
-        assert cfg.logger["_target_"].endswith("WandbTracker")
+        assert cfg.logger.wandb["_target_"].endswith("WandbTracker")
         assert cfg.method.learning_rate == ends["method.learning_rate"][pick]

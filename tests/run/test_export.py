@@ -1,3 +1,5 @@
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,28 @@ def test_weights_too_large_for_the_exports_dtype_are_named() -> None:
         linear.weight[0, 0] = 1e5
     with pytest.raises(ValueError, match=rf"float16 cannot hold {name}\.weight, .* 99840"):
         cast_(model, torch.float16)
+
+
+def test_what_an_export_writes_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
+    masks = tmp_path / "masks.safetensors"
+    before = os.umask(0o027)
+    try:
+        save_masks({"a": torch.ones(2, 8, dtype=torch.bool)}, masks)
+        export(to_dense_(random_model("llama")), None, tmp_path / "model", masks=masks, card="card")
+    finally:
+        os.umask(before)
+    files = [masks, *(tmp_path / "model").iterdir()]
+    assert {path.name for path in files} >= {"model.safetensors", "masks.safetensors", "README.md"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
+
+
+def test_the_masks_of_run_and_export_are_one_file_until_either_is_written_again(
+    tmp_path: Path,
+) -> None:
+    run, beside = tmp_path / "masks.safetensors", tmp_path / "model" / "masks.safetensors"
+    save_masks({"a": torch.ones(2, 8, dtype=torch.bool)}, run)
+    export(to_dense_(random_model("llama")), None, tmp_path / "model", masks=run, card="card")
+    assert run.samefile(beside)
+    save_masks({"a": torch.zeros(2, 8, dtype=torch.bool)}, run)
+    assert load_masks(beside)["a"].all()
+    assert not load_masks(run)["a"].any()

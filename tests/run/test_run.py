@@ -29,6 +29,7 @@ from support.contracts import assert_same_bits
 from support.wandb_file import read_offline
 from transformers import AutoModelForCausalLM
 
+from sparsemend.logger.base import origin
 from sparsemend.method.losa.progress import RoundMark
 from sparsemend.result.record import Result
 from sparsemend.result.summary import block_rows, metric_rows, summary_of
@@ -186,13 +187,13 @@ def test_cells_that_differ_in_rounding_are_pruned_apart(workspace: Path, tmp_pat
 def test_an_offline_wandb_run_equals_the_result(workspace: Path, tmp_path: Path) -> None:
     """Read back from disk: configuration, curves, tables and summary."""
     out = tmp_path / "out"
-    options = ("logger=wandb", "logger.mode=offline", "sparsity_schedule=owl", "export=false")
+    options = ("logger=wandb", "logger.wandb.mode=offline", "sparsity_schedule=owl", "export=false")
     training = ("method=masked_lora", "method.max_steps=4", "method.validate_every=2")
     done = sparsemend_here(contract(workspace, out, *options, *training), tmp_path)
     assert done.returncode == 0, done.stderr
     run, result = read_offline(out), result_of(out)
     run.config.pop("_wandb", None)
-    assert run.config == result["config"]
+    assert run.config == {**result["config"], **origin(result)}
     summary = summary_of(result)
     assert {key: run.summary.get(key) for key in summary} == summary
     assert summary["repaired/perplexity/test"] == result["metrics"]["repaired"]["perplexity/test"]

@@ -26,7 +26,10 @@ def result(*, task: bool) -> dict[str, Any]:
         },
         "protocol": {"corpus": "docs", "windows": 2, "seqlen": 8},
         "sparsity": {"target": 0.6, "achieved": 0.6},
-        "cost": {"load": cost, "prune": cost, "repair": cost},
+        "cost": {
+            **dict.fromkeys(("load", "prune", "repair", "export"), cost),
+            "evaluate": {"seconds": 34.94, "peak_bytes": 2**20},
+        },
         "metrics": metrics,
         "peak_scope": "stage",
     }
@@ -62,6 +65,18 @@ def test_a_measure_that_was_not_taken_is_a_dash_and_one_that_overflowed_says_so(
     content["metrics"] = {"dense": {}, "pruned": {"perplexity/test": None}, "repaired": {}}
     rows = [line.split("│") for line in printed(content).splitlines() if "│" in line]
     assert [row[2].strip() for row in rows] == ["-", "not finite", "-"]
+
+
+def test_the_seconds_of_measuring_are_told() -> None:
+    assert "besides: evaluate 34.9 s, export 1.0 s" in printed(result(task=False))
+
+
+def test_seconds_that_an_earlier_run_spent_stand_in_brackets() -> None:
+    again = {**result(task=False), "from_run": {"folder": "out/0"}}
+    rows = [line.split("│") for line in printed(again).splitlines() if "│" in line]
+    assert [row[5].strip() for row in rows] == ["1.0", "(1.0)", "(1.0)"]
+    assert "in brackets: seconds of the run measured again" in printed(again)
+    assert "brackets" not in printed(result(task=False))
 
 
 def test_without_a_task_there_is_no_such_column() -> None:

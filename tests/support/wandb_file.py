@@ -53,6 +53,9 @@ def read_offline(run_folder: Path) -> OfflineRun:
             run.config |= {
                 item.key: json.loads(item.value_json) for item in record.run.config.update
             }
+        elif kind == "config":
+            for item in record.config.update:
+                put(run.config, item)
         elif kind == "history":
             row: dict[str, Any] = {}
             for item in record.history.item:

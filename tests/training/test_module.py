@@ -388,15 +388,14 @@ def test_cosine_ends_at_the_minimum_learning_rate(tmp_path: Path) -> None:
     assert rates == pytest.approx(expected)
 
 
-def test_a_line_reports_loss_pace_and_sparsity(
+def test_a_line_reports_losses_and_pace_within_80_columns(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         method_of("masked_lora").repair(pruned_model(), bench_for(tmp_path))
     line = next(r.getMessage() for r in caplog.records if r.getMessage().startswith("step"))
-    assert re.search(
-        r"step 3/3  loss \d\.\d+  validation \d\.\d+  [\d,]+ tokens/s  sparsity 0\.5\d+", line
-    )
+    assert len(line) < 80 - len("00:00:00 ") - len("1000/100012,000")
+    assert re.search(r"step 3/3  loss \d\.\d+  validation \d\.\d+  [\d,]+ tokens/s$", line)
 
 
 def test_a_broken_projection_would_be_seen() -> None:

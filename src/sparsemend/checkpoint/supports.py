@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -23,6 +23,7 @@ from sparsemend.checkpoint.headers import (
 from sparsemend.names import MASKS, MODEL, RESULT
 from sparsemend.sparse.pattern import Pattern
 
+NAMED = 3  # tensors of a line
 THREADS = 8  # with more threads, the disk is the limit
 
 
@@ -56,17 +57,31 @@ class Checked:
         return dict(sorted(by_block.items(), key=lambda item: _number(item[0])))
 
     def failures(self, asked: Pattern | None) -> list[str]:
-        """One line per violation: weights of a tensor off its mask, or against pattern `asked`."""
-        lines = []
-        for name, support in self.supports.items():
-            if support.escaped:
-                lines.append(f"{name}.weight: {support.escaped} weights off the mask are not zero")
-            if asked and support.most[asked.group_size] > asked.kept:
-                lines.append(
-                    f"{name}.weight: {support.most[asked.group_size]} of {asked.group_size} "
-                    f"consecutive inputs are not zero, more than pattern {asked} allows"
-                )
-        return lines
+        """A line per kind of violation: weights off the masks, or against pattern `asked`.
+
+        A line names the first tensors and says how many there are.
+        """
+        escaped = {name: s.escaped for name, s in self.supports.items() if s.escaped}
+        lines = [
+            f"{self._names(escaped)}: {sum(escaped.values()):,} weights off the mask are not zero"
+        ]
+        if not asked:
+            return lines if escaped else []
+        size = asked.group_size
+        full = {n: s.most[size] for n, s in self.supports.items() if s.most[size] > asked.kept}
+        lines.append(
+            f"{self._names(full)}: {max(full.values(), default=0)} of {size} consecutive inputs "
+            f"are not zero, more than pattern {asked} allows"
+        )
+        return [line for line, names in zip(lines, (escaped, full), strict=True) if names]
+
+    def _names(self, linears: Iterable[str]) -> str:
+        """The weights of linears by name, at most NAMED of them, and of how many linears."""
+        names = [f"{name}.weight" for name in linears]
+        rest = len(names) - NAMED
+        if rest <= 0:
+            return ", ".join(names)
+        return f"{', '.join(names[:NAMED])} and {rest} more ({len(names)} of {len(self.supports)})"
 
 
 def read_checkpoint(path: Path, masks: Path | None, asked: Pattern | None) -> Checked:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from sparsemend.checkpoint.supports import MASKS, Checked, read_checkpoint
 from sparsemend.cli.version import ShowVersion
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.terminal import CELLS_WIDTH, console, say
+
+FOLDED = 3  # equal rows of consecutive blocks that become one
 
 
 def as_json(checked: Checked, failures: list[str]) -> dict[str, Any]:
@@ -60,11 +63,19 @@ def table(checked: Checked, *, linears: bool) -> Table:
     if checked.masks:
         summary.add_column("off mask, not 0", justify="right")
         summary.add_column("on mask, 0", justify="right")
-    for name, supports in rows.items():
-        summary.add_row(name, *_cells(supports, checked.masks is not None))
+    cells = {name: tuple(_cells(each, checked.masks is not None)) for name, each in rows.items()}
+    for equal, shown in groupby(cells, key=lambda name: cells[name]):
+        names = list(shown)
+        for name in names if linears or len(names) < FOLDED else [_span(names)]:
+            summary.add_row(name, *equal)
     summary.add_section()
     summary.add_row("total", *_cells(list(checked.supports.values()), checked.masks is not None))
     return summary
+
+
+def _span(blocks: list[str]) -> str:
+    """The name of a row for consecutive blocks: `model.layers.0 ... 29, each`."""
+    return f"{blocks[0]} ... {blocks[-1].rpartition('.')[2]}, each"
 
 
 def _cells(supports: list[Support], masked: bool) -> list[str]:
@@ -89,7 +100,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("path", type=Path, help="folder with safetensors, or one such file")
     parser.add_argument("--masks", type=Path, help=f"masks file; without: {MASKS} beside the model")
     parser.add_argument("--pattern", type=Pattern.parse, help="N:M that must hold in every linear")
-    parser.add_argument("--linears", action="store_true", help="a row per linear, not per block")
+    parser.add_argument(
+        "--linears",
+        action="store_true",
+        help="a row per linear; without: per block, equal blocks in one",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, always per linear")
     args = parser.parse_args(arguments)
     asked = args.pattern
@@ -115,8 +130,8 @@ def _print(checked: Checked, *, linears: bool) -> None:
     shown = console(CELLS_WIDTH)
     shown.print(table(checked, linears=linears))
     shown.print(
-        f"{checked.zeros / checked.all_weights:.6f} of all {checked.all_weights:,} weights are "
-        f"pruned zeros; read in {checked.seconds:.2f} s",
+        f"{checked.zeros / checked.all_weights:.6f} of all {checked.all_weights:,} weights "
+        f"are zeros of prunable linears; read in {checked.seconds:.2f} s",
         highlight=False,
     )
 

@@ -1,4 +1,4 @@
-"""The places of files that ship with the package: `conf/` and the embedded assets.
+"""The places of files that ship with the package, and what the place of a model calls it.
 
 Free of torch: the command finds its configuration before anything heavy is imported.
 """
@@ -6,6 +6,8 @@ Free of torch: the command finds its configuration before anything heavy is impo
 from __future__ import annotations
 
 from pathlib import Path
+
+from omegaconf import OmegaConf
 
 PACKAGE = Path(__file__).resolve().parents[1]
 EMBEDDED = "embedded:"
@@ -26,6 +28,25 @@ def resolve_path(path: str) -> str:
     if path.startswith(EMBEDDED):
         return str(PACKAGE / "assets" / path.removeprefix(EMBEDDED))
     return path
+
+
+def model_name(path: str) -> str:
+    """A model's name from its place: the last part, which for an export `model/` says nothing.
+
+    `/data/llama-7b/` and `org/llama-7b` are llama-7b, `out/2026-11-28/0/model` is
+    2026-11-28/0/model, a snapshot in the hub's cache is the repository.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    repositories = [part for part in parts if part.startswith("models--")]
+    if repositories:
+        return repositories[-1].rpartition("--")[2]
+    if not parts or parts[-1] in ("..", "~"):
+        return Path(path).expanduser().resolve().name
+    return "/".join(parts[-3:]) if parts[-1] == "model" else parts[-1]
+
+
+# before any config is composed: every command and every test finds the configs by this module
+OmegaConf.register_resolver("model_name", model_name, replace=True)
 
 
 def is_local(path: str) -> bool:

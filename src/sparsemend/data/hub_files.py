@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparsemend.data.base import encode, windows
+
+PATIENCE = 3.0  # seconds that the hub has to answer
 
 
 def document_windows(
@@ -36,9 +43,7 @@ def text_column(
     path: str, files: str, *, split: str, column: str, revision: str | None = None
 ) -> Sequence[str]:
     """One text column of some files of a repository, read from disk as it is indexed."""
-    from datasets import load_dataset
-
-    texts: Sequence[str] = load_dataset(
+    texts: Sequence[str] = load_rows(
         path,
         data_files={split: files},
         split=split,
@@ -46,3 +51,48 @@ def text_column(
         verification_mode="no_checks",  # one shard never has the rows that its repository declares
     )[column]
     return texts
+
+
+def load_rows(path: str, *arguments: Any, **settings: Any) -> Any:
+    """The output of `datasets.load_dataset`, from this machine's copy where the hub is not reached.
+
+    Raises OSError in a second or three where there is neither, with a text that needs no network;
+    `load_dataset` itself goes on trying for half a minute.
+    """
+    from datasets import load_dataset
+
+    if Path(path).is_dir() or reachable():
+        return load_dataset(path, *arguments, **settings)
+    try:
+        with offline():
+            return load_dataset(path, *arguments, **settings)
+    except (OSError, ValueError) as error:  # a config that was not kept is a ValueError
+        raise OSError(
+            f"{path} lies on {constants.ENDPOINT}, which does not answer, and this machine has no "
+            "copy of it; give data.path a folder laid out like it, or read text of your own: "
+            "data=text data.train=FILE data.test=FILE (data=python_docs needs neither)"
+        ) from error
+
+
+def reachable() -> bool:
+    """Whether the hub answers within PATIENCE seconds, through a proxy where one is set."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception:  # of whatever library the hub's client is built on
+        return False
+    return True
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Let the hub's client and `datasets` read this machine's copies alone while inside."""
+    from datasets import config
+
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before

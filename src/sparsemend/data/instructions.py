@@ -9,13 +9,15 @@ several seeds compare.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sparsemend.data.base import DataSource
+from sparsemend.data.hub_files import load_rows
 from sparsemend.data.instruction_files import JSON, check_held_out, json_examples, split_files
 from sparsemend.data.prompted import PromptedSource
 from sparsemend.data.prompts import Prompted, RowFormat
@@ -79,20 +81,21 @@ class Instructions(PromptedSource):
         files = split_files(key, self.path, self.config, place)
         if files is None:
             assert self.path is not None
-            return list(self._rows(f"{self.path} {place}", self.path, self.config, split=place))
+            rows = load_rows(self.path, self.config, split=place)
+            return list(self._of_rows(f"{self.path} {place}", rows))
         return [example for file in files for example in self._of_file(file)]
 
     def _of_file(self, file: Path) -> Iterator[Prompted]:
         if file.suffix in JSON:
             return json_examples(file, self.row_format)
-        files = glob.escape(str(file))
-        return self._rows(str(file), file.suffix[1:], data_files=files, split="train")
-
-    def _rows(self, what: str, *source: str | None, **settings: str) -> Iterator[Prompted]:
-        """The examples of the rows that `datasets` loads."""
         from datasets import load_dataset
 
-        for number, row in enumerate(load_dataset(*source, **settings)):
+        files = glob.escape(str(file))
+        rows = load_dataset(file.suffix[1:], data_files=files, split="train")
+        return self._of_rows(str(file), rows)
+
+    def _of_rows(self, what: str, rows: Iterable[Any]) -> Iterator[Prompted]:
+        for number, row in enumerate(rows):
             yield self.row_format.example(row, where=f"{what} row {number}")
 
 

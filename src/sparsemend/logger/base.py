@@ -1,12 +1,14 @@
 """Experiment trackers: curves through Lightning's loggers, the result's summary at the end.
 
-Every tracker writes training/metrics.csv, so that the curves are on disk whatever mirrors them.
+Every run writes training/metrics.csv, so that the curves are on disk whatever mirrors them.  All
+trackers get the same curves, and the summary under the same names.
 """
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from sparsemend.names import CURVES
 
+log = logging.getLogger(__name__)
+
 
 class Tracker(ABC):
-    """Opens the Lightning loggers of a run and tells each of them what the run measured.
+    """Opens the Lightning loggers of one tracker and tells them what the run measured.
 
     A tracker that mirrors the result extends `finish` and `abandon`, which close the loggers.
     """
@@ -36,8 +40,54 @@ class Tracker(ABC):
             logger.finalize("failed")
 
 
+class Trackers(Tracker):
+    """All trackers of one run, and training/metrics.csv; one that fails does not keep the others.
+
+    members: the trackers by name, such as {"wandb": ..., "tensorboard": ...}.
+    """
+
+    def __init__(self, members: Mapping[str, Tracker]) -> None:
+        self.members = members
+        self._opened: list[tuple[str, list[Logger]]] = []
+
+    def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
+        csv = csv_logger(out)
+        self._opened = [(name, tracker.open(out, config)) for name, tracker in self.members.items()]
+        return [csv, *(logger for _, loggers in self._opened for logger in loggers)]
+
+    def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        for logger in loggers[:1]:  # the CSV
+            logger.finalize("success")
+        self._close(lambda tracker, opened: tracker.finish(opened, result))
+
+    def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+        for logger in loggers[:1]:
+            logger.finalize("failed")
+        self._close(lambda tracker, opened: tracker.abandon(opened, result))
+
+    def _close(self, close: Callable[[Tracker, list[Logger]], None]) -> None:
+        """Close every tracker with the loggers that it opened."""
+        for name, opened in self._opened:
+            try:
+                close(self.members[name], opened)
+            except Exception:  # result.json is the truth, and it is written
+                log.exception("logger.%s could not be brought to its end", name)
+
+
 def csv_logger(out: Path) -> CSVLogger:
-    """training/metrics.csv in the run folder, which every tracker writes."""
+    """training/metrics.csv in the run folder, which every run writes."""
     # CSVLogger empties a folder it finds, and a resumed run keeps the earlier part's curve
     parts = len(list(out.glob(f"{CURVES}*")))
     return CSVLogger(out, name="", version=f"{CURVES}-{parts + 1}" if parts else CURVES)
+
+
+def origin(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that tell two runs apart beside their config: its hash, the commit, the protocol.
+
+    The protocol names the text by `data_hash`; it is missing where a run failed before it read.
+    """
+    return {
+        "config_hash": result["config_hash"],
+        "commit": result["provenance"]["commit"],
+        "protocol": dict(result["protocol"]),
+    }

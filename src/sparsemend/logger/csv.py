@@ -1,4 +1,4 @@
-"""The curves of a run as training/metrics.csv."""
+"""No tracker: the curves of a run lie in training/metrics.csv, which every run writes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from sparsemend.logger.base import Tracker, csv_logger
+from sparsemend.logger.base import Tracker
 
 
 @dataclass(kw_only=True)
 class CsvTracker(Tracker):
-    """training/metrics.csv in the run folder, nothing else."""
+    """Nothing besides the training/metrics.csv of every run."""
 
     def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
-        return [csv_logger(out)]
+        return []

@@ -1,12 +1,14 @@
 """Weights & Biases as a mirror of result.json: config, curves, mask updates, tables, summary.
 
-One W&B run per job.  Its group is the sweep (name and folder of the run), its job type the last
-stage that changes the model, its tags the choices it was composed of.  A resumed run goes on in the
-W&B run of its folder.  Nothing is uploaded as an artifact unless asked for.
+One W&B run per job.  Its name is what varies in the sweep, its group the sweep (name and folder of
+the run), its job type the last stage that changes the model, its tags the choices it was composed
+of.  Its config is that of the run, with hash, commit and protocol (`data_hash`).  A resumed run
+goes on in the W&B run of its folder.  Nothing is uploaded as an artifact unless asked for.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -18,8 +20,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from sparsemend.logger.base import Tracker, csv_logger
-from sparsemend.names import ARTIFACTS, WANDB_RUN_ID
+from sparsemend.logger.base import Tracker, origin
+from sparsemend.names import ARTIFACTS, SWEEP, WANDB_RUN_ID
 from sparsemend.result.summary import BLOCK_COLUMNS, block_rows, metric_rows, summary_of
 
 log = logging.getLogger(__name__)
@@ -29,10 +31,11 @@ STEP = "trainer/global_step"  # Lightning's name for its step
 
 @dataclass(kw_only=True)
 class WandbTracker(Tracker):
-    """A W&B run, and training/metrics.csv."""
+    """A W&B run."""
 
     project: str
     entity: str | None
+    name: str | None
     group: str | None
     job_type: str | None
     mode: str
@@ -48,6 +51,7 @@ class WandbTracker(Tracker):
         run = wandb.init(
             project=self.project,
             entity=self.entity,
+            name=self.name or run_name(out, config),
             group=self.group or sweep_name(out, config),
             job_type=self.job_type or last_stage(config),
             mode=self.mode,  # type: ignore[arg-type]
@@ -64,7 +68,7 @@ class WandbTracker(Tracker):
         if self.mode == "online":
             log.info("W&B run %s", run.url)
         self._out = out
-        return [csv_logger(out), WandbLogger(experiment=run)]
+        return [WandbLogger(experiment=run)]
 
     def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
         self._close(loggers, result, exit_code=0)
@@ -77,6 +81,7 @@ class WandbTracker(Tracker):
             logger.finalize("failed" if exit_code else "success")
         run = wandb_run(loggers)
         try:
+            run.config.update(origin(result), allow_val_change=True)
             log_tables(run, result)
             run.summary.update(summary_of(result))
             if not exit_code:
@@ -124,6 +129,28 @@ def sweep_name(out: Path, config: Mapping[str, Any]) -> str:
     name = str(config.get("name", ""))
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     return f"{name}/{out.parent.name}" if sweep else name
+
+
+def run_name(out: Path, config: Mapping[str, Any]) -> str:
+    """The overrides that vary in the run's sweep; its choices, sparsity and seed for a single run.
+
+    At most 128 characters, as W&B allows.
+    """
+    varying = _varying_overrides(out)
+    single = [*choices(config), config.get("sparsity", ""), f"seed {config.get('seed')}"]
+    return " ".join(varying or [str(part) for part in single])[:128]
+
+
+def _varying_overrides(out: Path) -> list[str]:
+    """The overrides of this job that are not those of its whole sweep; none for a single run."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return []
+    try:
+        sweep = json.loads((out.parent / SWEEP).read_text(encoding="utf-8"))["overrides"]
+    except (OSError, ValueError):
+        sweep = []
+    lines = [line for line in HydraConfig.get().overrides.task if line not in sweep]
+    return [line for line in lines if not line.startswith(("resume=", "logger", "hydra."))]
 
 
 def last_stage(config: Mapping[str, Any]) -> str:

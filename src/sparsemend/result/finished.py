@@ -121,6 +121,10 @@ def finished_run(asked: str) -> FinishedRun:
             f"from_run={asked}: that run is {result.status}, not finished; continue it with "
             f"resume={asked} first"
         )
+    if result.config.get("debug"):
+        raise ValueError(
+            f"from_run={asked}: that was a debug run, on a part of the model; run it without debug="
+        )
     check_stored(result.config, folder)
     run = FinishedRun(folder, result)
     if not (run.model / MASKS).is_file():

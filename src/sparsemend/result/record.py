@@ -79,7 +79,7 @@ class Result:
         self.content["status"] = "interrupted" if stopped else "failed"
         self.content["error"] = {
             "type": type(error).__name__,
-            "message": str(error),
+            "message": str(error) or ("stopped by hand; resume=auto goes on" if stopped else ""),
             "traceback": "".join(traceback.format_exception(error)),
         }
         self.write()

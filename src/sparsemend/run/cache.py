@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsemend.config.values import digest
-from sparsemend.files import file_digest
+from sparsemend.files import file_digest, give_usual_mode
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,7 @@ class Cache:
                 "made_by": made.made_by,
             }
             (partial / CONTENT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            give_usual_mode(partial)  # other users may share the folder
             partial.replace(folder)
         except (OSError, SafetensorError) as error:
             log.warning("not cached in %s: %s", folder, error)

@@ -6,6 +6,7 @@ are in the weights anyway.  The packed supports lie beside them.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.checkpoint.card import model_card
+from sparsemend.files import give_usual_mode
 from sparsemend.model import DTYPES
 from sparsemend.names import ADAPTER, MASKS, MODEL
 from sparsemend.result.finished import command_line, finished_run
@@ -101,11 +103,23 @@ def export(
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
     if masks.exists():
-        shutil.copyfile(masks, partial / MASKS)
+        place_beside(masks, partial / masks.name)
     if card is not None:
         (partial / "README.md").write_text(card, encoding="utf-8")
+    give_usual_mode(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+def place_beside(masks: Path, copy: Path) -> None:
+    """Make `copy` the very file `masks`, or a copy of it where the file system has no hard links.
+
+    Both stay whole when the other is removed, and every writer of masks replaces its file.
+    """
+    try:
+        os.link(masks, copy)
+    except OSError:
+        shutil.copyfile(masks, copy)
 
 
 @torch.no_grad()

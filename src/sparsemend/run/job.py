@@ -13,8 +13,10 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.cost import Stages
+from sparsemend.logger.base import Trackers
 from sparsemend.result.record import Result
 from sparsemend.result.resume import last_checkpoint
+from sparsemend.run.debug import FirstBlocks, cut_short
 from sparsemend.run.keys import Keys
 from sparsemend.run.parts import Parts
 from sparsemend.run.reuse import Reuse, open_reuse
@@ -53,7 +55,11 @@ class Loaded:
 
 def build_parts(cfg: DictConfig) -> Parts:
     """One object per group of the config; raises ValueError where they cannot work together."""
-    parts = Parts(**{group: build(cfg[group]) for group in Parts.__dataclass_fields__})
+    built = {group: build(cfg[group]) for group in Parts.__dataclass_fields__}
+    built["logger"] = Trackers(built["logger"])
+    if cfg.get("debug") is not None:
+        built["model"] = FirstBlocks(built["model"], cfg.debug.blocks)
+    parts = Parts(**built)
     parts.check()
     return parts
 
@@ -68,6 +74,7 @@ def build(section: DictConfig) -> Any:
 
 def prepare(cfg: DictConfig, result: Result, out: Path) -> RunJob:
     """Build the objects, take the device, open the trackers."""
+    cfg = cut_short(cfg)
     parts = build_parts(cfg)
     device = parts.hardware.prepare()
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

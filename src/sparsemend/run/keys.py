@@ -59,8 +59,9 @@ class Keys:
         return {**self.model(), "data": section(self.cfg, "data"), **asdict(wanted)}
 
     def model(self) -> dict[str, Any]:
-        """Parts of the dense model."""
-        return {"model": section(self.cfg, "model"), "seed": self.cfg.seed}
+        """Parts of the dense model, of which a debug run keeps the first blocks."""
+        cut = {"blocks": self.cfg.debug.blocks} if self.cfg.get("debug") is not None else {}
+        return {"model": section(self.cfg, "model"), "seed": self.cfg.seed, **cut}
 
     def pruning(
         self, batches: Sequence[Tensor], pruner: Pruner, schedule: SparsitySchedule

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparsemend.blocks.find import check_prunable
 from sparsemend.prune import check_widths
 from sparsemend.run.adopt import check_existing
+from sparsemend.run.debug import first_windows
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.keys import model_key
 from sparsemend.run.prune import given_supports
@@ -38,6 +39,8 @@ def _windows(job: RunJob) -> tuple[PreTrainedTokenizerBase | None, Windows]:
         return tokenizer, read_windows(parts.data, tokenizer, wanted, seed=job.cfg.seed)
 
     tokenizer, windows = job.reuse.memory.once("windows", job.keys.windows(wanted), read)
+    if job.cfg.get("debug") is not None:
+        windows = first_windows(windows, job.cfg.debug.windows)
     if wanted.train:
         parts.method.check_train(windows.train)
     return tokenizer, windows

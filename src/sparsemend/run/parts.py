@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sparsemend.data.base import DataSource
 from sparsemend.evaluation.base import Evaluation
 from sparsemend.hardware import Hardware
-from sparsemend.logger.base import Tracker
+from sparsemend.logger.base import Trackers
 from sparsemend.method.base import RepairMethod
 from sparsemend.model import ModelSource
 from sparsemend.pruner.base import Pruner
@@ -25,7 +25,7 @@ class Parts:
     method: RepairMethod
     hardware: Hardware
     evaluation: dict[str, Evaluation]
-    logger: Tracker
+    logger: Trackers
 
     def check(self) -> None:
         """Raise ValueError where they cannot work together."""

@@ -25,6 +25,7 @@ CHATTER = (  # warnings of Lightning about choices that are deliberate here
 def quieten() -> None:
     """Silence the loggers and warnings of libraries; products in full precision."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # `Generating train split`
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for name in (

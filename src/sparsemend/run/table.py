@@ -60,9 +60,9 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     if any(MEAN in measured for measured in result["metrics"].values()):
         measures["zero-shot"] = MEAN
     table = Table(
-        title=f"{config['model']['name']} on {protocol['corpus']} "
+        title=f"{_debug(config)}{config['model']['name']} on {protocol['corpus']} "
         f"({protocol['windows']} test windows of {protocol['seqlen']} tokens)",
-        caption=f"peak memory: {_scope(result['peak_scope'])}",
+        caption=f"{_other_seconds(result)}\npeak memory: {_scope(result['peak_scope'])}",
     )
     table.add_column("")
     for column in (*measures, "sparsity asked", "achieved", "seconds", "peak memory"):
@@ -75,10 +75,16 @@ def summary_table(result: Mapping[str, Any]) -> Table:
             *(_perplexity(result["metrics"][state], metric) for metric in measures.values()),
             "-" if dense else f"{sparsity['target']:.4f}",
             "-" if dense else f"{sparsity['achieved']:.4f}",
-            f"{cost['seconds']:.1f}",
+            _seconds(result, stage),
             f"{cost['peak_bytes'] / 2**20:,.0f} MiB",
         )
     return table
+
+
+def _debug(config: Mapping[str, Any]) -> str:
+    """The warning before a title that a run was cut short; empty for others."""
+    debug = config.get("debug")
+    return f"DEBUG RUN, {debug['blocks']} blocks: " if debug else ""
 
 
 def _label(state: str, config: Mapping[str, Any]) -> str:
@@ -93,6 +99,20 @@ def _perplexity(metrics: Mapping[str, float | None], metric: str) -> str:
         return "-"
     value = metrics[metric]
     return "not finite" if value is None else format_metric(value, 3)
+
+
+def _seconds(result: Mapping[str, Any], stage: str) -> str:
+    """The seconds of a stage, in brackets where an earlier run spent them."""
+    seconds = f"{result['cost'][stage]['seconds']:.1f}"
+    return f"({seconds})" if "from_run" in result and stage in ("prune", "repair") else seconds
+
+
+def _other_seconds(result: Mapping[str, Any]) -> str:
+    """What the seconds of the rows leave out: measuring, often the largest part, and exporting."""
+    cost = result["cost"]
+    others = [f"{s} {cost[s]['seconds']:.1f} s" for s in ("evaluate", "export") if s in cost]
+    earlier = ["in brackets: seconds of the run measured again"] if "from_run" in result else []
+    return "; ".join([f"besides: {', '.join(others)}", *earlier])
 
 
 def _scope(scope: str) -> str:

@@ -17,14 +17,13 @@ from omegaconf import DictConfig
 
 from sparsemend.config.values import config_hash, differences, override_key, plain
 from sparsemend.files import write_json
-from sparsemend.names import RESULT
+from sparsemend.names import RESULT, SWEEP
 from sparsemend.result.folder import alive, read_result, this_process
 from sparsemend.result.record import objective
 from sparsemend.result.sections import ProcessId
 
 log = logging.getLogger(__name__)
 
-SWEEP = "sweep.json"
 SCHEMA = "sparsemend-sweep-1"
 
 

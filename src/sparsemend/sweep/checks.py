@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.config.values import override_key
+from sparsemend.names import SWEEP
 from sparsemend.preflight import check as preflight
 from sparsemend.preflight.cache import check_cache
 from sparsemend.sweep import cells as sweep
@@ -111,7 +112,7 @@ def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
 
 def check_same_search(folder: Path | None, lines: Sequence[str]) -> None:
     """Raise ValueError where `folder` holds another search: only the same one continues in it."""
-    path = folder / sweep.SWEEP if folder is not None else None
+    path = folder / SWEEP if folder is not None else None
     if path is None or not path.is_file():
         return
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -93,11 +93,10 @@ class Pace(Callback):
         if not trainer.is_global_zero or "train/loss" not in metrics:
             return
         log.info(
-            "step %d/%d  loss %.4f  validation %.4f  %s tokens/s  sparsity %.6f",
+            "step %d/%d  loss %.4f  validation %.4f  %s tokens/s",  # one line of 80 columns
             trainer.global_step,
             self.plan.max_steps,
             metrics["train/loss"],
             metrics[VALIDATION_LOSS],
             f"{self._tokens / self._seconds:,.0f}" if self._seconds else "-",
-            metrics["sparsity/support"],
         )

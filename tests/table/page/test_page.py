@@ -13,7 +13,12 @@ import torch
 from support import result_folders as made
 
 from sparsemend.result.runs import find_runs
-from sparsemend.table.page.figures import common_difference, perplexity_by_sparsity
+from sparsemend.table.page.figures import (
+    common_difference,
+    perplexity_by_sparsity,
+    settings_table,
+    training_curves,
+)
 from sparsemend.table.page.groups import (
     block_errors,
     curve,
@@ -301,3 +306,25 @@ def test_a_browser_shows_it_light_dark_and_on_a_phone(tmp_path: Path) -> None:
     assert shown["light", "1200,900"] == "rgb(246, 247, 249) true"
     assert shown["dark", "1200,900"] == "rgb(17, 21, 28) true"
     assert shown["light", "390,844"].endswith("true")  # nothing is wider than the screen
+
+
+def test_lines_that_differ_in_their_sparsity_alone_have_colours_of_their_own(
+    tmp_path: Path,
+) -> None:
+    for number, sparsity in enumerate((0.5, 0.6, 0.7)):
+        content = made.result(method="lors", sparsity=sparsity, seed=0, repaired=20.0)
+        folder = made.write(tmp_path / str(number), content)
+        made.add_curves(folder, "training", "0,5.0,\n1,4.0,3.5\n")
+    chart = training_curves(groups(find_runs([tmp_path])))
+    strokes = set(re.findall(r'<polyline class="s (k\d)"', chart))
+    assert strokes == {"k0", "k1", "k2"}
+
+
+def test_every_setting_is_listed_with_its_differences_and_folders(tmp_path: Path) -> None:
+    for number, rate in enumerate((0.001, 0.1)):
+        content = made.result(knobs={"learning_rate": rate})
+        made.write(tmp_path / str(number), content)
+    runs = find_runs([tmp_path])
+    table = settings_table(groups(runs))
+    assert all(str(run.folder) in table for run in runs)
+    assert "method.learning_rate=0.001" in table

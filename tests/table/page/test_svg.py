@@ -63,6 +63,20 @@ def test_what_is_not_finite_or_not_positive_is_left_out_of_a_logarithmic_line() 
     assert chart.count("<circle") == 2
 
 
+def test_a_dot_under_others_shows_as_a_ring() -> None:
+    lines = [Series(name, [(0, 1.0), (1, top)]) for name, top in (("a", 2.0), ("b", 5.0))]
+    chart = line_chart([*lines, Series("c", [(0, 1.0), (1, 8.0)])], x="x", y="y")
+    assert re.findall(r'r="(\d)"', chart) == ["7", "3", "5", "3", "3", "3"]
+
+
+def test_the_name_of_the_upward_axis_stands_above_its_numbers() -> None:
+    chart = line_chart([Series("a", [(0, 1.0), (1, 9.0)])], x="x", y="perplexity")
+    ElementTree.fromstring(chart)
+    (name,) = re.findall(r'<text class="axis" x="([\d.]+)" y="([\d.]+)">perplexity', chart)
+    ticks = re.findall(r'class="tick end" x="[\d.]+" y="([\d.]+)"', chart)
+    assert float(name[1]) + 14 < min(map(float, ticks)) + 4  # 14: a phone's letters
+
+
 def test_no_data_is_no_chart() -> None:
     assert line_chart([Series("a", [(0, math.nan)])], x="x", y="y") == ""
     assert bar_chart([("a", [0.0])], unit="s") == ""

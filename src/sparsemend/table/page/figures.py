@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 from sparsemend.names import METRIC
@@ -173,6 +174,21 @@ def costs(groups: Sequence[Group]) -> str:
     )
 
 
+def settings_table(groups: Sequence[Group]) -> str:
+    """Every setting with the keys in which it differs from its neighbours, and its run folders."""
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{escape(_differences(group))}</td>"
+        f"<td>{'<br>'.join(escape(str(run.folder)) for run in group.runs)}</td></tr>"
+        for group, name in zip(groups, names(groups), strict=True)
+    )
+    head = "<tr><th>setting</th><th>differs in</th><th>runs</th></tr>"
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _differences(group: Group) -> str:
+    return ", ".join(f"{key}={value}" for key, value in group.settings.items()) or "-"
+
+
 def _seconds(group: Group, stage: str) -> float:
     return group.mean(lambda run: run.seconds(stage)) or 0.0
 
@@ -199,12 +215,20 @@ def _lines(
     """A figure of at most MOST lines; its caption says where others are left out."""
     if not series:
         return ""
-    shown = series[:MOST]
+    shown = _apart(series[:MOST])
     values = [b for line in shown for _, b in line.points]
     log = min(values) > 0 and max(values) / min(values) > WIDE
     caption += _left_out(series) + ("  Logarithmic axis." if log else "")
     chart = line_chart(shown, x=x, y=y, log=log, whole=whole)
     return _figure(title, caption, chart and chart + legend(shown))
+
+
+def _apart(series: Sequence[Series]) -> list[Series]:
+    """The lines, each in a colour of its own where there are enough and some share one."""
+    colours = {line.colour % COLOURS for line in series}
+    if len(colours) == len(series) or len(series) > COLOURS:
+        return list(series)
+    return [replace(line, colour=index) for index, line in enumerate(series)]
 
 
 def _figure(title: str, caption: str, inside: str) -> str:

@@ -81,7 +81,10 @@ def section(runs: Sequence[RunRecord]) -> str:
     """Summary and figures of the runs of one protocol."""
     run_groups = groups(runs)
     figures = "".join(figure(run_groups) for figure in FIGURES)
-    return f'{summary(run_groups)}<h2>Curves and costs</h2><div class="grid2">{figures}</div>'
+    return (
+        f'{summary(run_groups)}<h2>Curves and costs</h2><div class="grid2">{figures}</div>'
+        f"<h2>Settings and runs</h2>{sections.settings_table(run_groups)}"
+    )
 
 
 def heading(runs: Sequence[RunRecord]) -> str:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 280
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 40  # the name of the y axis stands above it
 COLOURS = 8
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 TICKS = 4  # at least this many on an axis
+DOT, RING = 3, 2  # units: radius of a dot, and what shows of one below another
 DOTS = 30  # a line of more points has no dots
 BAR, GAP = 18, 9  # units: height of a horizontal bar, and the gap between two bars
 LABEL = 13  # units of a label's line
@@ -76,7 +77,8 @@ def line_chart(
     span = _span([b for _, b in values], margin=0.06, log=log)
     up = Axis(*span, HEIGHT - BOTTOM, TOP, log=log)
     parts = [_grid(across, up, x, y, whole=whole)]
-    parts += [_line(line, across, up) for line in series]
+    hiding = [_hiding_dots(series[index:], across, up) for index in range(len(series))]
+    parts += [_line(line, across, up, later) for line, later in zip(series, hiding, strict=True)]
     return _svg("".join(parts), HEIGHT, f"{y} against {x}")
 
 
@@ -142,9 +144,8 @@ def _svg(inside: str, height: float, description: str) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, kind: str, turned: bool = False) -> str:
-    turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{turn}>{escape(text)}</text>'
+def _text(x: float, y: float, text: str, kind: str) -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
 def _segment(kind: str, start: tuple[float, float], end: tuple[float, float]) -> str:
@@ -163,28 +164,39 @@ def _grid(across: Axis, up: Axis, x: str, y: str, *, whole: bool) -> str:
             continue
         parts.append(_text(across.at(tick), HEIGHT - BOTTOM + 16, short(tick), "tick mid"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x, "axis mid"))
-    parts.append(_text(12, (TOP + HEIGHT - BOTTOM) / 2, y, "axis mid", turned=True))
+    parts.append(_text(2, 13, y, "axis"))
     return "".join(parts)
 
 
-def _line(series: Series, across: Axis, up: Axis) -> str:
+def _hiding_dots(series: Sequence[Series], across: Axis, up: Axis) -> list[int]:
+    """For every point of the first line, the number of later lines with a dot upon it."""
+    first, *later = ([(across.at(a), up.at(b)) for a, b in line.points] for line in series)
+    return [
+        sum(any(math.dist(place, other) < DOT for other in places) for places in later)
+        for place in first
+    ]
+
+
+def _line(series: Series, across: Axis, up: Axis, hiding: Sequence[int]) -> str:
+    """A line with its dots; one that later lines cover is larger, so that a ring of it shows."""
     deviations = series.deviations or [0.0] * len(series.points)
     shown = [
-        (a, b, deviation)
-        for (a, b), deviation in zip(series.points, deviations, strict=True)
+        (a, b, deviation, above)
+        for (a, b), deviation, above in zip(series.points, deviations, hiding, strict=True)
         if math.isfinite(b) and (b > 0 or not up.log)
     ]
-    places = [(across.at(a), up.at(b)) for a, b, _ in shown]
+    places = [(across.at(a), up.at(b)) for a, b, _, _ in shown]
     colour = f"k{series.colour % COLOURS}"
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     parts = [f'<polyline {series.stroke} points="{path}"/>']
-    for (x, y), (a, b, deviation) in zip(places, shown, strict=True):
+    for (x, y), (a, b, deviation, above) in zip(places, shown, strict=True):
         if deviation:
             low, high = up.at(max(b - deviation, up.low)), up.at(b + deviation)
             parts.append(_segment(f"s thin {colour}", (x, low), (x, high)))
         if len(places) <= DOTS:
             tooltip = escape(f"{series.name}: {short(a)}, {b:.4g}")
-            circle = f'<circle class="d {colour}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
+            radius = DOT + RING * min(above, COLOURS)
+            circle = f'<circle class="d {colour}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}">'
             parts.append(f"{circle}<title>{tooltip}</title></circle>")
     return "".join(parts)
 
