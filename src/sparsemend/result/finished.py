@@ -18,11 +18,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.config.keys import keys_that
 from sparsemend.config.values import override_key
 
-# groups and keys that a command line with from_run may set; all else is the run's own
-FREE = ("evaluation", "data", "hardware", "logger", "cache", "export", "export_dtype", "name")
-ALWAYS = ("from_run", "resume", "name", "export", "export_dtype", "cache", "logger")
+FREE = keys_that("free_with_from_run")
+ALWAYS = keys_that("always_from_command_line")
 SPEED = "speed"
 # keys that name what a run reads
 READ = ("from_run", "model.path", "pruner.masks", "sparsity_schedule.path")

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsemend.config.keys import keys_that_do_not
 from sparsemend.config.values import leaves
 from sparsemend.names import HARNESS, MEAN, RESULT
 from sparsemend.result.protocol import Protocol, measured_text, shots_of
 
 WIKITEXT = "wikitext2"
-# these change no number of a row, are part of its name already, or only set other keys (arena)
-NOT_SETTINGS = frozenset(
-    {"arena", "budget", "cache", "evaluation", "export", "export_dtype", "hardware", "logger"}
-    | {"model", "name", "pattern", "resume", "search", "seed", "sparsity", "variant"}
-)
+NOT_SETTINGS = frozenset(keys_that_do_not("tells_rows_apart"))
 CHECKPOINT = ("path", "revision", "attention")  # one model name may mean several, as `local` does
 
 

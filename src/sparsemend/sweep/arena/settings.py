@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparsemend.config.keys import keys_that
 from sparsemend.config.values import differences
 from sparsemend.names import HARNESS, METRIC
 from sparsemend.result.runs import RunRecord
 
 BUDGETS = ("tokens", "trainable", "seconds")
 LOW_RANK = ("lora", "masked_lora", "lors", "lora_prune")  # their parameters set the budget
-SHARED = (
-    *("model", "data", "pruner", "sparsity_schedule", "sparsity", "pattern", "pattern_tail"),
-    *("rounding", "statistics", "budget"),
-)
+SHARED = keys_that("shared_by_arena_rows")
 # all other keys of the `arena` section belong to one row
 SHARED_ARENA = (
     *("items", "steps", "batch_size", "accumulate", "validate_every", "validation_windows"),
