@@ -28,6 +28,7 @@ from sparsemend.sparse.linear import SparseLinear
 class LoraPrune(TrainedRepair):
     """Trains A and B as plain LoRA; the fold keeps the update on the support only."""
 
+    low_rank: ClassVar[bool] = True
     holds_support: ClassVar[bool] = False
 
     rank: int

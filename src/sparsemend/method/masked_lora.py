@@ -17,6 +17,7 @@ only when it folds.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -41,6 +42,8 @@ from sparsemend.training.plan import check_choice
 @dataclass(kw_only=True)
 class MaskedLora(TrainedRepair):
     """Trains A and B of every prunable linear, then folds them into the sparse weights."""
+
+    low_rank: ClassVar[bool] = True
 
     rank: int
     alpha: float

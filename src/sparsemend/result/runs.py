@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsemend.config.keys import keys_that_do_not
+from sparsemend.config.members import member_name
 from sparsemend.config.values import leaves
 from sparsemend.names import HARNESS, MEAN, RESULT
 from sparsemend.result.protocol import Protocol, measured_text, shots_of
@@ -113,11 +114,11 @@ class RunRecord:
         return max(float(cost.get(stage, {}).get("peak_bytes", 0)) for cost in self.attempts)
 
     def member(self, group: str) -> str:
-        """The member of a group: the file that holds its class; atp without slope is uniform."""
+        """The member of a group; atp without slope is uniform."""
         section = self.config[group]
         if group == "sparsity_schedule" and section.get("common_difference") == 0:
             return "uniform"
-        return str(section["_target_"]).split(".")[-2]
+        return member_name(str(section["_target_"]))
 
     @property
     def row(self) -> Row:
