@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -19,7 +19,12 @@ from sparsemend.training.ranks import LeadingTrainer, Team
 
 @dataclass(kw_only=True)
 class Hardware:
-    """One machine's resources as a run uses them."""
+    """One machine's resources as a run uses them.
+
+    parallel: several devices train together, a process each.
+    """
+
+    parallel: ClassVar[bool] = False
 
     accelerator: str
     devices: int
@@ -86,6 +91,8 @@ class DataParallel(Hardware):
 
     Each process takes an equal share of method.windows_per_step.
     """
+
+    parallel: ClassVar[bool] = True
 
     def check_devices(self) -> None:
         """Raise ValueError unless that many devices exist."""

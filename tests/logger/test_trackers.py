@@ -219,7 +219,7 @@ def test_only_asked_for_artifacts_are_logged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "pruner", "stage"),
     [
-        ("lors.LoRS", "wanda.Wanda", "repair"),
+        ("lors.lors.Lors", "wanda.Wanda", "repair"),
         ("none.NoRepair", "wanda.Wanda", "prune"),
         ("none.NoRepair", "existing.Existing", "evaluate"),
     ],
@@ -227,7 +227,8 @@ def test_only_asked_for_artifacts_are_logged(tmp_path: Path) -> None:
 def test_the_job_type_is_the_last_stage_that_changes_the_model(
     method: str, pruner: str, stage: str
 ) -> None:
-    config = {"method": {"_target_": f"m.{method}"}, "pruner": {"_target_": f"p.{pruner}"}}
+    members = {"method": method, "pruner": pruner}
+    config = {g: {"_target_": f"sparsemend.{g}.{member}"} for g, member in members.items()}
     assert last_stage(config) == stage
 
 

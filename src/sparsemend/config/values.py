@@ -9,8 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# what changes no number
-NOT_HASHED = ("name", "variant", "resume", "logger", "cache", "search", "export", "export_dtype")
+from sparsemend.config.keys import keys_that_do_not
+
+NOT_HASHED = keys_that_do_not("changes_numbers")
 # the same of keys inside a group: how a step is split changes only the order of sums
 NOT_HASHED_INSIDE = ("hardware.micro_batch",)
 

@@ -20,6 +20,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from sparsemend.config.flags import says
+from sparsemend.config.members import member_name
 from sparsemend.logger.base import Tracker, origin
 from sparsemend.names import ARTIFACTS, SWEEP, WANDB_RUN_ID
 from sparsemend.result.summary import BLOCK_COLUMNS, block_rows, metric_rows, summary_of
@@ -155,24 +157,20 @@ def _varying_overrides(out: Path) -> list[str]:
 
 def last_stage(config: Mapping[str, Any]) -> str:
     """repair, prune or evaluate: the last stage that changes the model."""
-    if not _target(config, "method").endswith(".NoRepair"):
+    if says(config.get("method", {}), "repairs"):
         return "repair"
-    return "evaluate" if _target(config, "pruner").endswith((".Existing", ".NoPruner")) else "prune"
+    return "prune" if says(config.get("pruner", {}), "prunes") else "evaluate"
 
 
 def choices(config: Mapping[str, Any]) -> list[str]:
     """Model, pruner, schedule, method and pattern, each at most 64 characters as W&B allows."""
     groups = ("pruner", "sparsity_schedule", "method")
-    modules = [_target(config, group).split(".")[-2:][0] for group in groups]
+    members = [member_name(str(config.get(group, {}).get("_target_", ""))) for group in groups]
     model = str(config.get("model", {}).get("name", ""))
-    labels = [model, *modules, str(config.get("pattern", ""))]
+    labels = [model, *members, str(config.get("pattern", ""))]
     return list(dict.fromkeys(tag[:64] for tag in labels if tag))
 
 
 def as_agent_allows(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config, under a W&B agent below a single key: the agent locks the keys that it sets."""
     return {"resolved": dict(config)} if os.environ.get("WANDB_SWEEP_ID") else dict(config)
-
-
-def _target(config: Mapping[str, Any], group: str) -> str:
-    return str(config.get(group, {}).get("_target_", ""))

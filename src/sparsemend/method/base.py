@@ -63,13 +63,19 @@ class Workbench:
 class RepairMethod(ABC):
     """Repairs a pruned model in place.
 
-    repairs: it changes the model.  trains: it reads the training windows.
+    repairs: it changes the model.  trains: it reads the training windows.  trains_blocks: it
+    trains block by block on the calibration windows, for `epochs`, less the share `held_out`.
+    low_rank: it trains factors of one rank per linear, whose parameters set an arena's budget.
+    calibration_passes: forwards over the calibration windows beside the pruner's (estimates).
     foldable: the result is one sparse matrix per linear; otherwise base and adapter stay apart.
     holds_support: effective weights lie on the support also while the method works.
     """
 
     repairs: ClassVar[bool] = True
     trains: ClassVar[bool] = False
+    trains_blocks: ClassVar[bool] = False
+    low_rank: ClassVar[bool] = False
+    calibration_passes: ClassVar[int] = 0
     foldable: ClassVar[bool] = True
     holds_support: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = False

@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.checkpoint.headers import linear_shapes
 from sparsemend.checkpoint.model import find_model
+from sparsemend.config.keys import keys_that
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAST = 2**24  # measurements, locks and the study: far below 16 MiB
-GROUPS = ("model", "data", "pruner", "sparsity_schedule")
-DECIDING = (*GROUPS, "sparsity", "pattern", "pattern_tail", "rounding", "statistics", "seed")
+DECIDING = keys_that("decides_pruned_bits")
 
 
 def check_cache(configs: Sequence[DictConfig]) -> None:

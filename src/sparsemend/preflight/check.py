@@ -8,7 +8,6 @@ What needs a tokenizer, a device or the network is checked where it is used.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,26 @@ from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.checkpoint.headers import TensorShape, has_experts, linear_shapes
 from sparsemend.checkpoint.model import ModelConfig, find_model
+from sparsemend.config.asked import Asked
+from sparsemend.config.flags import says
 from sparsemend.config.renamed import check_config
-from sparsemend.evaluation.zero_shot.task_names import find_tasks
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.preflight.cache import check_cache
-from sparsemend.preflight.data import check_files, data_sources
+from sparsemend.preflight.data import check_paths, data_sources
 from sparsemend.preflight.declared import check_declared
-from sparsemend.preflight.logger import check_logger
-from sparsemend.preflight.method import (
+from sparsemend.preflight.members import check_members
+from sparsemend.preflight.modules import check_modules
+from sparsemend.preflight.steps import check_steps
+from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
-    check_block_windows,
-    check_deltas,
     check_distillation,
-    check_pruning_rounds,
-    check_rounds,
+    check_rounding,
     check_similarity,
     check_training,
+    leaves_whole,
+    name_of,
 )
-from sparsemend.preflight.modules import check_modules
-from sparsemend.preflight.sparsity_schedule import check_rounding, check_schedule
-from sparsemend.preflight.steps import check_steps
 from sparsemend.result.finished import resolve_from_run
-from sparsemend.result.protocol import solved_examples
 from sparsemend.result.resume import check_resumable
 from sparsemend.sparse.pattern import Pattern
 
@@ -68,29 +65,23 @@ def check(cfg: DictConfig) -> None:
     check_pruner(cfg, pattern)
     check_rounding(cfg, pattern)
     check_dtype(cfg)
-    check_hardware(cfg)
     check_steps(cfg)
     check_training(cfg)
-    check_rounds(cfg, pattern)
-    check_pruning_rounds(cfg, pattern)
     check_similarity(cfg)
-    check_block_windows(cfg)
-    check_tasks(cfg)
     check_distillation(cfg)
     check_resume(cfg)
     check_sharing(cfg)
-    check_logger(cfg)
     model = find_model(cfg.model)
-    check_schedule(cfg, pattern, model)
     if model.config is not None:
         check_window(cfg, model.config)
-        check_speed(cfg, model.config)
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
         check_widths(cfg, pattern, model.blocks)
-        check_adapter_shapes(cfg, linear_shapes(model.blocks))
-        check_deltas(cfg, linear_shapes(model.blocks), model.parameters)
-    check_files(cfg, model.config)
+    linears = linear_shapes(model.blocks) if model.blocks is not None else {}
+    asked = Asked(cfg=cfg, pattern=pattern, model=model, linears=linears, key="", section=cfg)
+    check_adapter_shapes(asked)
+    check_members(asked)
+    check_paths(cfg)
 
 
 def check_missing(cfg: DictConfig) -> None:
@@ -122,8 +113,8 @@ def check_pattern(cfg: DictConfig) -> Pattern:
             "quote it in the file, pattern: '2:4'"
         )
     pattern = Pattern.parse(cfg.pattern)
-    if _builds(cfg.pruner, "existing") or _builds(cfg.pruner, "none"):
-        return pattern  # an existing support fixes its own sparsity; none is held to 0 below
+    if not says(cfg.pruner, "prunes"):
+        return pattern  # an existing support fixes its own sparsity; no pruning is held to 0 below
     pattern.check_sparsity(cfg.sparsity)
     if pattern.mixed and cfg.sparsity > 1 - 1 / pattern.group_size:
         raise ValueError(
@@ -131,48 +122,26 @@ def check_pattern(cfg: DictConfig) -> Pattern:
             f"{1 - 1 / pattern.group_size:g}: at least one of every {pattern.group_size} inputs "
             "stays; lower sparsity"
         )
-    if not (pattern.unstructured or pattern.mixed or _uniform(cfg)):
+    if not (pattern.unstructured or pattern.mixed or says(cfg.sparsity_schedule, "uniform")):
         raise ValueError(
             f"pattern {pattern} fixes the sparsity of every block, which "
-            f"{_name(cfg.sparsity_schedule)} varies; use pattern=mixed:{pattern.group_size} "
+            f"{name_of(cfg.sparsity_schedule)} varies; use pattern=mixed:{pattern.group_size} "
             "with rates by block, or sparsity_schedule=uniform"
         )
     return pattern
 
 
 def check_pruner(cfg: DictConfig, pattern: Pattern) -> None:
-    """The pruner can do what sparsity, pattern and schedule ask."""
-    pruner = cfg.pruner
-    if _builds(pruner, "none") and cfg.sparsity > 0:
+    """A pruner that keeps every weight is asked for neither sparsity nor pattern."""
+    name = name_of(cfg.pruner)
+    if leaves_whole(cfg.pruner) and cfg.sparsity > 0:
         raise ValueError(
-            f"pruner=none keeps every weight, but sparsity is {cfg.sparsity}; set sparsity=0 or "
+            f"pruner={name} keeps every weight, but sparsity is {cfg.sparsity}; set sparsity=0 or "
             "choose a pruner, for example pruner=wanda"
         )
-    if _builds(pruner, "none") and not pattern.unstructured:
+    if leaves_whole(cfg.pruner) and not pattern.unstructured:
         raise ValueError(
-            f"pruner=none keeps every weight, but pattern is {pattern}; set pattern=unstructured"
-        )
-    if pruner.get("variant") and not _uniform(cfg):
-        raise ValueError(
-            "pruner.variant=true chooses one threshold for the uniform sparsity and ignores "
-            f"{_name(cfg.sparsity_schedule)}; use sparsity_schedule=uniform or pruner.variant=false"
-        )
-    if pruner.get("variant") and not pattern.unstructured:
-        raise ValueError(
-            f"pruner.variant=true is defined without a pattern, not for {pattern}; "
-            "set pruner.variant=false"
-        )
-    block_size, group_size = pruner.get("block_size"), pattern.group_size
-    if block_size and group_size and block_size % group_size:
-        raise ValueError(
-            f"pruner.block_size={block_size} is not a multiple of {group_size} (pattern {pattern})"
-            f"; set pruner.block_size={max(1, round(block_size / group_size)) * group_size}"
-        )
-    masks = pruner.get("masks")
-    if masks is not None and not Path(masks).is_file():
-        raise FileNotFoundError(
-            f"pruner.masks={masks} does not exist; give a masks.safetensors, or null to read the "
-            "support from the zeros"
+            f"pruner={name} keeps every weight, but pattern is {pattern}; set pattern=unstructured"
         )
 
 
@@ -181,55 +150,6 @@ def check_dtype(cfg: DictConfig) -> None:
     for key, dtype in (("model.dtype", cfg.model.get("dtype")), ("export_dtype", cfg.export_dtype)):
         if dtype not in DTYPE_NAMES and (key == "model.dtype" or dtype is not None):
             raise ValueError(f"{key}={dtype} is not one of {', '.join(DTYPE_NAMES)}")
-
-
-def check_hardware(cfg: DictConfig) -> None:
-    """There is at least one device; several need processes that train together, started here."""
-    hardware = cfg.hardware
-    if not _builds(hardware, "hardware"):
-        return  # a user's own
-    devices, accelerator = hardware.devices, hardware.accelerator
-    _check_integer("hardware.devices", devices, least=1)
-    if accelerator not in ("cpu", "gpu"):
-        raise ValueError(f"hardware.accelerator={accelerator} is not one of cpu, gpu")
-    if devices > 1 and hardware["_target_"].endswith(".Hardware"):
-        raise ValueError(
-            f"hardware.devices={devices}, but one process uses one device; "
-            f"use hardware=ddp hardware.devices={devices} hardware.accelerator={accelerator}"
-        )
-    started = os.environ.get("WORLD_SIZE", "1")
-    if started != "1":
-        raise ValueError(
-            f"WORLD_SIZE={started} is set, so this is one of the processes of torchrun or the "
-            "like, each of which would be a run of its own; start sparsemend once, with "
-            f"hardware=ddp hardware.devices={started}, which starts the others"
-        )
-
-
-def check_tasks(cfg: DictConfig) -> None:
-    """Every zero-shot task that is asked for exists."""
-    asked = cfg.evaluation.get("zero_shot")
-    if asked is None or "suites" not in asked:
-        return
-    if asked.tasks is None and asked.suite not in asked.suites:
-        raise ValueError(
-            f"evaluation.zero_shot.suite={asked.suite} is not one of {', '.join(asked.suites)}; "
-            "or give evaluation.zero_shot.tasks=[TASK]"
-        )
-    if asked.include_path is not None and not Path(asked.include_path).is_dir():
-        raise FileNotFoundError(
-            f"evaluation.zero_shot.include_path={asked.include_path} is no folder; give one of "
-            "lm-eval task yamls"
-        )
-    tasks = asked.suites[asked.suite] if asked.tasks is None else solved_examples(asked.tasks)
-    for task, count in tasks.items():
-        _check_integer(f"evaluation.zero_shot.tasks.{task}", count, least=0)
-    if not tasks:
-        raise ValueError(
-            "evaluation.zero_shot.tasks is empty; name at least one, for example "
-            "evaluation.zero_shot.tasks={piqa: 0}"
-        )
-    find_tasks(list(tasks), asked.include_path)
 
 
 def check_resume(cfg: DictConfig) -> None:
@@ -259,19 +179,6 @@ def check_window(cfg: DictConfig, config: ModelConfig) -> None:
             )
 
 
-def check_speed(cfg: DictConfig, config: ModelConfig) -> None:
-    """Prompt and new tokens of the speed evaluation fit into the model's positions."""
-    speed = cfg.evaluation.get("speed")
-    if speed is None or config.positions is None:
-        return
-    asked, (name, positions) = speed.prompt_tokens + speed.new_tokens, config.positions
-    if asked > positions:
-        raise ValueError(
-            f"evaluation.speed.prompt_tokens={speed.prompt_tokens} and new_tokens="
-            f"{speed.new_tokens} exceed the model's {name}={positions}; lower either"
-        )
-
-
 def check_linears(path: str, blocks: dict[str, TensorShape]) -> None:
     """The blocks hold linears, and no experts."""
     if has_experts(blocks):
@@ -289,7 +196,7 @@ def check_linears(path: str, blocks: dict[str, TensorShape]) -> None:
 def check_widths(cfg: DictConfig, pattern: Pattern, blocks: dict[str, TensorShape]) -> None:
     """Every input width is a whole number of groups, or the reference behaviour was asked for."""
     group_size = pattern.group_size
-    if not group_size or _builds(cfg.pruner, "existing") or _builds(cfg.pruner, "none"):
+    if not group_size or not says(cfg.pruner, "prunes"):
         return
     odd = {name: shape[1] for name, shape in linear_shapes(blocks).items() if shape[1] % group_size}
     if not odd:
@@ -315,16 +222,3 @@ def _check_integer(key: str, value: Any, *, least: int) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if value is not None and not (whole and value >= least):
         raise ValueError(f"{key}={value} is not an integer of at least {least}; set {key}={least}")
-
-
-def _builds(group: DictConfig, stem: str) -> bool:
-    """Whether the group's member is ours from the module `stem` (our modules and yamls agree)."""
-    return _name(group) == stem
-
-
-def _name(group: DictConfig) -> str:
-    return str(group.get("_target_", "")).split(".")[-2:][0]
-
-
-def _uniform(cfg: DictConfig) -> bool:
-    return _builds(cfg.sparsity_schedule, "uniform")

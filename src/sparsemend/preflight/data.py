@@ -1,67 +1,13 @@
-"""Checks of local data files before anything heavy is imported: the data part of preflight.
-
-A data source may hold another one, its `text`; both are checked, each under its own key.
-"""
+"""The data sources of a run, and the places that they name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
-from sparsemend.checkpoint.model import ModelConfig
 from sparsemend.config.locations import is_local, tilde_hint
-from sparsemend.data.instruction_files import JSON, check_held_out, json_examples, split_files
-from sparsemend.data.prompts import RowFormat
-from sparsemend.data.token_file import check_tokens
-
-
-def check_files(cfg: DictConfig, config: ModelConfig | None) -> None:
-    """Every local data file is there; its rows of tokens or of instructions are sound."""
-    for key, data in data_sources(cfg):
-        module = str(data.get("_target_", "")).split(".")[-2:][0]
-        if module == "instructions":
-            check_instructions(data)
-        elif module == "tokens":
-            check_tokens_files(key, data, config)
-        else:
-            check_texts(key, data)
-
-
-def check_instructions(data: DictConfig) -> None:
-    """The template is known, rows of local .json and .jsonl files fill it, train keeps some."""
-    row_format = RowFormat(data.template, tuple(data.fields), data.empty_answers)
-    counted = {
-        key: _count_rows(split_files(key, data.path, data.config, data[key]), row_format)
-        for key in ("train", "validation", "test")
-        if data[key] is not None
-    }
-    if counted["train"] is not None:
-        held_out = {"validation": data.validation_examples, "test": data.test_examples}
-        wanted = {key: 0 if key in counted else count for key, count in held_out.items()}
-        check_held_out(counted["train"], wanted)
-
-
-def _count_rows(files: list[Path] | None, row_format: RowFormat) -> int | None:
-    """Sound rows of .json and .jsonl files; None where `datasets` will read some of them."""
-    if files is None or any(path.suffix not in JSON for path in files):
-        return None
-    return sum(1 for path in files for _ in json_examples(path, row_format))
-
-
-def check_tokens_files(key: str, data: DictConfig, config: ModelConfig | None) -> None:
-    """Tokens files hold enough rows of ids that the vocabulary has."""
-    for part in ("calibration", "train", "validation", "test"):
-        for path in _paths(data.get(part)):
-            check_tokens(
-                f"{key}.{part}",
-                path,
-                rows=data.calibration_samples if part == "calibration" else 1,
-                seqlen=data.seqlen,
-                vocabulary=config.vocabulary if config else None,
-            )
 
 
 def data_sources(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
@@ -79,24 +25,12 @@ def data_sources(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
             )
 
 
-def check_texts(key: str, data: DictConfig) -> None:
-    """The folder and the text files that are named are there."""
-    if "path" in data and is_local(data.path) and not Path(data.path).exists():
-        raise FileNotFoundError(
-            f"{key}.path={data.path} does not exist; give a local folder or a hub id"
-            + tilde_hint(data.path)
-        )
-    for part in ("train", "validation", "test"):
-        for path in _paths(data.get(part)):
-            _check_exists(f"{key}.{part}", path)
-
-
-def _check_exists(key: str, path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"{key}={path} does not exist; give a file" + tilde_hint(str(path)))
-
-
-def _paths(value: Any) -> list[Path]:
-    if value is None:
-        return []
-    return [Path(str(item)) for item in (value if isinstance(value, ListConfig) else [value])]
+def check_paths(cfg: DictConfig) -> None:
+    """Raise FileNotFoundError where the `path` of a data source names no hub id and no place."""
+    for key, source in data_sources(cfg):
+        path = source.get("path")
+        if path is not None and is_local(path) and not Path(path).exists():
+            raise FileNotFoundError(
+                f"{key}.path={path} does not exist; give a local folder or a hub id"
+                + tilde_hint(path)
+            )

@@ -5,15 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from sparsemend.config.locations import PACKAGE, conf_folder
+from sparsemend.config.members import targets
 
 OURS = "sparsemend"
 
@@ -24,7 +22,7 @@ def check_modules(cfg: DictConfig) -> None:
     Of a user's own class only the first part of its path is looked up, since a deeper look would
     import the user's package.
     """
-    for key, target in _targets(cfg):
+    for key, target in targets(cfg):
         top = target.partition(".")[0]
         if top == OURS:
             _check_our_class(key, target)
@@ -75,30 +73,3 @@ def _places(name: str) -> set[str]:
     pattern = re.compile(rf"^\s*_target_: (sparsemend\.\S+\.{re.escape(name)})$", re.MULTILINE)
     texts = (path.read_text(encoding="utf-8") for path in conf_folder().rglob("*.yaml"))
     return {place for text in texts for place in pattern.findall(text)}
-
-
-def _targets(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key of the section, target) of every section that names a class, resolved."""
-    if isinstance(value, ListConfig):
-        keys: list[Any] = list(range(len(value)))
-    elif isinstance(value, DictConfig) and not (value._is_none() or value._is_missing()):
-        keys = list(value)
-        target = _value_of(value, "_target_")
-        if isinstance(target, str):
-            yield prefix, target
-    else:
-        return
-    for key in keys:
-        if OmegaConf.is_config(inner := _value_of(value, key)):
-            yield from _targets(inner, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _value_of(config: Any, key: Any) -> Any:
-    """The value of a key; None where it is missing or refers to what is not there.
-
-    Other checks, and Hydra, name such a key.
-    """
-    try:
-        return config[key] if not OmegaConf.is_missing(config, key) else None
-    except (OmegaConfBaseException, KeyError):
-        return None

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -83,6 +83,8 @@ class Gram(Hessian):
 @dataclass(kw_only=True)
 class ADMM(Pruner):
     """Chooses the support and updates the weights that stay."""
+
+    takes_gram: ClassVar[bool] = True
 
     iterations: int
     mask_iterations: int

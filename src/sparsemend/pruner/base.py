@@ -30,12 +30,13 @@ class Pruner(ABC):
     """Chooses the support of one linear.
 
     prunes: it takes weights away.  reads_support: the checkpoint is pruned already and brings its
-    support, whose sparsity the run keeps.
+    support, whose sparsity the run keeps.  takes_gram: it sums X^T X of the inputs (estimates).
     """
 
     needs_calibration: ClassVar[bool] = True
     prunes: ClassVar[bool] = True
     reads_support: ClassVar[bool] = False
+    takes_gram: ClassVar[bool] = False
 
     @abstractmethod
     def statistic(self, in_features: int, device: torch.device) -> Statistic | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ ChooseCount = Callable[[Tensor, int], Tensor]
 @dataclass(kw_only=True)
 class SparseGPT(Pruner):
     """Chooses the support and updates the weights that stay."""
+
+    takes_gram: ClassVar[bool] = True
 
     block_size: int
     damping: float

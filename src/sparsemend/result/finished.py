@@ -17,6 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.config.keys import keys_that
 from sparsemend.config.renamed import check_stored
 from sparsemend.config.values import override_key
 from sparsemend.names import ADAPTER, MASKS, MODEL, RESULT, SPEED, STATES
@@ -24,9 +25,8 @@ from sparsemend.result.folder import load_result
 from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import MeasuredRun, costs_to_json
 
-# groups and keys that a command line with from_run may set; all else is the run's own
-FREE = ("evaluation", "data", "hardware", "logger", "cache", "export", "export_dtype", "name")
-ALWAYS = ("from_run", "resume", "name", "export", "export_dtype", "cache", "logger")
+FREE = keys_that("free_with_from_run")
+ALWAYS = keys_that("always_from_command_line")
 # keys that name what a run reads
 READ = ("from_run", "model.path", "pruner.masks", "sparsity_schedule.path")
 

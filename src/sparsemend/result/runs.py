@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsemend.config.keys import keys_that_do_not
+from sparsemend.config.members import member_name
 from sparsemend.config.values import leaves
 from sparsemend.names import HARNESS, MEAN, RESULT
 from sparsemend.result.folder import load_result
@@ -19,11 +21,7 @@ from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import StageCost
 
 WIKITEXT = "wikitext2"
-# these change no number of a row, are part of its name already, or only set other keys (arena)
-NOT_SETTINGS = frozenset(
-    {"arena", "budget", "cache", "evaluation", "export", "export_dtype", "hardware", "logger"}
-    | {"model", "name", "pattern", "resume", "search", "seed", "sparsity", "variant"}
-)
+NOT_SETTINGS = frozenset(keys_that_do_not("tells_rows_apart"))
 CHECKPOINT = ("path", "revision", "attention")  # one model name may mean several, as `local` does
 
 
@@ -120,11 +118,11 @@ class RunRecord:
         return float(max(cost.get(stage, StageCost()).peak_bytes for cost in attempts))
 
     def member(self, group: str) -> str:
-        """The member of a group: the file that holds its class; atp without slope is uniform."""
+        """The member of a group; atp without slope is uniform."""
         section = self.config[group]
         if group == "sparsity_schedule" and section.get("common_difference") == 0:
             return "uniform"
-        return str(section["_target_"]).split(".")[-2]
+        return member_name(str(section["_target_"]))
 
     @property
     def row(self) -> Row:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.config.keys import keys_that, scalars
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.pruner.base import Pruner
@@ -32,8 +33,7 @@ from sparsemend.run.user_code import code_digest
 from sparsemend.run.windows import Wanted
 from sparsemend.sparsity_schedule.base import SparsitySchedule
 
-# keys that decide the pruned bits
-DECISIVE = ("sparsity", "pattern", "pattern_tail", "rounding", "seed")
+DECISIVE = keys_that("decides_pruned_bits")
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Keys:
         return {
             **self.observing(batches, pruner, schedule),
             "sparsity_schedule": with_files(section(self.cfg, "sparsity_schedule")),
-            **{key: self.cfg[key] for key in DECISIVE},
+            **scalars(self.cfg, DECISIVE),
         }
 
     def observing(

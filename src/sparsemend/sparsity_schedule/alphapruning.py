@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.sparsity_schedule.alphapruning_checks import check_options
 from sparsemend.sparsity_schedule.rates.budget import unit_interval, weighted_mean
 from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
 from sparsemend.sparsity_schedule.rates.units import Units
@@ -37,6 +38,9 @@ class AlphaPruning(ScoredSchedule):
     metric: str
     lower_bound: str
     weight_dtype: str
+
+    def __post_init__(self) -> None:
+        check_options(vars(self))
 
     def scores(
         self,

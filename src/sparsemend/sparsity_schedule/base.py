@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,12 @@ def mixed_tolerance(pattern: Pattern, blocks: int) -> float:
 
 
 class SparsitySchedule(ABC):
-    """Gives every prunable linear its own sparsity."""
+    """Gives every prunable linear its own sparsity.
+
+    uniform: all of them get the target, whatever the options.
+    """
+
+    uniform: ClassVar[bool] = False
 
     @property
     def needs_calibration(self) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.sparse.selection import kth_lowest
+from sparsemend.sparsity_schedule.dlp_checks import check_options
 from sparsemend.sparsity_schedule.rates.budget import centre, unit_interval
 from sparsemend.sparsity_schedule.scored import ScoredSchedule, reduce_scores
 
@@ -27,6 +28,9 @@ class Dlp(ScoredSchedule):
 
     spread: float
     reduction: str
+
+    def __post_init__(self) -> None:
+        check_options(vars(self))
 
     @property
     def needs_calibration(self) -> bool:

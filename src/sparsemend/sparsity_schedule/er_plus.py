@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sparsemend.blocks.find import block_index, find_blocks, prunable_linears
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.er_plus_checks import check_options
 from sparsemend.sparsity_schedule.rates import erdos_renyi
-from sparsemend.sparsity_schedule.rates.options import check_options
 from sparsemend.sparsity_schedule.rates.units import Units, check_pattern
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
-from sparsemend.sparsity_schedule.rates.options import check_options
+from sparsemend.sparsity_schedule.file_checks import check_options
 from sparsemend.sparsity_schedule.rates.rates_file import by_linear, check_rates, read_rates
 from sparsemend.sparsity_schedule.rates.units import Units, check_pattern
 

@@ -22,7 +22,7 @@ from sparsemend.blocks.find import prunable_linears
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import checked_finite
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
-from sparsemend.sparsity_schedule.rates.options import check_options
+from sparsemend.sparsity_schedule.lamp_checks import check_options
 from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
 from sparsemend.sparsity_schedule.rates.units import Granularity, Units, check_pattern
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparsemend.sparsity_schedule.owl_checks import check_options
 from sparsemend.sparsity_schedule.rates.budget import centre, unit_interval
 from sparsemend.sparsity_schedule.scored import ScoredSchedule, reduce_scores
 
@@ -26,6 +27,9 @@ class Owl(ScoredSchedule):
 
     outlier_multiple: float
     spread: float
+
+    def __post_init__(self) -> None:
+        check_options(vars(self))
 
     @property
     def needs_calibration(self) -> bool:

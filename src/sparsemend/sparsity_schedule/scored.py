@@ -22,7 +22,6 @@ from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import checked_finite
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.sparsity_schedule.rates.budget import to_budget, weighted_mean
-from sparsemend.sparsity_schedule.rates.options import check_options
 from sparsemend.sparsity_schedule.rates.units import Granularity, Units, check_pattern
 
 log = logging.getLogger(__name__)
@@ -38,9 +37,6 @@ class ScoredSchedule(SparsitySchedule):
     budget: str
     min_sparsity: float
     max_sparsity: float
-
-    def __post_init__(self) -> None:
-        check_options(vars(self))
 
     @abstractmethod
     def scores(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from sparsemend.sparsity_schedule.rates.units import Units
 @dataclass(kw_only=True)
 class Uniform(SparsitySchedule):
     """The same rate everywhere; a mixed pattern spreads its rounding over the blocks."""
+
+    uniform: ClassVar[bool] = True
 
     def allocate(
         self,

@@ -22,16 +22,12 @@ from omegaconf import OmegaConf
 
 from sparsemend.config.compose import expand
 from sparsemend.config.locations import conf_folder
+from sparsemend.config.members import member_yaml
 from sparsemend.result.runs import WIKITEXT
 from sparsemend.table.measurement import AVERAGE, AVERAGED, PERPLEXITY, measurement_of, suites
 from sparsemend.table.published import UNKNOWN, Published
 
 GROUPS = ("model", "data", "pruner", "sparsity_schedule", "method", "evaluation")
-# members of `data` with which perplexity/test is measured on WikiText-2
-TESTED_ON_WIKITEXT = (
-    *("c4", "wikitext2", "slimpajama", "slimpajama_1b", "fineweb_edu"),
-    *("alpaca_gpt4", "alpaca", "commonsense", "gsm8k"),
-)
 TEXTS = (WIKITEXT, "wikitext")  # a source that only says wikitext is repeated on WikiText-2
 CONTEXT = "model.context_length"
 DIFFERENCE = "sparsity_schedule.common_difference"
@@ -79,7 +75,7 @@ class Job:
             return bool(self.values[SUITE] == AVERAGED[cell.paper])
         if measurement.evaluation != PERPLEXITY:
             return cell.dataset in suites()[self.values[SUITE]]
-        tested = self.values["data"] in TESTED_ON_WIKITEXT and cell.dataset in TEXTS
+        tested = tested_text(self.values["data"]) == WIKITEXT and cell.dataset in TEXTS
         return tested and cell.seqlen in (UNKNOWN, str(self.values[CONTEXT]))
 
     def covers(self, cell: Published) -> bool:
@@ -93,6 +89,14 @@ class Job:
         plain = cell.method == "none" and cell.variant == UNKNOWN
         same = (self.values["method"], self.values["variant"]) == (cell.method, cell.variant)
         return plain or same
+
+
+def tested_text(data: str) -> str:
+    """The text that perplexity/test reads with a member of `data`, which may hold another one."""
+    source = member_yaml("data", data)
+    while isinstance(source.get("text"), Mapping):
+        source = source["text"]
+    return str(source.get("test_on", source["name"]))
 
 
 @dataclass(frozen=True)

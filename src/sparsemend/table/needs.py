@@ -7,12 +7,12 @@ T tokens, training windows of S:
     prune    2 (N / L) + 2 C T D + 3 * 4 max(D, I)^2     one block, hidden states, Hessians
     train    2 P + 3 N + 34 S D L       bf16 weights, effective weight and mask, activations
                                         of one window (Korthikanti et al. 2022, arXiv 2205.05198)
-    blocks   prune + 18 (N / L) + 2 C T D    reconstruct: a block's fp32 weights, gradient and
+    blocks   prune + 18 (N / L) + 2 C T D    trains_blocks: a block's fp32 weights, gradient and
                                         AdamW moments, the dense block; its targets
     bytes    the largest of what the job does
     seconds  (2 passes * 2 N C T  +  3 measurements * 2 P * 340,000  +  steps * 6 P * tokens
-             of a step  +  SparseGPT's 2 C T I^2 per Hessian  +  reconstruct's 10 epochs of
-             6 N C T) / rate
+             of a step  +  2 C T I^2 per X^T X that a pruner takes  +  2 N C T per pass that the
+             method adds, three for an epoch of one that trains block by block) / rate
 
 Nothing is measured.  The rate is 1.2e14 FLOP/s on a GPU (40 % of an A100's bf16 peak) and 2e10 per
 CPU core.  Loading, downloading and zero-shot tasks are left out.
@@ -28,16 +28,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from sparsemend.config.flags import says
 from sparsemend.config.locations import PACKAGE
+from sparsemend.config.members import member_yaml
 from sparsemend.table.experiments import CONTEXT, SAMPLES, SEQLEN, Job
 
 MODELS = PACKAGE / "assets" / "models.csv"
 TEST_TOKENS = 340_000  # WikiText-2 test under LLaMA's tokenizer: 166 windows of 2048
 GPU_RATE = 1.2e14
 CORE_RATE = 2e10
-UNTRAINED = ("none", "dsnot")
-BY_BLOCK = "reconstruct"
-EPOCHS = 10  # of reconstruct, EBFT's
 PATIENCE_HOURS = 24.0  # a longer job is not called runnable
 
 
@@ -119,10 +118,10 @@ def _bytes(values: Mapping[str, Any], shape: TransformerSize, tokens: int) -> fl
     hessians = 12.0 * max(shape.hidden, shape.intermediate) ** 2
     states = 2.0 * int(values[SAMPLES]) * tokens * shape.hidden
     prune = 2.0 * shape.prunable / shape.blocks + states + hessians
-    if values["method"] in UNTRAINED:
-        return max(measure, prune)
-    if values["method"] == BY_BLOCK:
+    if _flag(values, "method", "trains_blocks"):
         return max(measure, prune + 18.0 * shape.prunable / shape.blocks + states)
+    if not _flag(values, "method", "trains"):
+        return max(measure, prune)
     activations = 34.0 * int(values[SEQLEN] or tokens) * shape.hidden * shape.blocks
     return max(measure, prune, weights + 3.0 * shape.prunable + activations)
 
@@ -130,17 +129,22 @@ def _bytes(values: Mapping[str, Any], shape: TransformerSize, tokens: int) -> fl
 def _flops(values: Mapping[str, Any], shape: TransformerSize, tokens: int) -> float:
     calibration = int(values[SAMPLES]) * tokens
     total = 2 * 2.0 * shape.prunable * calibration + 3 * 2.0 * shape.parameters * TEST_TOKENS
-    if values["pruner"] == "sparsegpt":
+    if _flag(values, "pruner", "takes_gram"):
         inputs = 3 * shape.hidden**2 + shape.intermediate**2
         total += 2.0 * calibration * inputs * shape.blocks
-    if values["method"] == "dsnot":
-        total += 2 * 2.0 * shape.prunable * calibration
-    if values["method"] == BY_BLOCK:
-        total += EPOCHS * 6.0 * shape.prunable * calibration
+    passes = _flag(values, "method", "calibration_passes")
+    if _flag(values, "method", "trains_blocks"):
+        passes += 3 * member_yaml("method", values["method"])["epochs"]
+    total += passes * 2.0 * shape.prunable * calibration
     steps, windows = int(values["method.max_steps"]), int(values["windows_per_step"])
-    if values["method"] not in UNTRAINED:
+    if _flag(values, "method", "trains"):
         total += 6.0 * shape.parameters * steps * windows * int(values[SEQLEN] or tokens)
     return total
+
+
+def _flag(values: Mapping[str, Any], group: str, flag: str) -> Any:
+    """A flag of the class of the member that a job takes of a group."""
+    return says(member_yaml(group, str(values[group])), flag)
 
 
 @cache

@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.config.members import member_yaml
 from sparsemend.files import write_json
 from sparsemend.sweep.arena.checks import as_measured, check_arena
+
+
+def target_of(method: str) -> str:
+    return str(member_yaml("method", method)["_target_"])
 
 
 def job(row: str = "lors", **changes: Any) -> DictConfig:
@@ -30,7 +35,7 @@ def job(row: str = "lors", **changes: Any) -> DictConfig:
             "model": {"path": "a"},
             "data": {"calibration_samples": 64},
             "hardware": {"devices": 1},
-            "method": {"max_steps": 60},
+            "method": {"_target_": target_of(row), "max_steps": 60},
         }
     )
     for key, value in changes.items():
@@ -46,7 +51,7 @@ def job(row: str = "lors", **changes: Any) -> DictConfig:
         ([job(), job(sparsity=0.5)], r"differ in sparsity: 0\.6 there, 0\.5 here"),
         ([job(), job(**{"model.path": "b"})], r"differ in model\.path"),
         ([job(), job(**{"arena.steps": 600})], r"differ in arena\.steps"),
-        ([job("spp", budget="trainable")], "add one of lora, masked_lora"),
+        ([job("spp", budget="trainable")], "add one of lora, lora_prune, lors, masked_lora to"),
         ([job(budget="seconds", **{"arena.seconds": 0})], r"arena\.seconds=0 is not above 0"),
         ([job(budget="seconds", **{"arena.pilots": [30]})], r"pilots=\[30\] of row lors"),
         ([job(budget="seconds", **{"arena.pilots": [30, 30]})], "are not two lengths"),
@@ -71,6 +76,7 @@ def test_a_row_of_epochs_far_from_the_budget_is_pointed_out(
 ) -> None:
     """64 windows, an eighth held out: 56 train; 60 steps of two windows are 120."""
     method = {"epochs": epochs, "windows_per_step": 8, "held_out": 0.125}
+    method |= {"_target_": target_of("reconstruct")}
     with caplog.at_level(logging.WARNING):
         check_arena([job("reconstruct", method=method, **{"arena.steps": steps})])
     assert said in caplog.text

@@ -14,6 +14,7 @@ import torch
 from support import result_folders
 
 from sparsemend.cli.tables import main
+from sparsemend.config.members import member_yaml
 from sparsemend.result.window_losses import write_losses
 from sparsemend.sweep.arena.plot import spread
 from sparsemend.sweep.arena.rows import pareto, read_arena
@@ -39,6 +40,7 @@ def cell(
 ) -> Path:
     """A finished cell with 8 test windows, whose losses differ by window but not by seed."""
     content = result_folders.result(repaired=perplexity, seed=seed, method="masked_lora", **changes)
+    content["config"]["method"] |= {"_target_": member_yaml("method", row)["_target_"]}
     content["config"] |= {
         "arena": {"row": row, "pilot": pilot, **GIVEN, "seconds": 10.0},
         "budget": budget,

@@ -171,6 +171,7 @@ class DSnoT(RepairMethod):
 
     needs_calibration: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = True
+    calibration_passes: ClassVar[int] = 2
 
     max_cycles: int
     threshold: float

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ LEAST = {
 @dataclass(kw_only=True)
 class Lors(TrainedRepair):
     """Trains A and B of every prunable linear from the gradient's singular vectors, then folds."""
+
+    low_rank: ClassVar[bool] = True
 
     rank: int
     alpha: float

@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from sparsemend.blocks.walk import Visit
 from sparsemend.method.adapter.block_errors import channel_sums, mean_relative
 from sparsemend.method.adapter.vectors import original
-from sparsemend.method.reconstruct.windows import training_batches
+from sparsemend.method.held_out import training_batches
 from sparsemend.sparse.linear import sparse_linears, zero_off_
 from sparsemend.terminal import track
 from sparsemend.training.batches import Order, StepSplit

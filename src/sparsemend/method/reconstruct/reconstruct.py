@@ -44,9 +44,9 @@ from sparsemend.method.adapter.low_rank import (
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
 from sparsemend.method.adapter.vectors import narrow, original, vectors, widen
 from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.method.held_out import check_windows, training_batches
 from sparsemend.method.reconstruct.block_fit import BlockFit, BlockPlan, block_error
 from sparsemend.method.reconstruct.pairs import BlockPair, pairs
-from sparsemend.method.reconstruct.windows import check_windows, training_batches
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
 from sparsemend.training.plan import check_choice
 
@@ -75,6 +75,7 @@ class Reconstruct(BlockPlan, RepairMethod):
     biases: bool
     norms: bool
 
+    trains_blocks: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = True
 

@@ -1,47 +1,64 @@
-"""The values that the schedules' options may have, free of torch; they are checked before a run
-starts and again where a schedule is made."""
+"""The options that several schedules have, free of torch.
+
+They are checked before a run starts and again where a schedule is made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-CHOICES = {
-    "granularity": ("block", "linear"),
-    "budget": ("exact", "reference"),
-    "reduction": ("median", "mean"),
-    "metric": ("alpha_peak", "alpha_mid"),
-    "lower_bound": ("reference", "fixed"),
-    "weight_dtype": ("float16", "stored"),
-    "score": ("magnitude", "wanda"),
-    "dense": ("last_linear", "last_block"),
-}
+from sparsemend.config.asked import Asked, check_choices
+
+KEY = "sparsity_schedule"
+GRANULARITY = {"granularity": ("block", "linear")}
+SCORED = {**GRANULARITY, "budget": ("exact", "reference")}
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ValueError naming the first option that is not one of its choices or out of range."""
-    for key, choices in CHOICES.items():
-        if key in options and options[key] not in choices:
-            raise ValueError(
-                f"sparsity_schedule.{key}={options[key]} is not one of {', '.join(choices)}"
-            )
-    _check_range(options, "min_sparsity", 0, 1)
-    _check_range(options, "max_sparsity", 0, 1)
-    # AlphaPruning scales by 1 - spread .. 1 + spread; OWL and DLP span twice the spread
-    _check_range(options, "spread", 0, 1 if "metric" in options else 0.5)
-    _check_range(options, "tolerance", 0, 1)
-    multiple = options.get("outlier_multiple", 1)
-    if not _is_number(multiple) or not multiple > 0:
-        raise ValueError(f"sparsity_schedule.outlier_multiple={multiple} is not above 0")
+def check_scored(options: Mapping[Any, Any], *, widest: float) -> None:
+    """Raise ValueError on an option of a schedule by scores; its spread is in [0, widest]."""
+    check_choices(KEY, options, SCORED)
+    check_range(options, "min_sparsity", 0, 1)
+    check_range(options, "max_sparsity", 0, 1)
+    check_range(options, "spread", 0, widest)
 
 
-def _check_range(options: Mapping[str, Any], key: str, low: float, high: float) -> None:
-    if key not in options:
-        return
+def check_range(options: Mapping[Any, Any], key: str, low: float, high: float) -> None:
+    """Raise ValueError unless a value is a number in [low, high]."""
     value = options[key]
-    if not _is_number(value) or not low <= value <= high:
-        raise ValueError(f"sparsity_schedule.{key}={value} is not in [{low:g}, {high:g}]")
+    if not is_number(value) or not low <= value <= high:
+        raise ValueError(f"{KEY}.{key}={value} is not in [{low:g}, {high:g}]")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_limits(asked: Asked) -> None:
+    """Raise ValueError where the target lies outside the limits of the rates, if they count."""
+    schedule, sparsity = asked.section, asked.cfg.sparsity
+    low, high = schedule.min_sparsity, schedule.max_sparsity
+    if schedule.budget != "reference" and not low <= sparsity <= high:
+        raise ValueError(
+            f"sparsity {sparsity} is not in [{low:g}, {high:g}], the range of every rate; change "
+            "sparsity_schedule.min_sparsity or max_sparsity"
+        )
+
+
+def check_granularity(asked: Asked, name: str) -> None:
+    """Raise ValueError where rates by linear contradict a pattern, which has one N per block."""
+    if asked.section.granularity == "linear" and not asked.pattern.unstructured:
+        raise ValueError(
+            f"sparsity_schedule={name} with granularity=linear gives each linear a rate of its "
+            f"own, which cannot be whole N of pattern {asked.pattern}; use "
+            "sparsity_schedule.granularity=block or pattern=unstructured"
+        )
+
+
+def check_unstructured(asked: Asked, name: str) -> None:
+    """Raise ValueError where a schedule that knows rates by linear alone meets a pattern."""
+    if not asked.pattern.unstructured:
+        raise ValueError(
+            f"sparsity_schedule={name} gives each linear a rate of its own, which cannot be whole "
+            f"N of pattern {asked.pattern}; use pattern=unstructured or another schedule"
+        )

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.config.flags import says
 from sparsemend.config.values import differences, plain
-from sparsemend.method.reconstruct.windows import training_batches
+from sparsemend.method.held_out import training_batches
 from sparsemend.result.folder import read_result
-from sparsemend.sweep.arena.settings import BUDGETS, LOW_RANK, settings_of
+from sparsemend.sweep.arena.settings import BUDGETS, low_rank_rows, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,10 @@ def check_arena(configs: Sequence[DictConfig]) -> None:
     if rows and rows[0].budget == "seconds":
         _check_seconds(rows)
     trainable = bool(rows) and rows[0].budget == "trainable"
-    if trainable and not any(cfg.arena.row in LOW_RANK for cfg in rows):
+    if trainable and not any(says(cfg.method, "low_rank") for cfg in rows):
         raise ValueError(
             "budget=trainable gives every row the parameters of the low-rank ones; add one of "
-            f"{', '.join(LOW_RANK)} to arena="
+            f"{', '.join(low_rank_rows())} to arena="
         )
     for cfg in {cfg.arena.row: cfg for cfg in rows}.values():
         _point_out_epochs(cfg)
@@ -59,7 +60,7 @@ def _check_seconds(rows: Sequence[DictConfig]) -> None:
 def _point_out_epochs(cfg: DictConfig) -> None:
     """Warn where a row that trains block by block reads far less or more than the others."""
     method, arena = cfg.method, cfg.arena
-    if cfg.budget != "tokens" or "held_out" not in method:
+    if cfg.budget != "tokens" or not says(method, "trains_blocks"):
         return
     batches = training_batches(
         -(-cfg.data.calibration_samples // method.windows_per_step), method.held_out

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsemend.config.flags import says
 from sparsemend.config.values import differences
 from sparsemend.names import MEAN, METRIC
 from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.result.window_losses import read_losses
 from sparsemend.sweep.arena.bootstrap import Ratio, perplexity_ratio
-from sparsemend.sweep.arena.settings import LOW_RANK, check_one_setting
+from sparsemend.sweep.arena.settings import check_one_setting, low_rank_rows
 from sparsemend.table.grouping import Ours, ours_of
 
 ZERO_SHOT = MEAN
@@ -207,13 +208,13 @@ def _amount(budget: str, run: RunRecord, entries: Sequence[ArenaRow]) -> float:
     arena = run.config["arena"]
     if budget == "seconds":
         return float(arena["seconds"])
-    low_rank = [entry for entry in entries if entry.row in LOW_RANK]
+    low_rank = [entry for entry in entries if says(entry.runs[0].config["method"], "low_rank")]
     if budget == "tokens":
         return float(arena["steps"] * arena["windows_per_step"] * _window(low_rank, run))
     if not low_rank:
         raise ValueError(
             "budget=trainable is what low-rank rows train, and none of them is here; give the "
-            f"folder of a run with arena={LOW_RANK[-1]} or the like"
+            f"folder of a run with arena={low_rank_rows()[-1]} or the like"
         )
     return statistics.median(entry.cost("trained") for entry in low_rank)
 

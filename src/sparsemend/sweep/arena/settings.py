@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparsemend.config.flags import says
+from sparsemend.config.keys import keys_that
+from sparsemend.config.locations import conf_folder
+from sparsemend.config.members import member_yaml
 from sparsemend.config.renamed import check_stored
 from sparsemend.config.values import differences
 from sparsemend.names import HARNESS, METRIC
 from sparsemend.result.runs import RunRecord
 
 BUDGETS = ("tokens", "trainable", "seconds")
-LOW_RANK = ("lora", "masked_lora", "lors", "lora_prune")  # their parameters set the budget
-SHARED = (
-    *("model", "data", "pruner", "sparsity_schedule", "sparsity", "pattern", "pattern_tail"),
-    *("rounding", "statistics", "budget"),
-)
+SHARED = keys_that("shared_by_arena_rows")
 # all other keys of the `arena` section belong to one row
 SHARED_ARENA = (
     *("items", "steps", "windows_per_step", "validate_every", "validation_windows"),
@@ -58,3 +58,10 @@ def _measured_settings(run: RunRecord) -> dict[str, Any]:
         "device": result.provenance.device,
         "peak_scope": result.peak_scope,
     }
+
+
+def low_rank_rows() -> list[str]:
+    """The shipped rows whose parameters set the budget of arena budget=trainable."""
+    rows = sorted(path.stem for path in (conf_folder() / "arena").glob("*.yaml"))
+    named = [row for row in rows if (conf_folder() / "method" / f"{row}.yaml").is_file()]
+    return [row for row in named if says(member_yaml("method", row), "low_rank")]

@@ -72,7 +72,7 @@ def test_an_option_that_cannot_work_is_refused(option: str, message: str) -> Non
 
 
 def test_a_missing_tensorboard_is_refused_with_the_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsemend.preflight.logger.find_spec", lambda name: None)
+    monkeypatch.setattr("sparsemend.logger.tensorboard_checks.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install -e "\.\[tensorboard\]"'):
         check("logger=tensorboard")
     check("logger=csv")

@@ -1,55 +1,33 @@
-"""Check what a logger needs before any work, without importing it (no torch, no wandb)."""
+"""What W&B needs before any work, without importing it (no torch, no wandb)."""
 
 from __future__ import annotations
 
 import configparser
 import netrc
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from omegaconf import DictConfig
-
+from sparsemend.config.asked import Asked
 from sparsemend.names import ARTIFACTS
 
 MODES = ("online", "offline", "disabled")
 HOST = "https://api.wandb.ai"
 
 
-def check_logger(cfg: DictConfig) -> None:
-    """Raise ValueError on a tracker that cannot start, and say how to fix it."""
-    for name, section in cfg.logger.items():
-        if not isinstance(section, DictConfig) or "_target_" not in section:
-            raise ValueError(
-                f"logger.{name} is not a logger: each one is a section of its own; begin the yaml "
-                "of your own logger with `# @package logger.NAME`"
-            )
-        target = str(section._target_)
-        if target.endswith(".WandbTracker"):
-            check_wandb(section, export=cfg.export)
-        if target.endswith(".TensorBoardTracker") and not (
-            find_spec("tensorboard") or find_spec("tensorboardX")
-        ):
-            raise ValueError(
-                "logger=tensorboard needs tensorboard, which is not installed: "
-                'pip install -e ".[tensorboard]", or use logger=csv'
-            )
-
-
-def check_wandb(section: DictConfig, *, export: bool) -> None:
+def check(asked: Asked) -> None:
     """The mode is known, an online run has a key, and this run will have the artifacts."""
-    mode = section.mode
-    if mode not in MODES:
-        raise ValueError(f"logger.wandb.mode={mode} is not one of {', '.join(MODES)}")
-    for kind in section.artifacts:
+    logger = asked.section
+    if logger.mode not in MODES:
+        raise ValueError(f"logger.wandb.mode={logger.mode} is not one of {', '.join(MODES)}")
+    for kind in logger.artifacts:
         if kind not in ARTIFACTS:
             raise ValueError(f"logger.wandb.artifacts: {kind} is not one of {', '.join(ARTIFACTS)}")
-    if "model" in section.artifacts and not export:
+    if "model" in logger.artifacts and not asked.cfg.export:
         raise ValueError(
             "logger.wandb.artifacts holds model, but export=false writes none; set export=true"
         )
-    if mode == "online" and not has_key():
+    if logger.mode == "online" and not has_key():
         raise ValueError(
             f"logger=wandb goes online, but there is no API key for {host()}: run `wandb login` or "
             "set WANDB_API_KEY; to go offline set logger.wandb.mode=offline (then `wandb sync` the "

@@ -1,0 +1,31 @@
+"""Local files of instructions, read to their end (no torch, no datasets)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsemend.config.asked import Asked
+from sparsemend.data.instruction_files import JSON, check_held_out, json_examples, split_files
+from sparsemend.data.prompts import RowFormat
+
+
+def check(asked: Asked) -> None:
+    """The template is known, rows of local .json and .jsonl files fill it, train keeps some."""
+    data = asked.section
+    row_format = RowFormat(data.template, tuple(data.fields), data.empty_answers)
+    counted = {
+        key: _count_rows(split_files(key, data.path, data.config, data[key]), row_format)
+        for key in ("train", "validation", "test")
+        if data[key] is not None
+    }
+    if counted["train"] is not None:
+        held_out = {"validation": data.validation_examples, "test": data.test_examples}
+        wanted = {key: 0 if key in counted else count for key, count in held_out.items()}
+        check_held_out(counted["train"], wanted)
+
+
+def _count_rows(files: list[Path] | None, row_format: RowFormat) -> int | None:
+    """Sound rows of .json and .jsonl files; None where `datasets` will read some of them."""
+    if files is None or any(path.suffix not in JSON for path in files):
+        return None
+    return sum(1 for path in files for _ in json_examples(path, row_format))

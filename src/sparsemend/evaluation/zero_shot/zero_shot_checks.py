@@ -1,0 +1,41 @@
+"""The zero-shot tasks that are asked for (no torch, no lm-eval)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsemend.config.asked import Asked
+from sparsemend.evaluation.zero_shot.task_names import find_tasks
+from sparsemend.result.protocol import solved_examples
+
+
+def check(asked: Asked) -> None:
+    """Raise ValueError or FileNotFoundError unless every task that is asked for exists."""
+    settings = asked.section
+    if settings.tasks is None and settings.suite not in settings.suites:
+        raise ValueError(
+            f"evaluation.zero_shot.suite={settings.suite} is not one of "
+            f"{', '.join(settings.suites)}; or give evaluation.zero_shot.tasks=[TASK]"
+        )
+    if settings.include_path is not None and not Path(settings.include_path).is_dir():
+        raise FileNotFoundError(
+            f"evaluation.zero_shot.include_path={settings.include_path} is no folder; give one of "
+            "lm-eval task yamls"
+        )
+    tasks = (
+        settings.suites[settings.suite]
+        if settings.tasks is None
+        else solved_examples(settings.tasks)
+    )
+    for task, count in tasks.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(
+                f"evaluation.zero_shot.tasks.{task}={count} is not an integer of at least 0; set "
+                f"evaluation.zero_shot.tasks.{task}=0"
+            )
+    if not tasks:
+        raise ValueError(
+            "evaluation.zero_shot.tasks is empty; name at least one, for example "
+            "evaluation.zero_shot.tasks={piqa: 0}"
+        )
+    find_tasks(list(tasks), settings.include_path)

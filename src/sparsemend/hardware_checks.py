@@ -1,0 +1,31 @@
+"""The devices and processes that the shipped hardware can have (no torch)."""
+
+from __future__ import annotations
+
+import os
+
+from sparsemend.config.asked import Asked
+from sparsemend.config.flags import says
+
+
+def check(asked: Asked) -> None:
+    """Raise ValueError unless devices are one, or several that train together, started here."""
+    devices, accelerator = asked.section.devices, asked.section.accelerator
+    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
+        raise ValueError(
+            f"hardware.devices={devices} is not an integer of at least 1; set hardware.devices=1"
+        )
+    if accelerator not in ("cpu", "gpu"):
+        raise ValueError(f"hardware.accelerator={accelerator} is not one of cpu, gpu")
+    if devices > 1 and not says(asked.section, "parallel"):
+        raise ValueError(
+            f"hardware.devices={devices}, but one process uses one device; "
+            f"use hardware=ddp hardware.devices={devices} hardware.accelerator={accelerator}"
+        )
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != "1":
+        raise ValueError(
+            f"WORLD_SIZE={started} is set, so this is one of the processes of torchrun or the "
+            "like, each of which would be a run of its own; start sparsemend once, with "
+            f"hardware=ddp hardware.devices={started}, which starts the others"
+        )

@@ -1,0 +1,48 @@
+"""Call what the members of a run refuse early, ours and a user's own alike (`config.members`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sparsemend.config.asked import Asked
+from sparsemend.config.members import checks_of, targets
+
+HOOKS = ("check", "without_effect")  # what the file of early checks may define
+LAST = "data"  # files are read to their end, so all else comes first
+
+
+def check_members(asked: Asked) -> None:
+    """Call `check` of every section's member; raises what they raise.
+
+    A schedule is left out where the checkpoint brings its support: nothing asks it for rates.
+    """
+    sections = list(targets(asked.cfg))
+    for key, target in sorted(sections, key=lambda entry: entry[0].partition(".")[0] == LAST):
+        if key == "sparsity_schedule" and asked.pruned_already:
+            continue
+        check = _hook(target, "check")
+        if check is not None:
+            check(replace(asked, key=key, section=OmegaConf.select(asked.cfg, key)))
+
+
+def without_effect(section: DictConfig) -> set[str]:
+    """The keys of a section whose values its member does not read under these settings."""
+    hook = _hook(str(section.get("_target_")), "without_effect")
+    keys: set[str] = hook(section) if hook is not None else set()
+    return keys
+
+
+def _hook(target: str, name: str) -> Any:
+    """A function of a member's file of early checks; None without the file or the function."""
+    module = checks_of(target)
+    if module is None:
+        return None
+    if not any(hook in vars(module) for hook in HOOKS):
+        raise ValueError(
+            f"{module.__file__} defines neither {' nor '.join(HOOKS)}; give it "
+            "def check(asked: Asked) -> None, or take it away"
+        )
+    return vars(module).get(name)

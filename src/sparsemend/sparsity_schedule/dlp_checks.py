@@ -1,0 +1,29 @@
+"""The options of DLP (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsemend.config.asked import Asked, check_choices
+from sparsemend.sparsity_schedule.rates.options import (
+    KEY,
+    check_granularity,
+    check_limits,
+    check_scored,
+)
+
+CHOICES = {"reduction": ("median", "mean")}
+
+
+def check_options(options: Mapping[Any, Any]) -> None:
+    """Raise ValueError naming the first option that is not legal; rates span twice the spread."""
+    check_scored(options, widest=0.5)
+    check_choices(KEY, options, CHOICES)
+
+
+def check(asked: Asked) -> None:
+    """Raise ValueError where options, pattern and sparsity do not go together."""
+    check_options(asked.section)
+    check_granularity(asked, "dlp")
+    check_limits(asked)
