@@ -30,6 +30,7 @@ from sparsemend.errors import OverrideError
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.hardware import Hardware
 from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.names import ADAPTER, MASKS
 from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
 from sparsemend.run.adopt import adopt
@@ -263,17 +264,17 @@ def export(
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        masks = Path(temporary) / "masks.safetensors"
+        masks = Path(temporary) / MASKS
         save_masks({name: linear.keep for name, linear in sparse.items()}, masks)
         if repaired is not None:
-            repaired.method.save_adapter(model, Path(temporary) / "adapter", base=str(folder))
+            repaired.method.save_adapter(model, Path(temporary) / ADAPTER, base=str(folder))
         try:
             write_model(to_dense_(model), tokenizer, folder, masks=masks, card=None)
         finally:
             for name, linear in sparse.items():
                 model.set_submodule(name, linear)
-        if (adapter := Path(temporary) / "adapter").exists():
-            adapter.replace(folder / "adapter")
+        if (adapter := Path(temporary) / ADAPTER).exists():
+            adapter.replace(folder / ADAPTER)
     return folder
 
 

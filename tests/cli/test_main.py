@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from support.command_runs import python
 
 from sparsemend.cli import main as cli
@@ -153,8 +153,9 @@ def test_a_key_of_one_swept_member_is_left_out_of_the_other_cells() -> None:
 
 
 def test_a_key_of_one_swept_logger_is_left_out_of_the_other_cells() -> None:
-    configs = jobs("logger=none,wandb", "logger.mode=offline", multirun=True)
-    assert [cfg.logger.get("mode") for cfg in configs] == [None, "offline"]
+    configs = jobs("logger=none,wandb", "logger.wandb.mode=offline", multirun=True)
+    modes = [OmegaConf.select(cfg, "logger.wandb.mode") for cfg in configs]
+    assert modes == [None, "offline"]
 
 
 def test_a_key_that_no_swept_member_has_is_refused_with_the_members_that_have_it() -> None:
@@ -164,7 +165,7 @@ def test_a_key_that_no_swept_member_has_is_refused_with_the_members_that_have_it
 
 
 def test_a_key_of_other_loggers_is_refused_with_those_that_have_it() -> None:
-    assert "mode is a key of logger=wandb\n" in refusal("logger=csv", "logger.mode=offline")
+    assert "mode is a key of logger=wandb\n" in refusal("logger=csv", "logger.wandb.mode=offline")
 
 
 def test_every_job_of_a_long_sweep_is_composed_before_the_first() -> None:

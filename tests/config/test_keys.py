@@ -64,8 +64,9 @@ def test_a_key_without_a_row_is_seen(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_a_stored_config_is_the_one_it_was_stored_with() -> None:
-    """A value of every key; the digest was written down before the table of keys existed."""
-    config = {name: {"a": number, "b": [1, None]} for number, name in enumerate(sorted(KEYS))}
+    """Of a value for every key of then; the digest is older than the table of keys."""
+    before = sorted(KEYS.keys() - {"debug"})
+    config = {name: {"a": number, "b": [1, None]} for number, name in enumerate(before)}
     assert config_hash(config) == STORED
     for name, key in KEYS.items():
         changed = config_hash({**config, name: 3}) != STORED

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from support import contracts
 from support.wandb_file import read_offline
 
-from sparsemend.logger.base import Tracker
+from sparsemend.logger.base import Tracker, Trackers
 from sparsemend.logger.csv import CsvTracker
 from sparsemend.logger.wandb import WandbTracker
 from sparsemend.method.trained import TrainedRepair
@@ -36,11 +36,13 @@ def repaired(name: str, knobs: Sequence[str], tracker: Tracker, out: Path) -> di
     """The diagnostics of a repair whose fit writes to the loggers of `tracker`."""
     method = contracts.method_of(name, *knobs)
     assert isinstance(method, TrainedRepair)
-    loggers = tracker.open(out, {})
+    trackers = Trackers({"tracker": tracker})
+    loggers = trackers.open(out, {})
     bench = dataclasses.replace(contracts.bench_for(out), make_trainer=factory(loggers, out))
     diagnostics = method.repair(contracts.pruned_model(), bench)
     result = {"status": "finished", "metrics": {}, "sparsity": {}, "cost": {}, "repair": {}}
-    tracker.finish(loggers, result)
+    result |= {"config_hash": "0", "provenance": {"commit": None}, "protocol": {}}
+    trackers.finish(loggers, result)
     return diagnostics
 
 
@@ -98,7 +100,14 @@ def test_the_rounds_of_losa_say_what_they_dropped_and_grew_again(tmp_path: Path)
 
 def test_an_offline_wandb_run_has_what_every_round_dropped_and_grew(tmp_path: Path) -> None:
     tracker = WandbTracker(
-        project="p", entity=None, group=None, job_type=None, mode="offline", tags=[], artifacts=[]
+        project="p",
+        name=None,
+        entity=None,
+        group=None,
+        job_type=None,
+        mode="offline",
+        tags=[],
+        artifacts=[],
     )
     name, *knobs = MOVING["seft"]
     diagnostics = repaired(name, knobs, tracker, tmp_path)
