@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sparsemend.config.locations import conf_folder
 from sparsemend.errors import OverrideError
 from sparsemend.preflight import check as preflight
 from sparsemend.preflight.members import without_effect
-from sparsemend.result.runs import RunRecord
+from sparsemend.result.runs import find_runs
 from sparsemend.sweep.arena.rows import read_arena
 
 CLASSES = """
@@ -168,6 +167,5 @@ def test_table_arena_and_card_name_them(outside: Path) -> None:
     assert "LeastPower(" in card
     assert "Tilted(" in card
     assert "OutputGain(" in card
-    content = json.loads((outside / "out" / "result.json").read_text())
-    label = RunRecord(outside / "out", content).row.label
-    assert label == "least_power + tilted + output_gain"
+    (run,) = find_runs([outside / "out"])
+    assert run.row.label == "least_power + tilted + output_gain"

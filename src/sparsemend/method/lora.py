@@ -36,7 +36,6 @@ from sparsemend.training.plan import check_choice
 class Lora(LowRankRepair):
     """Trains A and B beside the frozen sparse weights and leaves them there."""
 
-    low_rank: ClassVar[bool] = True
     foldable: ClassVar[bool] = False
     holds_support: ClassVar[bool] = False
 

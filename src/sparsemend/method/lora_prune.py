@@ -28,7 +28,6 @@ from sparsemend.sparse.linear import SparseLinear
 class LoraPrune(LowRankRepair):
     """Trains A and B as plain LoRA; the fold keeps the update on the support only."""
 
-    low_rank: ClassVar[bool] = True
     holds_support: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

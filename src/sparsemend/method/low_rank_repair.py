@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,6 +15,8 @@ from sparsemend.method.trained import TrainedRepair
 @dataclass(kw_only=True)
 class LowRankRepair(TrainedRepair):
     """Trains A (R, I) and B (O, R) of every adapter that `attach` puts in."""
+
+    low_rank: ClassVar[bool] = True
 
     rank: int
     alpha: float

@@ -17,7 +17,6 @@ only when it folds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -38,8 +37,6 @@ from sparsemend.training.plan import check_choice
 @dataclass(kw_only=True)
 class MaskedLora(LowRankRepair):
     """Trains A and B of every prunable linear, then folds them into the sparse weights."""
-
-    low_rank: ClassVar[bool] = True
 
     scale_rule: str
     form: str

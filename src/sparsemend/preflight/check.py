@@ -22,6 +22,7 @@ from sparsemend.names import DTYPE_NAMES
 from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.data import check_paths, data_sources
 from sparsemend.preflight.declared import check_declared
+from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_modules
 from sparsemend.preflight.steps import check_steps
@@ -65,6 +66,7 @@ def check(cfg: DictConfig) -> None:
     check_pruner(cfg, pattern)
     check_rounding(cfg, pattern)
     check_dtype(cfg)
+    check_loggers(cfg)
     check_steps(cfg)
     check_training(cfg)
     check_similarity(cfg)

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from sparsemend.config.flags import says
 from sparsemend.training.shares import check_shares
 
 
@@ -19,7 +20,7 @@ def check_steps(cfg: DictConfig) -> None:
         return
     windows, devices = method.windows_per_step, hardware.get("devices", 1)
     _check_count("method.windows_per_step", windows, "method.windows_per_step=8")
-    if "validate_every" in method:  # a fit of the whole model, which all devices share
+    if says(method, "trains"):  # a fit of the whole model, which all devices share
         check_shares(windows, devices)
 
 
