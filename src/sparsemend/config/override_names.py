@@ -87,7 +87,12 @@ class Names:
         except (HydraException, OmegaConfBaseException):
             return []  # members that choose others cannot stand side by side
         keys = keys_in(cfg)
-        return [name for number, name in enumerate(members) if f"members.{number}.{inner}" in keys]
+        # of a group of several members at once (logger) a key names its member: logger.wandb.mode
+        return [
+            name
+            for number, name in enumerate(members)
+            if f"members.{number}.{inner.removeprefix(f'{name}.')}" in keys
+        ]
 
     def nested_members(self, group: str) -> list[str]:
         """The members of a group and of the groups inside it, as `inner/member`."""
