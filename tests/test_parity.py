@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.statistics import Moments
-from sparsemend.blocks.walk import walk
+from sparsemend.blocks.walk import Calibration
 from sparsemend.method.dsnot.dsnot import DSnoT
 from sparsemend.prune import prune
 from sparsemend.pruner.base import Pruner
@@ -127,8 +127,8 @@ def test_fast_pruning_agrees_with_the_slow_loop(family: str, pruner: str, patter
     expected = slow_prune(slow, rule(pattern))
     parsed = Pattern.parse(pattern)
     target = SPARSITY if pattern == "unstructured" else 0.5
-    allocation = Uniform().allocate(fast, [], target, parsed)
-    prune(fast, sequences().split(2), fast_pruner, allocation, parsed)
+    allocation = Uniform().allocate(fast, Calibration(()), target, parsed)
+    prune(fast, Calibration(sequences().split(2)), fast_pruner, allocation, parsed)
     got = {name: linear.keep for name, linear in sparse_linears(fast)}
     assert agreement(expected, got) >= share
     first = {n: k for n, k in expected.items() if ".0." in n}
@@ -186,12 +186,12 @@ def test_dsnot_agrees_with_the_row_by_row_loop_on_the_first_block(
     expected = slow_prune(random_model(family), dsnot_rule(mode), blocks=1)
     model = random_model(family)
     unstructured = Pattern.parse("unstructured")
-    allocation = Uniform().allocate(model, [], SPARSITY, unstructured)
-    batches = sequences().split(2)
-    prune(model, batches, Wanda(variant=False), allocation, unstructured)
+    allocation = Uniform().allocate(model, Calibration(()), SPARSITY, unstructured)
+    calibration = Calibration(sequences().split(2))
+    prune(model, calibration, Wanda(variant=False), allocation, unstructured)
     bench = copy.copy(contracts.bench_for(tmp_path))
     settings = {
-        "calibration": batches,
+        "calibration": calibration,
         "allocation": allocation,
         "sparsity": SPARSITY,
         "load_dense": lambda: random_model(family),
@@ -207,7 +207,7 @@ def test_dsnot_agrees_with_the_row_by_row_loop_on_the_first_block(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batched_statistics_are_those_of_single_sequences(family: str) -> None:
     model = random_model(family)
-    visit = next(walk(model, sequences().split(2)))
+    visit = next(Calibration((sequences(),), together=2).walk(model))
     statistics = visit.observe(Moments)
     inputs = recorded(model, visit.linears)
     for name, moments in statistics.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
-from sparsemend.blocks.walk import walk
+from sparsemend.blocks.walk import Calibration
 from sparsemend.method.adapter.low_rank import kaiming_start
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
 from sparsemend.prune import prune, prune_block
@@ -50,7 +50,7 @@ def test_an_adapted_linear_is_pruned_under_its_factors(
     """What is pruned is the effective weight; the factors and the module stay."""
     model = make_model("llama")
     uniform = dict.fromkeys(prunable_linears(model), 0.25)
-    prune(model, [], ROWS, uniform, UNSTRUCTURED)
+    prune(model, Calibration(()), ROWS, uniform, UNSTRUCTURED)
     generator = torch.Generator().manual_seed(0)
     for name, linear in list(sparse_linears(model)):
         adapter = MaskedLoraLinear(linear, kaiming_start(2, linear.in_features, generator), 2.0)
@@ -62,7 +62,7 @@ def test_an_adapted_linear_is_pruned_under_its_factors(
         n: ROWS(m.effective_weight().detach(), None, 0.5, UNSTRUCTURED) for n, m in before.items()
     }
     factors = {n: (m.lora_a.clone(), m.lora_b.clone()) for n, m in before.items()}
-    for visit in walk(model, [tokens]):
+    for visit in Calibration([tokens]).walk(model):
         prune_block(visit, ROWS, dict.fromkeys(before, 0.5), UNSTRUCTURED)
     for name, linear in sparse_linears(model):
         assert linear is before[name]

@@ -18,6 +18,7 @@ from support.tiers import slow_but_for
 from torch import Tensor, nn
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.config.locations import conf_folder
 from sparsemend.preflight import check as preflight
 from sparsemend.prune import prune
@@ -80,9 +81,9 @@ BUDGETS = [
 def test_an_exact_budget_is_met_to_one_weight(
     pruner: str, schedule: str, sparsity: float, tokens: Tensor
 ) -> None:
-    model, batches = random_model("llama", intermediate_size=44), tokens.split(2)
-    allocation = schedule_of(schedule).allocate(model, batches, sparsity, FREE)
-    prune(model, batches, *apply_rounding("exact_budget", EXACT[pruner], allocation), FREE)
+    model, calibration = random_model("llama", intermediate_size=44), Calibration(tokens.split(2))
+    allocation = schedule_of(schedule).allocate(model, calibration, sparsity, FREE)
+    prune(model, calibration, *apply_rounding("exact_budget", EXACT[pruner], allocation), FREE)
     found, total = zeros(model), sum(allocation.sizes.values())
     assert sum(found.values()) == round(sparsity * total)
     assert all(abs(found[n] - rate * allocation.sizes[n]) < 1 for n, rate in allocation.items())
@@ -90,9 +91,9 @@ def test_an_exact_budget_is_met_to_one_weight(
 
 def test_the_pruner_s_own_rounding_is_left_alone(tokens: Tensor) -> None:
     model, pruner = random_model("llama"), Wanda(variant=False)
-    allocation = schedule_of("uniform").allocate(model, [], 0.7, FREE)
+    allocation = schedule_of("uniform").allocate(model, Calibration(()), 0.7, FREE)
     assert apply_rounding("pruner", pruner, allocation) == (pruner, allocation)
-    prune(model, tokens.split(2), pruner, allocation, FREE)
+    prune(model, Calibration(tokens.split(2)), pruner, allocation, FREE)
     # int(32 * 0.7) and int(48 * 0.7) of every row
     lost = {int((~m.keep).sum(1).unique()) for m in prunable_linears(model).values()}
     assert lost == {22, 33}
@@ -101,9 +102,12 @@ def test_the_pruner_s_own_rounding_is_left_alone(tokens: Tensor) -> None:
 def test_rows_and_column_blocks_differ_by_one_weight_at_most(tokens: Tensor) -> None:
     for name, size in (("wanda", 1), ("sparsegpt", 16)):
         model = random_model("llama")
-        allocation = schedule_of("uniform").allocate(model, [], 0.7, FREE)
+        allocation = schedule_of("uniform").allocate(model, Calibration(()), 0.7, FREE)
         prune(
-            model, tokens.split(2), *apply_rounding("exact_budget", EXACT[name], allocation), FREE
+            model,
+            Calibration(tokens.split(2)),
+            *apply_rounding("exact_budget", EXACT[name], allocation),
+            FREE,
         )
         for linear in prunable_linears(model).values():
             lost = (~linear.keep).sum(1)
@@ -130,8 +134,13 @@ def test_magnitude_by_layer_removes_what_lies_below_the_global_threshold() -> No
     count = round(0.6 * len(weights))
     threshold = weights.kthvalue(count).values
     below = {n: m.weight.detach().abs() <= threshold for n, m in prunable_linears(model).items()}
-    allocation = schedule_of("global").allocate(model, [], 0.6, FREE)
-    prune(model, [], *apply_rounding("exact_budget", Magnitude(group="layer"), allocation), FREE)
+    allocation = schedule_of("global").allocate(model, Calibration(()), 0.6, FREE)
+    prune(
+        model,
+        Calibration(()),
+        *apply_rounding("exact_budget", Magnitude(group="layer"), allocation),
+        FREE,
+    )
     for name, linear in prunable_linears(model).items():
         assert torch.equal(~linear.keep, below[name])
 
@@ -245,11 +254,11 @@ def test_an_exact_budget_that_something_undoes_is_refused(folder: Path) -> None:
 
 def check_pruning(cfg: DictConfig, tokens: Tensor) -> None:
     chosen: Pruner = built(cfg.pruner)
-    model, batches = random_model("llama"), tokens.split(4)
+    model, calibration = random_model("llama"), Calibration(tokens.split(4))
     pattern = Pattern.parse(cfg.pattern)
-    allocation = built(cfg.sparsity_schedule).allocate(model, batches, cfg.sparsity, pattern)
+    allocation = built(cfg.sparsity_schedule).allocate(model, calibration, cfg.sparsity, pattern)
     total = sum(allocation.sizes.values())
-    prune(model, batches, *apply_rounding(cfg.rounding, chosen, allocation), pattern)
+    prune(model, calibration, *apply_rounding(cfg.rounding, chosen, allocation), pattern)
     found = zeros(model)
     if cfg.rounding == "exact_budget" or isinstance(chosen, NoPruner) or not pattern.unstructured:
         # rates that a pattern allows are exact, the mixed ones rounded to N of the mean

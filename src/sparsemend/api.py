@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.config.compose import compose_jobs
 from sparsemend.config.locations import conf_folder
 from sparsemend.data.base import Examples
@@ -106,8 +107,8 @@ def prune(
     cfg = compose(lines, {}, model)
     pruner: Pruner = build(cfg.pruner)
     schedule = build(cfg.sparsity_schedule)
-    batches = _batches(model, calibration, cfg)
-    if not batches and (pruner.needs_calibration or schedule.needs_calibration):
+    windows = _windows(model, calibration)
+    if not windows and (pruner.needs_calibration or schedule.needs_calibration):
         raise ValueError(
             f"{type(pruner).__name__} with {type(schedule).__name__} needs calibration windows; "
             "give token ids (N, T), for example read_windows(...).calibration"
@@ -125,10 +126,8 @@ def prune(
                 pattern=pattern,
                 rounding=cfg.rounding,
                 statistics=cfg.statistics,
-                device=device,
-                offload=hardware.offload,
             )
-            asked = rules(model, batches)
+            asked = rules(model, Calibration(windows, device=device, offload=hardware.offload))
     return PruneOutcome(tuple(lines), asked, sparsity_report(model))
 
 
@@ -167,7 +166,9 @@ def repair(
     rates = {name: count.sparsity for name, count in report.per_linear.items()}
     with _hardware(model, cfg) as (hardware, device), _folder(folder) as out:
         bench = Workbench(
-            calibration=_batches(model, calibration, cfg),
+            calibration=Calibration(
+                _windows(model, calibration), device=device, offload=hardware.offload
+            ),
             train=_examples(model, train, "train"),
             validation=_examples(model, validation, "validation"),
             pruner=build(cfg.pruner),
@@ -177,7 +178,6 @@ def repair(
             load_dense=_dense(dense, method_name),
             make_trainer=hardware.trainer_factory([], out),
             device=device,
-            offload=hardware.offload,
             out=out,
             seed=cfg.seed,
             rounding=cfg.rounding,
@@ -349,11 +349,11 @@ def _folder(folder: str | Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _batches(model: PreTrainedModel, tokens: Tensor | None, cfg: DictConfig) -> tuple[Tensor, ...]:
+def _windows(model: PreTrainedModel, tokens: Tensor | None) -> tuple[Tensor, ...]:
     if tokens is None:
         return ()
     check_vocabulary(tokens, model.config.get_text_config().vocab_size)
-    return tokens.split(cfg.hardware.walk_batch)
+    return (tokens,)
 
 
 def _examples(model: PreTrainedModel, windows: Examples | Tensor | None, what: str) -> Examples:

@@ -4,6 +4,7 @@ The package may move its modules; these names stay.
 """
 
 from sparsemend.blocks.statistics import InputNorm, Statistic
+from sparsemend.blocks.walk import Calibration
 from sparsemend.method.adapter.fold import adapters
 from sparsemend.method.adapter.low_rank import attach_adapters
 from sparsemend.method.base import RepairMethod, Workbench
@@ -13,6 +14,7 @@ from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.selection import lowest_of_all, lowest_per_group
 
 __all__ = [
+    "Calibration",
     "InputNorm",
     "Pruned",
     "Pruner",

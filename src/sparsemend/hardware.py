@@ -30,7 +30,6 @@ class Hardware:
     devices: int
     offload: bool
     threads: int | None
-    walk_batch: int
     micro_batch: int | None
     evaluation_batch: int
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsemend.blocks.calls import Recorded
 from sparsemend.blocks.find import find_blocks, linears_of, prunable_linears
 from sparsemend.blocks.statistics import Statistic
-from sparsemend.blocks.walk import Visit, record, walk
+from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.pruner.base import Pruner
 from sparsemend.sparse.count import LinearCount, count_zeros
 from sparsemend.sparse.linear import SparseLinear
@@ -37,22 +37,15 @@ class FirstBlock:
     statistics: Mapping[str, Statistic]
 
 
-def observe_first(
-    model: nn.Module,
-    batches: Sequence[Tensor],
-    pruner: Pruner,
-    *,
-    device: torch.device | None = None,
-    offload: bool = False,
-) -> FirstBlock | None:
+def observe_first(model: nn.Module, calibration: Calibration, pruner: Pruner) -> FirstBlock | None:
     """Run calibration up to the first block and observe it; None where the pruner needs none.
 
     Several calls of `prune` on equal dense models can take this instead of repeating that part.
     """
     if not pruner.needs_calibration:
         return None
-    recorded = record(model, batches)
-    for visit in walk(model, batches, device=device, offload=offload, recorded=recorded):
+    recorded = calibration.record(model)
+    for visit in calibration.walk(model, recorded=recorded):
         statistics = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
         break
     return FirstBlock(recorded, statistics)
@@ -60,18 +53,16 @@ def observe_first(
 
 def prune(
     model: nn.Module,
-    batches: Sequence[Tensor],
+    calibration: Calibration,
     pruner: Pruner,
     allocation: Mapping[str, float],
     pattern: Pattern,
     *,
-    device: torch.device | None = None,
-    offload: bool = False,
     first: FirstBlock | None = None,
 ) -> None:
     """Replace every prunable linear of `model` by a SparseLinear, block by block, in place.
 
-    batches: calibration tokens (B, T); unused by pruners that need no calibration.
+    calibration: not read by pruners that need none.
     """
     started = perf_counter()
     if not pruner.needs_calibration:
@@ -85,7 +76,7 @@ def prune(
             _report(index, len(named), linears_of(block).values(), started)
         return
     recorded = None if first is None else first.recorded
-    for visit in walk(model, batches, device=device, offload=offload, recorded=recorded):
+    for visit in calibration.walk(model, recorded=recorded):
         statistics = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
         prune_block(visit, pruner, allocation, pattern, statistics=statistics)
         _report(visit.index, visit.count, visit.linears.values(), started)
@@ -109,16 +100,11 @@ def prune_block(
 
 
 def dense_statistics(
-    model: nn.Module,
-    batches: Sequence[Tensor],
-    pruner: Pruner,
-    *,
-    device: torch.device | None = None,
-    offload: bool = False,
+    model: nn.Module, calibration: Calibration, pruner: Pruner
 ) -> dict[str, Statistic]:
     """The statistic of every prunable linear, by full name, from one pass of the dense model."""
     statistics: dict[str, Statistic] = {}
-    for visit in walk(model, batches, device=device, offload=offload):
+    for visit in calibration.walk(model):
         seen = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
         statistics |= {visit.full_name(name): statistic for name, statistic in seen.items()}
     return statistics
@@ -126,31 +112,30 @@ def dense_statistics(
 
 def prune_observed(
     model: nn.Module,
+    calibration: Calibration,
     statistics: Mapping[str, Statistic],
     pruner: Pruner,
     allocation: Mapping[str, float],
     pattern: Pattern,
-    *,
-    device: torch.device | None = None,
-    offload: bool = False,
 ) -> None:
     """Prune every linear from given statistics, which stay as they are: no pass over any tokens.
 
+    calibration: only its device and offload are read.
     With statistics of the dense model no block sees what was pruned before it; the papers'
     protocol is `prune`.
     """
     home = next(model.parameters()).device
     started, named = perf_counter(), _named_blocks(model)
     for index, (block_name, block) in enumerate(named):
-        if offload:
-            block.to(device)
+        if calibration.offload:
+            block.to(calibration.device)
         for name, linear in linears_of(block).items():
             full = f"{block_name}.{name}"
             statistic = copy.deepcopy(statistics[full])
             block.set_submodule(
                 name, prune_linear(linear, pruner, statistic, allocation[full], pattern)
             )
-        if offload:
+        if calibration.offload:
             block.to(home)
         _report(index, len(named), linears_of(block).values(), started)
 

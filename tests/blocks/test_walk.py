@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparsemend.blocks.find import check_prunable, find_blocks, linears_of, prunable_linears
 from sparsemend.blocks.statistics import InputNorm, Statistic
-from sparsemend.blocks.walk import walk
+from sparsemend.blocks.walk import Calibration
 
 
 class Calls(Statistic):
@@ -26,7 +26,7 @@ def hidden_states(model: nn.Module, tokens: Tensor) -> tuple[Tensor, ...]:
 def test_each_visit_sees_the_hidden_states_of_the_whole_model(family: str, tokens: Tensor) -> None:
     model = random_model(family)
     expected = hidden_states(model, tokens)
-    for visit in walk(model, [tokens[:2], tokens[2:4], tokens[4:7]]):
+    for visit in Calibration([tokens[:2], tokens[2:4], tokens[4:7]]).walk(model):
         got = torch.cat(list(visit.inputs))
         torch.testing.assert_close(got, expected[visit.index][:7], rtol=1e-4, atol=1e-4)
 
@@ -34,7 +34,7 @@ def test_each_visit_sees_the_hidden_states_of_the_whole_model(family: str, token
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_after_the_last_block_give_the_logits(family: str, tokens: Tensor) -> None:
     model = random_model(family)
-    *_, last = walk(model, [tokens[:2]])
+    *_, last = Calibration([tokens[:2]], together=2).walk(model)
     prefix, _ = find_blocks(model)
     seen: list[Tensor] = []
     handle = last.block.register_forward_hook(
@@ -54,7 +54,7 @@ def test_a_change_in_the_loop_body_reaches_the_next_block(family: str, tokens: T
         for linear in linears_of(find_blocks(changed)[1][0]).values():
             linear.weight.mul_(0.5)
     expected = hidden_states(changed, tokens[:2])
-    for visit in walk(model, [tokens[:2]]):
+    for visit in Calibration([tokens[:2]], together=2).walk(model):
         if visit.index == 1:
             torch.testing.assert_close(visit.inputs[0], expected[1], rtol=1e-4, atol=1e-4)
         with torch.no_grad():
@@ -64,7 +64,7 @@ def test_a_change_in_the_loop_body_reaches_the_next_block(family: str, tokens: T
 
 def test_observe_feeds_every_batch_to_every_linear(tokens: Tensor) -> None:
     model = random_model("llama")
-    visit = next(walk(model, list(tokens.split(2))))
+    visit = next(Calibration([tokens], together=2).walk(model))
     statistics = visit.observe(Calls)
     expected: dict[str, list[Tensor]] = {name: [] for name in visit.linears}
     handles = [
@@ -81,7 +81,7 @@ def test_observe_feeds_every_batch_to_every_linear(tokens: Tensor) -> None:
 
 
 def test_inputs_that_a_block_flattens_come_back_as_sequences(tokens: Tensor) -> None:
-    visit = next(walk(random_model("opt"), [tokens[:2]]))
+    visit = next(Calibration([tokens[:2]], together=2).walk(random_model("opt")))
     flattened: list[int] = []
     handle = visit.linears["fc1"].register_forward_pre_hook(
         lambda m, given: flattened.append(given[0].ndim)
@@ -94,7 +94,7 @@ def test_inputs_that_a_block_flattens_come_back_as_sequences(tokens: Tensor) -> 
 
 def test_linears_with_the_same_input_share_a_statistic() -> None:
     model = random_model("llama")
-    visit = next(walk(model, [torch.arange(3, 11).view(2, 4)]))
+    visit = next(Calibration([torch.arange(3, 11).view(2, 4)]).walk(model))
     statistics = visit.observe(InputNorm)
     by_object = {id(s) for s in statistics.values()}
     assert len(by_object) == 4  # q k v | o | gate up | down
@@ -108,7 +108,7 @@ def test_hooks_are_removed_when_a_statistic_fails(tokens: Tensor) -> None:
             raise RuntimeError("broken statistic")
 
     model = random_model("llama")
-    visit = next(walk(model, [tokens]))
+    visit = next(Calibration([tokens]).walk(model))
     with pytest.raises(RuntimeError, match="broken statistic"):
         visit.observe(Broken)
     assert not any(linear._forward_pre_hooks for linear in visit.linears.values())
@@ -117,7 +117,7 @@ def test_hooks_are_removed_when_a_statistic_fails(tokens: Tensor) -> None:
 def test_recording_leaves_the_blocks_as_they_were(tokens: Tensor) -> None:
     model = random_model("gemma2")
     before = hidden_states(model, tokens)[-1]
-    list(walk(model, [tokens]))
+    list(Calibration([tokens]).walk(model))
     assert all("forward" not in vars(block) for block in find_blocks(model)[1])
     assert torch.equal(hidden_states(model, tokens)[-1], before)
 
@@ -160,7 +160,7 @@ def test_blocks_whose_arguments_depend_on_the_tokens_are_refused(tokens: Tensor)
 
     model.model.layers[1].register_forward_pre_hook(depend, with_kwargs=True)
     with pytest.raises(ValueError, match="depend on the tokens"):
-        next(walk(model, [tokens[:2], tokens[2:4]]))
+        next(Calibration([tokens[:2], tokens[2:4]]).walk(model))
 
 
 def test_a_walk_that_is_left_brings_its_block_home() -> None:
@@ -169,7 +169,7 @@ def test_a_walk_that_is_left_brings_its_block_home() -> None:
     block = find_blocks(model)[1][0]
     original = block.to
     block.to = lambda device: moved.append(str(device)) or original(device)
-    steps = walk(model, [torch.arange(3, 11).view(2, 4)], offload=True)
+    steps = Calibration([torch.arange(3, 11).view(2, 4)], offload=True).walk(model)
     next(steps)
     steps.close()
     assert len(moved) == 2

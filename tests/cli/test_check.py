@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from support.families import random_model
 from torch import Tensor
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.checkpoint.supports import read_checkpoint
 from sparsemend.cli.check import main
 from sparsemend.prune import prune
@@ -28,8 +29,8 @@ from sparsemend.sparsity_schedule.uniform import Uniform
 def exported(folder: Path, *, family: str = "llama", pattern: str = "2:4") -> tuple[Path, float]:
     """An exported bf16 model at half sparsity with its masks, and its sparsity by torch's count."""
     model, parsed = random_model(family).to(torch.bfloat16), Pattern.parse(pattern)
-    allocation = Uniform().allocate(model, [], 0.5, parsed)
-    prune(model, [], Magnitude(group="row"), allocation, parsed)
+    allocation = Uniform().allocate(model, Calibration(()), 0.5, parsed)
+    prune(model, Calibration(()), Magnitude(group="row"), allocation, parsed)
     masks = folder / "masks.safetensors"
     save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
     sparsity = sparsity_report(model).of_prunable

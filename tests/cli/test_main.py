@@ -165,7 +165,9 @@ def test_a_key_that_no_swept_member_has_is_refused_with_the_members_that_have_it
 
 
 def test_a_key_of_other_loggers_is_refused_with_those_that_have_it() -> None:
-    assert "wandb.mode is a key of logger=wandb\n" in refusal("logger=csv", "logger.wandb.mode=offline")
+    assert "wandb.mode is a key of logger=wandb\n" in refusal(
+        "logger=csv", "logger.wandb.mode=offline"
+    )
 
 
 def test_every_job_of_a_long_sweep_is_composed_before_the_first() -> None:

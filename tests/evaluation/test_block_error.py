@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks, prunable_linears
-from sparsemend.blocks.walk import walk
+from sparsemend.blocks.walk import Calibration
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.block_error import BlockError, growth, relative_error
 from sparsemend.sparse.linear import SparseLinear
@@ -86,7 +86,7 @@ def test_the_measured_model_is_left_as_it_was(tokens: Tensor) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     BlockError(windows=8)(model, given(tokens, "llama"))
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
-    assert len(list(walk(model, tokens.split(4)))) == len(find_blocks(model)[1])
+    assert len(list(Calibration(tokens.split(4)).walk(model))) == len(find_blocks(model)[1])
 
 
 def test_relative_error_by_hand() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.prune import prune
 from sparsemend.pruner.wanda import Wanda
 from sparsemend.run.adopt import adopt
@@ -29,8 +30,8 @@ def test_a_reloaded_export_gives_the_same_logits_and_zeros(
 ) -> None:
     random_model(family).save_pretrained(tmp_path / "dense")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=dtype).eval()
-    allocation = Uniform().allocate(model, [], 0.5, UNSTRUCTURED)
-    prune(model, tokens.split(2), Wanda(variant=False), allocation, UNSTRUCTURED)
+    allocation = Uniform().allocate(model, Calibration(()), 0.5, UNSTRUCTURED)
+    prune(model, Calibration(tokens.split(2)), Wanda(variant=False), allocation, UNSTRUCTURED)
     masks = {name: linear.keep for name, linear in sparse_linears(model)}
     save_masks(masks, tmp_path / "masks.safetensors")
     with torch.no_grad():
@@ -70,7 +71,8 @@ def test_a_support_of_another_checkpoint_is_refused() -> None:
     supports = {
         n: torch.ones_like(m.weight, dtype=torch.bool)
         for n, m in (
-            (n, model.get_submodule(n)) for n in Uniform().allocate(model, [], 0.5, UNSTRUCTURED)
+            (n, model.get_submodule(n))
+            for n in Uniform().allocate(model, Calibration(()), 0.5, UNSTRUCTURED)
         )
     }
     supports[name][0, 0] = False

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from support.families import FAMILIES, random_model
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
@@ -58,7 +59,7 @@ def test_a_restored_model_has_the_pruned_models_bits(
     family: str, dtype: torch.dtype, tokens: torch.Tensor
 ) -> None:
     model, fresh = random_model(family).to(dtype), random_model(family).to(dtype)
-    prune(model, tokens.split(2), WANDA, rates(model), PATTERN)
+    prune(model, Calibration(tokens.split(2)), WANDA, rates(model), PATTERN)
     _, linear = next(sparse_linears(model))
     linear.weight.data[0] = 0  # kept weights that are zero stay kept
     content = pruned_content(model, rates(model))
@@ -96,12 +97,12 @@ def test_the_first_blocks_share_serves_several_prunings(
     family: str, pruner: Pruner, tokens: torch.Tensor
 ) -> None:
     dense = random_model(family)
-    first = observe_first(dense, tokens.split(2), pruner)
+    first = observe_first(dense, Calibration(tokens.split(2)), pruner)
     assert_same_bits(dense, random_model(family))
     for rate in (0.3, 0.7, 0.3):
         plain, quick = random_model(family), random_model(family)
-        prune(plain, tokens.split(2), pruner, rates(plain, rate), PATTERN)
-        prune(quick, tokens.split(2), pruner, rates(quick, rate), PATTERN, first=first)
+        prune(plain, Calibration(tokens.split(2)), pruner, rates(plain, rate), PATTERN)
+        prune(quick, Calibration(tokens.split(2)), pruner, rates(quick, rate), PATTERN, first=first)
         assert_same_bits(plain, quick)
 
 
@@ -110,11 +111,11 @@ def test_dense_statistics_agree_with_the_protocol_in_the_first_block_alone(
     pruner: Pruner, tokens: torch.Tensor
 ) -> None:
     exact = random_model("llama")
-    prune(exact, tokens.split(2), pruner, rates(exact, 0.7), PATTERN)
-    statistics = dense_statistics(random_model("llama"), tokens.split(2), pruner)
+    prune(exact, Calibration(tokens.split(2)), pruner, rates(exact, 0.7), PATTERN)
+    statistics = dense_statistics(random_model("llama"), Calibration(tokens.split(2)), pruner)
     models = [random_model("llama") for _ in range(2)]
     for model in models:
-        prune_observed(model, statistics, pruner, rates(model, 0.7), PATTERN)
+        prune_observed(model, Calibration(()), statistics, pruner, rates(model, 0.7), PATTERN)
     assert_same_bits(*models)
     keeps = {name: linear.keep for name, linear in sparse_linears(exact)}
     same = {n: torch.equal(keeps[n], m.keep) for n, m in sparse_linears(models[0])}
@@ -183,7 +184,7 @@ def test_what_is_remembered_of_pruning_is_of_the_same_machine_setting() -> None:
     for threads in (1, 2):
         keys = Keys(cfg, torch.device("cpu"), dense="model")
         keys.environment = {"threads": threads}
-        digests.append(digest(keys.observing([], WANDA, Uniform())))
+        digests.append(digest(keys.observing(Calibration(()), WANDA, Uniform())))
     assert digests[0] != digests[1]
 
 

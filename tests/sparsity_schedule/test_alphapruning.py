@@ -7,6 +7,7 @@ from support.families import random_model
 from support.schedules import schedule_of
 
 from sparsemend.blocks.find import find_blocks
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.alphapruning import eigenvalues, rescale
 from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
@@ -79,7 +80,7 @@ def test_rates_are_those_of_the_formula(family: str, metric: str) -> None:
         means.append(math.fsum(alphas) / len(alphas))
     expected = schedule_oracle.alphapruning_rates(means, 0.3, 0.6)
     schedule = schedule_of("alphapruning", metric=metric, weight_dtype="stored")
-    found = schedule.allocate(model, [], 0.6, Pattern())
+    found = schedule.allocate(model, Calibration(()), 0.6, Pattern())
     names = list(found)
     # fp32 singular values, the smallest of them to 1e-4 or so
     assert list(found.scores.values()) == pytest.approx(means, rel=1e-3)
@@ -126,7 +127,7 @@ def test_a_rate_above_one_is_an_error_as_coded_and_paid_for_by_the_others_otherw
     model = random_model("llama")
     coded = schedule_of("alphapruning", spread=0.5, budget="reference")
     with pytest.raises(ValueError, match=r"not in \[0, 1\]; lower sparsity_schedule\.spread"):
-        coded.allocate(model, [], 0.9, Pattern())
-    found = schedule_of("alphapruning", spread=0.5).allocate(model, [], 0.9, Pattern())
+        coded.allocate(model, Calibration(()), 0.9, Pattern())
+    found = schedule_of("alphapruning", spread=0.5).allocate(model, Calibration(()), 0.9, Pattern())
     assert max(found.values()) == 1.0
     assert found.mean == pytest.approx(0.9, abs=1e-12)

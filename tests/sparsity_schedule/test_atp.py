@@ -2,6 +2,7 @@ import pytest
 from oracles import atp_oracle
 from support.families import random_model
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.atp import Atp
 from sparsemend.sparsity_schedule.rates.progression import (
@@ -50,7 +51,9 @@ def test_beyond_the_bound_is_refused_in_both_directions(difference: float) -> No
 @pytest.mark.parametrize("difference", [-0.2, -0.05, 0.0, 0.1, 0.4])
 def test_every_linear_of_a_block_gets_the_rate_of_its_block(difference: float) -> None:
     model = random_model("llama")
-    allocation = Atp(common_difference=difference).allocate(model, [], 0.6, UNSTRUCTURED)
+    allocation = Atp(common_difference=difference).allocate(
+        model, Calibration(()), 0.6, UNSTRUCTURED
+    )
     expected = atp_oracle.rates(0.6, difference, 3)
     for name, rate in allocation.items():
         assert rate == pytest.approx(expected[int(name.split(".")[2])], abs=1e-12)
@@ -67,7 +70,9 @@ def test_blocks_of_different_size_keep_the_weighted_mean() -> None:
 
 def test_a_fixed_pattern_is_refused() -> None:
     with pytest.raises(ValueError, match="mixed:4"):
-        Atp(common_difference=0.1).allocate(random_model("llama"), [], 0.5, Pattern.parse("2:4"))
+        Atp(common_difference=0.1).allocate(
+            random_model("llama"), Calibration(()), 0.5, Pattern.parse("2:4")
+        )
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.625, 0.75])
@@ -84,6 +89,6 @@ def test_mixed_patterns_keep_the_budget_and_match_the_oracle(sparsity: float, bl
 def test_a_mixed_pattern_resolves_to_one_n_per_block() -> None:
     model = random_model("llama")
     pattern = Pattern.parse("mixed:8")
-    allocation = Atp(common_difference=0.25).allocate(model, [], 0.5, pattern)
+    allocation = Atp(common_difference=0.25).allocate(model, Calibration(()), 0.5, pattern)
     per_block = {name.split(".")[2]: str(pattern.at(rate)) for name, rate in allocation.items()}
     assert per_block == {"0": "6:8", "1": "4:8", "2": "2:8"}

@@ -6,6 +6,7 @@ from support.schedules import schedule_of
 from torch import Tensor
 
 from sparsemend.blocks.find import find_blocks
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.dlp import pooled_mean, pooled_median
 
@@ -24,7 +25,9 @@ def test_rates_are_those_of_the_formula_on_a_dense_forward(
     model = random_model(family)
     scores = schedule_oracle.dense_scores(model, find_blocks(model)[1], tokens)
     expected = schedule_oracle.dlp_rates(scores, 0.15, 0.6, mean=reduction == "mean")
-    found = schedule_of("dlp", reduction=reduction).allocate(model, tokens.split(3), 0.6, Pattern())
+    found = schedule_of("dlp", reduction=reduction).allocate(
+        model, Calibration(tokens.split(3)), 0.6, Pattern()
+    )
     names = list(found)
     # scores in fp32 against float64, differences of them magnified by 1 / their span
     assert [found[n] for n in names[:: len(names) // 3]] == pytest.approx(expected, abs=2e-4)

@@ -6,6 +6,7 @@ from support.families import random_model
 from support.schedules import schedule_of
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.rates.erdos_renyi import rates
 
@@ -35,7 +36,7 @@ def test_a_linear_that_would_keep_more_than_it_has_stays_dense_and_the_rest_is_s
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox", "gemma2"])
 def test_er_is_the_formula_on_the_shapes_of_the_model(family: str) -> None:
     model = random_model(family)
-    found = schedule_of("er").allocate(model, [], 0.6, FREE)
+    found = schedule_of("er").allocate(model, Calibration(()), 0.6, FREE)
     shapes = [tuple(m.weight.shape) for m in prunable_linears(model).values()]
     kept = schedule_oracle.er_kept(shapes, 0.4 * sum(r * c for r, c in shapes))
     expected = [1 - k / (r * c) for k, (r, c) in zip(kept, shapes, strict=True)]
@@ -46,21 +47,23 @@ def test_er_is_the_formula_on_the_shapes_of_the_model(family: str) -> None:
 @pytest.mark.parametrize(("dense", "count"), [("last_linear", 1), ("last_block", 7)])
 def test_er_plus_keeps_the_last_layer_dense_and_the_budget(dense: str, count: int) -> None:
     model = random_model("llama")
-    found = schedule_of("er_plus", dense=dense).allocate(model, [], 0.5, FREE)
+    found = schedule_of("er_plus", dense=dense).allocate(model, Calibration(()), 0.5, FREE)
     zero = [name for name, rate in found.items() if rate == 0]
     assert zero == list(found)[-count:]
     assert found.mean == pytest.approx(0.5, abs=1e-12)
-    plain = schedule_of("er").allocate(model, [], 0.5, FREE)
+    plain = schedule_of("er").allocate(model, Calibration(()), 0.5, FREE)
     assert all(found[n] > plain[n] for n in found if n not in zero)
 
 
 def test_er_plus_beyond_what_the_dense_block_leaves_is_refused_with_the_bound() -> None:
     schedule = schedule_of("er_plus", dense="last_block")
     with pytest.raises(ValueError, match=r"sparsity 0\.7 exceeds 0\.6667"):
-        schedule.allocate(random_model("llama"), [], 0.7, FREE)
+        schedule.allocate(random_model("llama"), Calibration(()), 0.7, FREE)
 
 
 @pytest.mark.parametrize("name", ["er", "er_plus"])
 def test_patterns_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="rates by linear with pattern mixed:4"):
-        schedule_of(name).allocate(random_model("llama"), [], 0.5, Pattern.parse("mixed:4"))
+        schedule_of(name).allocate(
+            random_model("llama"), Calibration(()), 0.5, Pattern.parse("mixed:4")
+        )

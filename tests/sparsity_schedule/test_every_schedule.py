@@ -13,6 +13,7 @@ from support.tiers import slow_but_for
 from torch import Tensor
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.config.locations import conf_folder
 from sparsemend.sparse.pattern import Pattern
 
@@ -51,8 +52,8 @@ def test_every_linear_gets_a_rate_the_mean_is_the_target_and_the_model_is_left_a
     model = random_model(family).to(dtype)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     schedule = schedule_of(name, **options(name, tmp_path))
-    batches = tokens.split(2) if schedule.needs_calibration else []
-    found = schedule.allocate(model, batches, 0.6, Pattern())
+    calibration = Calibration(tokens.split(2) if schedule.needs_calibration else ())
+    found = schedule.allocate(model, calibration, 0.6, Pattern())
     assert list(found) == list(prunable_linears(model))
     total = sum(found.sizes.values())
     # pooled thresholds count whole weights, half a weight from the target at most
@@ -70,6 +71,6 @@ def test_a_mixed_pattern_gets_whole_n_of_the_mean(
     schedule = schedule_of(name, **options(name, tmp_path))
     if hasattr(schedule, "granularity"):
         schedule.granularity = "block"
-    found = schedule.allocate(model, tokens.split(2), 0.6, pattern)
+    found = schedule.allocate(model, Calibration(tokens.split(2)), 0.6, pattern)
     kept = [pattern.at(rate).kept for rate in found.values()]
     assert sum(kept) / len(kept) == pytest.approx(4, abs=1e-9)

@@ -5,6 +5,7 @@ import pytest
 from support.families import random_model
 from support.schedules import schedule_of
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
 from sparsemend.sparsity_schedule.rates.rates_file import by_linear, read_rates
@@ -15,7 +16,9 @@ NAMES = ["model.layers.0.fc1", "model.layers.0.fc2", "model.layers.1.fc1", "mode
 
 def allocate(path: Path, sparsity: float, pattern: str = "unstructured") -> Allocation:
     schedule = schedule_of("file", path=str(path))
-    return schedule.allocate(random_model("llama"), [], sparsity, Pattern.parse(pattern))
+    return schedule.allocate(
+        random_model("llama"), Calibration(()), sparsity, Pattern.parse(pattern)
+    )
 
 
 @pytest.mark.parametrize(

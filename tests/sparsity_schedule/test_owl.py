@@ -6,6 +6,7 @@ from support.schedules import schedule_of
 from torch import Tensor
 
 from sparsemend.blocks.find import find_blocks
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.owl import outlier_percent
 
@@ -35,7 +36,7 @@ def test_rates_are_those_of_the_formula_on_a_dense_forward(
     scores = schedule_oracle.dense_scores(model, find_blocks(model)[1], tokens)
     percent = [schedule_oracle.outlier_percent(block, multiple) for block in scores]
     schedule = schedule_of("owl", outlier_multiple=multiple)
-    found = schedule.allocate(model, tokens.split(3), 0.6, FREE)
+    found = schedule.allocate(model, Calibration(tokens.split(3)), 0.6, FREE)
     names = [n for n, _ in model.named_modules() if n in found]
     by_block = {n: found.scores[b] for n in names for b in found.scores if n.startswith(f"{b}.")}
     # fp32 against float64: at most one entry in a block changes sides
@@ -52,7 +53,7 @@ def test_more_outliers_make_a_block_denser_and_the_rates_span_twice_the_spread(
     tokens: Tensor,
 ) -> None:
     found = schedule_of("owl", spread=0.1, outlier_multiple=2.0).allocate(
-        random_model("llama"), tokens.split(2), 0.6, FREE
+        random_model("llama"), Calibration(tokens.split(2)), 0.6, FREE
     )
     rates = {block: rate for block in found.scores for n, rate in found.items() if block in n}
     ranked = sorted(found.scores, key=lambda block: found.scores[block])
@@ -81,7 +82,7 @@ def test_equal_scores_give_the_uniform_rate(name: str) -> None:
 def test_rates_by_linear_rank_each_linear_by_itself(tokens: Tensor) -> None:
     model = random_model("llama")
     schedule = schedule_of("owl", granularity="linear", outlier_multiple=2.0)
-    found = schedule.allocate(model, tokens.split(2), 0.6, FREE)
+    found = schedule.allocate(model, Calibration(tokens.split(2)), 0.6, FREE)
     scores = schedule_oracle.dense_scores(model, find_blocks(model)[1], tokens)
     percent = [schedule_oracle.outlier_percent([m], 2.0) for block in scores for m in block]
     assert list(found.scores) == list(found)
@@ -91,25 +92,25 @@ def test_rates_by_linear_rank_each_linear_by_itself(tokens: Tensor) -> None:
 
 
 def test_the_reference_clamp_misses_the_mean_and_the_exact_one_does_not(tokens: Tensor) -> None:
-    batches, wide = tokens.split(2), {"spread": 0.3, "outlier_multiple": 2.0}
+    calibration, wide = Calibration(tokens.split(2)), {"spread": 0.3, "outlier_multiple": 2.0}
     coded = schedule_of("owl", budget="reference", **wide)
-    found = coded.allocate(random_model("llama"), batches, 0.15, FREE)
+    found = coded.allocate(random_model("llama"), calibration, 0.15, FREE)
     assert min(found.values()) == 0.01
     assert found.mean > 0.16
-    exact = schedule_of("owl", **wide).allocate(random_model("llama"), batches, 0.15, FREE)
+    exact = schedule_of("owl", **wide).allocate(random_model("llama"), calibration, 0.15, FREE)
     assert min(exact.values()) == 0.0
     assert exact.mean == pytest.approx(0.15, abs=1e-12)
 
 
 def test_mixed_n_is_rounded_to_the_budget_or_as_coded(tokens: Tensor) -> None:
     pattern, model = Pattern.parse("mixed:8"), random_model("llama")
-    batches, options = tokens.split(2), {"spread": 0.125, "outlier_multiple": 2.0}
-    free = schedule_of("owl", **options).allocate(model, batches, 0.625, FREE)
-    exact = schedule_of("owl", **options).allocate(model, batches, 0.625, pattern)
+    calibration, options = Calibration(tokens.split(2)), {"spread": 0.125, "outlier_multiple": 2.0}
+    free = schedule_of("owl", **options).allocate(model, calibration, 0.625, FREE)
+    exact = schedule_of("owl", **options).allocate(model, calibration, 0.625, pattern)
     kept = [pattern.at(rate).kept for rate in block_rates(exact)]
     assert sum(kept) == 9  # three blocks, 3 of 8 on average
     coded = schedule_of("owl", budget="reference", **options).allocate(
-        model, batches, 0.625, pattern
+        model, calibration, 0.625, pattern
     )
     # removed = 5 - round(t - mean t), t_b over a span of 2 (arXiv 2310.05175, N:8 code)
     d = list(free.scores.values())

@@ -2,6 +2,7 @@ import pytest
 from support.families import FAMILIES, random_model
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
 from sparsemend.sparsity_schedule.uniform import Uniform
@@ -10,7 +11,7 @@ from sparsemend.sparsity_schedule.uniform import Uniform
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_prunable_linear_gets_the_target(family: str) -> None:
     model = random_model(family)
-    allocation = Uniform().allocate(model, [], 0.6, Pattern.parse("unstructured"))
+    allocation = Uniform().allocate(model, Calibration(()), 0.6, Pattern.parse("unstructured"))
     assert set(allocation) == set(prunable_linears(model))
     assert set(allocation.values()) == {0.6}
 

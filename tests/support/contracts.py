@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.data.base import Examples
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.method.trained import TrainedRepair
@@ -101,9 +102,9 @@ def pruned_model(pattern: str = "unstructured", *, family: str = "llama") -> Pre
     """A tiny random model at SPARSITY."""
     model = random_model(family)
     parsed = Pattern.parse(pattern)
-    batches = windows(8).split(1)
-    allocation = Uniform().allocate(model, batches, SPARSITY, parsed)
-    prune(model, batches, Wanda(variant=False), allocation, parsed)
+    calibration = Calibration((windows(8),))
+    allocation = Uniform().allocate(model, calibration, SPARSITY, parsed)
+    prune(model, calibration, Wanda(variant=False), allocation, parsed)
     return model
 
 
@@ -121,17 +122,16 @@ def bench_for(
     model = random_model(family)
     parsed = Pattern.parse(pattern)
     return Workbench(
-        calibration=windows(8).split(1),
+        calibration=Calibration((windows(8),), device=torch.device("cpu")),
         train=Examples.of(windows(12, seed=8)),
         validation=Examples.of(windows(4, seed=9)),
         pruner=Wanda(variant=False),
-        allocation=Uniform().allocate(model, [], SPARSITY, parsed),
+        allocation=Uniform().allocate(model, Calibration(()), SPARSITY, parsed),
         sparsity=SPARSITY,
         pattern=parsed,
         load_dense=lambda: random_model(family),
         make_trainer=trainer_factory(out, *extra),
         device=torch.device("cpu"),
-        offload=False,
         out=out,
         seed=0,
         micro_batch=micro_batch,

@@ -37,7 +37,6 @@ TWO = DataParallel(
     devices=2,
     offload=False,
     threads=1,
-    walk_batch=1,
     micro_batch=None,
     evaluation_batch=8,
 )

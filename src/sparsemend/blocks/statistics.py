@@ -1,9 +1,9 @@
 """Statistics of a linear's inputs for pruners and training-free repair: init, update, value.
 
-All accumulate in fp32 and average over *sequences*, as the reference codes do.  Vectors take one
-running rescale per sequence in order, also when several sequences arrive in one batch, so that
-batching does not change a bit of them; the Hessian takes one per batch, which changes only
-rounding.  Shapes: B sequences, T tokens, I inputs.
+All accumulate in fp32 and average over *sequences*, as the reference codes do.  There is one rule
+for sums: each sequence is reduced by itself and added in order, with a running rescale, also when
+several arrive in one batch.  So no bit of a statistic depends on how its sequences were batched.
+Shapes: B sequences, T tokens, I inputs.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class InputNorm(Statistic):
         self.sequences = 0
 
     def update(self, inputs: Tensor) -> None:
-        for norm in torch.linalg.vector_norm(per_sequence(inputs), dim=1):
-            n = self.sequences
+        for sequence in per_sequence(inputs):
+            n, norm = self.sequences, torch.linalg.vector_norm(sequence, dim=0)
             self.squared *= n / (n + 1)
             self.squared += norm**2 / (n + 1)
             self.sequences = n + 1
@@ -69,15 +69,12 @@ class Moments(Statistic):
     def update(self, inputs: Tensor) -> None:
         sequences = per_sequence(inputs)
         length = sequences.shape[1]
-        totals = sequences.sum(dim=1)
-        variances = sequences.var(dim=1, correction=0)
-        for n, (total, variance) in enumerate(
-            zip(totals, variances, strict=True), start=self.norm.sequences
-        ):
+        for n, sequence in enumerate(sequences, start=self.norm.sequences):
             seen, self.tokens = self.tokens, self.tokens + length
+            variance = sequence.var(dim=0, correction=0)
             self.within = (self.within * seen + variance * length) / self.tokens
             self.total *= n / (n + 1)
-            self.total += total / (n + 1)
+            self.total += sequence.sum(dim=0) / (n + 1)
         self.norm.update(sequences)
 
     @property
@@ -117,12 +114,11 @@ class Hessian(Statistic):
         self._factor: tuple[float, InverseFactor] | None = None
 
     def update(self, inputs: Tensor) -> None:
-        sequences = per_sequence(inputs)
-        n, count = self.sequences, sequences.shape[0]
-        self.sequences = n + count
         self._factor = None
-        tokens = sequences.flatten(0, 1)
-        add_gram_(self.matrix, tokens, decay=n / self.sequences, scale=2 / self.sequences)
+        for sequence in per_sequence(inputs):
+            n = self.sequences
+            self.sequences = n + 1
+            add_gram_(self.matrix, sequence, decay=n / (n + 1), scale=2 / (n + 1))
 
     def inverse_factor(self, damping: float) -> InverseFactor:
         """The factor of H^-1 that OBS reads; computed once, as linears of one input share one H.

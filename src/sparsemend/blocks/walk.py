@@ -1,15 +1,19 @@
 """The model-agnostic block loop: find the decoder blocks, visit them one by one.
 
-`walk` yields a Visit per block; the next block's inputs are computed with the block as the loop
-body leaves it, so every block-wise algorithm is an ordinary `for` loop.  Each block's
+`Calibration.walk` yields a Visit per block; the next block's inputs are computed with the block as
+the loop body leaves it, so every block-wise algorithm is an ordinary `for` loop.  Each block's
 keyword arguments are recorded for that block (Gemma2 hands its blocks different masks); the
 hidden states are recorded at the first block only and then updated in place.
+
+A forward takes one sequence.  A matrix product with another number of rows may choose another
+kernel, which rounds otherwise, and an expert mixes the tokens of its batch; so masks would depend
+on the size of a batch.  With one sequence they depend on the windows and their order alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,10 @@ from sparsemend.blocks.calls import BlockArguments, Recorded, StopForward, recor
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.observer import InputObserver
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
+
+# As in the code of Wanda and SparseGPT, whose order of sums this keeps; one sequence of 2048 tokens
+# fills a GPU.
+FORWARD_SEQUENCES = 1
 
 
 @dataclass
@@ -84,47 +92,62 @@ class Visit:
         return output if isinstance(output, Tensor) else output[0]
 
 
-def walk(
-    model: nn.Module,
-    batches: Sequence[Tensor],
-    *,
-    device: torch.device | None = None,
-    offload: bool = False,
-    recorded: Recorded | None = None,
-) -> Iterator[Visit]:
-    """Visit the blocks in order with propagated activations.
+@dataclass(frozen=True)
+class Calibration:
+    """Token windows, and where the blocks of a model see them.
 
-    batches: token batches (B, T), all of one T.  With `offload` only the visited block lives on
-    `device`; otherwise the model is expected there.  Hidden states stay on `device`.
-    recorded: the output of `record` for this model and these batches; it stays unchanged.
+    batches: windows (B, T), all of one T, in batches of any size; no result depends on it.
+    device: of the visited block and of the hidden states; None where the model is.
+    offload: bring only the visited block to `device`; otherwise the model is expected there.
+    together: sequences of one forward; only work whose steps are batches takes another number.
     """
-    prefix, blocks = find_blocks(model)
-    home = next(model.parameters()).device
-    device = device or home
-    states, arguments = recorded or record_calls(model, blocks, batches)
-    states = [state.to(device, copy=recorded is not None) for state in states]
-    for index, block in enumerate(blocks):
-        if offload:
-            block.to(device)
-        visit = Visit(
-            index=index,
-            count=len(blocks),
-            name=f"{prefix}.{index}",
-            block=block,
-            _states=states,
-            _arguments={size: call.on(device) for size, call in arguments[index].items()},
-            _device=device,
-        )
-        try:
-            yield visit
-            if index + 1 < len(blocks):
-                visit.advance_()
-        finally:
-            if offload:
-                block.to(home)
 
+    batches: Sequence[Tensor]
+    device: torch.device | None = None
+    offload: bool = False
+    together: int = FORWARD_SEQUENCES
 
-def record(model: nn.Module, batches: Sequence[Tensor]) -> Recorded:
-    """Record what `walk` reads of the batches before the first block; no mask changes any of it."""
-    _, blocks = find_blocks(model)
-    return record_calls(model, blocks, batches)
+    @property
+    def windows(self) -> Tensor:
+        """All windows (N, T); raises ValueError where there are none."""
+        if not sum(map(len, self.batches)):
+            raise ValueError("there are no calibration windows for a block to see; give some")
+        return torch.cat(list(self.batches))
+
+    def first(self, count: int) -> Calibration:
+        """The first `count` windows; all of them where there are fewer."""
+        return replace(self, batches=(self.windows[:count],))
+
+    def walk(self, model: nn.Module, *, recorded: Recorded | None = None) -> Iterator[Visit]:
+        """Visit the blocks of `model` in order with propagated activations.
+
+        recorded: the output of `record` for this model; it stays unchanged.
+        """
+        prefix, blocks = find_blocks(model)
+        home = next(model.parameters()).device
+        device = self.device or home
+        states, arguments = recorded or self.record(model)
+        states = [state.to(device, copy=recorded is not None) for state in states]
+        for index, block in enumerate(blocks):
+            if self.offload:
+                block.to(device)
+            visit = Visit(
+                index=index,
+                count=len(blocks),
+                name=f"{prefix}.{index}",
+                block=block,
+                _states=states,
+                _arguments={size: call.on(device) for size, call in arguments[index].items()},
+                _device=device,
+            )
+            try:
+                yield visit
+                if index + 1 < len(blocks):
+                    visit.advance_()
+            finally:
+                if self.offload:
+                    block.to(home)
+
+    def record(self, model: nn.Module) -> Recorded:
+        """Record what `walk` reads before the first block; no mask changes any of it."""
+        return record_calls(model, find_blocks(model)[1], self.windows.split(self.together))

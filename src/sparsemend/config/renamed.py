@@ -2,7 +2,8 @@
 
 `batch_size` was the windows at once on one device, `accumulate` the number of such micro-batches in
 a step.  What decides is the windows of a step over all devices, `windows_per_step`; how many of
-them are at once is `hardware.micro_batch`.
+them are at once is `hardware.micro_batch`.  `walk_batch` was the calibration windows of one forward
+of a block; masks depended on it, so a forward takes one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ def explain_override(key: str, lines: Sequence[str]) -> str | None:
 
     lines: the whole command line, whose other overrides decide the new value.
     """
+    if key == "hardware.walk_batch":
+        return (
+            f"{key} is gone: calibration sees one window at a time, and masks do not depend on it"
+        )
     section, _, name = key.rpartition(".")
     if section not in FORMER or name not in GONE:
         return None

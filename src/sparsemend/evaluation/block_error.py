@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.blocks.walk import Visit, walk
+from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.sparse.linear import sparse_linears
 
@@ -41,12 +41,11 @@ class BlockError(Evaluation):
     def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         if next(sparse_linears(model), None) is None:
             return {}
-        batches = inputs.test[: self.windows].split(inputs.batch_size)
-        pairs = zip(
-            walk(inputs.load_dense(), batches, device=inputs.device, offload=True),
-            walk(model, batches, device=inputs.device),
-            strict=True,
+        windows = Calibration(
+            (inputs.test[: self.windows],), device=inputs.device, together=inputs.batch_size
         )
+        of_dense = replace(windows, offload=True)
+        pairs = zip(of_dense.walk(inputs.load_dense()), windows.walk(model), strict=True)
         errors = []
         for dense, now in pairs:
             if dense.index:  # the inputs of a block are the outputs of the one before it

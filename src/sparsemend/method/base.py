@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.data.base import Examples
 from sparsemend.names import PARTS
 from sparsemend.pruner.base import Pruner
@@ -30,11 +31,11 @@ log = logging.getLogger(__name__)
 class Workbench:
     """The data, tools and settings that a method may use besides the model.
 
-    calibration: token batches (B, T); train and validation: labelled windows (N, T), empty where
-    the method does not train.
+    calibration: windows, and where blocks see them.  train and validation: labelled windows
+    (N, T), empty where the method does not train.
     """
 
-    calibration: Sequence[Tensor]
+    calibration: Calibration
     train: Examples
     validation: Examples
     pruner: Pruner
@@ -44,7 +45,6 @@ class Workbench:
     load_dense: Callable[[], PreTrainedModel]
     make_trainer: TrainerFactory
     device: torch.device
-    offload: bool
     out: Path
     seed: int
     micro_batch: int | None = None  # windows at once in a training step; None: all of its share

@@ -7,16 +7,15 @@ reused result has the very bits that computing it here would give.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.config.keys import keys_that, scalars
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
@@ -64,17 +63,17 @@ class Keys:
         return {"model": section(self.cfg, "model"), "seed": self.cfg.seed, **cut}
 
     def pruning(
-        self, batches: Sequence[Tensor], pruner: Pruner, schedule: SparsitySchedule
+        self, calibration: Calibration, pruner: Pruner, schedule: SparsitySchedule
     ) -> dict[str, Any]:
-        """Parts of the pruned model.  batches: calibration tokens (B, T)."""
+        """Parts of the pruned model."""
         return {
-            **self.observing(batches, pruner, schedule),
+            **self.observing(calibration, pruner, schedule),
             "sparsity_schedule": with_files(section(self.cfg, "sparsity_schedule")),
             **scalars(self.cfg, DECISIVE),
         }
 
     def observing(
-        self, batches: Sequence[Tensor], pruner: Pruner, schedule: SparsitySchedule
+        self, calibration: Calibration, pruner: Pruner, schedule: SparsitySchedule
     ) -> dict[str, Any]:
         """Parts of what a pruning observes of the dense model, whatever the rates."""
         return {
@@ -82,7 +81,7 @@ class Keys:
             "model": self.dense,
             "pruner": with_files(section(self.cfg, "pruner")),
             "statistics": self.cfg.statistics,
-            "calibration": [tokens_digest(batch) for batch in batches],
+            "calibration": [tokens_digest(batch) for batch in calibration.batches],
             "code": [code_digest(pruner), code_digest(schedule)],
         }
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.config.locations import resolve_path
 from sparsemend.config.values import digest
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
@@ -40,38 +40,32 @@ class PruningRules:
     pattern: Pattern
     rounding: str
     statistics: str
-    device: torch.device
-    offload: bool
 
     def __call__(
         self,
         model: PreTrainedModel,
-        batches: Sequence[Tensor],
+        calibration: Calibration,
         memory: Memory = NOTHING_KEPT,
         observing: Callable[[], Mapping[str, Any]] = dict,
     ) -> Allocation:
         """Prune `model` in place; return the sparsity asked of every linear.
 
-        batches: calibration tokens (B, T).  memory: may hold what does not depend on the rates;
-        observing: the parts of its keys.
+        memory: may hold what does not depend on the rates; observing: the parts of its keys.
         """
-        place: dict[str, Any] = {"device": self.device, "offload": self.offload}
-        allocation = self.schedule.allocate(model, batches, self.sparsity, self.pattern, **place)
+        allocation = self.schedule.allocate(model, calibration, self.sparsity, self.pattern)
         pruner, allocation = apply_rounding(self.rounding, self.pruner, allocation)
 
         def remember(kind: str, observe: Any) -> Any:
             if not memory.enabled:
-                return observe(model, batches, self.pruner, **place)
-            return memory.once(
-                kind, observing(), lambda: observe(model, batches, self.pruner, **place)
-            )
+                return observe(model, calibration, self.pruner)
+            return memory.once(kind, observing(), lambda: observe(model, calibration, self.pruner))
 
         if self.statistics == "dense" and self.pruner.needs_calibration:
             statistics = remember("statistics", dense_statistics)
-            prune_observed(model, statistics, pruner, allocation, self.pattern, **place)
+            prune_observed(model, calibration, statistics, pruner, allocation, self.pattern)
             return allocation
         first = remember("first block", observe_first) if memory.enabled else None
-        prune(model, batches, pruner, allocation, self.pattern, **place, first=first)
+        prune(model, calibration, pruner, allocation, self.pattern, first=first)
         return allocation
 
 
@@ -89,26 +83,28 @@ def given_supports(job: RunJob) -> Mapping[str, Tensor] | None:
     return pruner.supports(resolve_path(job.cfg.model.path)) if pruner.reads_support else None
 
 
-def calibration_of(job: RunJob, loaded: Loaded) -> Sequence[Tensor]:
-    """The calibration windows in batches (B, T)."""
-    return loaded.windows.calibration.split(job.parts.hardware.walk_batch)
+def calibration_of(job: RunJob, loaded: Loaded) -> Calibration:
+    """The calibration windows, seen where the hardware says."""
+    return Calibration(
+        (loaded.windows.calibration,), device=job.device, offload=job.parts.hardware.offload
+    )
 
 
 def _prune(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
     pruner, schedule = job.parts.pruner, job.parts.sparsity_schedule
-    model, batches, keys = loaded.model, calibration_of(job, loaded), job.keys
+    model, calibration, keys = loaded.model, calibration_of(job, loaded), job.keys
     if pruner.reads_support:
         return adopt(model, given_supports(job))
     prune_here = partial(
         pruning_of(job),
         model,
-        batches,
+        calibration,
         job.reuse.memory,
-        partial(keys.observing, batches, pruner, schedule),
+        partial(keys.observing, calibration, pruner, schedule),
     )
     if not pruner.prunes or not job.reuse.caches:
         return prune_here()
-    parts = keys.pruning(batches, pruner, schedule)
+    parts = keys.pruning(calibration, pruner, schedule)
     keys.pruned = digest(parts)
     if not job.reuse.models:
         return prune_here()
@@ -135,6 +131,4 @@ def pruning_of(job: RunJob) -> PruningRules:
         pattern=job.pattern,
         rounding=cfg.rounding,
         statistics=cfg.statistics,
-        device=job.device,
-        offload=parts.hardware.offload,
     )

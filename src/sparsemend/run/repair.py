@@ -53,7 +53,6 @@ def _workbench(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Workb
         load_dense=partial(parts.model.load, seed=cfg.seed),
         make_trainer=parts.hardware.trainer_factory(job.loggers, job.out),
         device=job.device,
-        offload=parts.hardware.offload,
         out=job.out,
         seed=cfg.seed,
         micro_batch=parts.hardware.micro_batch,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparsity_schedule.alphapruning_checks import check_options
 from sparsemend.sparsity_schedule.rates.budget import unit_interval, weighted_mean
 from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
@@ -42,13 +43,7 @@ class AlphaPruning(ScoredSchedule):
     def __post_init__(self) -> None:
         check_options(vars(self))
 
-    def scores(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        device: torch.device | None,
-        offload: bool,
-    ) -> list[float]:
+    def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """Mean alpha of every unit."""
         alphas = {name: self._alpha(name, m) for name, m in prunable_linears(model).items()}
         units = Units.of(model, self.granularity).members.values()

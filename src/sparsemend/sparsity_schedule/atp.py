@@ -11,16 +11,15 @@ over weights, not over blocks, is S.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsitySchedule
 from sparsemend.sparsity_schedule.rates.progression import check_difference, rates
-from sparsemend.sparsity_schedule.rates.units import Units, check_pattern
+from sparsemend.sparsity_schedule.rates.units import Units
 
 
 @dataclass(kw_only=True)
@@ -29,18 +28,14 @@ class Atp(SparsitySchedule):
 
     common_difference: float
 
-    def allocate(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        sparsity: float,
-        pattern: Pattern,
-        *,
-        device: torch.device | None = None,
-        offload: bool = False,
+    @property
+    def varies_by(self) -> Granularity:
+        return "block"
+
+    def decide(
+        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        """Raises ValueError beyond the bound, and with a fixed N:M pattern (undefined there)."""
-        check_pattern(pattern, "block")
+        """Raises ValueError beyond the bound of the common difference."""
         units = Units.of(model, "block")
         check_difference(self.common_difference, sparsity, len(units.members))
         per_block = rates(self.common_difference, sparsity, len(units.members), units.weights)

@@ -6,12 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
+
+Granularity = Literal["block", "linear"]
 
 
 @dataclass(frozen=True)
@@ -73,21 +75,44 @@ class SparsitySchedule(ABC):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether `allocate` reads the batches."""
+        """Whether `allocate` reads the calibration."""
         return False
 
-    @abstractmethod
+    @property
+    def varies_by(self) -> Granularity:
+        """What gets a rate of its own, unless the schedule is uniform."""
+        return "linear"
+
     def allocate(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        sparsity: float,
-        pattern: Pattern,
-        *,
-        device: torch.device | None = None,
-        offload: bool = False,
+        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
         """Rates for every prunable linear of `model` with parameter-weighted mean `sparsity`.
 
-        batches, device and offload are those of `walk`; `model` is left as it was.
+        `model` is left as it was.  Raises ValueError with an N:M pattern that such rates
+        contradict.
         """
+        if not self.uniform:
+            check_pattern(pattern, self.varies_by)
+        return self.decide(model, calibration, sparsity, pattern)
+
+    @abstractmethod
+    def decide(
+        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
+    ) -> Allocation:
+        """The rates of `allocate`, for a pattern that they do not contradict."""
+
+
+def check_pattern(pattern: Pattern, varies_by: Granularity) -> None:
+    """Raise ValueError where rates that vary contradict an N:M pattern."""
+    if pattern.unstructured:
+        return
+    if varies_by == "linear":
+        raise ValueError(
+            f"rates by linear with pattern {pattern} are undefined, a mixed pattern has one N per "
+            "block; use pattern=unstructured or, where it is offered, granularity=block"
+        )
+    if not pattern.mixed:
+        raise ValueError(
+            f"rates by block with the fixed pattern {pattern} are undefined; use "
+            f"pattern=mixed:{pattern.group_size}, which gives each block its own N"
+        )

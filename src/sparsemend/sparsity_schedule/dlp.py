@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.selection import kth_lowest
 from sparsemend.sparsity_schedule.dlp_checks import check_options
 from sparsemend.sparsity_schedule.rates.budget import centre, unit_interval
@@ -36,18 +37,10 @@ class Dlp(ScoredSchedule):
     def needs_calibration(self) -> bool:
         return True
 
-    def scores(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        device: torch.device | None,
-        offload: bool,
-    ) -> list[float]:
+    def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """m of every unit."""
         reduce = pooled_median if self.reduction == "median" else pooled_mean
-        return reduce_scores(
-            model, batches, reduce, granularity=self.granularity, device=device, offload=offload
-        )
+        return reduce_scores(model, calibration, reduce, granularity=self.granularity)
 
     def rates(
         self, scores: Sequence[float], weights: Sequence[int], sparsity: float

@@ -7,35 +7,25 @@ rates.  In decoder blocks it spares narrow projections and takes from the wide o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.sparsity_schedule.rates import erdos_renyi
-from sparsemend.sparsity_schedule.rates.units import Units, check_pattern
+from sparsemend.sparsity_schedule.rates.units import Units
 
 
 @dataclass(kw_only=True)
 class Er(SparsitySchedule):
     """Rates by linear, kept weights in proportion to outputs + inputs."""
 
-    def allocate(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        sparsity: float,
-        pattern: Pattern,
-        *,
-        device: torch.device | None = None,
-        offload: bool = False,
+    def decide(
+        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        """Raises ValueError with an N:M pattern, which rates by linear contradict."""
-        check_pattern(pattern, "linear")
         shapes = {n: (m.out_features, m.in_features) for n, m in prunable_linears(model).items()}
         rates = erdos_renyi.rates(shapes, sparsity)
         units = Units.of(model, "linear")

@@ -7,18 +7,17 @@ the last prunable linear, or all linears of the last block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsemend.blocks.find import block_index, find_blocks, prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 from sparsemend.sparsity_schedule.er_plus_checks import check_options
 from sparsemend.sparsity_schedule.rates import erdos_renyi
-from sparsemend.sparsity_schedule.rates.units import Units, check_pattern
+from sparsemend.sparsity_schedule.rates.units import Units
 
 
 @dataclass(kw_only=True)
@@ -30,18 +29,10 @@ class ErPlus(SparsitySchedule):
     def __post_init__(self) -> None:
         check_options(vars(self))
 
-    def allocate(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        sparsity: float,
-        pattern: Pattern,
-        *,
-        device: torch.device | None = None,
-        offload: bool = False,
+    def decide(
+        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        """Raises ValueError with an N:M pattern, and where the dense layer leaves too little."""
-        check_pattern(pattern, "linear")
+        """Raises ValueError where the dense layer leaves too little."""
         prefix, _ = find_blocks(model)
         shapes = {n: (m.out_features, m.in_features) for n, m in prunable_linears(model).items()}
         block_of = {name: block_index(name, prefix) for name in shapes}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsitySchedule
 from sparsemend.sparsity_schedule.file_checks import check_options
 from sparsemend.sparsity_schedule.rates.rates_file import by_linear, check_rates, read_rates
-from sparsemend.sparsity_schedule.rates.units import Units, check_pattern
+from sparsemend.sparsity_schedule.rates.units import Units
 
 
 @dataclass(kw_only=True)
@@ -26,19 +25,15 @@ class File(SparsitySchedule):
     def __post_init__(self) -> None:
         check_options(vars(self))
 
-    def allocate(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        sparsity: float,
-        pattern: Pattern,
-        *,
-        device: torch.device | None = None,
-        offload: bool = False,
+    @property
+    def varies_by(self) -> Granularity:
+        return "block"
+
+    def decide(
+        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
         """Raises ValueError naming a linear without a rate, a key without a linear, a wrong mean,
         and a rate that a mixed pattern cannot keep; FileNotFoundError without the file."""
-        check_pattern(pattern, "block")
         size = Units.of(model, "linear").size
         rates = by_linear(read_rates(Path(self.path)), size)
         check_rates(rates, size, sparsity, pattern, self.tolerance)

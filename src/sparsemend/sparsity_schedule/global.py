@@ -8,7 +8,7 @@ sparsity this empties whole linears (OWL and DSA quote a perplexity of 5147 at 7
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.statistics import InputNorm
-from sparsemend.blocks.walk import walk
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import checked_finite
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsitySchedule
 from sparsemend.sparsity_schedule.global_checks import check_options
 from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
-from sparsemend.sparsity_schedule.rates.units import Granularity, Units, check_pattern
+from sparsemend.sparsity_schedule.rates.units import Units
 
 
 @dataclass(kw_only=True)
@@ -39,23 +39,18 @@ class Global(SparsitySchedule):
     def needs_calibration(self) -> bool:
         return self.score == "wanda"
 
+    @property
+    def varies_by(self) -> Granularity:
+        return self.granularity
+
     @torch.no_grad()
-    def allocate(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        sparsity: float,
-        pattern: Pattern,
-        *,
-        device: torch.device | None = None,
-        offload: bool = False,
+    def decide(
+        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        """Raises ValueError with an N:M pattern that rates by linear or block contradict."""
-        check_pattern(pattern, self.granularity)
         linears = prunable_linears(model)
         norms: dict[str, Tensor] = {}
         if self.needs_calibration:
-            for visit in walk(model, batches, device=device, offload=offload):
+            for visit in calibration.walk(model):
                 for name, statistic in visit.observe(InputNorm).items():
                     assert isinstance(statistic, InputNorm)
                     norms[visit.full_name(name)] = statistic.squared.sqrt()

@@ -12,19 +12,19 @@ by layer removes exactly those below the threshold; other pruners take the rates
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import checked_finite
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsitySchedule
 from sparsemend.sparsity_schedule.lamp_checks import check_options
 from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
-from sparsemend.sparsity_schedule.rates.units import Granularity, Units, check_pattern
+from sparsemend.sparsity_schedule.rates.units import Units
 
 
 @dataclass(kw_only=True)
@@ -36,19 +36,14 @@ class Lamp(SparsitySchedule):
     def __post_init__(self) -> None:
         check_options(vars(self))
 
+    @property
+    def varies_by(self) -> Granularity:
+        return self.granularity
+
     @torch.no_grad()
-    def allocate(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        sparsity: float,
-        pattern: Pattern,
-        *,
-        device: torch.device | None = None,
-        offload: bool = False,
+    def decide(
+        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        """Raises ValueError with an N:M pattern that rates by linear or block contradict."""
-        check_pattern(pattern, self.granularity)
         linears = prunable_linears(model)
         units = Units.of(model, self.granularity)
         counts = lowest_counts(

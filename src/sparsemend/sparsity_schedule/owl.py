@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparsity_schedule.owl_checks import check_options
 from sparsemend.sparsity_schedule.rates.budget import centre, unit_interval
 from sparsemend.sparsity_schedule.scored import ScoredSchedule, reduce_scores
@@ -35,21 +36,13 @@ class Owl(ScoredSchedule):
     def needs_calibration(self) -> bool:
         return True
 
-    def scores(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        device: torch.device | None,
-        offload: bool,
-    ) -> list[float]:
+    def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """D of every unit, percent."""
         return reduce_scores(
             model,
-            batches,
+            calibration,
             lambda scores: outlier_percent(scores, self.outlier_multiple),
             granularity=self.granularity,
-            device=device,
-            offload=offload,
         )
 
     def rates(

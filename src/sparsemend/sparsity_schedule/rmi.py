@@ -8,14 +8,18 @@ importance and linear program (`block_rates`).  Every linear of a block gets its
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule, mixed_tolerance
+from sparsemend.sparsity_schedule.base import (
+    Allocation,
+    Granularity,
+    SparsitySchedule,
+    mixed_tolerance,
+)
 from sparsemend.sparsity_schedule.rates.block_rates import (
     Band,
     check_rule,
@@ -52,25 +56,15 @@ class Rmi(SparsitySchedule):
     def needs_calibration(self) -> bool:
         return True
 
-    def allocate(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        sparsity: float,
-        pattern: Pattern,
-        *,
-        device: torch.device | None = None,
-        offload: bool = False,
+    @property
+    def varies_by(self) -> Granularity:
+        return "block"
+
+    def decide(
+        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        """Raises ValueError with a fixed N:M pattern, and where there are too few sequences."""
-        if not pattern.unstructured and not pattern.mixed:
-            raise ValueError(
-                f"sparsity_schedule=rmi with the fixed pattern {pattern} is undefined; use "
-                f"pattern=mixed:{pattern.group_size}, which gives each block its own N"
-            )
-        similarity = block_similarity(
-            model, batches, self.similarity_samples, device=device, offload=offload
-        )
+        """Raises ValueError where there are too few sequences."""
+        similarity = block_similarity(model, calibration, self.similarity_samples)
         delta = delta_of(sparsity) if self.delta is None else self.delta
         band = Band(sparsity, delta, block_weights(model))
         rates = solve(band, importance(similarity.tolist(), self.beta), self.solver)

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks.statistics import InputNorm
-from sparsemend.blocks.walk import walk
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import checked_finite
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsitySchedule
 from sparsemend.sparsity_schedule.rates.budget import to_budget, weighted_mean
-from sparsemend.sparsity_schedule.rates.units import Granularity, Units, check_pattern
+from sparsemend.sparsity_schedule.rates.units import Units
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,7 @@ class ScoredSchedule(SparsitySchedule):
     max_sparsity: float
 
     @abstractmethod
-    def scores(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        device: torch.device | None,
-        offload: bool,
-    ) -> list[float]:
+    def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """One score per unit of the dense model, in order."""
 
     @abstractmethod
@@ -54,20 +48,16 @@ class ScoredSchedule(SparsitySchedule):
     ) -> list[float]:
         """Rates by the published map, with weighted mean `sparsity`; they may leave [0, 1]."""
 
-    def allocate(
-        self,
-        model: nn.Module,
-        batches: Sequence[Tensor],
-        sparsity: float,
-        pattern: Pattern,
-        *,
-        device: torch.device | None = None,
-        offload: bool = False,
+    @property
+    def varies_by(self) -> Granularity:
+        return self.granularity
+
+    def decide(
+        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        """Raises ValueError with a fixed N:M pattern, and where a reference rate exceeds 1."""
-        check_pattern(pattern, self.granularity)
+        """Raises ValueError where a reference rate exceeds 1."""
         units = Units.of(model, self.granularity)
-        scores = self.scores(model, batches, device, offload)
+        scores = self.scores(model, calibration)
         rates = self.rates(scores, units.weights, sparsity)
         if self.budget == "reference":
             return self._as_coded(units, rates, scores, sparsity, pattern)
@@ -114,12 +104,10 @@ class ScoredSchedule(SparsitySchedule):
 @torch.no_grad()
 def reduce_scores(
     model: nn.Module,
-    batches: Sequence[Tensor],
+    calibration: Calibration,
     reduce: Callable[[list[Tensor]], float],
     *,
     granularity: Granularity,
-    device: torch.device | None,
-    offload: bool,
 ) -> list[float]:
     """`reduce` of the Wanda scores |W| * sqrt(v) of every unit, from one pass of the dense model.
 
@@ -127,7 +115,7 @@ def reduce_scores(
     receives the scores (O, I), fp32, of all linears of the unit.
     """
     values = []
-    for visit in walk(model, batches, device=device, offload=offload):
+    for visit in calibration.walk(model):
         statistics = visit.observe(InputNorm)
         names = list(visit.linears)
         if not names:

@@ -7,6 +7,7 @@ import torch
 
 from sparsemend.bench.suite.base import Setting
 from sparsemend.bench.suite.similarity import FLOOR, SimilaritySuite, similarity_of_stored
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparsity_schedule.rates.similarity import block_similarity
 
 
@@ -16,7 +17,7 @@ def test_what_is_compared_gives_the_same_numbers(setting: Setting, pairwise: boo
     found = similarity_of_stored(model, windows, pairwise=pairwise)
     # Gram matrices of fp32 products, strips of them against whole ones
     torch.testing.assert_close(
-        found, block_similarity(model, windows.split(1), 6), atol=1e-5, rtol=0
+        found, block_similarity(model, Calibration(windows.split(1)), 6), atol=1e-5, rtol=0
     )
 
 

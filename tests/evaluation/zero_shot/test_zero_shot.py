@@ -15,6 +15,7 @@ from support.evaluation_inputs import evaluation_input
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.blocks.walk import Calibration
 from sparsemend.data.documentation import documents, split_text
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import SHIPPED
@@ -187,8 +188,8 @@ def test_an_adapter_that_is_not_folded_is_evaluated_with_its_base(
     tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
 ) -> None:
     unstructured = Pattern.parse("unstructured")
-    rates = Uniform().allocate(tiny, [], 0.3, unstructured)
-    prune(tiny, [], Magnitude(group="row"), rates, unstructured)
+    rates = Uniform().allocate(tiny, Calibration(()), 0.3, unstructured)
+    prune(tiny, Calibration(()), Magnitude(group="row"), rates, unstructured)
     scores = []
     for open_adapter in (False, True):
         if open_adapter:
@@ -245,8 +246,8 @@ def test_the_harness_alone_finds_the_same_in_an_exported_folder(
     from lm_eval.tasks import TaskManager
 
     unstructured = Pattern.parse("unstructured")
-    rates = Uniform().allocate(tiny, [], 0.4, unstructured)
-    prune(tiny, [], Magnitude(group="row"), rates, unstructured)
+    rates = Uniform().allocate(tiny, Calibration(()), 0.4, unstructured)
+    prune(tiny, Calibration(()), Magnitude(group="row"), rates, unstructured)
     tokenizer = source.tokenizer()
     ours = evaluation("limit=4")(tiny, given(tmp_path, tokenizer))
     masks = tmp_path / "masks.safetensors"
@@ -273,8 +274,8 @@ def test_the_lm_eval_command_line_prints_the_same_digits_for_an_exported_folder(
 ) -> None:
     """Every item, in a process that only knows the folder and the shipped task yamls."""
     unstructured = Pattern.parse("unstructured")
-    rates = Uniform().allocate(tiny, [], 0.5, unstructured)
-    prune(tiny, [], Magnitude(group="row"), rates, unstructured)
+    rates = Uniform().allocate(tiny, Calibration(()), 0.5, unstructured)
+    prune(tiny, Calibration(()), Magnitude(group="row"), rates, unstructured)
     tokenizer = source.tokenizer()
     ours = evaluation()(tiny, given(tmp_path, tokenizer))
     masks = tmp_path / "masks.safetensors"

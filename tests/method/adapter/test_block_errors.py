@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks, prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.method.adapter.block_errors import (
     ModelPair,
     output_errors,
@@ -30,7 +31,7 @@ UNSTRUCTURED = Pattern.parse("unstructured")
 
 
 def pair(model: nn.Module, dense: nn.Module) -> ModelPair:
-    return ModelPair(model, dense, windows(6).split(2), CPU, offload=False)
+    return ModelPair(model, dense, Calibration(windows(6).split(2), device=CPU))
 
 
 def test_the_error_is_the_mean_over_channels_of_the_relative_squared_error() -> None:
@@ -69,7 +70,7 @@ def test_streamed_errors_are_those_of_stored_outputs(family: str) -> None:
             stored_outputs(dense, windows(6)), stored_outputs(model, windows(6)), strict=True
         )
     ]
-    # fp32 activations in batches of 2 and of 6
+    # fp32 activations in batches of 1 and of 6
     assert output_errors(pair(model, dense)) == pytest.approx(wanted, rel=1e-4)
     assert min(wanted) > 1e-4
 
@@ -81,7 +82,7 @@ def test_streamed_errors_are_those_of_stored_outputs(family: str) -> None:
 def test_pruning_beside_the_dense_model_is_the_prune_loop(pruner: Pruner) -> None:
     dense, plain = random_model("llama"), random_model("llama")
     rates = dict.fromkeys(prunable_linears(plain), 0.5)
-    prune(plain, windows(6).split(2), pruner, rates, UNSTRUCTURED)
+    prune(plain, Calibration(windows(6).split(2)), pruner, rates, UNSTRUCTURED)
     model = copy.deepcopy(dense)
     errors = prune_and_compare(pair(model, dense), pruner, rates, UNSTRUCTURED)
     one, other = plain.state_dict(), model.state_dict()
@@ -91,6 +92,8 @@ def test_pruning_beside_the_dense_model_is_the_prune_loop(pruner: Pruner) -> Non
 
 def test_bringing_blocks_to_the_device_one_by_one_changes_no_error() -> None:
     dense, model = random_model("llama"), pruned_model()
-    batches = windows(4).split(2)
-    here, brought = (ModelPair(model, dense, batches, CPU, offload=o) for o in (False, True))
+    here, brought = (
+        ModelPair(model, dense, Calibration(windows(4).split(2), device=CPU, offload=offload))
+        for offload in (False, True)
+    )
     assert output_errors(here) == output_errors(brought)

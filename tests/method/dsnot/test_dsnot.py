@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.data.base import Examples
 from sparsemend.method.base import Workbench
 from sparsemend.method.dsnot import swaps as dsnot_swaps
@@ -253,13 +254,13 @@ class Scene:
     ) -> None:
         self.make = lambda: make_model(family)
         self.model = self.make()
-        batches = tokens.split(3)
+        calibration = Calibration(tokens.split(3))
         self.dense = {n: m.weight.clone() for n, m in prunable_linears(self.model).items()}
         rates = dict.fromkeys(self.dense, 0.5)
         parsed = Pattern.parse(pattern)
-        prune(self.model, batches, pruner, rates, parsed)
+        prune(self.model, calibration, pruner, rates, parsed)
         self.bench = Workbench(
-            calibration=batches,
+            calibration=calibration,
             train=Examples.of(tokens),
             validation=Examples.of(tokens),
             pruner=pruner,
@@ -269,7 +270,6 @@ class Scene:
             load_dense=self.make,
             make_trainer=_no_trainer,
             device=torch.device("cpu"),
-            offload=False,
             out=Path(),
             seed=0,
         )

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks
-from sparsemend.blocks.walk import walk
+from sparsemend.blocks.walk import Calibration
 from sparsemend.instruments import LiveBytes
 from sparsemend.method.base import Workbench
 from sparsemend.method.reconstruct.block_fit import BlockFit, block_error
@@ -89,7 +90,7 @@ def test_reported_errors_are_those_of_the_streams_asked_for(
     model, bench = scene(tmp_path, family)
     report = method(f"inputs={inputs}", f"targets={targets}").repair(model, bench)
     dense = bench.load_dense()
-    tokens = torch.cat(list(bench.calibration))
+    tokens = bench.calibration.windows
     sparse_calls, dense_calls = block_calls(model, tokens), block_calls(dense, tokens)
     for index, row in enumerate(report["blocks"]):
         given, kwargs, output = sparse_calls[index]
@@ -112,7 +113,7 @@ def test_one_step_of_sgd_is_the_masked_gradient_of_the_error(tmp_path: Path) -> 
     made = method("optimizer=sgd", "held_out=0", "gradient_clip=0", "schedule=constant")
     made.epochs, made.windows_per_step, made.learning_rate = 1, 8, rate
     made.repair(model, bench)
-    tokens = torch.cat(list(bench.calibration))
+    tokens = bench.calibration.windows
     given, kwargs, _ = block_calls(reference, tokens)[0]
     block, twin = find_blocks(reference)[1][0], find_blocks(bench.load_dense())[1][0]
     F.mse_loss(block(given, **kwargs), twin(given, **kwargs)).backward()
@@ -127,7 +128,7 @@ def test_the_relative_error_is_the_mean_over_channels_of_relative_squares() -> N
     """Channel 0: (1 + 4) / (4 + 16); channel 1: 9 / 9; channel 2, all zero in Y, is left out."""
     y = torch.tensor([[[1.0, 0.0, 1.0], [2.0, 3.0, 0.0]]])
     target = torch.tensor([[[2.0, 3.0, 0.0], [4.0, 3.0, 0.0]]])
-    visit = next(walk(random_model("llama"), [torch.tensor([[3, 4]])]))
+    visit = next(Calibration([torch.tensor([[3, 4]])]).walk(random_model("llama")))
     visit.__dict__["forward"] = lambda state: y
     error = block_error(visit, [target])
     assert error is not None
@@ -175,7 +176,7 @@ def test_a_block_stops_after_so_many_worse_epochs_with_the_values_of_the_best(
     model, bench = scene(tmp_path)
     made = method("held_out=0.25", "patience=2")
     made.epochs = 5
-    visit = next(walk(model, torch.cat(list(bench.calibration)).split(2)))
+    visit = next(replace(bench.calibration, together=2).walk(model))
     made.attach(visit.block, 0)
     made.free_trainable(visit.block)
     fit = BlockFit(visit, visit.outputs(), made, seed=0, micro_batch=None).run()
@@ -307,7 +308,7 @@ def deep(layers: int, tmp_path: Path) -> tuple[PreTrainedModel, Workbench]:
 
     model, bench = dense(), contracts.bench_for(tmp_path / str(layers))
     object.__setattr__(bench, "load_dense", dense)
-    allocation = Uniform().allocate(model, [], contracts.SPARSITY, bench.pattern)
+    allocation = Uniform().allocate(model, Calibration(()), contracts.SPARSITY, bench.pattern)
     prune(model, bench.calibration, Wanda(variant=False), allocation, bench.pattern)
     return model, bench
 
@@ -371,7 +372,9 @@ class Whereabouts:
 def test_with_offload_one_pair_of_blocks_is_on_the_device(
     inputs: str, targets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, bench = scene(tmp_path, offload=True, device=torch.device("cpu", 0))
+    model, bench = scene(tmp_path)
+    calibration = replace(bench.calibration, device=torch.device("cpu", 0), offload=True)
+    object.__setattr__(bench, "calibration", calibration)
     dense = bench.load_dense()
     object.__setattr__(bench, "load_dense", lambda: dense)
     spy = Whereabouts(model, dense)

@@ -10,6 +10,7 @@ from support.schedules import schedule_of
 from torch import Tensor
 
 from sparsemend.blocks.find import find_blocks, prunable_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.lamp import ascending_scores
 from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
@@ -48,7 +49,9 @@ def test_global_rates_are_the_shares_below_one_threshold(
     if score == "wanda":
         dense = schedule_oracle.dense_scores(model, find_blocks(model)[1], tokens)
         lists = [list(m.flat) for block in dense for m in block]
-    found = schedule_of("global", score=score).allocate(model, tokens.split(3), 0.6, FREE)
+    found = schedule_of("global", score=score).allocate(
+        model, Calibration(tokens.split(3)), 0.6, FREE
+    )
     expected = schedule_oracle.global_shares(lists, 0.6)
     # fp32 against float64: a weight next to the threshold may change sides
     assert list(found.values()) == pytest.approx(expected, abs=1.01 / min(map(len, lists)))
@@ -73,7 +76,7 @@ def test_lamp_rates_are_the_shares_below_one_threshold() -> None:
     lists = [
         schedule_oracle.lamp_scores(m.weight.detach().double().numpy()) for m in linears.values()
     ]
-    found = schedule_of("lamp").allocate(model, [], 0.6, FREE)
+    found = schedule_of("lamp").allocate(model, Calibration(()), 0.6, FREE)
     expected = schedule_oracle.global_shares(lists, 0.6)
     assert list(found.values()) == pytest.approx(expected, abs=1.01 / min(map(len, lists)))
 
@@ -81,7 +84,7 @@ def test_lamp_rates_are_the_shares_below_one_threshold() -> None:
 @pytest.mark.parametrize("name", ["global", "lamp"])
 def test_pooled_counts_are_whole_and_add_up_to_the_target(name: str) -> None:
     model = random_model("llama")
-    found = schedule_of(name).allocate(model, [], 0.7, FREE)
+    found = schedule_of(name).allocate(model, Calibration(()), 0.7, FREE)
     counts = [rate * found.sizes[n] for n, rate in found.items()]
     assert counts == pytest.approx([round(c) for c in counts], abs=1e-6)
     assert round(sum(counts)) == round(0.7 * sum(found.sizes.values()))
@@ -90,8 +93,8 @@ def test_pooled_counts_are_whole_and_add_up_to_the_target(name: str) -> None:
 @pytest.mark.parametrize("name", ["global", "lamp"])
 def test_a_block_shares_the_mean_of_its_linears(name: str) -> None:
     model = random_model("llama")
-    single = schedule_of(name, granularity="linear").allocate(model, [], 0.7, FREE)
-    shared = schedule_of(name, granularity="block").allocate(model, [], 0.7, FREE)
+    single = schedule_of(name, granularity="linear").allocate(model, Calibration(()), 0.7, FREE)
+    shared = schedule_of(name, granularity="block").allocate(model, Calibration(()), 0.7, FREE)
     for block in range(3):
         inside = [n for n in single if f".{block}." in n]
         rates = {shared[n] for n in inside}

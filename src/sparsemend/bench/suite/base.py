@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.bench.shape import Shape
+from sparsemend.blocks.walk import Calibration
 from sparsemend.data.base import Examples
 from sparsemend.method.base import Workbench
 from sparsemend.prune import prune
@@ -53,11 +54,11 @@ class Setting:
     def pruned_model(self, positions: int) -> PreTrainedModel:
         """The random model with the smallest weights of every row at zero."""
         model = self.model(positions)
-        prune(model, [], Magnitude(group="row"), self.allocation(model), UNSTRUCTURED)
+        prune(model, Calibration(()), Magnitude(group="row"), self.allocation(model), UNSTRUCTURED)
         return model
 
     def allocation(self, model: PreTrainedModel) -> Mapping[str, float]:
-        return Uniform().allocate(model, [], self.sparsity, UNSTRUCTURED)
+        return Uniform().allocate(model, Calibration(()), self.sparsity, UNSTRUCTURED)
 
     def tokens(self, rows: int, length: int) -> Tensor:
         """Random token windows (rows, length) on the CPU."""
@@ -67,7 +68,7 @@ class Setting:
     def bench(self, model: PreTrainedModel, windows: Tensor, pruner: Pruner) -> Workbench:
         """The workbench of a method on `model`: random windows, no Trainer."""
         return Workbench(
-            calibration=windows.split(1),
+            calibration=Calibration((windows,), device=self.device),
             train=Examples.of(windows),
             validation=Examples.of(windows[:0]),
             pruner=pruner,
@@ -77,7 +78,6 @@ class Setting:
             load_dense=lambda: self.model(windows.shape[1]),
             make_trainer=_no_trainer,
             device=self.device,
-            offload=False,
             out=self.out,
             seed=self.seed,
         )

@@ -25,7 +25,7 @@ from sparsemend.bench.suite.base import (
     Suite,
     schedule,
 )
-from sparsemend.blocks.walk import walk
+from sparsemend.blocks.walk import Calibration
 from sparsemend.files import write_text
 from sparsemend.instruments import time_and_peak
 from sparsemend.method.base import RepairMethod
@@ -84,14 +84,14 @@ class Pruning(Suite):
         if job is None:
             return lambda: two_passes(model, windows)
         assert isinstance(job, Pruner)
-        batches, allocation = windows.split(1), setting.allocation(model)
-        return lambda: prune(model, batches, job, allocation, UNSTRUCTURED)
+        calibration, allocation = Calibration((windows,)), setting.allocation(model)
+        return lambda: prune(model, calibration, job, allocation, UNSTRUCTURED)
 
 
 @torch.no_grad()
 def two_passes(model: PreTrainedModel, windows: Tensor) -> None:
     """The floor: every block twice over every sequence."""
-    for visit in walk(model, windows.split(1)):
+    for visit in Calibration((windows,)).walk(model):
         visit.outputs()
     visit.outputs()  # the walk leaves out the last block's second pass; the floor has it
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.bench.suite.base import PEAK_MEMORY, BenchRow, Section, Setting, Suite, schedule
-from sparsemend.blocks.walk import walk
+from sparsemend.blocks.walk import Calibration
 from sparsemend.instruments import peak_bytes, time_and_peak
 from sparsemend.sparsity_schedule.rates.similarity import block_similarity, centre
 from sparsemend.terminal import track
@@ -40,7 +40,7 @@ class SimilaritySuite(Suite):
         windows = setting.tokens(self.samples, self.seqlen)
         ways: dict[str, Callable[[], object]] = {
             FLOOR: lambda: one_pass(model, windows),
-            "streamed": lambda: block_similarity(model, windows.split(1), self.samples),
+            "streamed": lambda: block_similarity(model, Calibration((windows,)), self.samples),
             "stored_once": lambda: similarity_of_stored(model, windows, pairwise=False),
             "stored": lambda: similarity_of_stored(model, windows, pairwise=True),
         }
@@ -59,14 +59,14 @@ class SimilaritySuite(Suite):
 @torch.no_grad()
 def one_pass(model: PreTrainedModel, windows: Tensor) -> None:
     """Every block once over every sequence, the last one too."""
-    *_, last = walk(model, windows.split(1))
+    *_, last = Calibration((windows,)).walk(model)
     last.outputs()
 
 
 @torch.no_grad()
 def similarity_of_stored(model: PreTrainedModel, windows: Tensor, *, pairwise: bool) -> Tensor:
     """The similarity C (L, L) from the stored inputs of every block."""
-    features = [torch.cat(list(visit.inputs)) for visit in walk(model, windows.split(1))]
+    features = [torch.cat(list(visit.inputs)) for visit in Calibration((windows,)).walk(model)]
 
     def centred_gram(index: int) -> Tensor:
         rows = features[index].float().flatten(1)

@@ -10,12 +10,12 @@ released code stores those of every block, and errors are fp32, where it takes b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.walk import Visit, walk
+from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.prune import prune_block
 from sparsemend.pruner.base import Pruner
 from sparsemend.sparse.pattern import Pattern
@@ -23,25 +23,20 @@ from sparsemend.sparse.pattern import Pattern
 
 @dataclass(frozen=True)
 class ModelPair:
-    """A model, its dense counterpart, and the token batches (B, T) on which both are walked.
+    """A model, its dense counterpart, and the calibration on which both are walked.
 
-    The dense model may live on the host while the other is on `device`.
+    The dense model may live on the host while the other is on the calibration's device.
     """
 
     model: nn.Module
     dense: nn.Module
-    batches: Sequence[Tensor]
-    device: torch.device
-    offload: bool
+    calibration: Calibration
 
     def walk(self) -> Iterator[tuple[Visit, Visit]]:
         """(dense, model) visits of every block."""
-        away = next(self.dense.parameters()).device != self.device
-        return zip(
-            walk(self.dense, self.batches, device=self.device, offload=away),
-            walk(self.model, self.batches, device=self.device, offload=self.offload),
-            strict=True,
-        )
+        away = next(self.dense.parameters()).device != self.calibration.device
+        of_dense = replace(self.calibration, offload=away)
+        return zip(of_dense.walk(self.dense), self.calibration.walk(self.model), strict=True)
 
 
 def output_errors(pair: ModelPair) -> list[float]:
@@ -89,12 +84,12 @@ def mean_relative(squared: Tensor, energy: Tensor) -> float:
 def channel_sums(dense: Sequence[Tensor], other: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """(squared error, energy of `dense`) per channel, (d,) each, over batches (B, T, d).
 
-    Sums are fp32 within a batch and fp64 over batches; `other` may yield batches one by one.
+    Sums are fp32 within a sequence and fp64 over sequences; `other` may yield batches one by one.
     """
     squared = torch.zeros(dense[0].shape[-1], dtype=torch.float64, device=dense[0].device)
     energy = torch.zeros_like(squared)
     for target, output in zip(dense, other, strict=True):
-        wide = target.float().flatten(0, -2)
-        squared += (wide - output.float().flatten(0, -2)).square().sum(dim=0)
-        energy += wide.square().sum(dim=0)
+        for wide, near in zip(target.float(), output.float(), strict=True):
+            squared += (wide - near).square().sum(dim=0)
+            energy += wide.square().sum(dim=0)
     return squared, energy

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks, linears_of, prunable_linears
 from sparsemend.blocks.statistics import InputNorm, Moments, Statistic
-from sparsemend.blocks.walk import Visit, walk
+from sparsemend.blocks.walk import Visit
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.method.dsnot.swaps import (
     InputMoments,
@@ -200,7 +200,7 @@ class DSnoT(RepairMethod):
         updated = self.start == "given" and self.sparsegpt_weights == "obs"
         states = restore_dense_(model, bench.load_dense(), weights=updated)
         tallies = []
-        for visit in walk(model, bench.calibration, device=bench.device, offload=bench.offload):
+        for visit in bench.calibration.walk(model):
             tally = self._repair_block(visit, bench, states)
             log.info(
                 "block %d/%d  swapped %.2f %%  |E| %.3g -> %.3g",

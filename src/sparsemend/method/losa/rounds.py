@@ -58,8 +58,7 @@ class Work:
 
     @property
     def pair(self) -> ModelPair:
-        bench = self.bench
-        return ModelPair(self.model, self.dense, bench.calibration, bench.device, bench.offload)
+        return ModelPair(self.model, self.dense, self.bench.calibration)
 
     def pruner_and_rates(self, rates: Sequence[float]) -> tuple[Pruner, Allocation]:
         """The pruner, and the blocks' rates by linear, with the run's rounding."""
@@ -110,13 +109,7 @@ class Rounds:
             progress.rates = [bench.pattern.sparsity] * len(weights)
             return progress.rates
         target = round_targets(method.targets, bench.sparsity, method.rounds)[progress.round - 1]
-        similarity = block_similarity(
-            work.model,
-            bench.calibration,
-            method.similarity_samples,
-            device=bench.device,
-            offload=bench.offload,
-        )
+        similarity = block_similarity(work.model, bench.calibration, method.similarity_samples)
         delta = method.delta
         progress.delta = delta_of(target, progress.delta) if delta is None else delta
         reached = progress.rates or block_zeros(work.model)

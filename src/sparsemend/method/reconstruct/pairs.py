@@ -6,15 +6,15 @@ that no second set of them is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsemend.blocks.find import find_blocks
-from sparsemend.blocks.walk import Visit, walk
+from sparsemend.blocks.walk import Calibration, Visit
 
 
 @dataclass(frozen=True)
@@ -26,37 +26,30 @@ class BlockPair:
 
 
 def pairs(
-    model: nn.Module,
-    dense: nn.Module,
-    batches: Sequence[Tensor],
-    stream: str,
-    *,
-    device: torch.device,
-    offload: bool,
+    model: nn.Module, dense: nn.Module, calibration: Calibration, stream: str
 ) -> Iterator[BlockPair]:
     """Yield every block in order; later inputs come from the block as the loop body leaves it.
 
     stream: the model whose outputs both blocks get as inputs, `sparse` or `dense`; with `cross`
     each block gets its own model's.  The dense model stays where it was loaded, except for its
-    visited block; so does the other model with `offload`.
+    visited block; so does the other model where the calibration offloads.
     """
+    of_dense = replace(calibration, offload=True)
     if stream == "cross":
-        tuned = walk(model, batches, device=device, offload=offload)
-        twins = walk(dense, batches, device=device, offload=True)
-        for visit, twin in zip(tuned, twins, strict=True):
+        for visit, twin in zip(calibration.walk(model), of_dense.walk(dense), strict=True):
             yield BlockPair(visit, twin)
     elif stream == "sparse":
-        for visit in walk(model, batches, device=device, offload=offload):
-            with borrow(visit, dense, device) as twin:
+        for visit in calibration.walk(model):
+            with borrow(visit, dense, calibration.device) as twin:
                 yield BlockPair(visit, twin)
     else:
-        for visit in walk(dense, batches, device=device, offload=True):
-            with borrow(visit, model, device) as model_visit:
+        for visit in of_dense.walk(dense):
+            with borrow(visit, model, calibration.device) as model_visit:
                 yield BlockPair(model_visit, visit)
 
 
 @contextmanager
-def borrow(visit: Visit, other: nn.Module, device: torch.device) -> Iterator[Visit]:
+def borrow(visit: Visit, other: nn.Module, device: torch.device | None) -> Iterator[Visit]:
     """Visit the same block of `other` on the visit's inputs; it lives on `device` meanwhile."""
     block = find_blocks(other)[1][visit.index]
     home = next(block.parameters()).device

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
@@ -90,16 +90,14 @@ class Reconstruct(BlockPlan, RepairMethod):
             check_ranks(model, self.rank)
 
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
-        windows = torch.cat(list(bench.calibration))
+        windows = bench.calibration.windows
         check_windows(len(windows), self.windows_per_step, self.held_out)
         model.requires_grad_(False).eval()
         dense = bench.load_dense().requires_grad_(False)
         rows = []
         stream = "cross" if (self.inputs, self.targets) == CROSS else self.inputs
-        batches = windows.split(self.windows_per_step)
-        for pair in pairs(
-            model, dense, batches, stream, device=bench.device, offload=bench.offload
-        ):
+        calibration = replace(bench.calibration, together=self.windows_per_step)
+        for pair in pairs(model, dense, calibration, stream):
             path = bench.parts / f"block_{pair.tuned.index}.safetensors"
             if path.exists():
                 row = load_block(path, pair.tuned)

@@ -112,17 +112,9 @@ class Spiel(DeltaRepair):
         if self.prune_back == "pruner":
             assert isinstance(bench.allocation, Allocation)  # else nothing was pruned here
             pruner, allocation = apply_rounding(bench.rounding, bench.pruner, bench.allocation)
-            if not bench.offload:
+            if not bench.calibration.offload:
                 nn.Module.to(model, bench.device)  # a fit leaves it on the host
-            prune(
-                model,
-                bench.calibration,
-                pruner,
-                allocation,
-                bench.pattern,
-                device=bench.device,
-                offload=bench.offload,
-            )
+            prune(model, bench.calibration, pruner, allocation, bench.pattern)
             examples = bench.validation.first(self.validation_windows)
             loss = mean_loss(model, examples, bench.device, self.at_once(bench))
             report[f"{VALIDATION_LOSS}/folded"] = loss

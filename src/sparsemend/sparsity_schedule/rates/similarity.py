@@ -15,23 +15,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.walk import walk
+from sparsemend.blocks.walk import Calibration
 
 STRIP_BYTES = 2**25  # a wide copy of the activations is no larger than this, a GEMM still large
 
 
 @torch.no_grad()
-def block_similarity(
-    model: nn.Module,
-    batches: Sequence[Tensor],
-    samples: int,
-    *,
-    device: torch.device | None = None,
-    offload: bool = False,
-) -> Tensor:
-    """C (L, L), fp64 on the CPU, from the first `samples` sequences of the batches (B, T)."""
+def block_similarity(model: nn.Module, calibration: Calibration, samples: int) -> Tensor:
+    """C (L, L), fp64 on the CPU, from the first `samples` sequences.
+
+    Raises ValueError where there are fewer.
+    """
     rows = []
-    for visit in walk(model, first_sequences(batches, samples), device=device, offload=offload):
+    available = len(calibration.windows)
+    if available < samples:
+        raise ValueError(
+            f"similarity_samples={samples} exceeds the {available} calibration sequences; set "
+            f"data.calibration_samples={samples} or lower similarity_samples"
+        )
+    for visit in calibration.first(samples).walk(model):
         products = gram(visit.inputs).cpu()
         centred = centre(products)
         norm = centred.norm()
@@ -44,22 +46,6 @@ def block_similarity(
         rows.append((centred / norm).flatten())
     stacked = torch.stack(rows)
     return stacked @ stacked.T
-
-
-def first_sequences(batches: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Batches that hold the first `count` sequences; raises ValueError where there are fewer."""
-    available = sum(len(batch) for batch in batches)
-    if available < count:
-        raise ValueError(
-            f"similarity_samples={count} exceeds the {available} calibration sequences; set "
-            f"data.calibration_samples={count} or lower similarity_samples"
-        )
-    chosen = []
-    for batch in batches:
-        if count > 0:
-            chosen.append(batch[:count])
-        count -= len(batch)
-    return chosen
 
 
 def gram(states: Sequence[Tensor]) -> Tensor:

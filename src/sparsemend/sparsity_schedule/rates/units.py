@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.sparse.pattern import Pattern
-from sparsemend.sparsity_schedule.base import Allocation, mixed_tolerance
+from sparsemend.sparsity_schedule.base import Allocation, Granularity, mixed_tolerance
 from sparsemend.sparsity_schedule.rates.progression import mixed_kept
-
-Granularity = Literal["block", "linear"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,7 @@ class Units:
         tolerance: float = 1e-9,
         scores: Sequence[float] = (),
     ) -> Allocation:
-        """The rates of the units as an Allocation; a mixed pattern rounds each to N of M.
-
-        Raises ValueError where `check_pattern` does.
-        """
-        check_pattern(pattern, self.granularity)
+        """The rates of the units as an Allocation; a mixed pattern rounds each to N of M."""
         if pattern.mixed:
             size = pattern.group_size
             rates = [1 - kept / size for kept in mixed_kept(rates, size, target)]
@@ -76,22 +69,6 @@ class Units:
         rates = [count / size for count, size in zip(removed, self.weights, strict=True)]
         tolerance = 0.5 / sum(self.size.values()) + 1e-9
         return self.allocation(rates, target, pattern, tolerance=tolerance)
-
-
-def check_pattern(pattern: Pattern, granularity: Granularity) -> None:
-    """Raise ValueError where rates that vary contradict an N:M pattern."""
-    if pattern.unstructured:
-        return
-    if granularity == "linear":
-        raise ValueError(
-            f"rates by linear with pattern {pattern} are undefined, a mixed pattern has one N per "
-            "block; use pattern=unstructured or, where it is offered, granularity=block"
-        )
-    if not pattern.mixed:
-        raise ValueError(
-            f"rates by block with the fixed pattern {pattern} are undefined; use "
-            f"pattern=mixed:{pattern.group_size}, which gives each block its own N"
-        )
 
 
 def _weights(model: nn.Module, name: str) -> int:
