@@ -134,6 +134,35 @@ def test_an_export_leaves_the_model_as_it_is(load: Load, tmp_path: Path) -> None
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["model"]
 
 
+def test_an_adapter_that_is_open_is_not_lost(load: Load, workspace: Path, tmp_path: Path) -> None:
+    windows, model = windows_of(workspace), load()
+    pruned = api.prune(model, None, pruner="magnitude", sparsity=0.5)
+    train = {"train": windows.train, "validation": windows.validation}
+    api.repair(model, "method.max_steps=1", pruned=pruned, method="lora", **train)
+    for again in (lambda: api.prune(model, None), lambda: api.repair(model, method="dsnot")):
+        with pytest.raises(ValueError, match="carries an earlier repair's adapter"):
+            again()
+    with pytest.raises(ValueError, match="not folded"):
+        api.export(model, tmp_path / "model")
+
+
+def test_a_folder_of_other_things_is_not_replaced(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    model = load()
+    api.prune(model, None, pruner="magnitude", sparsity=0.5)
+    with pytest.raises(ValueError, match="give a new folder"):
+        api.export(model, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_model_is_left_in_the_mode_it_was_in(load: Load) -> None:
+    model = load().train()
+    model.config.use_cache = True
+    api.prune(model, None, pruner="magnitude", sparsity=0.5)
+    assert model.training
+    assert model.config.use_cache
+
+
 def test_a_weight_off_its_support_is_named(load: Load) -> None:
     model = load()
     api.prune(model, None, pruner="magnitude", sparsity=0.5)
@@ -153,13 +182,23 @@ def test_a_weight_off_its_support_is_named(load: Load) -> None:
         (lambda m: api.repair(m, method="lors"), "Lors trains; give train and validation"),
         (lambda m: api.prune(m, torch.full((2, 8), 96), sparsity=0.5), "vocabulary"),
         (lambda m: api.read_windows(None, "data=tokens"), "tokens per window"),
+        (
+            lambda m: api.prune(m, torch.zeros(2, 8), sparsity=0.5),
+            r"float32 \(2, 8\); give",
+        ),
+        (lambda m: api.prune(m, [[1, 2]], sparsity=0.5), "integer tensor"),
+        (lambda m: api.prune(m, None, statistics="densee"), "statistics=densee"),
+        (lambda m: api.prune(m, None, pattern="2:4", sparsity=0.6), "pattern 2:4"),
+        (lambda m: api.prune(m, None, debug="fast"), "debug is for runs"),
+        (lambda m: api.prune(m, None, "hardware=ddp", pruner="magnitude"), "several devices"),
+        (lambda m: api.repair(m, method="none", pattern="2:4"), "pattern 2:4 does not hold"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(
     call: Callable[[PreTrainedModel], Any], words: str
 ) -> None:
     model = random_model("llama")
-    if "trains" in words:
+    if "trains" in words or "does not hold" in words:
         api.prune(model, None, pruner="magnitude", sparsity=0.5)
     with pytest.raises(ValueError, match=words) as error:
         call(model)

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.blocks.find import check_prunable
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.compose import compose_jobs
 from sparsemend.config.locations import conf_folder
@@ -30,11 +31,15 @@ from sparsemend.data.base import Examples
 from sparsemend.errors import OverrideError
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.hardware import Hardware
+from sparsemend.logger.base import csv_logger
 from sparsemend.method.base import RepairMethod, Workbench
-from sparsemend.names import ADAPTER, MASKS
+from sparsemend.names import ADAPTER, CHECKPOINTS, MASKS, PARTS
+from sparsemend.preflight.check import check_numbers, check_pattern, check_pruner
+from sparsemend.preflight.declared import check_declared
+from sparsemend.preflight.vocabulary import check_rounding
 from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
-from sparsemend.run.adopt import adopt
+from sparsemend.run.adopt import adopt, check_existing
 from sparsemend.run.export import export as write_model
 from sparsemend.run.export import to_dense_
 from sparsemend.run.job import build
@@ -42,7 +47,7 @@ from sparsemend.run.prune import PruningRules
 from sparsemend.run.windows import Wanted, Windows, check_vocabulary
 from sparsemend.run.windows import read_windows as read_data
 from sparsemend.sparse.count import SparsityReport, sparsity_report
-from sparsemend.sparse.linear import check_supports, sparse_linears
+from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
 from sparsemend.sparse.mask_file import save_masks
 from sparsemend.sparse.pattern import Pattern
 
@@ -105,6 +110,11 @@ def prune(
     """
     lines = override_lines(overrides, settings)
     cfg = compose(lines, {}, model)
+    pattern = check_pattern(cfg)
+    check_pruner(cfg, pattern)
+    check_rounding(cfg, pattern)
+    check_prunable(model)
+    _check_folded(model)
     pruner: Pruner = build(cfg.pruner)
     schedule = build(cfg.sparsity_schedule)
     windows = _windows(model, calibration)
@@ -113,9 +123,9 @@ def prune(
             f"{type(pruner).__name__} with {type(schedule).__name__} needs calibration windows; "
             "give token ids (N, T), for example read_windows(...).calibration"
         )
-    pattern = Pattern.parse(cfg.pattern)
     with _hardware(model, cfg) as (hardware, device):
         if pruner.reads_support:
+            check_existing(model, None, pattern)
             asked: Mapping[str, float] = adopt(model, None)
         else:
             check_widths(model, pattern, tail=cfg.pattern_tail)
@@ -147,21 +157,30 @@ def repair(
     pruned: what `prune` returned, whose settings go on; None for a model that came pruned, whose
     zeros are its support.  train, validation: windows (N, T) or labelled Examples, for methods that
     train.  calibration: windows (N, T), for methods that read them.  dense: the dense model, or a
-    function that loads it, for methods that compare with it.  folder: where checkpoints, curves and
-    adapters are kept; None keeps nothing.
+    function that loads it, for methods that compare with it.  folder: a new folder, where
+    checkpoints and curves are kept; None keeps nothing.  Raises ValueError on what cannot work; a
+    repair that fails half-way leaves the model as it was then.
     """
-    lines = [*(pruned.settings if pruned else ()), *override_lines(overrides, settings)]
-    cfg = compose(lines, {}, model)
+    lines = override_lines(overrides, settings)
+    cfg = compose([*_kept_lines(pruned, lines), *lines], {}, model)
     method: RepairMethod = build(cfg.method)
-    method_name = type(method).__name__
-    if pruned is None and not any(True for _ in sparse_linears(model)):
-        adopt(model, None)
+    method_name, pattern = type(method).__name__, Pattern.parse(cfg.pattern)
+    check_prunable(model)
+    _check_folded(model)
+    if folder is not None and any((Path(folder) / name).exists() for name in (PARTS, CHECKPOINTS)):
+        raise ValueError(f"{folder} holds the work of another repair; give a new folder")
     if method.trains and (train is None or validation is None):
         raise ValueError(f"{method_name} trains; give train and validation windows")
     if method.needs_calibration and calibration is None:
         raise ValueError(f"{method_name} reads calibration windows; give calibration")
     if method.needs_dense and dense is None:
         raise ValueError(f"{method_name} reads the dense weights; give dense")
+    if pruned is None:
+        sparse = dict(sparse_linears(model))
+        supports = {name: linear.keep for name, linear in sparse.items()} if sparse else None
+        check_existing(model, supports, pattern)
+        if not sparse:
+            adopt(model, None)
     report = sparsity_report(model)
     rates = {name: count.sparsity for name, count in report.per_linear.items()}
     with _hardware(model, cfg) as (hardware, device), _folder(folder) as out:
@@ -174,9 +193,9 @@ def repair(
             pruner=build(cfg.pruner),
             allocation=pruned.asked if pruned else rates,
             sparsity=cfg.sparsity if pruned else report.of_prunable,
-            pattern=Pattern.parse(cfg.pattern),
+            pattern=pattern,
             load_dense=_dense(dense, method_name),
-            make_trainer=hardware.trainer_factory([], out),
+            make_trainer=hardware.trainer_factory([csv_logger(out)] if folder else [], out),
             device=device,
             out=out,
             seed=cfg.seed,
@@ -208,8 +227,11 @@ def evaluate(
     """
     cfg = compose(overrides, settings, model)
     metrics: dict[str, float] = {}
+    size = model.config.get_text_config().vocab_size
+    labelled = [windows.validation, *([windows.task] if windows.task else [])]
+    for tokens in (windows.test, *(examples.tokens for examples in labelled)):
+        check_vocabulary(tokens, size)
     with _hardware(model, cfg) as (hardware, device), _folder(folder) as out:
-        home = next(model.parameters()).device
         inputs = EvaluationInput(
             test=windows.test,
             task=windows.task,
@@ -224,7 +246,6 @@ def evaluate(
         torch.nn.Module.to(model, device)
         for section in cfg.evaluation.values():
             metrics |= build(section)(model, replace(inputs, window_losses={}))
-        torch.nn.Module.to(model, home)
     return metrics
 
 
@@ -254,6 +275,8 @@ def export(
     to `folder`/adapter.  Raises ValueError on such a model without it.
     """
     folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and _may_replace(folder)):
+        raise ValueError(f"{folder} is there and no export of a sparse model; give a new folder")
     check_supports(model)
     sparse = dict(sparse_linears(model))
     apart = [name for name, linear in sparse.items() if not linear.holds_support]
@@ -302,7 +325,34 @@ def compose(
         )
     except OverrideError as error:
         raise ValueError("; ".join(str(error).splitlines())) from error
+    for key in ("resume", "from_run", "debug"):
+        if cfg.get(key) is not None:
+            raise ValueError(f"{key} is for runs of the command; leave it out")
+    check_declared(cfg)
+    check_numbers(cfg)
+    if cfg.hardware.get("devices", 1) != 1:
+        raise ValueError("several devices train in runs of the command; leave hardware.devices out")
     return cfg
+
+
+def _kept_lines(pruned: PruneOutcome | None, lines: list[str]) -> list[str]:
+    """The settings of a pruning that later ones do not choose anew."""
+    chosen = {line.partition("=")[0] for line in lines if "." not in line.partition("=")[0]}
+    kept = pruned.settings if pruned else ()
+    return [line for line in kept if line.partition("=")[0].partition(".")[0] not in chosen]
+
+
+def _may_replace(folder: Path) -> bool:
+    return (folder / MASKS).is_file() or not any(folder.iterdir())
+
+
+def _check_folded(model: PreTrainedModel) -> None:
+    """Raise ValueError where a linear carries an adapter, which a further step would lose."""
+    for name, linear in sparse_linears(model):
+        if type(linear) is not SparseLinear:
+            raise ValueError(
+                f"{name} carries an earlier repair's adapter; export it, or load the model anew"
+            )
 
 
 def override_lines(
@@ -317,23 +367,30 @@ def _lines(prefix: str, settings: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _lines(f"{prefix}{key}.", value)
         else:
-            yield f"{prefix}{key}={json.dumps(value)}"
+            yield f"{prefix}{key}={json.dumps(value, ensure_ascii=False, default=str)}"
 
 
 @contextmanager
 def _hardware(model: PreTrainedModel, cfg: DictConfig) -> Iterator[tuple[Hardware, torch.device]]:
-    """The hardware and its device, products in full precision, the model's own cache off."""
+    """The hardware and its device, for a model in eval mode whose own cache is off.
+
+    Products are in full precision.  Afterwards the model is where and as it was.
+    """
     hardware: Hardware = build(cfg.hardware)
     cached, precision = model.config.use_cache, torch.get_float32_matmul_precision()
-    threads = torch.get_num_threads()
+    threads, training = torch.get_num_threads(), model.training
+    home = next(model.parameters()).device
     try:
         torch.set_float32_matmul_precision("highest")
         device = hardware.prepare()
         model.config.use_cache = False
+        model.eval()
         if not hardware.offload:
             torch.nn.Module.to(model, device)
         yield hardware, device
     finally:
+        model.train(training)
+        torch.nn.Module.to(model, home)
         model.config.use_cache = cached
         torch.set_float32_matmul_precision(precision)
         torch.set_num_threads(threads)
@@ -352,6 +409,7 @@ def _folder(folder: str | Path | None) -> Iterator[Path]:
 def _windows(model: PreTrainedModel, tokens: Tensor | None) -> tuple[Tensor, ...]:
     if tokens is None:
         return ()
+    _check_windows(tokens, "calibration")
     check_vocabulary(tokens, model.config.get_text_config().vocab_size)
     return (tokens,)
 
@@ -360,10 +418,21 @@ def _examples(model: PreTrainedModel, windows: Examples | Tensor | None, what: s
     if windows is None:
         return Examples.of(torch.empty(0, 1, dtype=torch.int64))
     examples = windows if isinstance(windows, Examples) else Examples.of(windows)
-    if not len(examples):
-        raise ValueError(f"{what} has no window; give token ids (N, T)")
+    _check_windows(examples.tokens, what)
     check_vocabulary(examples.tokens, model.config.get_text_config().vocab_size)
     return examples
+
+
+def _check_windows(tokens: Any, what: str) -> None:
+    whole = isinstance(tokens, Tensor) and not tokens.is_floating_point()
+    if not whole or tokens.ndim != 2 or not tokens.shape[0] or tokens.shape[1] < 2:
+        shape = (
+            f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens)
+        )
+        raise ValueError(
+            f"{what} is {shape}; give token ids, an integer tensor (N, T) of at least one window "
+            "of two tokens"
+        )
 
 
 def _dense(dense: Dense | None, reader: str) -> Callable[[], PreTrainedModel]:

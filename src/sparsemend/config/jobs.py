@@ -8,6 +8,7 @@ that no job has stays where it is, so that composing refuses it.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from sparsemend.config.values import override_key
+from sparsemend.errors import OverrideError
 
+SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")  # jobs have it already
 Choices = tuple[str, ...]  # the override lines of a job that choose members
 
 
@@ -99,7 +102,12 @@ def defer(
     deferred = []
     for line in lines:
         key, _, value = line.partition("=")
-        plain = key in partial and value and not is_choice(line)
+        plain = key in partial and value and not is_choice(line) and not SWEPT.match(value)
+        if plain and value == "null":
+            raise OverrideError(
+                f"{line} is for some of the swept members only, where null cannot be given; leave "
+                "it out, or sweep over the members that have the key"
+            )
         deferred.append(f"{key}=choice({value})" if plain else line)
     return deferred
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sparsemend.config.asked import Asked
 from sparsemend.config.members import checks_of, targets
@@ -25,14 +28,26 @@ def check_members(asked: Asked) -> None:
             continue
         check = _hook(target, "check")
         if check is not None:
-            check(replace(asked, key=key, section=OmegaConf.select(asked.cfg, key)))
+            with _named_keys(target):
+                check(replace(asked, key=key, section=OmegaConf.select(asked.cfg, key)))
 
 
 def without_effect(section: DictConfig) -> set[str]:
     """The keys of a section whose values its member does not read under these settings."""
-    hook = _hook(str(section.get("_target_")), "without_effect")
-    keys: set[str] = hook(section) if hook is not None else set()
+    target = str(section.get("_target_"))
+    hook = _hook(target, "without_effect")
+    with _named_keys(target):
+        keys: set[str] = hook(section) if hook is not None else set()
     return keys
+
+
+@contextmanager
+def _named_keys(target: str) -> Iterator[None]:
+    """Say in one line which key a section lacks."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key} is missing; {target} needs it, give a value") from error
 
 
 def _hook(target: str, name: str) -> Any:

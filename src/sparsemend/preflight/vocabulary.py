@@ -77,7 +77,9 @@ def check_similarity(cfg: DictConfig) -> None:
 def check_distillation(cfg: DictConfig) -> None:
     """A dense model exists where distillation is to learn from it."""
     distill = cfg.method.get("distill")
-    if not distill or not (distill.weight or distill.hidden_weight):
+    if not isinstance(distill, DictConfig) or not {"weight", "hidden_weight"} <= distill.keys():
+        return  # none, or a user's own
+    if not (distill.weight or distill.hidden_weight):
         return
     if says(cfg.pruner, "reads_support"):
         raise ValueError(
@@ -85,7 +87,7 @@ def check_distillation(cfg: DictConfig) -> None:
             "ask to learn from the dense model, which an already pruned checkpoint "
             "(pruner=existing) does not have; set both to 0, or give the dense model and a pruner"
         )
-    device = distill.teacher_device
+    device = distill.get("teacher_device")
     if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
         raise ValueError(
             f"method.distill.teacher_device={device} is no device; give cpu, cuda:0, cuda:1 ..., "

@@ -97,9 +97,12 @@ def export(
     """Write `folder` whole or not at all: weights, config, tokenizer, supports, model card."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    before = model.config.use_cache
     model.config.use_cache = True  # off only while this package calibrates and trains
-    model.save_pretrained(partial)
-    model.config.use_cache = False
+    try:
+        model.save_pretrained(partial)
+    finally:
+        model.config.use_cache = before
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
     if masks.exists():

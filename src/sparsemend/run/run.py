@@ -55,7 +55,7 @@ def open_result(cfg: DictConfig) -> Result:
     out, resumed = cell_folder(config, fresh) if sweep else run_folder(cfg.resume, config, fresh)
     if not resumed:
         forget_work(out)
-    if out != fresh:
+    if out.resolve() != fresh.resolve():
         move_log(fresh, out)
     result = Result(out / RESULT, cfg, resumed=resumed)
     result.write()

@@ -103,6 +103,13 @@ def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
             f"search.jobs={jobs}, but each point of a golden section depends on the one before; "
             "set search.jobs=1, or search.sampler=listed"
         )
+    group, _, inner = str(cfg.search.key).rpartition(".")
+    section = OmegaConf.select(cfg, group) if group else cfg
+    if not isinstance(section, DictConfig) or inner not in section:
+        raise ValueError(
+            f"search.key={cfg.search.key} is no key of this configuration; choose a member that "
+            "has it, or another key"
+        )
     space = space_of(cfg)
     for value in space.values.ends:
         trial = copy.deepcopy(cfg)

@@ -62,8 +62,12 @@ def _point_out_epochs(cfg: DictConfig) -> None:
     method, arena = cfg.method, cfg.arena
     if cfg.budget != "tokens" or not says(method, "trains_blocks"):
         return
+    counts = [method.get("windows_per_step"), method.get("epochs")]
+    counts += [arena.steps, arena.windows_per_step, cfg.data.get("calibration_samples")]
+    if any(not isinstance(count, int) or count < 1 for count in counts):
+        return  # refused with every other value, or a user's own
     batches = training_batches(
-        -(-cfg.data.calibration_samples // method.windows_per_step), method.held_out
+        -(-cfg.data.calibration_samples // method.windows_per_step), method.get("held_out", 0.0)
     )
     windows = batches * method.windows_per_step
     budget_windows = arena.steps * arena.windows_per_step
