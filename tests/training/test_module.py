@@ -394,7 +394,8 @@ def test_a_line_reports_losses_and_pace_within_80_columns(
     with caplog.at_level(logging.INFO):
         method_of("masked_lora").repair(pruned_model(), bench_for(tmp_path))
     line = next(r.getMessage() for r in caplog.records if r.getMessage().startswith("step"))
-    assert len(line) < 80 - len("00:00:00 ") - len("1000/100012,000")
+    longest = re.sub(r"[\d,]+ tokens/s", "123,456 tokens/s", line).replace("3/3", "1000/1000")
+    assert len(longest) <= 80 - len("00:00:00 ")  # however fast this machine is
     assert re.search(r"step 3/3  loss \d\.\d+  validation \d\.\d+  [\d,]+ tokens/s$", line)
 
 
