@@ -163,6 +163,18 @@ def test_blocks_whose_arguments_depend_on_the_tokens_are_refused(tokens: Tensor)
         next(Calibration([tokens[:2], tokens[2:4]]).walk(model))
 
 
+def test_a_walk_without_windows_is_refused() -> None:
+    with pytest.raises(ValueError, match="there are no calibration windows"):
+        next(Calibration(()).walk(random_model("llama")))
+
+
+def test_windows_reach_the_blocks_in_order_whatever_their_batches(tokens: Tensor) -> None:
+    calibration = Calibration((tokens[:3], tokens[3:4], tokens[4:]))
+    assert torch.equal(calibration.windows, tokens)
+    assert torch.equal(calibration.first(5).windows, tokens[:5])
+    assert [len(state) for state in next(calibration.walk(random_model("llama"))).inputs] == [1] * 8
+
+
 def test_a_walk_that_is_left_brings_its_block_home() -> None:
     model = random_model("llama")
     moved: list[str] = []

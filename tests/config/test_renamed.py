@@ -42,6 +42,11 @@ def composed(*lines: str, multirun: bool = False) -> None:
             ("experiment=arena", "arena.batch_size=1", "arena.accumulate=8"),
             "give arena.windows_per_step=8 hardware.micro_batch=1",
         ),
+        (
+            ("hardware.walk_batch=4",),
+            "hardware.walk_batch is gone: calibration sees one window at a time, and masks do not "
+            "depend on it",
+        ),
     ],
 )
 def test_an_override_of_a_key_that_is_gone_names_the_new_one_and_its_value(

@@ -63,6 +63,22 @@ def test_every_linear_gets_a_rate_the_mean_is_the_target_and_the_model_is_left_a
     assert after.keys() == before.keys()
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_rates_that_vary_contradict_a_fixed_pattern(
+    name: str, tokens: Tensor, tmp_path: Path
+) -> None:
+    schedule = schedule_of(name, **options(name, tmp_path))
+    calibration, pattern = Calibration([tokens]), Pattern.parse("2:4")
+    if schedule.uniform:
+        assert set(
+            schedule.allocate(random_model("llama"), calibration, 0.5, pattern).values()
+        ) == {0.5}
+        return
+    words = rf"rates by {schedule.varies_by} with .*2:4 are undefined"
+    with pytest.raises(ValueError, match=words):
+        schedule.allocate(random_model("llama"), calibration, 0.5, pattern)
+
+
 @pytest.mark.parametrize("name", [n for n in EVERY if n not in ("er", "er_plus")])
 def test_a_mixed_pattern_gets_whole_n_of_the_mean(
     name: str, tokens: Tensor, tmp_path: Path
