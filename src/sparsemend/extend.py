@@ -1,4 +1,4 @@
-"""The stable names that a pruner or method of your own imports.
+"""The stable names that a pruner, schedule or method of your own imports.
 
 The package may move its modules; these names stay.
 """
@@ -12,14 +12,17 @@ from sparsemend.method.trained import TrainedRepair
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.selection import lowest_of_all, lowest_per_group
+from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 
 __all__ = [
+    "Allocation",
     "Calibration",
     "InputNorm",
     "Pruned",
     "Pruner",
     "RepairMethod",
     "SparseLinear",
+    "SparsitySchedule",
     "Statistic",
     "TrainedRepair",
     "Workbench",

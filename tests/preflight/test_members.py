@@ -20,9 +20,8 @@ from sparsemend.sweep.arena.rows import read_arena
 CLASSES = """
 from dataclasses import dataclass
 from torch import nn
-from sparsemend.extend import Pruned, Pruner, SparseLinear, TrainedRepair
-from sparsemend.extend import adapters, attach_adapters, lowest_of_all
-from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.extend import Allocation, Pruned, Pruner, SparseLinear, SparsitySchedule
+from sparsemend.extend import TrainedRepair, adapters, attach_adapters, lowest_of_all
 from sparsemend.sparsity_schedule.rates.units import Units
 
 @dataclass(kw_only=True)
@@ -39,7 +38,7 @@ class LeastPower(Pruner):
 @dataclass(kw_only=True)
 class Tilted(SparsitySchedule):
     tilt: float
-    def allocate(self, model, batches, sparsity, pattern, *, device=None, offload=False):
+    def decide(self, model, calibration, sparsity, pattern):
         size = Units.of(model, "block").size
         return Allocation(dict.fromkeys(size, sparsity), size, sparsity)
 
