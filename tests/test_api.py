@@ -57,7 +57,7 @@ RUNS = {
     ],
     "seft owl": ["method=seft", "method.max_steps=30", "sparsity_schedule=owl"],
     "losa": ["method=losa", "method.max_steps=10", "method.similarity_samples=6"],
-    "reconstruct": ["method=reconstruct", "method.batch_size=2", "method.epochs=1"],
+    "reconstruct": ["method=reconstruct", "method.windows_per_step=2", "method.epochs=1"],
     "lora": ["method=lora", "method.rank=2", "method.max_steps=3"],
 }
 PRUNING = ("pattern", "sparsity", "pruner")
