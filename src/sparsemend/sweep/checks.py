@@ -105,7 +105,9 @@ def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
         )
     group, _, inner = str(cfg.search.key).rpartition(".")
     section = OmegaConf.select(cfg, group) if group else cfg
-    if not isinstance(section, DictConfig) or inner not in section.keys():
+    if not isinstance(section, DictConfig) or inner not in set(
+        section.keys()
+    ):  # also without a value
         raise ValueError(
             f"search.key={cfg.search.key} is no key of this configuration; choose a member that "
             "has it, or another key"
