@@ -19,8 +19,7 @@ from support.reader_folder import execute, put_placeholders
 from support.readme_blocks import FENCE, Block, Command, blocks, commands
 from support.tiers import slow_but_for
 
-from sparsemend.config.compose import compose_jobs, expand
-from sparsemend.config.locations import conf_folder
+from sparsemend.config.compose import compose_command, expand
 from sparsemend.table.listing import command_of
 
 ROOT = Path(__file__).parents[1]
@@ -104,14 +103,7 @@ def overrides(argv: Sequence[str]) -> list[str]:
 def check_names(argv: Sequence[str], folder: Path) -> None:
     """Compose a job of a Hydra app's command line; raises OverrideError as the app does."""
     extra = folder / argv[argv.index("--config-dir") + 1] if "--config-dir" in argv else None
-    compose_jobs(
-        overrides(argv),
-        conf=conf_folder(),
-        config_name=CONFIGS[argv[0]],
-        extra=extra,
-        multirun=False,
-        command=argv[0],
-    )
+    compose_command(overrides(argv), config_name=CONFIGS[argv[0]], command=argv[0], extra=extra)
 
 
 def launched(argv: Sequence[str]) -> Sequence[str] | None:

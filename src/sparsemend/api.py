@@ -25,8 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.find import check_prunable
 from sparsemend.blocks.walk import Calibration
-from sparsemend.config.compose import compose_jobs
-from sparsemend.config.locations import conf_folder
+from sparsemend.config.compose import compose_command
 from sparsemend.data.base import Examples
 from sparsemend.errors import OverrideError
 from sparsemend.evaluation.base import EvaluationInput
@@ -315,14 +314,7 @@ def compose(
         on_gpu = next(model.parameters()).device.type == "cuda"
         lines = ["hardware=gpu", "hardware.offload=false", *lines] if on_gpu else lines
     try:
-        (cfg,), _ = compose_jobs(
-            list(lines),
-            conf=conf_folder(),
-            config_name="run",
-            extra=None,
-            multirun=False,
-            command="sparsemend",
-        )
+        (cfg,) = compose_command(lines).configs
     except OverrideError as error:
         raise ValueError("; ".join(str(error).splitlines())) from error
     for key in ("resume", "from_run", "debug"):

@@ -15,7 +15,7 @@ from support.configs import compose
 from sparsemend.bench import preflight as bench_preflight
 from sparsemend.bench.choices import compose_section
 from sparsemend.cli import bench
-from sparsemend.config.compose import compose_jobs
+from sparsemend.config.compose import compose_command
 from sparsemend.config.locations import conf_folder
 from sparsemend.errors import OverrideError
 
@@ -34,15 +34,8 @@ MINE = "+suite.methods.mine={method: masked_full}"
 
 
 def check(*lines: str) -> None:
-    configs, _ = compose_jobs(
-        list(lines),
-        conf=conf_folder(),
-        config_name="bench",
-        extra=None,
-        multirun=False,
-        command="sparsemend-bench",
-    )
-    bench_preflight.check(configs[0], [])
+    composed = compose_command(list(lines), config_name="bench", command="sparsemend-bench")
+    bench_preflight.check(composed.configs[0], [])
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from support.command_runs import python
 
 from sparsemend.cli import main as cli
-from sparsemend.config.compose import compose_jobs
-from sparsemend.config.locations import conf_folder
+from sparsemend.config.compose import compose_command
 from sparsemend.config.values import config_hash, plain
 from sparsemend.errors import OverrideError
 
@@ -21,15 +20,7 @@ METHOD = "_target_: sparsemend.method.none.NoRepair\nstrength: 1\n"
 
 
 def jobs(*lines: str, extra: Path | None = None, multirun: bool = False) -> list[DictConfig]:
-    configs, _ = compose_jobs(
-        list(lines),
-        conf=conf_folder(),
-        config_name="run",
-        extra=extra,
-        multirun=multirun,
-        command="sparsemend",
-    )
-    return configs
+    return compose_command(list(lines), extra=extra, multirun=multirun).configs
 
 
 def refusal(*lines: str, multirun: bool = False) -> str:

@@ -8,21 +8,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from sparsemend.config.compose import compose_jobs
-from sparsemend.config.locations import conf_folder
+from sparsemend.config.compose import compose_command
 from sparsemend.config.renamed import check_config, check_stored
 from sparsemend.errors import OverrideError
 
 
 def composed(*lines: str, multirun: bool = False) -> None:
-    compose_jobs(
-        list(lines),
-        conf=conf_folder(),
-        config_name="run",
-        extra=None,
-        multirun=multirun,
-        command="sparsemend",
-    )
+    compose_command(list(lines), multirun=multirun)
 
 
 @pytest.mark.parametrize(

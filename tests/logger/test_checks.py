@@ -8,7 +8,7 @@ import pytest
 import yaml
 from support.configs import compose
 
-from sparsemend.config.compose import compose_jobs
+from sparsemend.config.compose import compose_command
 from sparsemend.config.locations import conf_folder
 from sparsemend.preflight import check as preflight
 
@@ -89,14 +89,7 @@ def test_the_shipped_sweep_composes_as_an_agent_would_call_it() -> None:
     }
     for pick in (0, -1):
         drawn = [f"{key}={values[pick]}" for key, values in ends.items()]
-        (cfg,), _ = compose_jobs(
-            [*fixed, *drawn, "logger.wandb.mode=offline"],
-            conf=conf_folder(),
-            config_name="run",
-            extra=None,
-            multirun=False,
-            command="sparsemend",
-        )
+        (cfg,) = compose_command([*fixed, *drawn, "logger.wandb.mode=offline"]).configs
         preflight.check(cfg)
         assert cfg.logger.wandb["_target_"].endswith("WandbTracker")
         assert cfg.method.learning_rate == ends["method.learning_rate"][pick]

@@ -9,8 +9,7 @@ import pytest
 from support.command_runs import python
 from support.configs import compose
 
-from sparsemend.config.compose import compose_jobs
-from sparsemend.config.locations import conf_folder
+from sparsemend.config.compose import compose_command
 from sparsemend.errors import OverrideError
 from sparsemend.preflight import check as preflight
 from sparsemend.preflight.members import without_effect
@@ -99,14 +98,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def names_beside(folder: Path, *overrides: str) -> None:
     """Compose a command line as the command does."""
-    compose_jobs(
-        list(overrides),
-        conf=conf_folder(),
-        config_name="run",
-        extra=folder,
-        multirun=False,
-        command="sparsemend",
-    )
+    compose_command(list(overrides), extra=folder)
 
 
 def test_each_one_s_own_check_refuses_and_its_class_is_not_imported(outside: Path) -> None:

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from support.tiers import slow_but_for
 
-from sparsemend.config.compose import compose_jobs
+from sparsemend.config.compose import compose_command
 from sparsemend.config.locations import conf_folder
 from sparsemend.preflight import check as preflight
 from sparsemend.table.experiments import CONTEXT, Job, experiments, job_for
@@ -91,14 +91,8 @@ def test_an_experiment_is_named_after_a_published_table(name: str) -> None:
 
 @pytest.mark.parametrize("name", EACH)
 def test_the_command_sweeps_an_experiment_without_further_words(name: str) -> None:
-    configs, sweep = compose_jobs(
-        [f"experiment={name}"],
-        conf=conf_folder(),
-        config_name="run",
-        extra=None,
-        multirun=True,
-        command="sparsemend",
-    )
+    composed = compose_command([f"experiment={name}"], multirun=True)
+    configs, sweep = composed.configs, composed.sweep
     assert sweep
     assert configs[0].name == compose("run", [f"experiment={name}"]).name
 

@@ -13,8 +13,7 @@ from typing import Any
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sparsemend.config.compose import compose_jobs
-from sparsemend.config.locations import conf_folder
+from sparsemend.config.compose import compose_command
 from sparsemend.errors import OverrideError
 
 GROUPS = ("method", "pruner")
@@ -32,14 +31,7 @@ def compose_section(key: str, choice: Mapping[str, Any], search: list[str]) -> D
     rest = {name: value for name, value in choice.items() if name != group}
     lines = [f"{group}={choice[group]}", *_lines(group, rest), *search]
     try:
-        jobs, _ = compose_jobs(
-            lines,
-            conf=conf_folder(),
-            config_name="run",
-            extra=None,
-            multirun=False,
-            command="sparsemend",
-        )
+        jobs = compose_command(lines).configs
     except OverrideError as error:
         raise OverrideError(f"{key}: {error}") from error
     section: DictConfig = jobs[0][group]

@@ -23,7 +23,6 @@ from rich.console import Console
 
 from sparsemend.cli.version import print_version_if_asked
 from sparsemend.config.compose import compose_command, search_lines
-from sparsemend.config.locations import conf_folder
 from sparsemend.errors import USER_ERRORS, OverrideError
 from sparsemend.sweep.sweeper import CellSweeper
 from sparsemend.terminal import say
@@ -91,7 +90,6 @@ class Command:
         extra = Path(args.config_dir) if args.config_dir else None
         composed = compose_command(
             args.overrides,
-            conf=conf_folder(),
             config_name=args.config_name or self.config_name,
             extra=extra,
             multirun=args.multirun,

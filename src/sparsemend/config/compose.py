@@ -25,6 +25,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsemend.config.jobs import Choices, cells_of, defer, expand, keys_in
+from sparsemend.config.locations import conf_folder
 from sparsemend.config.override_names import Names, is_search_line
 from sparsemend.errors import OverrideError
 
@@ -38,44 +39,22 @@ class CommandLine:
     lines: list[str]  # the overrides as Hydra has to be given them
 
 
-def compose_jobs(
-    lines: list[str],
-    *,
-    conf: Path,
-    config_name: str,
-    extra: Path | None,
-    multirun: bool,
-    command: str,
-) -> tuple[list[DictConfig], bool]:
-    """The configs of the jobs asked for, and whether they are a sweep: see `compose_command`."""
-    composed = compose_command(
-        lines,
-        conf=conf,
-        config_name=config_name,
-        extra=extra,
-        multirun=multirun,
-        command=command,
-    )
-    return composed.configs, composed.sweep
-
-
 def compose_command(
     lines: list[str],
     *,
-    conf: Path,
-    config_name: str,
-    extra: Path | None,
-    multirun: bool,
-    command: str,
+    config_name: str = "run",
+    command: str = "sparsemend",
+    extra: Path | None = None,
+    multirun: bool = False,
 ) -> CommandLine:
     """Compose the jobs that override lines ask for.
 
-    extra: a folder searched beside `conf`, as by --config-dir; command: an error points to its
-    --help.  Raises OverrideError on a name that does not exist.
+    command: an error points to its --help.  extra: a folder searched beside conf/, as by
+    --config-dir.  Raises OverrideError on a name that does not exist.
     """
     if extra is not None and not extra.is_dir():
         raise OverrideError(f"--config-dir {extra} does not exist; give a folder of yaml files")
-    with _config_loader(conf, command) as loader:
+    with _config_loader(command) as loader:
         names = Names(loader, config_name, search_lines(lines, extra), command)
         overrides = names.parse(lines)
         for override in overrides:
@@ -103,13 +82,13 @@ def _compose_sweep(names: Names, lines: list[str], overrides: list[Override]) ->
 
 
 @contextmanager
-def _config_loader(conf: Path, command: str) -> Iterator[ConfigLoader]:
-    """Hydra's config loader on `conf`; the Hydra of a running job is put back at the end."""
+def _config_loader(command: str) -> Iterator[ConfigLoader]:
+    """Hydra's config loader on conf/; the Hydra of a running job is put back at the end."""
     instance = GlobalHydra.instance()
     running = instance.hydra
     instance.clear()
     try:
-        with initialize_config_dir(str(conf), job_name=command):
+        with initialize_config_dir(str(conf_folder()), job_name=command):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             yield hydra.config_loader
