@@ -20,17 +20,22 @@ class ResultSection:
     """A section of a result.json: its fields are the keys of the file."""
 
     ALWAYS: ClassVar[tuple[str, ...]] = ()  # written even if None or empty
+    OTHERS: ClassVar[str | None] = None  # the field whose entries are keys of the section too
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """The section that a file holds."""
-        names = [entry.name for entry in fields(cls)]
-        return cls(**{name: content[name] for name in names if name in content})
+        names = {entry.name for entry in fields(cls)} - {cls.OTHERS}
+        facts = {name: content[name] for name in names if name in content}
+        if cls.OTHERS is not None:
+            facts[cls.OTHERS] = {k: v for k, v in content.items() if k not in names}
+        return cls(**facts)
 
     def to_json(self) -> Json:
         """The section as a file holds it, empty where the run did not reach it."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {k: v for k, v in values.items() if v not in (None, {}) or k in self.ALWAYS}
+        content = {k: v for k, v in values.items() if v not in (None, {}) or k in self.ALWAYS}
+        return content | content.pop(self.OTHERS or "", {})
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class Conditions(ResultSection):
     statistics: str = "exact"
     described: Mapping[str, Any] = field(default_factory=dict)
 
+    OTHERS: ClassVar = "described"
+
     @property
     def text(self) -> tuple[object, ...]:
         """The facts that two runs must agree in for their metrics to stand in one result."""
@@ -87,17 +94,8 @@ class Conditions(ResultSection):
             *(self.dtype, self.data_hash),
         )
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        names = {entry.name for entry in fields(cls)}
-        facts = {name: value for name, value in content.items() if name in names}
-        return cls(**facts, described={n: v for n, v in content.items() if n not in names})
-
     def to_json(self) -> Json:
-        if not self.corpus:
-            return {}
-        content = super().to_json()
-        return content | content.pop("described", {})
+        return super().to_json() if self.corpus else {}
 
 
 @dataclass(frozen=True)
@@ -161,14 +159,7 @@ class Repair(ResultSection):
     foldable: bool | None = None
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        rest = {key: value for key, value in content.items() if key != "foldable"}
-        return cls(content.get("foldable"), rest)
-
-    def to_json(self) -> Json:
-        content = super().to_json()
-        return content | content.pop("diagnostics", {})
+    OTHERS: ClassVar = "diagnostics"
 
 
 @dataclass(frozen=True)
