@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from sparsemend.config.flags import says
+from sparsemend.config.members import member_name
 
 if TYPE_CHECKING:  # of rooms above this one
     from sparsemend.checkpoint.headers import TensorShape
@@ -30,6 +31,11 @@ class Asked:
     linears: Mapping[str, TensorShape]
     key: str
     section: DictConfig
+
+    @property
+    def name(self) -> str:
+        """The member's name."""
+        return member_name(str(self.section["_target_"]))
 
     @property
     def pruned_already(self) -> bool:

@@ -25,5 +25,5 @@ def check_options(options: Mapping[Any, Any]) -> None:
 def check(asked: Asked) -> None:
     """Raise ValueError where options, pattern and sparsity do not go together."""
     check_options(asked.section)
-    check_granularity(asked, "dlp")
+    check_granularity(asked)
     check_limits(asked)

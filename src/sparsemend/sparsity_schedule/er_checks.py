@@ -8,4 +8,4 @@ from sparsemend.sparsity_schedule.rates.options import check_unstructured
 
 def check(asked: Asked) -> None:
     """Raise ValueError with a pattern."""
-    check_unstructured(asked, "er")
+    check_unstructured(asked)

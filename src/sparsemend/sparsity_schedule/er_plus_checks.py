@@ -25,7 +25,7 @@ def check(asked: Asked) -> None:
     smallest does.
     """
     check_options(asked.section)
-    check_unstructured(asked, "er_plus")
+    check_unstructured(asked)
     linears = asked.linears
     if not linears:
         return

@@ -19,4 +19,4 @@ def check_options(options: Mapping[Any, Any]) -> None:
 def check(asked: Asked) -> None:
     """Raise ValueError on an option that is not legal, or not with this pattern."""
     check_options(asked.section)
-    check_granularity(asked, "global")
+    check_granularity(asked)

@@ -26,5 +26,5 @@ def check_options(options: Mapping[Any, Any]) -> None:
 def check(asked: Asked) -> None:
     """Raise ValueError where options, pattern and sparsity do not go together."""
     check_options(asked.section)
-    check_granularity(asked, "owl")
+    check_granularity(asked)
     check_limits(asked)

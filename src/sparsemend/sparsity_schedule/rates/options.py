@@ -45,20 +45,20 @@ def check_limits(asked: Asked) -> None:
         )
 
 
-def check_granularity(asked: Asked, name: str) -> None:
+def check_granularity(asked: Asked) -> None:
     """Raise ValueError where rates by linear contradict a pattern, which has one N per block."""
     if asked.section.granularity == "linear" and not asked.pattern.unstructured:
         raise ValueError(
-            f"sparsity_schedule={name} with granularity=linear gives each linear a rate of its "
-            f"own, which cannot be whole N of pattern {asked.pattern}; use "
+            f"sparsity_schedule={asked.name} with granularity=linear gives each linear a rate of "
+            f"its own, which cannot be whole N of pattern {asked.pattern}; use "
             "sparsity_schedule.granularity=block or pattern=unstructured"
         )
 
 
-def check_unstructured(asked: Asked, name: str) -> None:
+def check_unstructured(asked: Asked) -> None:
     """Raise ValueError where a schedule that knows rates by linear alone meets a pattern."""
     if not asked.pattern.unstructured:
         raise ValueError(
-            f"sparsity_schedule={name} gives each linear a rate of its own, which cannot be whole "
-            f"N of pattern {asked.pattern}; use pattern=unstructured or another schedule"
+            f"sparsity_schedule={asked.name} gives each linear a rate of its own, which cannot be "
+            f"whole N of pattern {asked.pattern}; use pattern=unstructured or another schedule"
         )
