@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 from sparsemend.config.jobs import Choices, cells_of, defer
+from sparsemend.errors import OverrideError
 
 KEYS = {"none": {"method", "seed"}, "lors": {"method", "seed", "method.rank"}}
 
@@ -41,9 +45,25 @@ def test_an_added_key_is_left_to_every_job() -> None:
     assert cells_of(jobs, is_choice, keys_of).jobs == jobs
 
 
+def deferred(lines: list[str]) -> list[str]:
+    overrides = OverridesParser.create().parse_overrides(lines)
+    return defer(overrides, is_choice, list(KEYS.values()))
+
+
+def test_a_key_that_is_swept_already_is_left_to_the_jobs_as_it_is() -> None:
+    values = ("2,4", "range(2,5)", "choice(2,4)", "interval(1,2)", "sort(3,2)")
+    lines = [f"method.rank={value}" for value in values]
+    assert deferred(lines) == lines
+
+
+def test_null_for_some_members_only_is_refused() -> None:
+    with pytest.raises(OverrideError, match=r"method\.rank=null is for some of the swept members"):
+        deferred(["method=none,lors", "method.rank=null"])
+
+
 def test_hydra_gets_a_key_that_is_not_everywhere_as_a_choice_of_one_value() -> None:
     lines = ["method=none,lors", "method.rank=4", "seed=1", "+method.rank=5", "~method.rank"]
-    assert defer(lines, is_choice, list(KEYS.values())) == [
+    assert deferred(lines) == [
         "method=none,lors",
         "method.rank=choice(4)",
         "seed=1",

@@ -61,11 +61,11 @@ def compose_command(
             names.check_group(override)
         modes = [o.value() for o in overrides if o.key_or_group == "hydra.mode"]
         if multirun or modes[-1:] == ["MULTIRUN"]:
-            return _compose_sweep(names, lines, overrides)
+            return _compose_sweep(names, overrides)
         return CommandLine([names.compose(lines)], False, lines)
 
 
-def _compose_sweep(names: Names, lines: list[str], overrides: list[Override]) -> CommandLine:
+def _compose_sweep(names: Names, overrides: list[Override]) -> CommandLine:
     configs = SweepConfigs(names)
     # Hydra begins a sweep with a config of what does not vary
     fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
@@ -77,7 +77,7 @@ def _compose_sweep(names: Names, lines: list[str], overrides: list[Override]) ->
     return CommandLine(
         configs=[configs.compose(job) for job in cells.jobs],
         sweep=True,
-        lines=defer(lines, names.is_choice, keys),
+        lines=defer(overrides, names.is_choice, keys),
     )
 
 

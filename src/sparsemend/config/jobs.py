@@ -8,7 +8,6 @@ that no job has stays where it is, so that composing refuses it.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ from omegaconf import DictConfig
 from sparsemend.config.values import override_key
 from sparsemend.errors import OverrideError
 
-SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")  # jobs have it already
 Choices = tuple[str, ...]  # the override lines of a job that choose members
 
 
@@ -90,20 +88,21 @@ def cells_of(
 
 
 def defer(
-    lines: Iterable[str], is_choice: Callable[[str], bool], keys: Sequence[set[str]]
+    overrides: Iterable[Override], is_choice: Callable[[str], bool], keys: Sequence[set[str]]
 ) -> list[str]:
     """A sweep's lines with each key that only some of `keys` hold as a choice of one value.
 
     Hydra sets the plain keys of a sweep in a config that knows none of the swept members, too;
-    choices it leaves to the jobs.
+    choices it leaves to the jobs.  Raises OverrideError on null, which no choice can hold.
     """
     everywhere = keys[0].intersection(*keys)
     partial = keys[0].union(*keys) - everywhere
     deferred = []
-    for line in lines:
+    for override in overrides:
+        line = str(override.input_line)
         key, _, value = line.partition("=")
-        plain = key in partial and value and not is_choice(line) and not SWEPT.match(value)
-        if plain and value == "null":
+        plain = key in partial and not is_choice(line) and not override.is_sweep_override()
+        if plain and override.value() is None:
             raise OverrideError(
                 f"{line} is for some of the swept members only, where null cannot be given; leave "
                 "it out, or sweep over the members that have the key"
