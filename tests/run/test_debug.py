@@ -11,9 +11,11 @@ from support.families import random_model
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks
+from sparsemend.config.locations import conf_folder
 from sparsemend.config.values import config_hash, plain
 from sparsemend.data.base import Examples
 from sparsemend.model import ModelSource
+from sparsemend.preflight import check as preflight
 from sparsemend.result.finished import finished_run
 from sparsemend.run.debug import FirstBlocks, cut_short, first_windows
 from sparsemend.run.keys import Keys
@@ -47,7 +49,7 @@ def test_a_model_of_two_blocks_computes_what_the_first_two_give(family: str) -> 
 
 def test_values_are_cut_only_where_a_member_has_such_a_key() -> None:
     cfg = compose("run", ["debug=fast", "method=masked_lora"])
-    assert cut_short(cfg).method.max_steps == 2
+    assert cut_short(cfg).method.max_steps == 4  # enough for a round of seft
     assert cfg.method.max_steps == 50  # stays in result.json, beside `debug`
     assert cut_short(cfg).data.calibration_samples == 8
     none = cut_short(compose("run", ["debug=fast", "method=none"]))
@@ -55,6 +57,13 @@ def test_values_are_cut_only_where_a_member_has_such_a_key() -> None:
     assert "zero_shot" not in none.evaluation
     real = compose("run", [])
     assert cut_short(real) is real
+
+
+@pytest.mark.parametrize(
+    "method", sorted(p.stem for p in (conf_folder() / "method").glob("*.yaml"))
+)
+def test_every_method_can_be_cut_short(method: str) -> None:
+    preflight.check(cut_short(compose("run", ["debug=fast", f"method={method}"])))
 
 
 def test_windows_are_cut_where_they_are_measured() -> None:
