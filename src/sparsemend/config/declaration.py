@@ -104,8 +104,7 @@ class Declaration:
             return False
         if self.choices and not any(_matches(choice, value) for choice in self.choices):
             return False
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return self.bounds is None or not number or self.bounds.hold(value)
+        return self.bounds is None or not is_a("float", value) or self.bounds.hold(value)
 
     def inherit_from(self, base: Declaration) -> Declaration:
         """This line with what it leaves unsaid taken from the line that it overrides."""
@@ -156,8 +155,7 @@ class Declaration:
 
     def legal(self, value: Any) -> str:
         """What a wrong value is not, in words; of a number that is out of bounds the bounds."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and self.bounds and self.kinds == ("float",):
+        if is_a("float", value) and self.bounds and self.kinds == ("float",):
             return str(self.bounds).removeprefix("of ")
         return str(self)
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sparsemend.config.declaration import Declaration, text_of
+from sparsemend.config.declaration import Declaration, is_a, text_of
 from sparsemend.config.declared import Declarations, declarations
 
 
@@ -58,7 +58,7 @@ def _plain(value: Any) -> Any:
 
 def _refusal(key: str, value: Any, declared: Declaration) -> str:
     """The line of one refusal: the value, what is legal, and a value that is."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = is_a("float", value)
     if number and declared.kinds == ("str",):
         return f"{key}={value} is a number, not a string; quote it: {key}=\"'{value}'\""
     wrong = declared.wrong_elements(value) if declared.choices else []
