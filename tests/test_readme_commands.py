@@ -101,9 +101,15 @@ def overrides(argv: Sequence[str]) -> list[str]:
 
 
 def check_names(argv: Sequence[str], folder: Path) -> None:
-    """Compose a job of a Hydra app's command line; raises OverrideError as the app does."""
+    """Compose every job of a Hydra app's command line; raises OverrideError as the app does."""
     extra = folder / argv[argv.index("--config-dir") + 1] if "--config-dir" in argv else None
-    compose_command(overrides(argv), config_name=CONFIGS[argv[0]], command=argv[0], extra=extra)
+    compose_command(
+        overrides(argv),
+        config_name=CONFIGS[argv[0]],
+        command=argv[0],
+        extra=extra,
+        multirun="-m" in argv,
+    )
 
 
 def launched(argv: Sequence[str]) -> Sequence[str] | None:
@@ -113,12 +119,12 @@ def launched(argv: Sequence[str]) -> Sequence[str] | None:
     return argv if argv[0] in CONFIGS else None
 
 
-def ends(argv: Sequence[str]) -> list[list[str]]:
-    """A sweep's first and last job as commands of their own; a command that is no sweep, alone."""
+def last_job(argv: Sequence[str]) -> list[str]:
+    """A sweep's last job as a command of its own; a command that is no sweep, as it is."""
     if "-m" not in argv:
-        return [list(argv)]
-    found = list(expand(OverridesParser.create().parse_overrides(overrides(argv))))
-    return [[argv[0], *job] for job in (found[0], found[-1])]
+        return list(argv)
+    *_, last = expand(OverridesParser.create().parse_overrides(overrides(argv)))
+    return [argv[0], *last]
 
 
 def put_files(command: Command, folder: Path) -> None:
@@ -150,7 +156,7 @@ def test_the_command_runs(command: Command, folder_of: Callable[[Block], Path]) 
     app = launched(argv)
     if command.block.needs:
         if app is not None:
-            execute([*ends(app)[0], "--cfg", "job"], folder)
+            execute([*last_job(app), "--cfg", "job"], folder)
         argv = substituted(argv)
     argv = [*argv, *(word for word in added(command) if word not in argv)]
     put_files(command, folder)
@@ -167,8 +173,7 @@ def test_the_command_composes(command: Command, tmp_path: Path) -> None:
     app = launched(command.argv)
     assert app is not None
     put_files(command, tmp_path)
-    for job in ends(app):
-        check_names(job, tmp_path)
+    check_names(app, tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from sparsemend.preflight import check as preflight
 from sparsemend.result.folder import alive
+from sparsemend.result.sections import ProcessId
 from sparsemend.sweep import cells
 
 SWEEP = ("-m", "sparsity=0.5,0.6", "method=none,dsnot")
@@ -96,7 +97,7 @@ def test_resume_auto_does_not_join_a_sweep_that_still_runs(command, capsys) -> N
     assert f"still runs (process {running.pid}" in capsys.readouterr().err
     running.kill()
     os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)  # leaves it a zombie
-    assert not alive(content)
+    assert not alive(content["status"], ProcessId.from_json(content["process"]))
     _, seen = command(*PAIR, "resume=auto", run=lambda cfg: 1.0)
     assert [cfg.sparsity for cfg in seen] == [0.6]
     running.communicate()
