@@ -1,6 +1,6 @@
 """Every page and its commands: composed by a fast test, run as a reader would by slow ones.
 
-`pytest -m commands` runs them, one test a command.  The commands of a block share an empty folder
+`pytest -m commands` runs them, one test a block.  The commands of a block share an empty folder
 that stands for the reader's own, and find there what they name in capitals.  Those that would take
 minutes get the overrides of SHORTER; those that need a GPU, a hub or a cluster are composed as
 written and then run on the embedded model and this machine, see `substituted`.
@@ -9,7 +9,7 @@ written and then run on the embedded model and this machine, see `substituted`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -67,7 +67,8 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "sparsemend experiment=pretrain_tiny": THREE_STEPS,
     "sparsemend data=instructions": THREE_STEPS,
     "sparsemend-bench": SMALL_SHAPE,
-    "sparsemend-bench suite=": ("suite.samples=4", "suite.seqlen=64"),
+    "sparsemend-bench suite=pruning": ("suite.samples=4", "suite.seqlen=64"),
+    "sparsemend-bench suite=similarity": ("suite.samples=4", "suite.seqlen=64"),
 }
 # of a command that needs a GPU, a hub or a cluster
 DROPPED = ("model=", "data=", "hardware=gpu", "hydra.launcher.partition=", "shape=", "device=")
@@ -135,23 +136,20 @@ def put_files(command: Command, folder: Path) -> None:
             (folder / block.file).write_text(block.text, encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Block], Path]:
-    """The reader's folder of a block, empty when its first command comes."""
-    made: dict[Block, Path] = {}
-
-    def folder(block: Block) -> Path:
-        if block not in made:
-            made[block] = tmp_path_factory.mktemp("reader")
-        return made[block]
-
-    return folder
+TOGETHER: dict[Block, list[Command]] = {}  # block -> its commands, in the order of the page
+for each in COMMANDS:
+    TOGETHER.setdefault(each.block, []).append(each)
 
 
 @pytest.mark.commands
-@pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_the_command_runs(command: Command, folder_of: Callable[[Block], Path]) -> None:
-    folder = folder_of(command.block)
+@pytest.mark.parametrize("block", TOGETHER, ids=lambda block: f"{block.page}:{block.line}")
+def test_the_commands_of_a_block_run_one_after_the_other(block: Block, tmp_path: Path) -> None:
+    for command in TOGETHER[block]:
+        run(command, tmp_path)
+
+
+def run(command: Command, folder: Path) -> None:
+    """Run a command as a reader in this folder would, shortened; it must exit 0."""
     argv: Sequence[str] = command.argv
     app = launched(argv)
     if command.block.needs:
