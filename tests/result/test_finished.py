@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from support.configs import compose
 
-from sparsemend.result.finished import check_apart, finished_run, resolve_from_run
+from sparsemend.result.finished import check_apart, command_line, finished_run, resolve_from_run
 
 PROTOCOL = {
     "corpus": "docs",
@@ -57,6 +59,7 @@ def stored_run(folder: Path, *lines: str, status: str = "finished", exported: bo
     }
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(lines)))
+    (folder / ".hydra" / "hydra.yaml").write_text("hydra: {runtime: {config_sources: []}}")
     (folder / "result.json").write_text(json.dumps(content))
     if exported:
         (folder / "model").mkdir()
@@ -149,6 +152,25 @@ def test_a_key_alone_changes_what_the_run_had(tmp_path: Path, overrides: list[st
 def test_a_card_repeats_a_run_and_not_its_resumption(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run", "method=dsnot", "resume=auto")
     assert finished_run(str(run)).command == "sparsemend method=dsnot"
+
+
+def test_a_command_names_the_folders_of_configs_of_one_s_own() -> None:
+    sources = [
+        SimpleNamespace(path=path, provider=provider)
+        for path, provider in (
+            ("/repo/conf", "main"),
+            ("my own", "command-line"),
+            ("file://theirs", "hydra.searchpath in command-line"),
+        )
+    ]
+    line = command_line(["pruner=obd", "hydra.searchpath=[x]"], sources)
+    assert shlex.split(line) == [
+        "sparsemend",
+        "--config-dir",
+        "my own",
+        'hydra.searchpath=["file://theirs"]',
+        "pruner=obd",
+    ]
 
 
 def test_resume_is_refused(tmp_path: Path, overrides: list[str]) -> None:

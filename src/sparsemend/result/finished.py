@@ -8,8 +8,9 @@ text, on which hardware, and how the result is exported.
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,11 @@ class FinishedRun:
     @property
     def command(self) -> str | None:
         """The command line that made the run, None where Hydra did not write it down."""
-        path = self.folder / ".hydra" / "overrides.yaml"
-        if not path.is_file():
+        overrides, hydra = (self.folder / ".hydra" / f"{n}.yaml" for n in ("overrides", "hydra"))
+        if not overrides.is_file() or not hydra.is_file():
             return None
-        lines: list[str] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-        return command_line(lines)
+        lines: list[str] = OmegaConf.to_container(OmegaConf.load(overrides))  # type: ignore[assignment]
+        return command_line(lines, OmegaConf.load(hydra).hydra.runtime.config_sources)
 
     def asked_sparsity(self) -> dict[str, float]:
         """Sparsity that was asked of every linear."""
@@ -105,9 +106,16 @@ class FinishedRun:
         }
 
 
-def command_line(overrides: Sequence[str]) -> str:
-    """The command line that makes a run anew, without the `resume=` that continued another one."""
-    return shlex.join(["sparsemend", *(o for o in overrides if override_key(o) != "resume")])
+def command_line(overrides: Sequence[str], sources: Iterable[Any]) -> str:
+    """The command line that makes a run anew, without the `resume=` that continued another one.
+
+    sources: Hydra's `runtime.config_sources`; folders of the user's own are among them.
+    """
+    own = [source.path for source in sources if source.provider.endswith("command-line")]
+    first = ["--config-dir", own[0]] if own else []
+    more = [f"hydra.searchpath={json.dumps(own[1:], ensure_ascii=False)}"] if own[1:] else []
+    kept = [line for line in overrides if override_key(line) not in ("resume", "hydra.searchpath")]
+    return shlex.join(["sparsemend", *first, *more, *kept])
 
 
 def finished_run(asked: str) -> FinishedRun:

@@ -66,7 +66,8 @@ def _command(from_run: str | None) -> str:
     """The command line that made the model: this job's own, in a sweep too, or a finished run's."""
     if from_run is not None and (command := finished_run(from_run).command) is not None:
         return command
-    return command_line(HydraConfig.get().overrides.task)
+    hydra = HydraConfig.get()
+    return command_line(hydra.overrides.task, hydra.runtime.config_sources)
 
 
 def to_dense_(model: PreTrainedModel) -> PreTrainedModel:

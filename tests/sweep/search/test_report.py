@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sparsemend.sweep.search.report import choose_searched_group, paste
+from sparsemend.result.finished import command_line
+from sparsemend.sweep.search.report import choose_searched_group, of_one_run
 
 CHOICES = {"sparsity_schedule": "mine", "method": "lors", "search": "slope"}
 
@@ -28,4 +29,5 @@ CHOICES = {"sparsity_schedule": "mine", "method": "lors", "search": "slope"}
 def test_it_repeats_the_overrides_with_the_choice_that_has_the_key(
     overrides: list[str], key: str, line: str
 ) -> None:
-    assert paste(choose_searched_group(overrides, key, CHOICES), key, 0.5) == line
+    lines = of_one_run(choose_searched_group(overrides, key, CHOICES), key, 0.5)
+    assert command_line(lines, []) == line

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from rich.table import Table
 
 from sparsemend.config.values import override_key, plain
 from sparsemend.names import METRIC, VALIDATION_METRIC
+from sparsemend.result.finished import command_line
 from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import Remembered
 from sparsemend.sweep.read import Cell, format_perplexity, read_cells
@@ -59,7 +59,14 @@ class SearchReport(Callback):
             settings["search"]["key"],
             config.hydra.runtime.choices,
         )
-        report(read_cells(folder), settings, overrides, folder)
+        report(
+            read_cells(folder),
+            settings,
+            lambda key, value: command_line(
+                of_one_run(overrides, key, value), config.hydra.runtime.config_sources
+            ),
+            folder,
+        )
 
 
 def choose_searched_group(
@@ -78,11 +85,14 @@ def choose_searched_group(
 
 
 def report(
-    cells: Sequence[Cell], config: Mapping[str, Any], overrides: Sequence[str], folder: Path
+    cells: Sequence[Cell],
+    config: Mapping[str, Any],
+    single: Callable[[str, Any], str],
+    folder: Path,
 ) -> None:
     """Print table, best point, gap and cost; write the plot.
 
-    config: the search's own; overrides: those of a single run.
+    config: the search's own; single: the command of one run, from the searched key and a value.
     """
     search = config["search"]
     points, exact = points_of(cells, config)
@@ -98,7 +108,7 @@ def report(
         *([cost] if (cost := cost_line([p.cell for p in points])) else []),
     ):
         say(line)
-    say(f"best: {paste(overrides, search['key'], best.value)}")
+    say(f"best: {single(search['key'], best.value)}")
     if all(isinstance(point.value, int | float) for point in points):
         plot(points, best, search, folder)
         say(f"plot: {folder / PLOT}.png, .svg")
@@ -205,11 +215,11 @@ def _time(timed: RunResult | Remembered, on_cpu: bool) -> float:
     return (timed.processor_seconds if on_cpu else timed.seconds) or 0.0
 
 
-def paste(overrides: Sequence[str], key: str, value: Any) -> str:
-    """The command line of one run at `value` of the searched key."""
+def of_one_run(overrides: Sequence[str], key: str, value: Any) -> list[str]:
+    """The overrides of one run at `value` of the searched key."""
     dropped = {"search", "cache", "hydra", "resume"}
     kept = [o for o in overrides if re.split("[./@]", override_key(o))[0] not in dropped]
-    return shlex.join(["sparsemend", *kept, f"{key}={value}"])
+    return [*kept, f"{key}={value}"]
 
 
 def plot(points: Sequence[Point], best: Point, search: Mapping[str, Any], folder: Path) -> None:
