@@ -99,6 +99,26 @@ def test_the_numbers_are_those_of_the_command_to_the_bit(
     assert_same_bits(*supports)
 
 
+def test_a_choice_of_linears_is_kept_by_what_follows(load: Load, workspace: Path) -> None:
+    windows, model, dense = windows_of(workspace), load(), load()
+    pruned = api.prune(model, windows.calibration, include=["self_attn.*"], exclude=["k_proj"])
+    names = {name.rpartition(".")[2] for name in pruned.report.per_linear}
+    assert names == {"q_proj", "v_proj", "o_proj"}
+    assert len(pruned.report.excluded) == 3 * 4
+    for again in (
+        lambda: api.prune(model, None, include=["mlp.*"], pruner="magnitude"),
+        lambda: api.repair(model, pruned=pruned, method="none", prunable={"exclude": []}),
+    ):
+        with pytest.raises(ValueError, match="is pruned"):
+            again()
+    # reads the dense linears by name, and the model was left as it was
+    repaired = api.repair(
+        model, pruned=pruned, method="dsnot", calibration=windows.calibration, dense=dense
+    )
+    assert repaired.report.per_linear.keys() == pruned.report.per_linear.keys()
+    assert repaired.report.excluded == pruned.report.excluded
+
+
 def test_a_pruned_model_of_ones_own_is_repaired_on_its_zeros(load: Load, workspace: Path) -> None:
     windows, model = windows_of(workspace), load()
     api.prune(model, None, pruner="magnitude", sparsity=0.5)

@@ -11,7 +11,7 @@ a folder is named.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +23,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.blocks.choice import choose_, choose_as_, report_choice
 from sparsemend.blocks.find import check_prunable
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.compose import compose_command
+from sparsemend.config.prunable import PrunableNames
 from sparsemend.data.base import Examples
 from sparsemend.errors import OverrideError
 from sparsemend.evaluation.base import EvaluationInput
@@ -99,19 +101,28 @@ def read_windows(
 
 
 def prune(
-    model: PreTrainedModel, calibration: Tensor | None, *overrides: str, **settings: Any
+    model: PreTrainedModel,
+    calibration: Tensor | None,
+    *overrides: str,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    **settings: Any,
 ) -> PruneOutcome:
-    """Prune every linear in the decoder blocks of `model`, in place.
+    """Prune the linears in the decoder blocks of `model`, in place.
 
-    calibration: token windows (N, T), None for a pruner and a schedule that read none.  settings:
-    sparsity, pattern, rounding, statistics, seed and the groups pruner, sparsity_schedule,
-    hardware.
+    calibration: token windows (N, T), None for a pruner and a schedule that read none.  include,
+    exclude: patterns of linears, the keys of `prunable` in run.yaml; None as it says there, all
+    linears but routers.  settings: sparsity, pattern, rounding, statistics, seed and the groups
+    pruner, sparsity_schedule, hardware.
     """
-    lines = override_lines(overrides, settings)
+    names = {"include": include, "exclude": exclude}
+    patterns = {key: list(value) for key, value in names.items() if value is not None}
+    lines = override_lines(overrides, {"prunable": patterns, **settings})
     cfg = compose(lines, {}, model)
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
     check_rounding(cfg, pattern)
+    _choose(model, cfg)
     check_prunable(model)
     _check_folded(model)
     pruner: Pruner = build(cfg.pruner)
@@ -174,8 +185,12 @@ def repair(
         raise ValueError(f"{method_name} reads calibration windows; give calibration")
     if method.needs_dense and dense is None:
         raise ValueError(f"{method_name} reads the dense weights; give dense")
+    sparse = dict(sparse_linears(model))
+    if sparse and any(line.startswith("prunable") for line in lines):
+        raise ValueError("this model is pruned, so its linears are chosen; leave prunable out")
     if pruned is None:
-        sparse = dict(sparse_linears(model))
+        if not sparse:
+            _choose(model, cfg)
         supports = {name: linear.keep for name, linear in sparse.items()} if sparse else None
         check_existing(model, supports, pattern)
         if not sparse:
@@ -193,7 +208,7 @@ def repair(
             allocation=pruned.asked if pruned else rates,
             sparsity=cfg.sparsity if pruned else report.of_prunable,
             pattern=pattern,
-            load_dense=_dense(dense, method_name),
+            load_dense=_dense(dense, method_name, model),
             make_trainer=hardware.trainer_factory([csv_logger(out)] if folder else [], out),
             device=device,
             out=out,
@@ -238,7 +253,7 @@ def evaluate(
             tokenizer=tokenizer,
             device=device,
             batch_size=hardware.evaluation_batch,
-            load_dense=_dense(dense, "this evaluation"),
+            load_dense=_dense(dense, "this evaluation", model),
             out=out,
             state="repaired",
         )
@@ -334,6 +349,16 @@ def _kept_lines(pruned: PruneOutcome | None, lines: list[str]) -> list[str]:
     return [line for line in kept if line.partition("=")[0].partition(".")[0] not in chosen]
 
 
+def _choose(model: PreTrainedModel, cfg: DictConfig) -> None:
+    """Mark the linears that stay dense; raises ValueError where one of them is pruned already."""
+    prunable = PrunableNames.of(cfg)
+    for name, _ in sparse_linears(model):
+        if not prunable.allow(name):
+            raise ValueError(f"{name} is pruned already and cannot stay dense; load the model anew")
+    choose_(model, prunable)
+    report_choice(model, prunable)
+
+
 def _may_replace(folder: Path) -> bool:
     return (folder / MASKS).is_file() or not any(folder.iterdir())
 
@@ -427,10 +452,16 @@ def _check_windows(tokens: Any, what: str) -> None:
         )
 
 
-def _dense(dense: Dense | None, reader: str) -> Callable[[], PreTrainedModel]:
+def _dense(
+    dense: Dense | None, reader: str, model: PreTrainedModel
+) -> Callable[[], PreTrainedModel]:
+    """What loads the dense model that `reader` compares with `model`, with the same choice."""
+
     def load() -> PreTrainedModel:
         if dense is None:
             raise ValueError(f"{reader} reads the dense model; give dense")
-        return dense if isinstance(dense, PreTrainedModel) else dense()
+        loaded = dense if isinstance(dense, PreTrainedModel) else dense()
+        choose_as_(loaded, model)
+        return loaded
 
     return load

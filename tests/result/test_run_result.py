@@ -35,6 +35,7 @@ def whole() -> dict[str, Any]:
         "asked_per_block": {"model.layers.0": 0.6},
         "scores": {"model.layers.0": None},
         "per_linear": {LINEAR: {"asked": 0.6, "achieved": 0.59}},
+        "excluded": ["model.layers.0.gate"],
     }
     content["metrics"]["pruned"]["perplexity/test"] = None
     content["repair"] = {"foldable": False, "steps": 3, "evolution": {"rounds": []}}

@@ -179,7 +179,8 @@ def test_a_measurement_is_keyed_by_the_code_of_its_evaluation(tmp_path: Path) ->
 
 
 def test_what_is_remembered_of_pruning_is_of_the_same_machine_setting() -> None:
-    cfg = OmegaConf.create({"pruner": {"variant": False}, "statistics": "exact"})
+    settings = {"pruner": {"variant": False}, "statistics": "exact", "prunable": {}}
+    cfg = OmegaConf.create(settings)
     digests = []
     for threads in (1, 2):
         keys = Keys(cfg, torch.device("cpu"), dense="model")

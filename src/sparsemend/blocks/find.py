@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+LEFT_DENSE = "left_dense"  # an attribute of the linears that `choice.choose_` leaves dense
+
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """(name, list) of the decoder blocks: the ModuleList with the most parameters.
@@ -17,12 +19,13 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def linears_of(block: nn.Module) -> dict[str, nn.Linear]:
-    """Every nn.Linear inside one block, by its name relative to the block, in module order."""
-    return {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+    """Every prunable nn.Linear inside one block, by its name in the block, in module order."""
+    linears = ((name, m) for name, m in block.named_modules() if isinstance(m, nn.Linear))
+    return {name: linear for name, linear in linears if LEFT_DENSE not in vars(linear)}
 
 
 def prunable_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every nn.Linear inside a decoder block, by full name (embeddings and head are outside)."""
+    """Every prunable nn.Linear of the decoder blocks, by full name (the head is outside)."""
     prefix, blocks = find_blocks(model)
     return {
         f"{prefix}.{index}.{name}": linear

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from sparsemend.checkpoint.licence import BaseModel, base_model
+from sparsemend.config.prunable import kinds
 from sparsemend.names import STATES
 from sparsemend.result.format import format_metric
 
@@ -33,7 +34,7 @@ the zeros are exact and `masks.safetensors` holds the supports (one bit per weig
 | sparsity of all parameters | {of_all:.6f} |
 | prunable weights that are not zero | {nonzero:,} of {prunable:,} |
 
-Prunable weights are those of `nn.Linear` modules inside decoder blocks.
+Prunable weights are those of `nn.Linear` modules inside decoder blocks{dense}.
 
 ## Metrics
 
@@ -101,6 +102,7 @@ def model_card(result: Mapping[str, Any], command: str) -> str:
         of_all=sparsity["achieved_of_all_parameters"],
         nonzero=sparsity["prunable_weights"] - sparsity["zeros"],
         prunable=sparsity["prunable_weights"],
+        dense=_dense_phrase(sparsity.get("excluded", [])),
         metrics=metrics_table(result["metrics"]),
         protocol="\n".join(_protocol_rows(result)),
         cost="\n".join(_cost_rows(result["cost"])),
@@ -108,6 +110,13 @@ def model_card(result: Mapping[str, Any], command: str) -> str:
         command=command,
         provenance=_provenance(result["provenance"]),
     )
+
+
+def _dense_phrase(excluded: list[str]) -> str:
+    """What a run left dense by choice, a name for all blocks; empty where it left nothing."""
+    if not excluded:
+        return ""
+    return f", but for {len(excluded)} that were left dense: `{'`, `'.join(kinds(excluded))}`"
 
 
 def _front_matter(base: BaseModel) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sparsemend.checkpoint.headers import (
     read_header,
     weight_files,
 )
+from sparsemend.config.prunable import PrunableNames, defaults
 from sparsemend.names import MASKS, MODEL, RESULT
 from sparsemend.sparse.pattern import Pattern
 
@@ -29,13 +30,18 @@ THREADS = 8  # with more threads, the disk is the limit
 
 @dataclass(frozen=True)
 class Checked:
-    """A checkpoint as read: the support of every prunable linear, by name."""
+    """A checkpoint as read: the support of every prunable linear, by name.
+
+    excluded: the linears beside them that stay dense: routers, and those without a mask in a file
+    of masks.
+    """
 
     path: Path
     masks: Path | None
     supports: Mapping[str, Support]
     all_weights: int
     seconds: float
+    excluded: tuple[str, ...] = ()
 
     @property
     def zeros(self) -> int:
@@ -93,14 +99,16 @@ def read_checkpoint(path: Path, masks: Path | None, asked: Pattern | None) -> Ch
     started = perf_counter()
     files = _files(path)
     headers = {name: (f, header) for f in files for name, header in read_header(f).items()}
-    linears = _linears(path, {name: header for name, (_, header) in headers.items()})
+    every = _linears(path, {name: header for name, (_, header) in headers.items()})
+    linears = PrunableNames(include=None, exclude=defaults()).without_dense(every) or every
     beside = (path if path.is_dir() else path.parent) / MASKS
     masks = masks or (beside if beside.is_file() else None)
     packed_masks = read_masks(masks) if masks else {}
     if path.is_file():  # it may be one shard of several, and the masks those of all
-        packed_masks = {name: packed for name, packed in packed_masks.items() if name in linears}
+        packed_masks = {name: packed for name, packed in packed_masks.items() if name in every}
     if masks:
-        _check_masks(masks, {name: shape for name, (shape, _) in packed_masks.items()}, linears)
+        _check_masks(masks, {name: shape for name, (shape, _) in packed_masks.items()}, every)
+        linears = {name: shape for name, shape in every.items() if name in packed_masks}
     sizes = tuple(sorted({*SIZES, asked.group_size})) if asked else SIZES
 
     def read(name: str) -> Support:
@@ -110,7 +118,8 @@ def read_checkpoint(path: Path, masks: Path | None, asked: Pattern | None) -> Ch
     with ThreadPoolExecutor(min(THREADS, cpu_count() or 1)) as threads:  # numpy runs freely
         supports = dict(zip(linears, threads.map(read, linears), strict=True))
     total = sum(prod(header.shape) for _, header in headers.values())
-    return Checked(path, masks, supports, total, perf_counter() - started)
+    excluded = tuple(name for name in every if name not in linears)
+    return Checked(path, masks, supports, total, perf_counter() - started, excluded)
 
 
 def _files(path: Path) -> list[Path]:
@@ -152,13 +161,13 @@ def _linears(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, tuple
 def _check_masks(
     masks: Path, shapes: Mapping[str, tuple[int, ...]], linears: Mapping[str, tuple[int, ...]]
 ) -> None:
-    odd = sorted(
-        name for name in shapes.keys() | linears.keys() if shapes.get(name) != linears.get(name)
-    )
+    """Raise ValueError on a mask that fits no linear; a linear without one was left dense."""
+    odd = sorted(name for name in shapes if shapes[name] != linears.get(name))
+    if not shapes:
+        raise ValueError(f"{masks} has no mask of a linear in these weights; name it with --masks")
     if odd:
-        of_mask = shapes.get(odd[0], "no mask")
         raise ValueError(
-            f"{masks} is not of these weights: {odd[0]} has {of_mask} there and "
+            f"{masks} is not of these weights: {odd[0]} has {shapes[odd[0]]} there and "
             f"{linears.get(odd[0], 'no weight')} in the checkpoint ({len(odd)} linears differ); "
             "name the right file with --masks"
         )

@@ -19,6 +19,7 @@ from rich.table import Table
 from sparsemend.checkpoint.bits import Support, pattern_of
 from sparsemend.checkpoint.supports import MASKS, Checked, read_checkpoint
 from sparsemend.cli.version import ShowVersion
+from sparsemend.config.prunable import kinds
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.terminal import CELLS_WIDTH, console, say
 
@@ -33,6 +34,7 @@ def as_json(checked: Checked, failures: list[str]) -> dict[str, Any]:
         "holds": not failures,
         "failures": failures,
         "pattern": str(checked.pattern),
+        "excluded": list(checked.excluded),
         "zeros": checked.zeros,
         "prunable_weights": checked.weights,
         "sparsity": checked.zeros / checked.weights,
@@ -129,6 +131,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _print(checked: Checked, *, linears: bool) -> None:
     shown = console(CELLS_WIDTH)
     shown.print(table(checked, linears=linears))
+    if checked.excluded:
+        why = "they have no mask" if checked.masks else "routers are not pruned"
+        names = ", ".join(kinds(checked.excluded))
+        shown.print(f"{len(checked.excluded)} linears left out, {why}: {names}", highlight=False)
     shown.print(
         f"{checked.zeros / checked.all_weights:.6f} of all {checked.all_weights:,} weights "
         f"are zeros of prunable linears; read in {checked.seconds:.2f} s",

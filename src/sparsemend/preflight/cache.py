@@ -10,9 +10,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sparsemend.checkpoint.headers import linear_shapes
 from sparsemend.checkpoint.model import find_model
 from sparsemend.config.keys import keys_that
+from sparsemend.preflight.prunable import prunable_shapes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAST = 2**24  # measurements, locks and the study: far below 16 MiB
@@ -48,7 +48,7 @@ def check_cache(configs: Sequence[DictConfig]) -> None:
 def pruned_bytes(cfg: DictConfig) -> int:
     """Bytes of one pruned model in the cache: its kept weights and one bit per weight."""
     blocks = find_model(cfg.model).blocks
-    weights = sum(math.prod(shape) for shape in linear_shapes(blocks).values()) if blocks else 0
+    weights = sum(map(math.prod, prunable_shapes(cfg, blocks).values())) if blocks else 0
     return int(weights * (BYTES.get(cfg.model.dtype, 4) * (1 - cfg.sparsity) + 1 / 8))
 
 

@@ -25,6 +25,7 @@ from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_modules
+from sparsemend.preflight.prunable import check_names, prunable_shapes
 from sparsemend.preflight.steps import check_steps
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
@@ -78,8 +79,9 @@ def check(cfg: DictConfig) -> None:
         check_window(cfg, model.config)
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
+        check_names(cfg, model.blocks)
         check_widths(cfg, pattern, model.blocks)
-    linears = linear_shapes(model.blocks) if model.blocks is not None else {}
+    linears = prunable_shapes(cfg, model.blocks) if model.blocks is not None else {}
     asked = Asked(cfg=cfg, pattern=pattern, model=model, linears=linears, key="", section=cfg)
     check_adapter_shapes(asked)
     check_members(asked)
@@ -200,7 +202,8 @@ def check_widths(cfg: DictConfig, pattern: Pattern, blocks: dict[str, TensorShap
     group_size = pattern.group_size
     if not group_size or not says(cfg.pruner, "prunes"):
         return
-    odd = {name: shape[1] for name, shape in linear_shapes(blocks).items() if shape[1] % group_size}
+    linears = prunable_shapes(cfg, blocks)
+    odd = {name: shape[1] for name, shape in linears.items() if shape[1] % group_size}
     if not odd:
         return
     name, width = next(iter(odd.items()))

@@ -8,7 +8,7 @@ unless that itself says something (ALWAYS).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -112,6 +112,7 @@ class SparsityCounts(ResultSection):
 
     effective: of what the forward pass multiplies by; a version without it had no open adapters.
     scores: measured by a schedule, by block or linear; None where one was not finite.
+    excluded: the linears that prunable.include and exclude left dense; None of a version without.
     """
 
     target: float | None = None
@@ -125,6 +126,7 @@ class SparsityCounts(ResultSection):
     asked_per_block: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, float | None] = field(default_factory=dict)
     per_linear: Mapping[str, LinearSparsity] = field(default_factory=dict)
+    excluded: Sequence[str] | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

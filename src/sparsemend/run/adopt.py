@@ -35,7 +35,10 @@ def attach_supports(model: nn.Module, supports: Mapping[str, Tensor]) -> None:
 def _check_same_linears(supports: Mapping[str, Tensor], linears: Mapping[str, nn.Linear]) -> None:
     if set(supports) != set(linears):
         odd = sorted(set(supports) ^ set(linears))[0]
-        raise ValueError(f"the masks file and the model differ in their linears, first in {odd}")
+        raise ValueError(
+            f"the masks file and the model differ in their linears, first in {odd}; give the masks "
+            "of this model, and prunable.include and exclude as in the run that wrote them"
+        )
 
 
 def _check_holds(name: str, linear: nn.Linear, keep: Tensor) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from sparsemend.blocks.choice import choose_
+from sparsemend.config.prunable import PrunableNames
 from sparsemend.method.base import RepairMethod
 from sparsemend.model import DTYPES
 from sparsemend.names import MASKS
@@ -23,25 +26,24 @@ def measure_again(job: RunJob) -> None:
     evaluate(job, "dense", loaded)
     with job.stages.measure("load"):
         del loaded.model  # first: two may not fit
-        loaded.model = load_repaired(finished, job.parts.method, job.cfg.model.get("attention"))
+        loaded.model = load_repaired(finished, job.parts.method, job.cfg)
     evaluate(job, "repaired", loaded)
     finished.carry_over(job.result.content)
     job.result.content["sparsity"] = finished.result.sparsity.to_json()
     export_stage(job, loaded, finished.asked_sparsity())
 
 
-def load_repaired(
-    finished: FinishedRun, method: RepairMethod, attention: str | None
-) -> PreTrainedModel:
+def load_repaired(finished: FinishedRun, method: RepairMethod, cfg: DictConfig) -> PreTrainedModel:
     """Load the repaired model on the CPU, in its export dtype, with the very bits measured then.
 
     Where export_dtype rounded the weights, these are the rounded ones.  Raises ValueError where
     weights and masks do not belong together.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        finished.model, dtype=DTYPES[finished.dtype], attn_implementation=attention
+        finished.model, dtype=DTYPES[finished.dtype], attn_implementation=cfg.model.get("attention")
     )
     model.config.use_cache = False
+    choose_(model, PrunableNames.of(cfg))
     attach_supports(model, load_masks(finished.model / MASKS))
     if finished.adapter is not None:
         method.load_adapter(model, finished.adapter)

@@ -12,10 +12,12 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.config.prunable import PrunableNames
 from sparsemend.cost import Stages
 from sparsemend.logger.base import Trackers
 from sparsemend.result.record import Result
 from sparsemend.result.resume import last_checkpoint
+from sparsemend.run.choice import ChosenLinears
 from sparsemend.run.debug import FirstBlocks, cut_short
 from sparsemend.run.keys import Keys
 from sparsemend.run.parts import Parts
@@ -57,6 +59,7 @@ def build_parts(cfg: DictConfig) -> Parts:
     """One object per group of the config; raises ValueError where they cannot work together."""
     built = {group: build(cfg[group]) for group in Parts.__dataclass_fields__}
     built["logger"] = Trackers(built["logger"])
+    built["model"] = ChosenLinears(built["model"], PrunableNames.of(cfg))
     if cfg.get("debug") is not None:
         built["model"] = FirstBlocks(built["model"], cfg.debug.blocks)
     parts = Parts(**built)

@@ -55,10 +55,14 @@ class Keys:
 
     def windows(self, wanted: Wanted) -> dict[str, Any]:
         """Parts of the token windows."""
-        return {**self.model(), "data": section(self.cfg, "data"), **asdict(wanted)}
+        return {**self._source(), "data": section(self.cfg, "data"), **asdict(wanted)}
 
     def model(self) -> dict[str, Any]:
-        """Parts of the dense model, of which a debug run keeps the first blocks."""
+        """Parts of the dense model, whose linears are marked where they stay dense."""
+        return {**self._source(), "prunable": section(self.cfg, "prunable")}
+
+    def _source(self) -> dict[str, Any]:
+        """Parts of what is loaded, of which a debug run keeps the first blocks."""
         cut = {"blocks": self.cfg.debug.blocks} if self.cfg.get("debug") is not None else {}
         return {"model": section(self.cfg, "model"), "seed": self.cfg.seed, **cut}
 
@@ -80,6 +84,7 @@ class Keys:
             **self.environment,
             "model": self.dense,
             "pruner": with_files(section(self.cfg, "pruner")),
+            "prunable": section(self.cfg, "prunable"),
             "statistics": self.cfg.statistics,
             "calibration": [tokens_digest(batch) for batch in calibration.batches],
             "code": [code_digest(pruner), code_digest(schedule)],

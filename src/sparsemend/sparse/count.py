@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsemend.blocks.choice import dense_linears
 from sparsemend.blocks.find import block_index, find_blocks, prunable_linears
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
@@ -21,7 +22,8 @@ def sparsity_report(model: nn.Module) -> SparsityReport:
     for name, count in per_linear.items():
         block = f"{prefix}.{block_index(name, prefix)}"
         per_block[block] = per_block.get(block, LinearCount(0, 0)) + count
-    return SparsityReport(per_linear, per_block, sum(p.numel() for p in model.parameters()))
+    parameters = sum(p.numel() for p in model.parameters())
+    return SparsityReport(per_linear, per_block, parameters, tuple(dense_linears(model)))
 
 
 def asked_per_block(model: nn.Module, asked: Mapping[str, float]) -> dict[str, float]:
@@ -72,6 +74,7 @@ def sparsity_section(
             name: {"asked": asked[name], "achieved": count.sparsity}
             for name, count in report.per_linear.items()
         },
+        "excluded": list(report.excluded),
     }
 
 
@@ -94,12 +97,14 @@ class LinearCount:
 class SparsityReport:
     """Exact zero counts over the prunable linears of a model.
 
-    Prunable means nn.Linear inside a decoder block: embeddings, head, norms and biases are out.
+    Prunable means nn.Linear inside a decoder block: embeddings, head, norms and biases are out, and
+    so are the linears in `excluded`, which prunable.include and exclude leave dense.
     """
 
     per_linear: Mapping[str, LinearCount]
     per_block: Mapping[str, LinearCount]
     all_parameters: int
+    excluded: tuple[str, ...] = ()
 
     @property
     def total(self) -> LinearCount:

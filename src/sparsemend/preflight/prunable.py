@@ -1,0 +1,41 @@
+"""Hold `prunable.include` and `prunable.exclude` against the names that safetensors headers say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from omegaconf import DictConfig
+
+from sparsemend.checkpoint.headers import TensorShape, has_experts, linear_shapes
+from sparsemend.config.prunable import PrunableNames
+
+
+def prunable_shapes(cfg: DictConfig, blocks: dict[str, TensorShape]) -> dict[str, TensorShape]:
+    """Name -> (O, I) of the linears inside the blocks that may lose weights."""
+    return PrunableNames.of(cfg).without_dense(linear_shapes(blocks))
+
+
+def check_names(cfg: DictConfig, blocks: dict[str, TensorShape]) -> None:
+    """Raise ValueError on a pattern that matches no linear of these headers, and if none is left.
+
+    A file may leave out the first parts of the model's names, and experts are named anew when they
+    are loaded: then the model itself is asked, once it is there.
+    """
+    names = list(linear_shapes(blocks))
+    if not names or has_experts(blocks):
+        return
+    prunable = PrunableNames.of(cfg)
+    include = None if prunable.include is None else _without_prefix(prunable.include, names)
+    replace(prunable, include=include, exclude=_without_prefix(prunable.exclude, names)).check(
+        names
+    )
+
+
+def _without_prefix(patterns: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
+    """The patterns without first parts that the files leave out of all names."""
+    return tuple(next((p for p in _ends(pattern) if p in names), pattern) for pattern in patterns)
+
+
+def _ends(pattern: str) -> list[str]:
+    parts = pattern.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]

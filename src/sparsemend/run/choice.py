@@ -1,0 +1,28 @@
+"""A model whose linears are marked as `prunable.include` and `prunable.exclude` say."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsemend.blocks.choice import choose_, report_choice
+from sparsemend.config.prunable import PrunableNames
+from sparsemend.model import ModelSource
+
+
+class ChosenLinears(ModelSource):
+    """Another source's model, of which some linears stay dense each time it is loaded."""
+
+    def __init__(self, source: ModelSource, prunable: PrunableNames) -> None:
+        self.source, self.prunable, self.reported = source, prunable, False
+        self.name, self.context_length = source.name, source.context_length
+
+    def load(self, *, seed: int) -> PreTrainedModel:
+        model = self.source.load(seed=seed)
+        choose_(model, self.prunable)
+        if not self.reported:  # a run may load its dense model several times
+            report_choice(model, self.prunable)
+            self.reported = True
+        return model
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return self.source.tokenizer()

@@ -1,0 +1,51 @@
+"""`prunable` before torch: patterns against the names in headers, and what they leave to check."""
+
+from __future__ import annotations
+
+import pytest
+from support.configs import compose
+
+from sparsemend.preflight import check as preflight
+from sparsemend.preflight.cache import pruned_bytes
+from sparsemend.preflight.prunable import check_names, prunable_shapes
+
+DECODER = {f"decoder.layers.{i}.{n}.weight": (8, 6) for i in (0, 1) for n in ("fc1", "fc2")}
+EXPERTS = {"model.layers.0.mlp.experts.0.w1.weight": (8, 6)}
+
+
+def test_a_pattern_that_matches_nothing_is_refused_before_the_model_is_loaded() -> None:
+    with pytest.raises(ValueError, match=r"prunable\.exclude=q_porj matches no .* nearest: q_proj"):
+        preflight.check(compose("run", ["prunable.exclude=[q_porj]"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("prunable.include=q_proj", "not a list of strings"),
+        ("prunable.exclude=[1]", "not a list of strings"),
+        ("prunable.exclude=null", "not a list of strings"),
+        ("prunable=q_proj", "not a mapping"),
+    ],
+)
+def test_a_list_of_patterns_is_a_list_of_strings(override: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        preflight.check(compose("run", [override]))
+
+
+def test_a_file_may_leave_out_the_first_parts_of_the_models_names() -> None:
+    check_names(compose("run", ["prunable.exclude=[model.decoder.layers.0.fc1]"]), DECODER)
+    with pytest.raises(ValueError, match="matches no linear"):
+        check_names(compose("run", ["prunable.exclude=[model.decoder.layers.7.fc1]"]), DECODER)
+
+
+def test_experts_are_named_when_they_are_loaded() -> None:
+    check_names(compose("run", ["prunable.exclude=[down_proj]"]), EXPERTS)
+
+
+def test_what_stays_dense_is_held_to_no_pattern_and_takes_no_room_in_the_cache() -> None:
+    every, some = (compose("run", lines) for lines in ([], ["prunable.exclude=[mlp.*]"]))
+    assert pruned_bytes(some) < pruned_bytes(every)
+    assert list(prunable_shapes(compose("run", ["prunable.include=[fc2]"]), DECODER)) == [
+        "decoder.layers.0.fc2",
+        "decoder.layers.1.fc2",
+    ]
