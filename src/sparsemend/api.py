@@ -37,7 +37,7 @@ from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.names import ADAPTER, CHECKPOINTS, MASKS, PARTS
 from sparsemend.preflight.check import check_numbers, check_pattern, check_pruner
 from sparsemend.preflight.declared import check_declared
-from sparsemend.preflight.vocabulary import check_rounding
+from sparsemend.preflight.vocabulary import check_rounding, check_true_sequential
 from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
 from sparsemend.run.adopt import adopt, check_existing
@@ -112,8 +112,8 @@ def prune(
 
     calibration: token windows (N, T), None for a pruner and a schedule that read none.  include,
     exclude: patterns of linears, the keys of `prunable` in run.yaml; None as it says there, all
-    linears but routers.  settings: sparsity, pattern, rounding, statistics, seed and the groups
-    pruner, sparsity_schedule, hardware.
+    linears but routers.  settings: sparsity, pattern, rounding, statistics, true_sequential, seed
+    and the groups pruner, sparsity_schedule, hardware.
     """
     names = {"include": include, "exclude": exclude}
     patterns = {key: list(value) for key, value in names.items() if value is not None}
@@ -122,6 +122,7 @@ def prune(
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
     check_rounding(cfg, pattern)
+    check_true_sequential(cfg)
     _choose(model, cfg)
     check_prunable(model)
     _check_folded(model)
@@ -146,6 +147,7 @@ def prune(
                 pattern=pattern,
                 rounding=cfg.rounding,
                 statistics=cfg.statistics,
+                true_sequential=cfg.true_sequential,
             )
             asked = rules(model, Calibration(windows, device=device, offload=hardware.offload))
     return PruneOutcome(tuple(lines), asked, sparsity_report(model))

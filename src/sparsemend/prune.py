@@ -1,14 +1,16 @@
 """The one prune loop: visit a block, observe its inputs, prune its linears, go on.
 
 Statistics of a block are taken before any of its linears changes, on inputs from the already
-pruned blocks before it (Wanda and SparseGPT, "non true-sequential").
+pruned blocks before it (Wanda and SparseGPT).  In true-sequential order (Frantar et al. 2023, GPTQ,
+arXiv 2210.17323, an option of its code) they are taken anew for each group of linears, after the
+groups that the block calls before it are pruned.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -59,10 +61,11 @@ def prune(
     pattern: Pattern,
     *,
     first: FirstBlock | None = None,
+    true_sequential: bool = False,
 ) -> None:
     """Replace every prunable linear of `model` by a SparseLinear, block by block, in place.
 
-    calibration: not read by pruners that need none.
+    calibration: not read by pruners that need none.  first: not with `true_sequential`.
     """
     started = perf_counter()
     if not pruner.needs_calibration:
@@ -78,7 +81,8 @@ def prune(
     recorded = None if first is None else first.recorded
     for visit in calibration.walk(model, recorded=recorded):
         statistics = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
-        prune_block(visit, pruner, allocation, pattern, statistics=statistics)
+        for names in visit.call_groups() if true_sequential else [None]:
+            prune_block(visit, pruner, allocation, pattern, statistics=statistics, names=names)
         _report(visit.index, visit.count, visit.linears.values(), started)
 
 
@@ -89,12 +93,20 @@ def prune_block(
     pattern: Pattern,
     *,
     statistics: dict[str, Statistic] | None = None,
+    names: Collection[str] | None = None,
 ) -> None:
-    """Prune every linear of one visited block from one pass over its inputs, or from statistics."""
+    """Prune linears of one visited block from one pass over their inputs, or from statistics.
+
+    names: which linears, None for all.
+    """
     if statistics is None and pruner.needs_calibration:
-        statistics = visit.observe(lambda width, device: _require_statistic(pruner, width, device))
+        statistics = visit.observe(
+            lambda width, device: _require_statistic(pruner, width, device), names
+        )
     statistics = statistics or {}
     for name, linear in list(visit.linears.items()):
+        if names is not None and name not in names:
+            continue
         rate = allocation[visit.full_name(name)]
         visit.replace(name, prune_linear(linear, pruner, statistics.pop(name, None), rate, pattern))
 

@@ -26,7 +26,11 @@ def whole() -> dict[str, Any]:
     """A result that has every section and every key of the schema."""
     content = made.result()
     content["provenance"]["threads"] = 2
-    content["protocol"] |= {"statistics": "dense", "zero_shot": {"items": 5}}
+    content["protocol"] |= {
+        "statistics": "dense",
+        "true_sequential": True,
+        "zero_shot": {"items": 5},
+    }
     content["sparsity"] |= {
         "effective": 0.0,
         "achieved_of_all_parameters": 0.5,

@@ -12,7 +12,7 @@ on the size of a batch.  With one sequence they depend on the windows and their 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sparsemend.blocks.calls import BlockArguments, Recorded, StopForward, record_calls
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.observer import InputObserver
+from sparsemend.blocks.order import CallOrder
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
 
 # As in the code of Wanda and SparseGPT, whose order of sums this keeps; one sequence of 2048 tokens
@@ -54,12 +55,16 @@ class Visit:
         self.linears[name] = linear
 
     @torch.no_grad()
-    def observe(self, factory: StatisticFactory) -> dict[str, Statistic]:
+    def observe(
+        self, factory: StatisticFactory, names: Collection[str] | None = None
+    ) -> dict[str, Statistic]:
         """One pass over the calibration batches; a statistic per linear, fed by hooks.
 
-        Linears that are handed the very same input tensor share one statistic object.
+        Linears that are handed the very same input tensor share one statistic object.  names: the
+        linears to observe, None for all; a forward ends with the last of them.
         """
-        observer = InputObserver(self.linears, factory)
+        observed = self.linears if names is None else {name: self.linears[name] for name in names}
+        observer = InputObserver(observed, factory)
         with observer.hooks():
             for state in self._states:
                 observer.start_batch(state)
@@ -68,6 +73,17 @@ class Visit:
                 except StopForward:
                     continue
         return observer.statistics()
+
+    @torch.no_grad()
+    def call_groups(self) -> list[list[str]]:
+        """The linears in groups, such that none reads what a later group computes."""
+        order = CallOrder(self.block, self.linears)
+        for state in self._states:
+            with order.hooks():
+                self.forward(state)
+            if order.complete:
+                break
+        return order.groups()
 
     @torch.no_grad()
     def outputs(self) -> list[Tensor]:

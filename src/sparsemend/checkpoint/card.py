@@ -78,6 +78,7 @@ PROTOCOL = {  # key of result.json's protocol -> its name in the card
     "dtype": "dtype",
     "calibration_samples": "calibration windows",
     "statistics": "statistics",
+    "true_sequential": "true-sequential order inside a block",
     "data_hash": "SHA-256 of the data",
 }
 REPAIR = {"steps": "optimizer steps", "windows_per_step": "windows per optimizer step"}
@@ -200,6 +201,8 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

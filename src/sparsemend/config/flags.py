@@ -19,6 +19,7 @@ SCHEDULE = "sparsemend.sparsity_schedule.base.SparsitySchedule"
 METHOD = "sparsemend.method.base.RepairMethod"
 HARDWARE = "sparsemend.hardware.Hardware"
 FLAGS = {  # flag -> the contract that states its default
+    "needs_calibration": PRUNER,
     "prunes": PRUNER,
     "reads_support": PRUNER,
     "takes_gram": PRUNER,

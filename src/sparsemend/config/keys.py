@@ -51,6 +51,7 @@ KEYS: Mapping[str, Key] = {
     "pattern_tail":      Key(_yes,   _yes,  _yes, _no,  _no,   _yes),
     "rounding":          Key(_yes,   _yes,  _yes, _no,  _no,   _yes),
     "statistics":        Key(_yes,   _yes,  _yes, _no,  _no,   _yes),
+    "true_sequential":   Key(_yes,   _yes,  _yes, _no,  _no,   _yes),
     "prunable":          Key(_yes,   _yes,  _yes, _no,  _no,   _yes),
     "seed":              Key(_yes,   _yes,  _no,  _no,  _no,   _no),
     "export":            Key(_no,    _no,   _no,  _yes, _yes,  _no),

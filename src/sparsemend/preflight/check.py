@@ -33,6 +33,7 @@ from sparsemend.preflight.vocabulary import (
     check_rounding,
     check_similarity,
     check_training,
+    check_true_sequential,
     leaves_whole,
     name_of,
 )
@@ -66,6 +67,7 @@ def check(cfg: DictConfig) -> None:
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
     check_rounding(cfg, pattern)
+    check_true_sequential(cfg)
     check_dtype(cfg)
     check_loggers(cfg)
     check_steps(cfg)

@@ -105,6 +105,22 @@ def check_adapter_shapes(asked: Asked) -> None:
             check(f"method.{key}", value, asked.linears)
 
 
+def check_true_sequential(cfg: DictConfig) -> None:
+    """true_sequential has statistics that it may take anew inside a block."""
+    if not cfg.get("true_sequential"):
+        return
+    if not says(cfg.pruner, "needs_calibration"):
+        raise ValueError(
+            f"true_sequential=true orders what a pruner reads of inputs, and pruner="
+            f"{name_of(cfg.pruner)} reads none; set true_sequential=false"
+        )
+    if cfg.get("statistics") == "dense":
+        raise ValueError(
+            "true_sequential=true takes statistics anew inside every block, statistics=dense takes "
+            "them once of the dense model; set one of the two to its default"
+        )
+
+
 def check_rounding(cfg: DictConfig, pattern: Pattern) -> None:
     """rounding is known, and no pattern undoes an exact budget."""
     rounding = cfg.get("rounding")

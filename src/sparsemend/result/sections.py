@@ -82,6 +82,7 @@ class Conditions(ResultSection):
     data_hash: str | None = None
     calibration_samples: int | None = None
     statistics: str = "exact"
+    true_sequential: bool = False
     described: Mapping[str, Any] = field(default_factory=dict)
 
     OTHERS: ClassVar = "described"

@@ -74,6 +74,7 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
         "data_hash": data.fingerprint(),
         "calibration_samples": data.calibration_samples,
         "statistics": job.cfg.statistics,
+        "true_sequential": job.cfg.true_sequential,
     }
     earlier = content["protocol"].get("data_hash", protocol["data_hash"])  # of a resumed run
     if earlier != protocol["data_hash"]:

@@ -31,7 +31,7 @@ NOTHING_KEPT = Memory(False)
 class PruningRules:
     """The rules of one pruning: all that decides it besides model and calibration.
 
-    rounding and statistics: as in run.yaml.
+    rounding, statistics and true_sequential: as in run.yaml.
     """
 
     pruner: Pruner
@@ -40,6 +40,7 @@ class PruningRules:
     pattern: Pattern
     rounding: str
     statistics: str
+    true_sequential: bool
 
     def __call__(
         self,
@@ -64,8 +65,18 @@ class PruningRules:
             statistics = remember("statistics", dense_statistics)
             prune_observed(model, calibration, statistics, pruner, allocation, self.pattern)
             return allocation
-        first = remember("first block", observe_first) if memory.enabled else None
-        prune(model, calibration, pruner, allocation, self.pattern, first=first)
+        first = None
+        if memory.enabled and not self.true_sequential:  # which observes the first block by parts
+            first = remember("first block", observe_first)
+        prune(
+            model,
+            calibration,
+            pruner,
+            allocation,
+            self.pattern,
+            first=first,
+            true_sequential=self.true_sequential,
+        )
         return allocation
 
 
@@ -131,4 +142,5 @@ def pruning_of(job: RunJob) -> PruningRules:
         pattern=job.pattern,
         rounding=cfg.rounding,
         statistics=cfg.statistics,
+        true_sequential=cfg.true_sequential,
     )
