@@ -12,6 +12,17 @@ from time import perf_counter
 
 import torch
 
+from sparsemend.errors import brief, lacks_disk, lacks_memory
+
+# what lowers the peak of a stage; a stage without an entry has nothing to lower it
+LOWER = {
+    "load": "model.dtype=bfloat16 halves the weights, hardware.offload=true keeps them on the host",
+    "evaluate": "hardware.evaluation_batch=1, or a lower evaluation.perplexity.logits_bytes",
+    "prune": "hardware.offload=true, or fewer data.calibration_samples",
+    "repair": "hardware.micro_batch=1, method.activation_checkpointing=true where the method "
+    "trains, or hardware.offload=true",
+}
+
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 
@@ -45,14 +56,30 @@ class Stages:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
+        """Measure the block as part of stage `name`.
+
+        Raises MemoryError or OSError of one line where memory or the disk ran out inside.
+        """
         self._reset()
         started = perf_counter()
         try:
             yield
+        except Exception as error:
+            if lacks_memory(error):
+                raise MemoryError(self._memory_line(name, error)) from error
+            if lacks_disk(error):
+                raise OSError(f"{name}: the disk is full ({brief(error)}); make room") from error
+            raise
         finally:
             cost = self.costs.setdefault(name, Cost())
             cost.seconds += perf_counter() - started
             cost.peak_bytes = max(cost.peak_bytes, self._peak())
+
+    def _memory_line(self, name: str, error: Exception) -> str:
+        """Where memory ran out, the peak by then, and what lowers it."""
+        peak = f"{self._peak() / 2**20:,.0f} MiB ({self.peak_scope})"
+        lower = LOWER.get(name, "give it more memory")
+        return f"{name}: out of memory on {self.device} after {peak}: {brief(error)}; try {lower}"
 
     def _reset(self) -> None:
         if self.peak_scope == "cuda":
