@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +13,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
 from sparsemend.result.window_losses import write_losses
 from sparsemend.run.cache import Content
 from sparsemend.run.job import Loaded, RunJob
@@ -30,6 +33,8 @@ def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
         for name, evaluation in job.parts.evaluation.items():
             measurement = _once(job, state, name, evaluation, inputs, key, loaded.model)
             metrics |= measurement.values
+            if state == "dense":
+                check_finite(measurement.values, str(job.cfg.model.dtype))
             losses |= measurement.tensors
             if described := evaluation.describe():
                 content["protocol"][name] = described
@@ -41,6 +46,24 @@ def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
     named = {k: v for k, v in metrics.items() if k.count("/") == 1 and not k[-1].isdigit()}
     shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
     log.info("%-8s  %s", state, shown)
+
+
+def check_finite(measured: Mapping[str, float], dtype: str) -> None:
+    """Raise FloatingPointError where a perplexity of the dense model is no finite number.
+
+    That of a pruned or repaired model may be: a collapsed model is a result.
+    """
+    for name in (METRIC, TASK_METRIC, VALIDATION_METRIC):
+        if math.isfinite(measured.get(name, 0.0)):
+            continue
+        remedy = {
+            "float16": "its activations overflow; set model.dtype=bfloat16 (or float32)",
+            "bfloat16": "set model.dtype=float32",
+        }.get(dtype, "float32 overflows in no trained model, so look at its weights")
+        raise FloatingPointError(
+            f"{name} of the dense model is {measured[name]} in model.dtype={dtype}, so that no "
+            f"number of this run would mean anything: {remedy}"
+        )
 
 
 def _key_of(job: RunJob, state: str, model: PreTrainedModel) -> str:
