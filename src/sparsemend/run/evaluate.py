@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.config.values import digest
-from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.evaluation.base import Evaluation, EvaluationInput, KeepNothing, Unfinished
 from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
 from sparsemend.result.window_losses import write_losses
 from sparsemend.run.cache import Content
@@ -90,24 +90,30 @@ def _once(
 
     A repeatable evaluation measures equal models only once.
     """
-    compute = partial(_measure, job, evaluation, model, inputs)
     if not key or not type(evaluation).repeatable:
-        return compute()
+        return _measure(job, evaluation, model, inputs, KeepNothing())
     parts = job.keys.measuring(key, name, evaluation, inputs)
+    unfinished = job.reuse.unfinished(parts)
+    compute = partial(_measure, job, evaluation, model, inputs, unfinished)
     if state == "repaired":
-        return job.reuse.again("metrics", parts, compute)
-    kept = partial(job.reuse.once, "metrics", parts, compute, origin=["metrics", state, name])
-    if state == "dense":
-        content: Content = job.reuse.memory.once(f"dense {name}", parts, kept)
-        return content
-    return kept()
+        content = job.reuse.again("metrics", parts, compute)
+    else:
+        once = partial(job.reuse.once, "metrics", parts, compute, origin=["metrics", state, name])
+        memory = job.reuse.memory
+        content = memory.once(f"dense {name}", parts, once) if state == "dense" else once()
+    unfinished.forget()
+    return content
 
 
 def _measure(
-    job: RunJob, evaluation: Evaluation, model: PreTrainedModel, inputs: EvaluationInput
+    job: RunJob,
+    evaluation: Evaluation,
+    model: PreTrainedModel,
+    inputs: EvaluationInput,
+    unfinished: Unfinished,
 ) -> Content:
     """Measure on the device of this run, then put the model back where it lives."""
-    fresh = replace(inputs, window_losses={})
+    fresh = replace(inputs, window_losses={}, unfinished=unfinished)
     home = next(model.parameters()).device
     nn.Module.to(model, job.device)
     metrics = evaluation(model, fresh)
