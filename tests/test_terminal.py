@@ -3,9 +3,10 @@ from __future__ import annotations
 import logging
 
 import pytest
+from tqdm import tqdm
 
 from sparsemend import terminal
-from sparsemend.terminal import RUN_WIDTH, StageLines, console, duration, track
+from sparsemend.terminal import RUN_WIDTH, BarLines, StageLines, console, duration, track
 
 
 def test_a_log_file_gets_the_asked_width(capsys) -> None:
@@ -77,3 +78,16 @@ def test_a_terminal_gets_bars_and_no_lines(
 )
 def test_a_duration_is_as_coarse_as_it_is_long(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_bars_of_a_library_become_lines(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    stream = BarLines("zero_shot")
+    with tqdm(total=100, desc="Running requests", file=stream, mininterval=0) as bar:
+        for _ in range(4):
+            clock.now += 20
+            bar.update(20)
+    assert stream.getvalue() == ""
+    assert caplog.messages == [
+        "zero_shot: Running requests 40/100  60 s left",
+        "zero_shot: Running requests 80/100  20 s left",
+    ]

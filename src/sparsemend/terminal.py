@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import ClassVar, TypeVar
@@ -61,6 +63,25 @@ class StageLines:
             parts += [f"{self.tokens * share / seconds:,.0f} tokens/s"] if self.tokens else []
             parts.append(f"{duration(seconds / share * (1 - share))} left")
         return "  ".join(parts)
+
+
+class BarLines(io.StringIO):
+    """Takes a library's progress bars (tqdm's) for a stderr, and says what they show as lines."""
+
+    BAR = re.compile(r"([^\r\n]*?):?\s*\d+%\|[^|]*\|\s*(\d+)/(\d+)")
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self.stage = stage
+        self.lines: StageLines | None = None
+
+    def write(self, text: str) -> int:
+        for what, done, total in self.BAR.findall(text):
+            name = f"{self.stage}: {what.strip()}".rstrip(": ")
+            if self.lines is None or (self.lines.what, self.lines.total) != (name, int(total)):
+                self.lines = StageLines(name, int(total), first=int(done))
+            self.lines.tick(int(done))
+        return len(text)
 
 
 def duration(seconds: float) -> str:
