@@ -11,13 +11,15 @@ from sparsemend.cost import Stages
 
 
 def test_seconds_add_up_over_repeated_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 11.0, 20.0, 20.5])
+    clock = iter([10.0, 11.0, 20.0, 20.5, 30.0, 32.0])
     monkeypatch.setattr(cost, "perf_counter", lambda: next(clock))
     stages = Stages(torch.device("cpu"))
-    for _ in range(2):
-        with stages.measure("evaluate"):
+    for part in ("dense", "pruned", None):
+        with stages.measure("evaluate", part):
             pass
-    assert stages.costs["evaluate"].seconds == 1.5
+    spent = stages.costs["evaluate"]
+    assert spent.seconds == 3.5
+    assert {name: part.seconds for name, part in spent.parts.items()} == {"dense": 1, "pruned": 0.5}
 
 
 def test_a_stage_that_fails_is_measured_all_the_same() -> None:

@@ -29,10 +29,18 @@ STATUS = Path("/proc/self/status")
 
 @dataclass
 class Cost:
-    """Seconds and peak bytes of one stage; repeated use adds seconds and keeps the larger peak."""
+    """Seconds and peak bytes of one stage; repeated use adds seconds and keeps the larger peak.
+
+    parts: the same of its uses under a name each, such as the states that were measured.
+    """
 
     seconds: float = 0.0
     peak_bytes: int = 0
+    parts: dict[str, Cost] = field(default_factory=dict)
+
+    def add(self, seconds: float, peak_bytes: int) -> None:
+        self.seconds += seconds
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
 
 
 @dataclass
@@ -55,8 +63,8 @@ class Stages:
             self.peak_scope = "process"
 
     @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Measure the block as part of stage `name`.
+    def measure(self, name: str, part: str | None = None) -> Iterator[None]:
+        """Measure the block as part of stage `name`, and by itself as its `part`.
 
         Raises MemoryError or OSError of one line where memory or the disk ran out inside.
         """
@@ -72,8 +80,10 @@ class Stages:
             raise
         finally:
             cost = self.costs.setdefault(name, Cost())
-            cost.seconds += perf_counter() - started
-            cost.peak_bytes = max(cost.peak_bytes, self._peak())
+            seconds, peak = perf_counter() - started, self._peak()
+            cost.add(seconds, peak)
+            if part is not None:
+                cost.parts.setdefault(part, Cost()).add(seconds, peak)
 
     def _memory_line(self, name: str, error: Exception) -> str:
         """Where memory ran out, the peak by then, and what lowers it."""

@@ -27,7 +27,7 @@ from sparsemend.result.run_result import SCHEMA, RunResult, finite
 from sparsemend.result.sections import Provenance, costs_to_json
 
 if TYPE_CHECKING:  # it imports torch
-    from sparsemend.cost import Stages
+    from sparsemend.cost import Cost, Stages
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ class Result:
         self.content["peak_scope"] = stages.peak_scope
         for name, cost in stages.costs.items():
             kept = self.content["cost"].setdefault(name, {})
-            kept.update(seconds=round(cost.seconds, 3), peak_bytes=cost.peak_bytes)
+            kept.update(_spent(cost))
+            if cost.parts:
+                kept["by_state"] = {state: _spent(part) for state, part in cost.parts.items()}
         self.write()
 
     def fail(self, error: BaseException, stages: Stages | None = None) -> None:
@@ -95,6 +97,10 @@ class Result:
             self.write() if stages is None else self.costs(stages)
         except OSError as unwritten:
             log.error("%s could not be written: %s", self.path, unwritten)
+
+
+def _spent(cost: Cost) -> dict[str, float]:
+    return {"seconds": round(cost.seconds, 3), "peak_bytes": cost.peak_bytes}
 
 
 def check_complete(content: Mapping[str, Any], written: Mapping[str, Any], at: str = "") -> None:

@@ -34,7 +34,8 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Value]:
     for block, achieved in sparsity.get("per_block", {}).items():
         flat[f"sparsity/block/{_index(block)}"] = achieved
     for stage, cost in result["cost"].items():
-        flat |= {f"cost/{stage}/{key}": value for key, value in cost.items()}
+        plain = {key: value for key, value in cost.items() if not isinstance(value, Mapping)}
+        flat |= {f"cost/{stage}/{key}": value for key, value in plain.items()}
     for key, value in result["repair"].items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"repair/{key}"] = value

@@ -28,7 +28,7 @@ def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
     metrics: dict[str, float] = {}
     losses: dict[str, Tensor] = {}
     content = job.result.content
-    with job.stages.measure("evaluate"):
+    with job.stages.measure("evaluate", state):
         key = _key_of(job, state, loaded.model)
         for name, evaluation in job.parts.evaluation.items():
             measurement = _once(job, state, name, evaluation, inputs, key, loaded.model)
