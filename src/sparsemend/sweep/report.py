@@ -90,7 +90,8 @@ def summary_table(cells: Sequence[Cell], folder: Path) -> Table:
     Columns: what varies, status, test perplexity per state, sparsity, seconds, the run that pruned.
     """
     varying = varying_keys(cells)
-    table = Table(title=str(folder), caption=f"{METRIC}; all measurements in {SUMMARY}")
+    debug = "DEBUG RUNS: " if any(cell.debug_blocks for cell in cells) else ""
+    table = Table(title=f"{debug}{folder}", caption=f"{METRIC}; all measurements in {SUMMARY}")
     for column in ("cell", *varying, "status"):
         table.add_column(column)
     for column in (*STATES, "sparsity", "seconds", "pruned by"):
