@@ -1,18 +1,25 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from sparsemend import cost
 from sparsemend.cost import Stages
 
 
 def test_seconds_add_up_over_repeated_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 11.0, 20.0, 20.5])
+    clock = iter([10.0, 11.0, 20.0, 20.5, 30.0, 32.0])
     monkeypatch.setattr(cost, "perf_counter", lambda: next(clock))
     stages = Stages(torch.device("cpu"))
-    for _ in range(2):
-        with stages.measure("evaluate"):
+    for part in ("dense", "pruned", None):
+        with stages.measure("evaluate", part):
             pass
-    assert stages.costs["evaluate"].seconds == 1.5
+    spent = stages.costs["evaluate"]
+    assert spent.seconds == 3.5
+    assert {name: part.seconds for name, part in spent.parts.items()} == {"dense": 1, "pruned": 0.5}
 
 
 def test_a_stage_that_fails_is_measured_all_the_same() -> None:
@@ -34,3 +41,52 @@ def test_the_peak_belongs_to_the_stage_that_made_it() -> None:
     with stages.measure("small"):
         torch.ones(1)
     assert stages.costs["large"].peak_bytes - stages.costs["small"].peak_bytes > 200 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("stage", "lower"),
+    [("evaluate", "hardware.evaluation_batch=1"), ("repair", "hardware.micro_batch=1")],
+)
+def test_a_lack_of_memory_is_one_line_with_stage_device_peak_and_what_lowers_it(
+    stage: str, lower: str
+) -> None:
+    stages = Stages(torch.device("cpu"))
+    with pytest.raises(MemoryError) as caught, stages.measure(stage):
+        torch.empty(2**62, dtype=torch.uint8)
+    assert re.match(f"{stage}: out of memory on cpu after [0-9,]+ MiB ", str(caught.value))
+    assert lower in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_that_lacks_memory_is_answered_alike() -> None:
+    stages = Stages(torch.device("cpu"))
+    with pytest.raises(MemoryError, match=r"hardware\.offload=true"), stages.measure("prune"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_an_error_of_cuda_keeps_its_traceback() -> None:
+    stages = Stages(torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="CUDA error"), stages.measure("prune"):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def save_by_torch(path: Path) -> None:
+    torch.save({"weight": torch.zeros(2**16)}, path)
+
+
+def save_by_safetensors(path: Path) -> None:
+    # save_file makes a file of its own where a link to /dev/full lies, so these are its words
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+def save_by_python(path: Path) -> None:
+    path.write_bytes(b"0")
+
+
+@pytest.mark.parametrize("save", [save_by_torch, save_by_safetensors, save_by_python])
+def test_a_full_disk_is_one_line(save: Callable[[Path], None], tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    stages = Stages(torch.device("cpu"))
+    with pytest.raises(OSError, match=r"No space left|the disk is full"), stages.measure("export"):
+        save(full)

@@ -12,16 +12,35 @@ from time import perf_counter
 
 import torch
 
+from sparsemend.errors import brief, lacks_disk, lacks_memory
+
+# what lowers the peak of a stage; a stage without an entry has nothing to lower it
+LOWER = {
+    "load": "model.dtype=bfloat16 halves the weights, hardware.offload=true keeps them on the host",
+    "evaluate": "hardware.evaluation_batch=1, or a lower evaluation.perplexity.logits_bytes",
+    "prune": "hardware.offload=true, or fewer data.calibration_samples",
+    "repair": "hardware.micro_batch=1, method.activation_checkpointing=true where the method "
+    "trains, or hardware.offload=true",
+}
+
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 
 
 @dataclass
 class Cost:
-    """Seconds and peak bytes of one stage; repeated use adds seconds and keeps the larger peak."""
+    """Seconds and peak bytes of one stage; repeated use adds seconds and keeps the larger peak.
+
+    parts: the same of its uses under a name each, such as the states that were measured.
+    """
 
     seconds: float = 0.0
     peak_bytes: int = 0
+    parts: dict[str, Cost] = field(default_factory=dict)
+
+    def add(self, seconds: float, peak_bytes: int) -> None:
+        self.seconds += seconds
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
 
 
 @dataclass
@@ -44,15 +63,33 @@ class Stages:
             self.peak_scope = "process"
 
     @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
+    def measure(self, name: str, part: str | None = None) -> Iterator[None]:
+        """Measure the block as part of stage `name`, and by itself as its `part`.
+
+        Raises MemoryError or OSError of one line where memory or the disk ran out inside.
+        """
         self._reset()
         started = perf_counter()
         try:
             yield
+        except Exception as error:
+            if lacks_memory(error):
+                raise MemoryError(self._memory_line(name, error)) from error
+            if lacks_disk(error):
+                raise OSError(f"{name}: the disk is full ({brief(error)}); make room") from error
+            raise
         finally:
             cost = self.costs.setdefault(name, Cost())
-            cost.seconds += perf_counter() - started
-            cost.peak_bytes = max(cost.peak_bytes, self._peak())
+            seconds, peak = perf_counter() - started, self._peak()
+            cost.add(seconds, peak)
+            if part is not None:
+                cost.parts.setdefault(part, Cost()).add(seconds, peak)
+
+    def _memory_line(self, name: str, error: Exception) -> str:
+        """Where memory ran out, the peak by then, and what lowers it."""
+        peak = f"{self._peak() / 2**20:,.0f} MiB ({self.peak_scope})"
+        lower = LOWER.get(name, "give it more memory")
+        return f"{name}: out of memory on {self.device} after {peak}: {brief(error)}; try {lower}"
 
     def _reset(self) -> None:
         if self.peak_scope == "cuda":

@@ -1,9 +1,15 @@
-"""Errors that a command answers with one line instead of a traceback."""
+"""Errors that a command answers with one line instead of a traceback.
+
+What a user's input makes a library raise is one line that names the input; a fault of ours keeps
+its traceback.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class OverrideError(Exception):
@@ -11,7 +17,63 @@ class OverrideError(Exception):
 
 
 # answered in one line; anything else is a bug and shows where
-USER_ERRORS = (ValueError, OSError, FloatingPointError)
+USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
+
+PACKAGE = str(Path(__file__).resolve().parent)
+# of safetensors, then of torch.save, which differ by how far it came
+FULL = ("No space left on device", "PytorchStreamWriter", "iostream error", "unexpected pos")
+LONGEST = 400  # characters of a library's message that a line repeats
+
+
+@contextmanager
+def blame(what: str, remedy: str) -> Iterator[None]:
+    """Turn an error that a library raises inside into a ValueError of one line.
+
+    what: the user's input by key and value, such as `model.path=/models/x`; remedy: what to give
+    instead.  An error that this package itself raised passes as it is: it has its own words, or is
+    a fault of ours.  So do a lack of memory and an error of CUDA, which no input causes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if raised_here(error) or lacks_memory(error) or "CUDA error" in str(error):
+            raise
+        raise ValueError(f"{what}: {brief(error)}; {remedy}") from error
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether the innermost Python frame of an error is one of this package."""
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return Path(trace.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether Python, torch on the host or torch on a GPU was refused memory."""
+    refused = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or refused
+
+
+def lacks_disk(error: BaseException) -> bool:
+    """Whether a file could not be written for want of room, in the words of safetensors or torch.
+
+    Python's own OSError of that kind names the file, and needs no other words.
+    """
+    text = str(error)
+    return not isinstance(error, OSError) and any(words in text for words in FULL)
+
+
+def brief(error: BaseException) -> str:
+    """The message of an error in one line, cut to LONGEST; its type leads where that tells more."""
+    text = " ".join(str(error).split())
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST].rstrip()} ..."
+    if isinstance(error, ValueError | OSError) and text:
+        return text.rstrip(".;")
+    return f"{type(error).__name__}: {text}".rstrip(" .:;")
 
 
 def nearest(

@@ -68,6 +68,17 @@ def test_a_key_that_lacks_its_group_is_refused_with_the_whole_key() -> None:
     assert "nearest: method.max_steps\n" in refusal("max_steps=3")
 
 
+def test_a_key_that_lacks_its_member_is_refused_with_that_of_its_own_group_first() -> None:
+    assert "nearest: logger.wandb.mode, " in refusal("logger=wandb", "logger.mode=offline")
+
+
+def test_a_folder_of_configs_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "größe, it's [a] \\ name"
+    (folder / "method").mkdir(parents=True)
+    (folder / "method" / "mine.yaml").write_text("_target_: own.Mine\nstrength: 1\n")
+    assert jobs("method=mine", extra=folder)[0].method.strength == 1
+
+
 def test_an_unknown_experiment_is_refused_though_the_group_is_optional() -> None:
     assert "nearest: pretrain_tiny" in refusal("experiment=pretrain_tny")
 

@@ -26,6 +26,7 @@ from sparsemend.logger.wandb import WandbTracker, as_agent_allows, last_stage, r
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.result.record import Result
 from sparsemend.result.summary import BLOCK_COLUMNS, block_rows, curves_of, metric_rows, summary_of
+from sparsemend.run.job import open_trackers
 from sparsemend.run.run import carry_out, finish
 from sparsemend.training.mask_callbacks import UpdateMasks
 
@@ -300,6 +301,26 @@ def test_a_tracker_that_fails_at_the_end_leaves_a_finished_run(
     finish(bare(Broken(), tmp_path))
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "finished"
     assert "no space" in caplog.text
+
+
+def test_where_a_tracker_cannot_open_the_others_are_closed_and_its_error_is_one_line(
+    tmp_path: Path,
+) -> None:
+    closed: list[str] = []
+
+    class Opens(CsvTracker):
+        def abandon(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:
+            closed.append(result["status"])
+
+    class Fails(CsvTracker):
+        def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
+            json.loads("{}", object_pairs_hook=lambda pairs: pairs.no_such_name)
+
+    result = Result(tmp_path / "result.json", OmegaConf.create(CONFIG))
+    trackers = Trackers({"one": Opens(), "two": Fails(), "three": Opens()})
+    with pytest.raises(ValueError, match=r"^logger=two: AttributeError: 'list' .*; mend what"):
+        open_trackers(trackers, result, tmp_path)
+    assert closed == ["failed"]
 
 
 def test_a_second_part_of_a_run_keeps_the_first_ones_curve(tmp_path: Path) -> None:

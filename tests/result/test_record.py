@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 
 import jsonschema
+import pytest
 from omegaconf import OmegaConf
 from support.families import random_model
 
@@ -34,6 +35,28 @@ def test_a_failed_result_follows_the_schema_and_says_why(tmp_path: Path) -> None
     jsonschema.validate(content, SCHEMA)
     assert content["status"] == "failed"
     assert content["error"]["message"] == "sparsity 1.2 is not in [0, 1)"
+
+
+def test_a_run_that_has_ended_is_not_rewritten_by_a_later_error(tmp_path: Path) -> None:
+    result = Result(tmp_path / "result.json", CONFIG)
+    result.content["status"] = "finished"
+    result.fail(BrokenPipeError("the table could not be printed"))
+    assert (result.content["status"], result.content["error"]) == ("finished", None)
+    result.content["status"] = "running"
+    for number in (1, 2):
+        result.fail(ValueError(f"error {number}"))
+    assert read(tmp_path / "result.json")["error"]["message"] == "error 1"
+
+
+def test_a_disk_that_is_full_does_not_hide_why_a_run_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("sparsemend.result.record.write_json", write)
+    Result(tmp_path / "result.json", CONFIG).fail(ValueError("the reason"))
+    assert "result.json could not be written" in caplog.text
 
 
 def test_an_infinite_perplexity_is_written_as_null(tmp_path: Path) -> None:

@@ -287,7 +287,12 @@ def test_the_command_in_a_process_of_its_own_leaves_the_same(
 
 
 def undisturbed_and_killed(
-    workspace: Path, folder: Path, *overrides: str, before: str, count: int = 1
+    workspace: Path,
+    folder: Path,
+    *overrides: str,
+    before: str,
+    count: int = 1,
+    prelude: str = "",
 ) -> list[Path]:
     """Run folders of one configuration: run through, and killed before it wrote `before`."""
     folders = [folder / "one", folder / "two"]
@@ -295,7 +300,9 @@ def undisturbed_and_killed(
     done = sparsemend_here(contract(workspace, folders[0], *overrides), folder)
     assert done.returncode == 0, done.stderr
     arguments = contract(workspace, folders[1], *overrides)
-    killed = sparsemend_dying(arguments, folder, before=before, count=count, signal=signal.SIGKILL)
+    killed = sparsemend_dying(
+        arguments, folder, before=before, count=count, signal=signal.SIGKILL, prelude=prelude
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert result_of(folders[1])["status"] == "running"
     assert not (folders[1] / "model").exists()
@@ -309,6 +316,26 @@ def go_on(workspace: Path, folder: Path, *overrides: str) -> str:
     assert done.returncode == 0, done.stderr
     assert len(result_of(folder)["earlier_attempts"]) == 1
     return done.stdout
+
+
+@pytest.mark.slow
+def test_a_measurement_that_was_killed_goes_on_after_its_last_kept_window(
+    workspace: Path, tmp_path: Path
+) -> None:
+    overrides = ("method=none", "hardware.evaluation_batch=1")
+    one, two = undisturbed_and_killed(
+        workspace,
+        tmp_path,
+        *overrides,
+        before="begun/*-test.safetensors",
+        count=3,
+        prelude="from sparsemend.run import unfinished; unfinished.EVERY = 0.0",
+    )
+    assert "test goes on after 2 batches" in go_on(workspace, two, *overrides)
+    assert result_of(one)["metrics"] == result_of(two)["metrics"]
+    losses = [load_file(f / "window_losses" / "dense.safetensors") for f in (one, two)]
+    assert_same_bits(*losses)
+    assert not (two / "stages").exists()
 
 
 @pytest.mark.slow

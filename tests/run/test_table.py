@@ -28,7 +28,14 @@ def result(*, task: bool) -> dict[str, Any]:
         "sparsity": {"target": 0.6, "achieved": 0.6},
         "cost": {
             **dict.fromkeys(("load", "prune", "repair", "export"), cost),
-            "evaluate": {"seconds": 34.94, "peak_bytes": 2**20},
+            "evaluate": {
+                "seconds": 34.94,
+                "peak_bytes": 2**22,
+                "by_state": {
+                    state: {"seconds": 10.5 + i, "peak_bytes": 2 ** (20 + i)}
+                    for i, state in enumerate(STATES)
+                },
+            },
         },
         "metrics": metrics,
         "peak_scope": "stage",
@@ -67,14 +74,17 @@ def test_a_measure_that_was_not_taken_is_a_dash_and_one_that_overflowed_says_so(
     assert [row[2].strip() for row in rows] == ["-", "not finite", "-"]
 
 
-def test_the_seconds_of_measuring_are_told() -> None:
-    assert "besides: evaluate 34.9 s, export 1.0 s" in printed(result(task=False))
+def test_a_row_shows_the_seconds_and_the_peak_of_its_own_work() -> None:
+    rows = [line.split("│") for line in printed(result(task=False)).splitlines() if "│" in line]
+    assert [row[5].strip() for row in rows] == ["10.5", "12.5", "13.5"]
+    assert [row[6].strip() for row in rows] == ["1 MiB", "2 MiB", "4 MiB"]
+    assert "besides: load 1.0 s, export 1.0 s" in printed(result(task=False))
 
 
 def test_seconds_that_an_earlier_run_spent_stand_in_brackets() -> None:
     again = {**result(task=False), "from_run": {"folder": "out/0"}}
     rows = [line.split("│") for line in printed(again).splitlines() if "│" in line]
-    assert [row[5].strip() for row in rows] == ["1.0", "(1.0)", "(1.0)"]
+    assert [row[5].strip() for row in rows] == ["10.5", "(1.0) + 11.5", "(1.0) + 12.5"]
     assert "in brackets: seconds of the run measured again" in printed(again)
     assert "brackets" not in printed(result(task=False))
 

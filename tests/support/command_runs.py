@@ -113,22 +113,29 @@ def watch(event, arguments):
         if left == 0:
             os.kill(os.getpid(), number)
 
+exec(sys.argv[4])
 sys.addaudithook(watch)
-sys.argv[:4] = ["sparsemend"]
+sys.argv[:5] = ["sparsemend"]
 from sparsemend.cli.main import main
 main()
 """
 
 
 def sparsemend_dying(
-    arguments: Sequence[str], cwd: Path, *, before: str, count: int = 1, signal: int
+    arguments: Sequence[str],
+    cwd: Path,
+    *,
+    before: str,
+    count: int = 1,
+    signal: int,
+    prelude: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """The command, which sends itself a signal before it writes `before` for the count-th time.
 
     before: the end of a path, as of PurePath.match; every file a run leaves is moved to its place
-    when it is whole.
+    when it is whole.  prelude: Python that the process begins with.
     """
-    return python(["-c", DYING, before, str(count), str(int(signal)), *arguments], cwd)
+    return python(["-c", DYING, before, str(count), str(int(signal)), prelude, *arguments], cwd)
 
 
 def python(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:

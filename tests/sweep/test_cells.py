@@ -56,6 +56,43 @@ def test_a_failed_cell_is_recorded_and_does_not_stop_the_rest(command, tmp_path,
     assert "2 of 4 cells did not finish" in capsys.readouterr().out
 
 
+def test_cells_of_swept_names_lie_in_the_sweeps_folder(command, tmp_path) -> None:
+    code, _ = command("-m", "name=a,b", run=lambda cfg: 1.0)
+    assert code == 0
+    (folder,) = (path.parent for path in tmp_path.rglob("summary.csv"))
+    assert [(r["name"], r["status"]) for r in rows(folder)] == [
+        ("a", "finished"),
+        ("b", "finished"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("hydra.sweep.subdir=${sparsity}/${hydra:job.num}", "hydra.sweep.subdir=${sparsity}/"),
+        ("hydra.output_subdir=null", "hydra.output_subdir=None would hide the cells"),
+    ],
+)
+def test_a_sweep_that_would_hide_its_cells_is_refused_before_its_first_job(
+    command, tmp_path, capsys, override: str, said: str
+) -> None:
+    code, seen = command(*PAIR, "hydra.sweep.dir=out", override)
+    assert (code, seen, (tmp_path / "out").exists()) == (2, [], False)
+    assert said in capsys.readouterr().err
+
+
+def test_a_launcher_that_fails_is_one_line(command, capsys, monkeypatch) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
+        json.loads("{}", object_pairs_hook=lambda pairs: pairs.srun)
+
+    monkeypatch.setattr("hydra._internal.core_plugins.basic_launcher.BasicLauncher.launch", fail)
+    code, seen = command(*PAIR, "hydra.sweep.dir=out")
+    assert (code, seen) == (1, [])
+    said = capsys.readouterr().err
+    assert said.startswith("error: hydra/launcher (BasicLauncher): AttributeError: ")
+    assert "Traceback" not in said
+
+
 @pytest.mark.slow  # a killed search runs the missing trials alone
 def test_started_again_it_runs_the_broken_cells_alone(command, tmp_path) -> None:
     command(*SWEEP, "hydra.sweep.dir=out", run=failing_at(0.5))

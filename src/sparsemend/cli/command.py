@@ -114,7 +114,7 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
     if not issubclass(kind, USER_ERRORS):
         sys.__excepthook__(kind, error, trace)
         return
-    say(str(error))
+    say(str(error) or kind.__name__)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             Console(stderr=True, soft_wrap=True).print(

@@ -8,7 +8,6 @@ of a thousand jobs is refused before the first one runs.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +18,18 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsemend.config.jobs import Choices, cells_of, defer, expand, keys_in
 from sparsemend.config.locations import conf_folder
 from sparsemend.config.override_names import Names, is_search_line
 from sparsemend.errors import OverrideError
+
+# where the cells of a sweep lie in its folder, and what Hydra writes into each
+CELL, OVERRIDES = "${hydra:job.num}", ".hydra"
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,35 @@ def _compose_sweep(names: Names, overrides: list[Override]) -> CommandLine:
     jobs = list(expand(configs.with_params(begin, overrides)))
     cells = cells_of(jobs, names.is_choice, configs.keys_of)
     choices = [begin, *(tuple(filter(names.is_choice, job)) for job in cells.jobs)]
+    for combination in dict.fromkeys(choices):
+        check_places(configs.config_of(combination).hydra)
     keys = [configs.keys_of(combination) for combination in dict.fromkeys(choices)]
     return CommandLine(
         configs=[configs.compose(job) for job in cells.jobs],
         sweep=True,
         lines=defer(overrides, names.is_choice, keys),
     )
+
+
+def check_places(hydra: DictConfig) -> None:
+    """Raise OverrideError where a sweep that is reported would not find its cells.
+
+    hydra: Hydra's part of a job's config.  The table, a resumed sweep and a search look for cells
+    by their numbers and for the overrides that Hydra writes there.
+    """
+    if (hydra.get("callbacks") or {}).get("sweep") is None:
+        return
+    subdir = OmegaConf.to_container(hydra.sweep, resolve=False)["subdir"]
+    if subdir != CELL:
+        raise OverrideError(
+            f"hydra.sweep.subdir={subdir} would hide the cells of this sweep, which are found by "
+            f"their numbers; leave it at {CELL}, summary.csv says what each number is"
+        )
+    if hydra.output_subdir != OVERRIDES:
+        raise OverrideError(
+            f"hydra.output_subdir={hydra.output_subdir} would hide the cells of this sweep, whose "
+            f"overrides are read from there; leave it at {OVERRIDES}"
+        )
 
 
 @contextmanager
@@ -109,7 +134,8 @@ def search_lines(lines: list[str], extra: Path | None) -> list[str]:
 
 def search_line(folders: list[str]) -> str:
     """The override that puts these config folders on the search path."""
-    return f"hydra.searchpath={json.dumps(folders)}"
+    quoted = (QuotedString(folder, Quote.single).with_quotes() for folder in folders)
+    return f"hydra.searchpath=[{','.join(quoted)}]"
 
 
 def search_folders(search: list[str]) -> list[Path]:

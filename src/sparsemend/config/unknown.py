@@ -45,9 +45,15 @@ def _elsewhere(key: str, members: Iterable[str]) -> str:
 
 
 def _same_name(key: str, keys: set[str]) -> str:
-    """A line with the keys of that name in other places: method.max_steps for max_steps."""
-    last = key.rpartition(".")[2]
-    close = sorted(other for other in keys if other.rpartition(".")[2] == last)
+    """A line with the keys of that name in other places: method.max_steps for max_steps.
+
+    Those of the key's own group come first: logger.wandb.mode for logger.mode.
+    """
+    group, last = key.partition(".")[0], key.rpartition(".")[2]
+    close = sorted(
+        (other for other in keys if other.rpartition(".")[2] == last),
+        key=lambda other: (other.partition(".")[0] != group, other),
+    )
     return f"nearest: {', '.join(close[:3])}\n" if close else ""
 
 

@@ -6,13 +6,39 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.data.base import Examples
+
+
+class Unfinished(Protocol):
+    """Keeps the rows of a measurement under way, so that a later attempt goes on after them."""
+
+    def begun(self, part: str) -> tuple[int, Tensor] | None:
+        """(number of batches, their rows) that an earlier attempt measured of a part, if any."""
+
+    def keep(self, part: str, batches: int, rows: Callable[[], Tensor]) -> None:
+        """Keep the rows of the first batches of a part, if that is due."""
+
+    def forget(self) -> None:
+        """Remove what was kept."""
+
+
+class KeepNothing:
+    """An Unfinished for measurements that no later attempt goes on with."""
+
+    def begun(self, part: str) -> tuple[int, Tensor] | None:
+        return None
+
+    def keep(self, part: str, batches: int, rows: Callable[[], Tensor]) -> None:
+        return
+
+    def forget(self) -> None:
+        return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +52,7 @@ class EvaluationInput:
     window_losses: filled by an evaluation whose metric is a mean over the test windows: metric
         name -> loss of each window, (N,) fp32 on the host, so that two models can be compared
         window by window.
+    unfinished: what an evaluation that takes long keeps of itself while it runs.
     """
 
     test: Tensor
@@ -38,6 +65,7 @@ class EvaluationInput:
     out: Path
     state: str
     window_losses: dict[str, Tensor] = field(default_factory=dict)
+    unfinished: Unfinished = field(default_factory=KeepNothing)
 
 
 class Evaluation(ABC):

@@ -10,8 +10,9 @@ vocabulary does not blow memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
-from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.evaluation.base import Evaluation, EvaluationInput, Unfinished
 from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
 from sparsemend.terminal import track
+
+Batch = TypeVar("Batch")
 
 
 @dataclass(kw_only=True)
@@ -45,36 +48,46 @@ class Perplexity(Evaluation):
         return self.validation
 
     def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
-        losses = self._each_window(model, inputs.test, inputs)
+        losses = self._each_window(model, inputs.test, inputs, "test")
         inputs.window_losses[METRIC] = losses
         metrics = {METRIC: _perplexity(losses)}
         if inputs.task is not None:
-            metrics[TASK_METRIC] = self._task_perplexity(model, inputs.task, inputs)
+            metrics[TASK_METRIC] = self._task_perplexity(model, inputs.task, inputs, "task")
         if self.validation:
             rows = inputs.validation
             if torch.equal(rows.tokens, rows.labels):
-                perplexity = _perplexity(self._each_window(model, rows.tokens, inputs))
+                losses = self._each_window(model, rows.tokens, inputs, "validation")
+                perplexity = _perplexity(losses)
             else:
-                perplexity = self._task_perplexity(model, rows, inputs)
+                perplexity = self._task_perplexity(model, rows, inputs, "validation")
             metrics[VALIDATION_METRIC] = perplexity
         return metrics
 
-    def _each_window(self, model: PreTrainedModel, rows: Tensor, inputs: EvaluationInput) -> Tensor:
-        losses = []
-        for windows in track(rows.split(self._batch_size(model, rows, inputs)), "perplexity"):
-            losses.append(self.window_losses(model, windows.to(inputs.device)).cpu())
-        return torch.cat(losses)
+    def _each_window(
+        self, model: PreTrainedModel, rows: Tensor, inputs: EvaluationInput, part: str
+    ) -> Tensor:
+        """The loss of every window, (N,) fp32 on the host."""
+
+        def measure(windows: Tensor) -> Tensor:
+            return self.window_losses(model, windows.to(inputs.device)).cpu()
+
+        batches = rows.split(self._batch_size(model, rows, inputs))
+        return in_order(batches, measure, inputs.unfinished, part, tokens=rows.numel())
 
     def _task_perplexity(
-        self, model: PreTrainedModel, rows: Examples, inputs: EvaluationInput
+        self, model: PreTrainedModel, rows: Examples, inputs: EvaluationInput, part: str
     ) -> float:
-        total, count = 0.0, 0
+        def measure(pair: tuple[Tensor, Tensor]) -> Tensor:
+            """(sum of the losses, labelled positions) of a batch, (1, 2) fp64."""
+            tokens, labels = pair
+            losses = self._losses(model, tokens.to(inputs.device), labels.to(inputs.device))
+            count = int((labels[:, 1:] != UNLABELLED).sum())
+            return torch.tensor([[float(losses.double().sum()), count]], dtype=torch.float64)
+
         batch = self._batch_size(model, rows.tokens, inputs)
         pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))
-        for tokens, labels in track(pairs, "task"):
-            losses = self._losses(model, tokens.to(inputs.device), labels.to(inputs.device))
-            total += float(losses.double().sum())
-            count += int((labels[:, 1:] != UNLABELLED).sum())
+        sums = in_order(pairs, measure, inputs.unfinished, part, tokens=rows.tokens.numel())
+        total, count = (sum(column) for column in zip(*sums.tolist(), strict=True))
         return exponential(total / count)
 
     def window_losses(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -105,6 +118,29 @@ class Perplexity(Evaluation):
         vocabulary = model.get_output_embeddings().weight.shape[0]
         per_window = rows.shape[1] * vocabulary * model.dtype.itemsize
         return max(1, min(inputs.batch_size, self.logits_bytes // per_window))
+
+
+def in_order(
+    batches: Sequence[Batch],
+    measure: Callable[[Batch], Tensor],
+    unfinished: Unfinished,
+    part: str,
+    *,
+    tokens: int,
+) -> Tensor:
+    """The rows of all batches, one after the other; an earlier attempt's are not measured again.
+
+    measure: the rows of one batch, on the host, whatever other batches hold.  tokens: of all.
+    """
+    begun = unfinished.begun(part)
+    done, rows = (0, []) if begun is None else (begun[0], [begun[1]])
+    left = batches[done:]
+    share = tokens * len(left) // len(batches)
+    for batch in track(left, f"perplexity/{part}", tokens=share, total=len(batches)):
+        rows.append(measure(batch))
+        done += 1
+        unfinished.keep(part, done, lambda: torch.cat(rows))
+    return torch.cat(rows)
 
 
 def _perplexity(losses: Tensor) -> float:

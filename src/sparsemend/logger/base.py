@@ -14,9 +14,12 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from sparsemend.errors import blame
 from sparsemend.names import CURVES
 
 log = logging.getLogger(__name__)
+
+REMEDY = "mend what it says, or leave this logger out of logger=[...]"
 
 
 class Tracker(ABC):
@@ -51,8 +54,12 @@ class Trackers(Tracker):
         self._opened: list[tuple[str, list[Logger]]] = []
 
     def open(self, out: Path, config: Mapping[str, Any]) -> list[Logger]:
+        """Open all; where one raises, `abandon` closes those that are open by then."""
         csv = csv_logger(out)
-        self._opened = [(name, tracker.open(out, config)) for name, tracker in self.members.items()]
+        self._opened = []
+        for name, tracker in self.members.items():
+            with blame(f"logger={name}", REMEDY):
+                self._opened.append((name, tracker.open(out, config)))
         return [csv, *(logger for _, loggers in self._opened for logger in loggers)]
 
     def finish(self, loggers: list[Logger], result: Mapping[str, Any]) -> None:

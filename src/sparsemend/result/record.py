@@ -6,6 +6,7 @@ schema is `schema.json` beside this file.
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import subprocess
@@ -26,8 +27,11 @@ from sparsemend.result.run_result import SCHEMA, RunResult, finite
 from sparsemend.result.sections import Provenance, costs_to_json
 
 if TYPE_CHECKING:  # it imports torch
-    from sparsemend.cost import Stages
+    from sparsemend.cost import Cost, Stages
 
+log = logging.getLogger(__name__)
+
+RUNNING = "running"
 PACKAGES = ("sparsemend", "torch", "lightning", "transformers", "datasets", "hydra-core")
 
 
@@ -40,7 +44,7 @@ class Result:
         self.path = path
         self.content: dict[str, Any] = {
             "schema": SCHEMA,
-            "status": "running",
+            "status": RUNNING,
             "config": config,
             "config_hash": config_hash(config),
             "process": this_process().to_json(),
@@ -70,11 +74,18 @@ class Result:
         self.content["peak_scope"] = stages.peak_scope
         for name, cost in stages.costs.items():
             kept = self.content["cost"].setdefault(name, {})
-            kept.update(seconds=round(cost.seconds, 3), peak_bytes=cost.peak_bytes)
+            kept.update(_spent(cost))
+            if cost.parts:
+                kept["by_state"] = {state: _spent(part) for state, part in cost.parts.items()}
         self.write()
 
-    def fail(self, error: BaseException) -> None:
-        """Record why the run ended early and write."""
+    def fail(self, error: BaseException, stages: Stages | None = None) -> None:
+        """Record why the run ended early, and what it spent, and write, unless it has ended.
+
+        A disk that takes no more must not hide `error`, which the caller raises.
+        """
+        if self.content["status"] != RUNNING:
+            return
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         self.content["status"] = "interrupted" if stopped else "failed"
         self.content["error"] = {
@@ -82,7 +93,14 @@ class Result:
             "message": str(error) or ("stopped by hand; resume=auto goes on" if stopped else ""),
             "traceback": "".join(traceback.format_exception(error)),
         }
-        self.write()
+        try:
+            self.write() if stages is None else self.costs(stages)
+        except OSError as unwritten:
+            log.error("%s could not be written: %s", self.path, unwritten)
+
+
+def _spent(cost: Cost) -> dict[str, float]:
+    return {"seconds": round(cost.seconds, 3), "peak_bytes": cost.peak_bytes}
 
 
 def check_complete(content: Mapping[str, Any], written: Mapping[str, Any], at: str = "") -> None:

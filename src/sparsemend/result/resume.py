@@ -5,7 +5,8 @@ and no other.  A configuration is compared by a hash of what changes the numbers
 
 Three things are worth continuing from: the checkpoint of a fit, the files that a method which
 works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished, and the
-stages in `stages/` (the pruned model, measurements) that an attempt has finished.
+stages in `stages/` (the pruned model, measurements) that an attempt has finished, or begun to
+measure.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sparsemend.config.renamed import check_stored
 from sparsemend.config.values import config_hash, differences
 from sparsemend.names import (
     ADAPTER,
+    BEGUN,
     CHECKPOINTS,
     CURVES,
     HARNESS,
@@ -170,7 +172,8 @@ def _has_work(folder: Path) -> bool:
     parts = folder / PARTS
     finished = parts.is_dir() and any(not p.name.startswith(".") for p in parts.iterdir())
     kept = any((folder / STAGES).glob("*/*/content.json"))
-    return finished or kept or last_checkpoint(folder) is not None
+    begun = any((folder / STAGES / BEGUN).glob("[!.]*"))
+    return finished or kept or begun or last_checkpoint(folder) is not None
 
 
 def _search_root(fresh: Path, name: str) -> Path:

@@ -74,7 +74,10 @@ class RunRecord:
 
     @property
     def model(self) -> str:
-        return str(self.config["model"]["name"])
+        """The model's name, which says of a debug run that it is the first blocks of that model."""
+        debug = self.config.get("debug")
+        cut = f" (DEBUG RUN, {debug['blocks']} blocks)" if debug else ""
+        return f"{self.config['model']['name']}{cut}"
 
     @property
     def seed(self) -> int:

@@ -144,11 +144,15 @@ class SparsityCounts(ResultSection):
 
 @dataclass(frozen=True)
 class StageCost(ResultSection):
-    """Wall seconds and peak bytes of one stage; trained_parameters of the repair alone."""
+    """Wall seconds and peak bytes of one stage; trained_parameters of the repair alone.
+
+    by_state: seconds and peak bytes of measuring each state; None of other stages.
+    """
 
     seconds: float = 0.0
     peak_bytes: int = 0
     trained_parameters: int | None = None
+    by_state: Mapping[str, Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The part of a result that trackers record: the one place that names its keys.
 
 status
+debug/blocks                              of a debug run alone
 {dense,pruned,repaired}/<metric>          repaired/perplexity/test is what searches minimise
 sparsity/{target,achieved,effective,achieved_of_all_parameters}
 sparsity/block/<index>                    achieved
@@ -28,13 +29,16 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, Value]:
     """The keys above that a result has so far; numbers that are not finite become None."""
     sparsity = result["sparsity"]
     flat: dict[str, Any] = {"status": result["status"]}
+    if debug := result.get("config", {}).get("debug"):
+        flat["debug/blocks"] = debug["blocks"]
     for state, metrics in result["metrics"].items():
         flat |= {f"{state}/{metric}": value for metric, value in metrics.items()}
     flat |= {f"sparsity/{key}": sparsity[key] for key in SPARSITY if key in sparsity}
     for block, achieved in sparsity.get("per_block", {}).items():
         flat[f"sparsity/block/{_index(block)}"] = achieved
     for stage, cost in result["cost"].items():
-        flat |= {f"cost/{stage}/{key}": value for key, value in cost.items()}
+        plain = {key: value for key, value in cost.items() if not isinstance(value, Mapping)}
+        flat |= {f"cost/{stage}/{key}": value for key, value in plain.items()}
     for key, value in result["repair"].items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"repair/{key}"] = value

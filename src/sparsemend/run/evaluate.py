@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.config.values import digest
-from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.evaluation.base import Evaluation, EvaluationInput, KeepNothing, Unfinished
+from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
 from sparsemend.result.window_losses import write_losses
 from sparsemend.run.cache import Content
 from sparsemend.run.job import Loaded, RunJob
@@ -25,11 +28,13 @@ def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
     metrics: dict[str, float] = {}
     losses: dict[str, Tensor] = {}
     content = job.result.content
-    with job.stages.measure("evaluate"):
+    with job.stages.measure("evaluate", state):
         key = _key_of(job, state, loaded.model)
         for name, evaluation in job.parts.evaluation.items():
             measurement = _once(job, state, name, evaluation, inputs, key, loaded.model)
             metrics |= measurement.values
+            if state == "dense":
+                check_finite(measurement.values, str(job.cfg.model.dtype))
             losses |= measurement.tensors
             if described := evaluation.describe():
                 content["protocol"][name] = described
@@ -41,6 +46,24 @@ def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
     named = {k: v for k, v in metrics.items() if k.count("/") == 1 and not k[-1].isdigit()}
     shown = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
     log.info("%-8s  %s", state, shown)
+
+
+def check_finite(measured: Mapping[str, float], dtype: str) -> None:
+    """Raise FloatingPointError where a perplexity of the dense model is no finite number.
+
+    That of a pruned or repaired model may be: a collapsed model is a result.
+    """
+    for name in (METRIC, TASK_METRIC, VALIDATION_METRIC):
+        if math.isfinite(measured.get(name, 0.0)):
+            continue
+        remedy = {
+            "float16": "its activations overflow; set model.dtype=bfloat16 (or float32)",
+            "bfloat16": "set model.dtype=float32",
+        }.get(dtype, "float32 overflows in no trained model, so look at its weights")
+        raise FloatingPointError(
+            f"{name} of the dense model is {measured[name]} in model.dtype={dtype}, so that no "
+            f"number of this run would mean anything: {remedy}"
+        )
 
 
 def _key_of(job: RunJob, state: str, model: PreTrainedModel) -> str:
@@ -67,24 +90,30 @@ def _once(
 
     A repeatable evaluation measures equal models only once.
     """
-    compute = partial(_measure, job, evaluation, model, inputs)
     if not key or not type(evaluation).repeatable:
-        return compute()
+        return _measure(job, evaluation, model, inputs, KeepNothing())
     parts = job.keys.measuring(key, name, evaluation, inputs)
+    unfinished = job.reuse.unfinished(parts)
+    compute = partial(_measure, job, evaluation, model, inputs, unfinished)
     if state == "repaired":
-        return job.reuse.again("metrics", parts, compute)
-    kept = partial(job.reuse.once, "metrics", parts, compute, origin=["metrics", state, name])
-    if state == "dense":
-        content: Content = job.reuse.memory.once(f"dense {name}", parts, kept)
-        return content
-    return kept()
+        content = job.reuse.again("metrics", parts, compute)
+    else:
+        once = partial(job.reuse.once, "metrics", parts, compute, origin=["metrics", state, name])
+        memory = job.reuse.memory
+        content = memory.once(f"dense {name}", parts, once) if state == "dense" else once()
+    unfinished.forget()
+    return content
 
 
 def _measure(
-    job: RunJob, evaluation: Evaluation, model: PreTrainedModel, inputs: EvaluationInput
+    job: RunJob,
+    evaluation: Evaluation,
+    model: PreTrainedModel,
+    inputs: EvaluationInput,
+    unfinished: Unfinished,
 ) -> Content:
     """Measure on the device of this run, then put the model back where it lives."""
-    fresh = replace(inputs, window_losses={})
+    fresh = replace(inputs, window_losses={}, unfinished=unfinished)
     home = next(model.parameters()).device
     nn.Module.to(model, job.device)
     metrics = evaluation(model, fresh)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.config.prunable import PrunableNames
 from sparsemend.cost import Stages
+from sparsemend.errors import blame
 from sparsemend.logger.base import Trackers
 from sparsemend.result.record import Result
 from sparsemend.result.resume import last_checkpoint
@@ -68,11 +69,16 @@ def build_parts(cfg: DictConfig) -> Parts:
 
 
 def build(section: DictConfig) -> Any:
-    """The object of a config section, or the objects of its sections by name."""
-    # A user's own method or pruner may live in any module, so no list of targets is imposed.
-    return instantiate(
-        section, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
-    )
+    """The object of a config section, or the objects of its sections by name.
+
+    Raises ValueError where its class takes other keys, or cannot be imported.
+    """
+    key = section._get_full_key(None)
+    with blame(key, f"compare the keys of {key} with the constructor that its _target_ names"):
+        # A user's own method or pruner may live in any module: no list of targets is imposed.
+        return instantiate(
+            section, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
+        )
 
 
 def prepare(cfg: DictConfig, result: Result, out: Path) -> RunJob:
@@ -92,6 +98,16 @@ def prepare(cfg: DictConfig, result: Result, out: Path) -> RunJob:
         pattern=Pattern.parse(cfg.pattern),
         reuse=open_reuse(cfg, out),
         keys=Keys(cfg, device),
-        loggers=parts.logger.open(out, result.content["config"]),
+        loggers=open_trackers(parts.logger, result, out),
         checkpoint=last_checkpoint(out),
     )
+
+
+def open_trackers(trackers: Trackers, result: Result, out: Path) -> list[Logger]:
+    """Open every tracker, or none: where one fails, the others are closed as of a failed run."""
+    try:
+        return trackers.open(out, result.content["config"])
+    except BaseException as error:
+        result.fail(error)
+        trackers.abandon([], result.content)
+        raise

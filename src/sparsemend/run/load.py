@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.find import check_prunable
+from sparsemend.errors import blame
 from sparsemend.prune import check_widths
 from sparsemend.run.adopt import check_existing
 from sparsemend.run.debug import first_windows
@@ -35,7 +36,9 @@ def _windows(job: RunJob) -> tuple[PreTrainedTokenizerBase | None, Windows]:
     parts, wanted = job.parts, _needs(job)
 
     def read() -> tuple[PreTrainedTokenizerBase | None, Windows]:
-        tokenizer = parts.model.tokenizer()
+        path = f"model.path={job.cfg.model.get('path')}"
+        with blame(path, "its tokenizer cannot be read; give a folder with tokenizer.json"):
+            tokenizer = parts.model.tokenizer()
         return tokenizer, read_windows(parts.data, tokenizer, wanted, seed=job.cfg.seed)
 
     tokenizer, windows = job.reuse.memory.once("windows", job.keys.windows(wanted), read)

@@ -1,8 +1,8 @@
 """Do once what several jobs, or several attempts of one job, have in common.
 
 Jobs of one process share through memory, all jobs through the keyed cache of `conf/cache`; an
-attempt hands its finished stages to the next one through `stages/` in the run folder, which is
-removed when the run ends.
+attempt hands its finished stages, and what it has of a measurement under way, to the next one
+through `stages/` in the run folder, which is removed when the run ends.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from sparsemend.config.values import digest
+from sparsemend.evaluation.base import KeepNothing, Unfinished
 from sparsemend.names import STAGES
 from sparsemend.run.cache import Cache, Content
 from sparsemend.run.memory import Memory
+from sparsemend.run.unfinished import UnfinishedRows
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +85,12 @@ class Reuse:
         if entry.hit:
             log.info("%s of the earlier attempt, %.1f s saved", kind, entry.seconds)
         return entry.content
+
+    def unfinished(self, parts: Mapping[str, Any]) -> Unfinished:
+        """Where a measurement of these parts keeps what it has while it runs, if anywhere."""
+        if self.attempts is None:
+            return KeepNothing()
+        return UnfinishedRows(self.attempts.folder, digest(parts))
 
     def forget_attempts(self) -> None:
         """Remove what this run kept for a later attempt."""

@@ -85,11 +85,9 @@ def carry_out(job: RunJob) -> None:
         stages(job)
         finish(job)
     except BaseException as error:
-        job.result.fail(error)
+        job.result.fail(error, job.stages)
         job.parts.logger.abandon(job.loggers, job.result.content)
         raise
-    finally:
-        job.result.costs(job.stages)
 
 
 def stages(job: RunJob) -> None:

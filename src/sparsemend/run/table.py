@@ -9,13 +9,13 @@ from rich.bar import Bar
 from rich.table import Table
 from torch import nn
 
-from sparsemend.names import MEAN, METRIC, TASK_METRIC
+from sparsemend.names import MEAN, METRIC, STATES, TASK_METRIC
 from sparsemend.result.format import format_metric
 from sparsemend.sparse.count import asked_per_block
 from sparsemend.sparsity_schedule.base import Allocation
 from sparsemend.terminal import RUN_WIDTH, console
 
-STAGE_OF = {"dense": "load", "pruned": "prune", "repaired": "repair"}
+STAGE_OF = {"pruned": "prune", "repaired": "repair"}  # what makes a state, before it is measured
 
 BAR = 40  # columns of a full bar, at sparsity 1
 
@@ -50,6 +50,9 @@ def rates_chart(per_block: Mapping[str, float], scores: Mapping[str, float], mea
 def summary_table(result: Mapping[str, Any]) -> Table:
     """dense / pruned / repaired: perplexity, sparsity asked and achieved, seconds, peak memory.
 
+    Seconds and peak are those of the row's own work: to prune and measure what is pruned, to repair
+    and measure what is repaired, to measure what is dense.
+
     Where the data has a task, its perplexity stands beside that of the test windows; so does the
     mean accuracy of zero-shot tasks where they were measured.
     """
@@ -67,16 +70,15 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     table.add_column("")
     for column in (*measures, "sparsity asked", "achieved", "seconds", "peak memory"):
         table.add_column(column, justify="right")
-    for state, stage in STAGE_OF.items():
+    for state in STATES:
         dense = state == "dense"
-        cost = result["cost"][stage]
         table.add_row(
             _label(state, config),
             *(_perplexity(result["metrics"][state], metric) for metric in measures.values()),
             "-" if dense else f"{sparsity['target']:.4f}",
             "-" if dense else f"{sparsity['achieved']:.4f}",
-            _seconds(result, stage),
-            f"{cost['peak_bytes'] / 2**20:,.0f} MiB",
+            _seconds(result, state),
+            f"{max(spent['peak_bytes'] for spent in _work(result, state)) / 2**20:,.0f} MiB",
         )
     return table
 
@@ -101,16 +103,26 @@ def _perplexity(metrics: Mapping[str, float | None], metric: str) -> str:
     return "not finite" if value is None else format_metric(value, 3)
 
 
-def _seconds(result: Mapping[str, Any], stage: str) -> str:
-    """The seconds of a stage, in brackets where an earlier run spent them."""
-    seconds = f"{result['cost'][stage]['seconds']:.1f}"
-    return f"({seconds})" if "from_run" in result and stage in ("prune", "repair") else seconds
+def _work(result: Mapping[str, Any], state: str) -> list[Mapping[str, Any]]:
+    """What a row cost: making the state, where something makes it, and measuring it."""
+    cost = result["cost"]
+    made = [cost[STAGE_OF[state]]] if state in STAGE_OF else []
+    measured = cost.get("evaluate", {}).get("by_state", {}).get(state)
+    return [*made, *([measured] if measured else [])]
+
+
+def _seconds(result: Mapping[str, Any], state: str) -> str:
+    """The seconds of a row; what an earlier run spent of them stands in brackets."""
+    seconds = [spent["seconds"] for spent in _work(result, state)]
+    if "from_run" in result and state in STAGE_OF:
+        return " + ".join([f"({seconds[0]:.1f})", *(f"{spent:.1f}" for spent in seconds[1:])])
+    return f"{sum(seconds):.1f}"
 
 
 def _other_seconds(result: Mapping[str, Any]) -> str:
-    """What the seconds of the rows leave out: measuring, often the largest part, and exporting."""
+    """What the seconds of the rows leave out: loading and exporting."""
     cost = result["cost"]
-    others = [f"{s} {cost[s]['seconds']:.1f} s" for s in ("evaluate", "export") if s in cost]
+    others = [f"{s} {cost[s]['seconds']:.1f} s" for s in ("load", "export") if s in cost]
     earlier = ["in brackets: seconds of the run measured again"] if "from_run" in result else []
     return "; ".join([f"besides: {', '.join(others)}", *earlier])
 

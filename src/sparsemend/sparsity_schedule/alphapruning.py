@@ -27,6 +27,7 @@ from sparsemend.sparsity_schedule.rates.budget import unit_interval, weighted_me
 from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
 from sparsemend.sparsity_schedule.rates.units import Units
 from sparsemend.sparsity_schedule.scored import ScoredSchedule
+from sparsemend.terminal import with_lines
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class AlphaPruning(ScoredSchedule):
 
     def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """Mean alpha of every unit."""
-        alphas = {name: self._alpha(name, m) for name, m in prunable_linears(model).items()}
+        linears = list(prunable_linears(model).items())
+        alphas = {name: self._alpha(name, m) for name, m in with_lines(linears, "spectra")}
         units = Units.of(model, self.granularity).members.values()
         return [sum(alphas[name] for name in names) / len(names) for names in units]
 

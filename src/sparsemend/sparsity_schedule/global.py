@@ -23,6 +23,7 @@ from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsityS
 from sparsemend.sparsity_schedule.global_checks import check_options
 from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
 from sparsemend.sparsity_schedule.rates.units import Units
+from sparsemend.terminal import with_lines
 
 
 @dataclass(kw_only=True)
@@ -56,7 +57,7 @@ class Global(SparsitySchedule):
                     norms[visit.full_name(name)] = statistic.squared.sqrt()
 
         def scores() -> Iterator[Tensor]:
-            for name, linear in linears.items():
+            for name, linear in with_lines(list(linears.items()), "scores"):
                 score = linear.weight.float().abs()
                 if name in norms:
                     score *= norms[name].to(score.device)

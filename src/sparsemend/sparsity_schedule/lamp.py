@@ -25,6 +25,7 @@ from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsityS
 from sparsemend.sparsity_schedule.lamp_checks import check_options
 from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
 from sparsemend.sparsity_schedule.rates.units import Units
+from sparsemend.terminal import with_lines
 
 
 @dataclass(kw_only=True)
@@ -46,8 +47,9 @@ class Lamp(SparsitySchedule):
     ) -> Allocation:
         linears = prunable_linears(model)
         units = Units.of(model, self.granularity)
+        each = list(linears.values())
         counts = lowest_counts(
-            lambda: (ascending_scores(linear.weight) for linear in linears.values()),
+            lambda: (ascending_scores(linear.weight) for linear in with_lines(each, "scores")),
             round(sparsity * sum(units.size.values())),
         )
         return units.from_counts(dict(zip(linears, counts, strict=True)), sparsity, pattern)

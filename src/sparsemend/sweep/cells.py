@@ -16,6 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from sparsemend.config.values import config_hash, differences, override_key, plain
+from sparsemend.errors import USER_ERRORS
 from sparsemend.files import write_json
 from sparsemend.names import RESULT, SWEEP
 from sparsemend.result.folder import alive, read_result, this_process
@@ -50,7 +51,7 @@ def run_cell(
         result = read_result(folder)
         if result is None or result.status != "failed" or result.process != this_process():
             _record(cfg, folder, error)
-        user_error = isinstance(error, ValueError | OSError | FloatingPointError)
+        user_error = isinstance(error, USER_ERRORS)
         log.error("failed: %s", error, exc_info=None if user_error else error)
         return math.nan
 

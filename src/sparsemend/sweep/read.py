@@ -54,6 +54,12 @@ class Cell:
         """A measurement, None where it is not finite or was not made."""
         return self.result.metric(state, name) if self.result else None
 
+    @property
+    def debug_blocks(self) -> int | None:
+        """The blocks of a debug run, whose numbers mean nothing; None of others."""
+        debug = self.result.config.get("debug") if self.result else None
+        return debug["blocks"] if debug else None
+
     def row(self, varying: Sequence[str]) -> dict[str, Any]:
         """The cell as a line of summary.csv."""
         result = self.result or RunResult(status=self.status, config={})
@@ -67,6 +73,7 @@ class Cell:
             "cell": self.name,
             **{key: self.overrides.get(key, "") for key in varying},
             "status": self.status,
+            **({"debug/blocks": self.debug_blocks} if self.debug_blocks else {}),
             **measured,
             "sparsity/target": result.sparsity.target,
             "sparsity/achieved": result.sparsity.achieved,

@@ -49,8 +49,9 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         cells = read_cells(folder)
+        ended_well = sys.exc_info()[0] is None
         bad = [cell for cell in cells if cell.status != "finished"]
-        sweep.end(folder, finished=not bad and sys.exc_info()[0] is None)
+        sweep.end(folder, finished=bool(cells) and not bad and ended_well)
         write_text(folder / SUMMARY, summary_csv(cells))
         console = wide_console()
         if self.table:
@@ -59,7 +60,10 @@ class SweepReport(Callback):
             text = f"cell {cell.name} {cell.status}: {cell.reason}"
             console.print(text, markup=False, soft_wrap=True)
         console.print(f"table: {folder / SUMMARY}", soft_wrap=True, highlight=False)
-        if bad and sys.exc_info()[0] is None:
+        if not cells and ended_well:
+            console.print(f"no cell of this sweep is in {folder}", soft_wrap=True)
+            sys.exit(1)
+        if bad and ended_well:
             console.print(
                 f"{len(bad)} of {len(cells)} cells did not finish; the same command with "
                 f"hydra.sweep.dir={folder} (or resume=auto) redoes them alone",
@@ -86,7 +90,8 @@ def summary_table(cells: Sequence[Cell], folder: Path) -> Table:
     Columns: what varies, status, test perplexity per state, sparsity, seconds, the run that pruned.
     """
     varying = varying_keys(cells)
-    table = Table(title=str(folder), caption=f"{METRIC}; all measurements in {SUMMARY}")
+    debug = "DEBUG RUNS: " if any(cell.debug_blocks for cell in cells) else ""
+    table = Table(title=f"{debug}{folder}", caption=f"{METRIC}; all measurements in {SUMMARY}")
     for column in ("cell", *varying, "status"):
         table.add_column(column)
     for column in (*STATES, "sparsity", "seconds", "pruned by"):

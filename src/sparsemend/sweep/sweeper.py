@@ -15,13 +15,16 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from sparsemend.config.jobs import Choices, cells_of, keys_in
 from sparsemend.config.override_names import Names, is_search_line
 from sparsemend.config.values import override_key
+from sparsemend.errors import USER_ERRORS, blame
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ class CellSweeper(BasicSweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
+        pin_folder_(config)
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         lines = [str(line) for line in config.hydra.overrides.hydra]
         search = [line for line in lines if is_search_line(line)]
@@ -71,7 +75,7 @@ class CellSweeper(BasicSweeper):
         returned = []
         for batch in batches:
             self.validate_batch_is_legal(batch)
-            with brief_log(self.launcher, _shared_lines(batch)):
+            with brief_log(self.launcher, _shared_lines(batch)), launching(self.launcher):
                 results = self.launcher.launch(batch, initial_job_idx=first)
             for result in results:
                 _ = result.return_value  # raises what the job raised
@@ -87,6 +91,36 @@ class CellSweeper(BasicSweeper):
             for job in batch
         }
         super().validate_batch_is_legal(list(kinds.values()))
+
+
+def pin_folder_(config: DictConfig) -> None:
+    """Give every job of a sweep the sweep's own folder.
+
+    A job would work out `hydra.sweep.dir` again from its own values: `${name}`, which each of
+    several swept experiments sets, would put its cell where the sweep does not look.
+    """
+    folder = QuotedString(str(config.hydra.sweep.dir), Quote.single).with_quotes()
+    lines = config.hydra.overrides.hydra
+    with read_write(lines):
+        lines.append(f"hydra.sweep.dir={folder}")
+
+
+@contextmanager
+def launching(launcher: Launcher) -> Iterator[None]:
+    """Say in one line what a launcher raises of its own: jobs record their errors themselves."""
+    what = f"hydra/launcher ({type(launcher).__name__})"
+    with in_one_line(what, "mend what it says, or take hydra/launcher=basic, which needs nothing"):
+        yield
+
+
+@contextmanager
+def in_one_line(what: str, remedy: str) -> Iterator[None]:
+    """Blame `what` for an error of a library, and let Hydra show no traceback of a user's error."""
+    try:
+        with blame(what, remedy):
+            yield
+    except USER_ERRORS as error:
+        raise CompactHydraException(f"error: {error}") from error
 
 
 def _shared_lines(jobs: Sequence[Sequence[str]]) -> list[str]:

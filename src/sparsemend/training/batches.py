@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.terminal import with_lines
 from sparsemend.training.shares import check_shares
 
 
@@ -132,7 +133,8 @@ def mean_loss(model: nn.Module, examples: Examples, device: torch.device, at_onc
     total, count = 0.0, 0
     # moving the model inside inference mode would leave parameters that cannot be written to later
     with torch.inference_mode():
-        for start in range(0, len(examples), at_once):
+        starts = range(0, len(examples), at_once)
+        for start in with_lines(starts, "validation batch", tokens=examples.tokens.numel()):
             part = slice(start, start + at_once)
             tokens, labels = examples.tokens[part].to(device), examples.labels[part].to(device)
             if number := count_labels(labels):

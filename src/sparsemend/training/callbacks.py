@@ -1,4 +1,8 @@
-"""The callbacks that every fit gives the Trainer: resumable checkpoint, speed, progress lines."""
+"""The callbacks that every fit gives the Trainer: resumable checkpoint, speed, progress lines.
+
+A line per validation is for every reader; between them a log file gets lines of StageLines, where
+a terminal has Lightning's bars.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from sparsemend.files import replacing
 from sparsemend.sparse.count import support_sparsity
+from sparsemend.terminal import StageLines
 from sparsemend.training.plan import TrainingPlan
 
 log = logging.getLogger(__name__)
@@ -59,6 +64,44 @@ class LastCheckpoint(Checkpoint):
             with place as partial:
                 trainer.save_checkpoint(partial)
             self._saved = step
+
+
+class StepLines(Callback):
+    """Says every half minute how far the steps, or the batches of a validation, are."""
+
+    def __init__(self, plan: TrainingPlan, window: int) -> None:
+        """window: tokens of a training window."""
+        self.plan, self.window = plan, window
+        self._steps, self._validation = StageLines("training step", 0), StageLines("", 0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        first, steps = trainer.global_step, self.plan.max_steps
+        tokens = (steps - first) * self.plan.windows_per_step * self.window
+        self._steps = StageLines("training step", steps, tokens=tokens, first=first)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._steps.tick(trainer.global_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation = StageLines("validation batch", int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._validation.tick(batch_idx + 1)
 
 
 class Pace(Callback):

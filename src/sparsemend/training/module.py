@@ -37,7 +37,7 @@ from sparsemend.training.batches import (
     loader,
     next_token_loss,
 )
-from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace
+from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace, StepLines
 from sparsemend.training.collectives import check_equal_over_ranks, send_buffers
 from sparsemend.training.objective import NextToken, Objective
 from sparsemend.training.plan import TrainingPlan, learning_rate_schedule
@@ -108,8 +108,9 @@ class RepairModule(LightningModule):
         stop = EarlyStopping(
             VALIDATION_LOSS, patience=self.plan.patience, check_on_train_epoch_end=False
         )
+        lines = StepLines(self.plan, self.train_examples.tokens.shape[1])
         trainer = make_trainer(
-            callbacks=[best, last, stop, Pace(self.plan)],
+            callbacks=[best, last, stop, Pace(self.plan), lines],
             max_steps=self.plan.max_steps,
             max_epochs=1,
             # for bf16-true the method rounds the parameters: Lightning would round every buffer of

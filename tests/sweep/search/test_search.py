@@ -89,6 +89,16 @@ def test_a_trial_whose_cell_finished_before_the_kill_is_not_run_again(command, t
     assert trials[lost.number].value == trials[0].value
 
 
+def test_a_broken_storage_of_a_search_is_one_line(command, tmp_path, capsys) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "search.db").write_text("no database at all " * 99)
+    code, seen = command(*SEARCH)
+    assert (code, seen) == (1, [])
+    said = capsys.readouterr().err
+    assert "error: the search's storage sqlite:///out/search.db: DatabaseError: " in said
+    assert "Traceback" not in said
+
+
 def test_a_nan_is_a_failed_trial_and_the_search_goes_on(command, tmp_path) -> None:
     def run(cfg: DictConfig) -> float:
         return math.nan if difference(cfg) < 0.03 else bowl(0.05)(cfg)

@@ -90,6 +90,17 @@ def page(tmp_path: Path) -> str:
     return report([folders(tmp_path)], tmp_path / "report.html").read_text()
 
 
+def test_debug_runs_are_marked_and_stand_apart_from_real_ones(tmp_path: Path) -> None:
+    for number, debug in enumerate([None, {"blocks": 2}]):
+        content = made.result()
+        content["config"]["debug"] = debug
+        made.write(tmp_path / "runs" / str(number), content)
+    text = report([tmp_path / "runs"], tmp_path / "report.html").read_text()
+    assert "Sparsity repair of tiny, tiny (DEBUG RUN, 2 blocks)" in text
+    rows = re.findall(r"<tr><td>(tiny[^<]*?)  [^<]*</td>", text)
+    assert {"tiny", "tiny (DEBUG RUN, 2 blocks)"} <= set(rows)
+
+
 def test_the_page_is_self_contained_well_formed_and_small(tmp_path: Path) -> None:
     text = page(tmp_path)
     outline = Outline()

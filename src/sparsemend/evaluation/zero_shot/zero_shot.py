@@ -9,7 +9,6 @@ pruning papers report for every task, or by log-likelihood per byte where a task
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import random
 import sys
@@ -29,6 +28,7 @@ from sparsemend.evaluation.zero_shot.task_names import folders_of
 from sparsemend.files import write_json
 from sparsemend.names import HARNESS, MEAN, STATES
 from sparsemend.result.protocol import solved_examples
+from sparsemend.terminal import BarLines
 
 log = logging.getLogger(__name__)
 
@@ -168,12 +168,12 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def harness_quiet() -> Iterator[None]:
-    """Let the harness log errors only, and show its progress bars on a terminal only."""
+    """Let the harness log errors only, with its progress bars on a terminal and lines elsewhere."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(BarLines(HARNESS)):
             yield
     finally:
         logger.setLevel(level)

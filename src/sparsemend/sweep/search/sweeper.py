@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
+from hydra.core.utils import JobReturn
 from hydra.errors import CompactHydraException
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
@@ -28,7 +31,7 @@ from sparsemend.result.folder import read_result
 from sparsemend.result.record import objective
 from sparsemend.sweep.search.samplers import make_sampler, suggest
 from sparsemend.sweep.search.space import Interval, Space, space_of
-from sparsemend.sweep.sweeper import brief_log
+from sparsemend.sweep.sweeper import brief_log, in_one_line, launching, pin_folder_
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +45,24 @@ class SearchSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
+        pin_folder_(config)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.config, self.folder = config, Path(config.hydra.sweep.dir)
         self.statistics = config.statistics
         self.space = space_of(config)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.study = optuna.create_study(
-            storage=self.storage, study_name=self.study_name, load_if_exists=True
-        )
+        with in_one_line(f"the search's storage {self.storage}", "remove its file to search anew"):
+            self.study = optuna.create_study(
+                storage=self.storage, study_name=self.study_name, load_if_exists=True
+            )
         _settle(self.study, self.folder, config)
         self.since = len(self.study.trials)
         self.sweeper = self._plugin()
         self.sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.sweeper.job_idx = self.since  # a trial's cell has the trial's number
+        assert self.sweeper.launcher is not None
+        self.launcher = self.sweeper.launcher
+        self.sweeper.launcher = OneLineLauncher(self.launcher)
 
     def _plugin(self) -> OptunaSweeperImpl:
         plugin = OptunaSweeperImpl(
@@ -79,9 +87,8 @@ class SearchSweeper(Sweeper):
         if self.since:
             done = len(_complete(self.study))
             log.info("%d of %d trials are done, going on", done, self.space.values.total)
-        assert self.sweeper.launcher is not None
         try:
-            with brief_log(self.sweeper.launcher, arguments):
+            with brief_log(self.launcher, arguments):
                 self.sweeper.sweep(arguments)
         except ValueError as error:
             if _complete(self.study):
@@ -99,6 +106,24 @@ class SearchSweeper(Sweeper):
         number = len(self.study.trials)
         assert self.sweeper.launcher is not None
         self.sweeper.launcher.launch([overrides], initial_job_idx=number)
+
+
+class OneLineLauncher(Launcher):
+    """Another launcher, whose own errors are one line each."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        with launching(self.launcher):
+            return self.launcher.launch(job_overrides, initial_job_idx)
 
 
 def _suggest(space: Space, config: DictConfig, trial: Trial) -> None:

@@ -1,0 +1,30 @@
+"""What a run makes of the numbers of its evaluations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sparsemend.run.evaluate import check_finite
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "dtype", "remedy"),
+    [
+        ("perplexity/test", math.nan, "float16", "set model.dtype=bfloat16 (or float32)"),
+        ("perplexity/task", math.inf, "bfloat16", "set model.dtype=float32"),
+        ("perplexity/validation", math.inf, "float32", "look at its weights"),
+    ],
+)
+def test_a_dense_perplexity_that_is_not_finite_stops_the_run_with_the_remedy(
+    name: str, value: float, dtype: str, remedy: str
+) -> None:
+    with pytest.raises(FloatingPointError) as caught:
+        check_finite({"perplexity/test": 15.0, name: value}, dtype)
+    assert f"{name} of the dense model is {value} in model.dtype={dtype}" in str(caught.value)
+    assert remedy in str(caught.value)
+
+
+def test_other_numbers_of_the_dense_model_may_be_infinite() -> None:
+    check_finite({"perplexity/test": 15.0, "speed/ratio": math.inf}, "float16")
