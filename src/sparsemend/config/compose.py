@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsemend.config.jobs import Choices, cells_of, defer, expand, keys_in
@@ -93,7 +93,7 @@ def check_places(hydra: DictConfig) -> None:
     """
     if (hydra.get("callbacks") or {}).get("sweep") is None:
         return
-    subdir = OmegaConf.to_container(hydra.sweep, resolve=False)["subdir"]
+    subdir = dict(hydra.sweep.items_ex(resolve=False))["subdir"]
     if subdir != CELL:
         raise OverrideError(
             f"hydra.sweep.subdir={subdir} would hide the cells of this sweep, which are found by "

@@ -60,9 +60,10 @@ class SearchSweeper(Sweeper):
         self.sweeper = self._plugin()
         self.sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.sweeper.job_idx = self.since  # a trial's cell has the trial's number
-        assert self.sweeper.launcher is not None
-        self.launcher = self.sweeper.launcher
-        self.sweeper.launcher = OneLineLauncher(self.launcher)
+        launcher: Launcher | None = self.sweeper.launcher
+        assert launcher is not None
+        self.launcher: Launcher = launcher
+        self.sweeper.launcher = OneLineLauncher(launcher)
 
     def _plugin(self) -> OptunaSweeperImpl:
         plugin = OptunaSweeperImpl(
