@@ -19,6 +19,16 @@ def test_the_made_up_results_fit_the_schema() -> None:
     jsonschema.validate(made.result(), schema)
 
 
+@pytest.mark.parametrize("changes", [{"cost": 3}, {"metrics": []}, {"error": {"type": "x"}}])
+def test_a_result_that_was_changed_by_hand_is_named_in_one_line(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    made.write(tmp_path / "0", made.result() | changes)
+    with pytest.raises(ValueError, match=r"0/result\.json cannot be read: ") as caught:
+        find_runs([tmp_path])
+    assert "\n" not in str(caught.value)
+
+
 def test_a_run_measures_a_dense_a_pruned_and_a_repaired_row() -> None:
     pruned = Row(0.6, "unstructured", "wanda", "uniform", "none", "-")
     repaired = Row(0.6, "unstructured", "wanda", "uniform", "masked_lora", "-")

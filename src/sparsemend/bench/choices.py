@@ -14,7 +14,7 @@ from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.config.compose import compose_command
-from sparsemend.errors import OverrideError
+from sparsemend.errors import OverrideError, blame
 
 GROUPS = ("method", "pruner")
 
@@ -43,11 +43,11 @@ def compose_section(key: str, choice: Mapping[str, Any], search: list[str]) -> D
 
 def build(key: str, choice: Mapping[str, Any], search: list[str]) -> Any:
     """The configured object; a user's own may live in any module."""
-    return instantiate(
-        compose_section(key, choice, search),
-        _convert_="all",
-        _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS,
-    )
+    section = compose_section(key, choice, search)
+    with blame(key, f"compare the keys of {key} with the constructor that its _target_ names"):
+        return instantiate(
+            section, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
+        )
 
 
 def _lines(prefix: str, values: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from sparsemend.bench.report import Report, table
 from sparsemend.bench.suite.base import Setting, Suite
+from sparsemend.errors import blame
 from sparsemend.model import DTYPES
 from sparsemend.run.quiet import quieten
 from sparsemend.terminal import RUN_WIDTH, console
@@ -62,6 +63,8 @@ def _setting(cfg: DictConfig, search: list[str]) -> Setting:
 
 
 def _build(section: DictConfig) -> Any:
-    return instantiate(
-        section, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
-    )
+    key = section._get_full_key(None)
+    with blame(key, f"compare the keys of {key} with the constructor that its _target_ names"):
+        return instantiate(
+            section, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS
+        )

@@ -7,6 +7,7 @@ import os
 import platform
 from pathlib import Path
 
+from sparsemend.errors import brief
 from sparsemend.names import RESULT
 from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import ProcessId
@@ -24,8 +25,8 @@ def load_result(path: Path) -> RunResult:
     """The content of a result.json; raises OSError or ValueError where it cannot be read."""
     try:
         return RunResult.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a file changed by hand
+        raise ValueError(f"{path} cannot be read: {brief(error)}") from error
 
 
 def this_process() -> ProcessId:

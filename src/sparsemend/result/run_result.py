@@ -73,6 +73,9 @@ class RunResult:
         """The result that a file holds; raises ValueError where it is not the file of a run."""
         if not isinstance(content, Mapping) or not {"status", "config"} <= content.keys():
             raise ValueError("it has no status and config of a run; give a result.json")
+        for name in ("config", "metrics", "curves"):
+            if not isinstance(content.get(name, {}), Mapping):
+                raise ValueError(f"its {name} is {content[name]!r}, not an object by name")
         error, again = content.get("error"), content.get("from_run")
         typed: Json = {
             "process": ProcessId.from_json(content.get("process", {})),

@@ -145,6 +145,22 @@ def test_the_harnesss_own_results_are_kept_and_the_protocol_told(
     assert (told["limit"], told["max_length"], told["add_bos_token"]) == (2, 256, False)
 
 
+def test_a_task_of_the_users_that_cannot_be_carried_out_is_one_line(
+    tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1"}\n')
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\ntest_split: train\noutput_type: multiple_choice\n"
+        f"dataset_kwargs: {{data_files: {tmp_path}/rows.jsonl}}\ndoc_to_target: 0\n"
+        "doc_to_text: '{{question.part.text}}'\ndoc_to_choice: ['2', '3']\n"
+    )
+    made = evaluation("tasks={mine: 0}", f"include_path={tmp_path}")
+    with pytest.raises(ValueError, match=r"^evaluation\.zero_shot\.tasks=mine: ") as caught:
+        made(tiny, given(tmp_path, source.tokenizer()))
+    assert "UndefinedError: 'str object' has no attribute 'part'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.slow  # the sums of fp32 models are tested in this tier too
 def test_likelihoods_of_a_bf16_model_are_summed_in_fp32(
     tiny: PreTrainedModel, source: ModelSource, tmp_path: Path

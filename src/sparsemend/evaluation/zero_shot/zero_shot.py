@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from sparsemend.errors import blame
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import folders_of
 from sparsemend.files import write_json
@@ -33,6 +34,7 @@ from sparsemend.terminal import BarLines
 log = logging.getLogger(__name__)
 
 METRICS = ("acc", "acc_norm")
+REMEDY = "look at the task's yaml and its data, at include_path and max_length, or leave it out"
 
 
 @dataclass(kw_only=True)
@@ -114,7 +116,8 @@ class ZeroShot(Evaluation):
 
     def _harness(self, model: PreTrainedModel, inputs: EvaluationInput) -> list[dict[str, Any]]:
         """The harness's results, one for each number of solved examples."""
-        with harness_quiet(), randomness_restored():
+        tasks = f"evaluation.zero_shot.tasks={', '.join(self.chosen)}"
+        with blame(tasks, REMEDY), harness_quiet(), randomness_restored():
             from lm_eval import simple_evaluate
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager

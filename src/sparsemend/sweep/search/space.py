@@ -17,6 +17,7 @@ from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.config.values import plain
+from sparsemend.errors import blame
 
 SAMPLERS = ("listed", "golden", "tpe")
 GRIDS = ("spread", "step")
@@ -114,7 +115,8 @@ def bound_of(cfg: DictConfig) -> Bound | None:
         )
     except HydraException as error:
         raise ValueError(f"search.bound cannot be built: {str(error).splitlines()[0]}") from error
-    bound: Bound = make(cfg)
+    with blame(f"search.bound={node._target_}", "mend that class, or set search.bound=null"):
+        bound: Bound = make(cfg)
     return bound
 
 
