@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from sparsemend.data.by_content import content_decides
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import folders_of
 from sparsemend.files import write_json
@@ -114,7 +115,7 @@ class ZeroShot(Evaluation):
 
     def _harness(self, model: PreTrainedModel, inputs: EvaluationInput) -> list[dict[str, Any]]:
         """The harness's results, one for each number of solved examples."""
-        with harness_quiet(), randomness_restored():
+        with harness_quiet(), randomness_restored(), content_decides():
             from lm_eval import simple_evaluate
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
