@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from sparsemend.data.instruction_files import json_examples, split_files
+from sparsemend.data.instruction_files import file_examples, split_files
 from sparsemend.data.prompts import Prompted, RowFormat
 
 PLAIN = RowFormat("plain", ("q", "a"), empty_answers=False)
@@ -22,11 +24,11 @@ def written(path: Path, text: str, *, encoding: str = "utf-8") -> Path:
 
 
 def read(path: Path, text: str, *, encoding: str = "utf-8") -> list[Prompted]:
-    return list(json_examples(written(path, text, encoding=encoding), PLAIN))
+    return list(file_examples(written(path, text, encoding=encoding), PLAIN))
 
 
 def refused(path: Path, text: str) -> str:
-    with pytest.raises(ValueError, match=r"line|empty") as caught:
+    with pytest.raises(ValueError, match=r"line|row|empty") as caught:
         read(path, text)
     return str(caught.value)
 
@@ -65,7 +67,43 @@ def test_a_missing_field_in_a_list_is_refused_with_the_line_its_object_begins_on
     rows = [*ROWS, {"q": "y", "b": "2"}]
     message = refused(tmp_path / "a.json", json.dumps(rows, indent=2))
     # [ on line 1, then objects of four lines each: they begin on 2, 6 and 10
-    assert message.startswith(f"{tmp_path}/a.json line 10 has no field a (fields: q, b);")
+    assert message.startswith(f"{tmp_path}/a.json row 2 (line 10) has no field a (fields: q, b);")
+
+
+def test_a_list_on_one_line_is_refused_with_its_row(tmp_path: Path) -> None:
+    message = refused(tmp_path / "a.json", json.dumps([*ROWS, {"q": "y", "a": 3}]))
+    assert message == f"{tmp_path}/a.json row 2 (line 1) has a=3 of type int; give text in quotes"
+
+
+ALPACA = RowFormat("alpaca", ("instruction", "input", "output"), empty_answers=False)
+WITH, WITHOUT = (
+    {"instruction": "Add.", "input": "1 2", "output": "3"},
+    {"instruction": "Hi.", "output": "Hello."},
+)
+
+
+def test_a_row_that_lacks_the_input_has_an_empty_one(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", json.dumps([WITH, WITHOUT]))
+    first, second = file_examples(path, ALPACA)
+    assert "### Input:\n1 2\n" in first.prompt
+    assert "### Input" not in second.prompt
+    assert second == ALPACA.example({**WITHOUT, "input": ""}, where="")
+
+
+def test_an_input_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", json.dumps([WITHOUT, {**WITHOUT, "context": "1 2"}]))
+    message = r"a\.json has no field input in any row; name .* or give null in its place"
+    with pytest.raises(ValueError, match=message):
+        list(file_examples(path, ALPACA))
+
+
+def test_a_parquet_file_is_read_and_its_bad_row_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    assert list(file_examples(path, PLAIN)) == TWO
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*ROWS, {"q": None, "a": "x"}]), path)
+    with pytest.raises(ValueError, match=r"a\.parquet row 2 has q=None of type NoneType"):
+        list(file_examples(path, PLAIN))
 
 
 def test_a_line_that_is_not_json_is_refused_with_its_line(tmp_path: Path) -> None:
@@ -75,7 +113,7 @@ def test_a_line_that_is_not_json_is_refused_with_its_line(tmp_path: Path) -> Non
 
 def test_a_list_that_is_not_json_is_refused_with_its_line(tmp_path: Path) -> None:
     message = refused(tmp_path / "a.json", '[\n{"q": "x", "a": "1"},\n{"q": y}\n]')
-    assert f"{tmp_path}/a.json line 3 is not JSON: Expecting value" in message
+    assert f"{tmp_path}/a.json row 1 (line 3) is not JSON: Expecting value" in message
 
 
 @pytest.mark.parametrize("rest", ["", '\n {"q": "y", "a": "2"}]'])
@@ -94,7 +132,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, text: str) -> None:
 def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"q": "x", "a": "\xe9"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl is not UTF-8 text"):
-        list(json_examples(tmp_path / "a.jsonl", PLAIN))
+        list(file_examples(tmp_path / "a.jsonl", PLAIN))
 
 
 def test_a_file_stands_for_itself(tmp_path: Path) -> None:

@@ -133,9 +133,10 @@ def test_a_missing_field_is_refused_with_line_field_and_what_there_is() -> None:
         prompted("alpaca", ALPACA_FIELDS, {"instruction": "Add.", "input": "", "response": "3"})
 
 
-def test_a_missing_input_names_null() -> None:
-    with pytest.raises(ValueError, match=r"no field input .*null for input where rows have none"):
-        prompted("alpaca", ALPACA_FIELDS, {"instruction": "Add.", "output": "3"})
+def test_a_missing_input_is_an_empty_one() -> None:
+    without = {key: text for key, text in ROW.items() if key != "input"}
+    expected = prompted("alpaca", ALPACA_FIELDS, {**without, "input": ""})
+    assert prompted("alpaca", ALPACA_FIELDS, without) == expected
 
 
 @pytest.mark.parametrize("answer", ["", " \n", None])

@@ -25,7 +25,13 @@ from sparsemend.data.base import (
     held_out_rows,
     windows,
 )
-from sparsemend.data.hub_files import document_windows, first_documents, load_rows, text_column
+from sparsemend.data.hub_files import (
+    TextRows,
+    document_windows,
+    first_documents,
+    load_rows,
+    text_column,
+)
 from sparsemend.data.sampling import from_documents, from_stream
 
 C4_TEST_ROWS = 1100  # SparseGPT's C4 perplexity: the first rows of the validation shard ...
@@ -187,5 +193,5 @@ def wikitext(path: str, config: str, split: str) -> str:
         # A bare folder declares no configs: without a pattern it would be read as one data set.
         rows = text_column(path, f"{config}/{split}-*.parquet", split=split, column="text")
     else:
-        rows = load_rows(path, config, split=split)["text"]
+        rows = TextRows(load_rows(path, config, split=split)["text"], f"{path} {split}")
     return (" " if split == "train" else "\n\n").join(rows)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
+from pyarrow import ArrowException
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparsemend.data.base import encode, windows
+from sparsemend.data.by_content import content_cache
+from sparsemend.data.row_files import short_form
 
 PATIENCE = 3.0  # seconds that the hub has to answer
 
@@ -39,18 +43,52 @@ def first_documents(texts: Sequence[str], count: int, *, key: str, where: str) -
     return texts[:count]
 
 
+class TextRows(Sequence[str]):
+    """A column of texts, read from disk as it is indexed; ValueError names a row without text."""
+
+    def __init__(self, column: Sequence[Any], where: str) -> None:
+        self.column, self.where = column, where
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        rows = range(len(self.column))[index]
+        if isinstance(rows, int):
+            return self._text(rows, self.column[rows])
+        return [self._text(row, text) for row, text in zip(rows, self.column[index], strict=True)]
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._text(row, text) for row, text in enumerate(self.column))
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def _text(self, row: int, text: Any) -> str:
+        if not isinstance(text, str):
+            raise ValueError(f"{self.where} row {row} is {short_form(text)}, no text; drop the row")
+        return text
+
+
 def text_column(
     path: str, files: str, *, split: str, column: str, revision: str | None = None
-) -> Sequence[str]:
+) -> TextRows:
     """One text column of some files of a repository, read from disk as it is indexed."""
-    texts: Sequence[str] = load_rows(
+    rows = load_rows(
         path,
         data_files={split: files},
         split=split,
         revision=revision,
         verification_mode="no_checks",  # one shard never has the rows that its repository declares
-    )[column]
-    return texts
+    )
+    where = f"{path.rstrip('/')}/{files}"
+    if column not in rows.column_names:
+        raise ValueError(
+            f"{where} has no column {column} (columns: {', '.join(rows.column_names)}); give files "
+            "that have the texts under that name"
+        )
+    return TextRows(rows[column], where)
 
 
 def load_rows(path: str, *arguments: Any, **settings: Any) -> Any:
@@ -61,7 +99,11 @@ def load_rows(path: str, *arguments: Any, **settings: Any) -> Any:
     """
     from datasets import load_dataset
 
-    if Path(path).is_dir() or reachable():
+    if Path(path).is_dir():
+        settings |= content_cache(path, data_files=settings.get("data_files"))
+        with naming(f"{path.rstrip('/')} ({settings.get('data_files') or 'all files'})"):
+            return load_dataset(path, *arguments, **settings)
+    if reachable():
         return load_dataset(path, *arguments, **settings)
     try:
         with offline():
@@ -72,6 +114,20 @@ def load_rows(path: str, *arguments: Any, **settings: Any) -> Any:
             "copy of it; give data.path a folder laid out like it, or read text of your own: "
             "data=text data.train=FILE data.test=FILE (data=python_docs needs neither)"
         ) from error
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Name what was read where `datasets` cannot read it: ValueError in one line."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except (DatasetsError, EOFError, zlib.error, UnicodeDecodeError, ArrowException) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        why = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{what} cannot be read ({why}); fetch its files again") from error
 
 
 def reachable() -> bool:

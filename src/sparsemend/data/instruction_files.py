@@ -1,22 +1,21 @@
-"""Local files of instructions: .json (a list of objects) and .jsonl (one object per line).
+"""Local files of instructions: .json (a list of objects), .jsonl (one object per line), .parquet.
 
-Rows come one at a time with the line they begin on, so that a message can name it.  Free of torch
-and datasets: preflight reads every local file to its end before anything heavy is imported.
+Free of torch and datasets: preflight reads every local file to its end before anything heavy is
+imported.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sparsemend.config.locations import is_local, tilde_hint
 from sparsemend.data.prompts import Prompted, RowFormat
+from sparsemend.data.row_files import PlacedRow, json_rows, parquet_rows
 
 JSON = (".json", ".jsonl")
 SUFFIXES = (*JSON, ".parquet")
-_BLANK = re.compile(r"\s*")
 
 
 def split_files(key: str, path: str | None, config: str | None, split: str) -> list[Path] | None:
@@ -77,13 +76,30 @@ def _files_in(key: str, folder: Path, config: str | None, split: str) -> list[Pa
     return files
 
 
-def json_examples(path: Path, row_format: RowFormat) -> Iterator[Prompted]:
-    """The examples of one .json or .jsonl file; every row is checked, and there is at least one."""
-    line = 0
-    for line, row in _rows(path):
-        yield row_format.example(row, where=f"{path} line {line}")
-    if not line:
-        raise ValueError(f"{path} is empty; give at least one example")
+def file_examples(path: Path, row_format: RowFormat) -> Iterator[Prompted]:
+    """The examples of one file; every row is checked, and there is at least one."""
+    return examples_of(
+        str(path), json_rows(path) if path.suffix in JSON else parquet_rows(path), row_format
+    )
+
+
+def examples_of(what: str, rows: Iterable[PlacedRow], row_format: RowFormat) -> Iterator[Prompted]:
+    """The examples of the rows of `what`.
+
+    A row without the optional field has an empty one; where no row has it, the name is wrong.
+    """
+    number, with_optional = 0, 0
+    for place, row in rows:
+        yield row_format.example(row, where=f"{what} {place}")
+        number += 1
+        with_optional += row_format.optional is None or row_format.optional in row  # type: ignore[operator]
+    if not number:
+        raise ValueError(f"{what} is empty; give at least one example")
+    if not with_optional:
+        raise ValueError(
+            f"{what} has no field {row_format.optional} in any row; name the right one in "
+            "data.fields, or give null in its place where rows have none"
+        )
 
 
 def check_held_out(count: int, wanted: Mapping[str, int]) -> None:
@@ -95,56 +111,3 @@ def check_held_out(count: int, wanted: Mapping[str, int]) -> None:
             f"{keys} hold {total} examples out of the {count} of data.train, which leaves none to "
             "train on; lower them"
         )
-
-
-def _rows(path: Path) -> Iterator[tuple[int, object]]:
-    """Yield (line it begins on, value) from a list of values, or from one value per line."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            first = next((line for line in file if line.strip()), "")
-            file.seek(0)
-            yield from (
-                _items(path, file.read()) if first.lstrip()[:1] == "[" else _lines(path, file)
-            )
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
-
-
-def _lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, object]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path} line {number} is not JSON: {error.msg} at column {error.colno}; give "
-                    "one object per line, or a list of objects"
-                ) from error
-
-
-def _items(path: Path, text: str) -> Iterator[tuple[int, object]]:
-    """The values of a JSON list, decoded one by one."""
-    decoder, line, counted = json.JSONDecoder(), 1, 0
-    position = _skip_blanks(text, text.index("[") + 1)
-    while not text.startswith("]", position):
-        line += text.count("\n", counted, position)
-        counted = position
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} line {error.lineno} is not JSON: {error.msg} at column {error.colno}"
-            ) from error
-        yield line, value
-        position = _skip_blanks(text, position)
-        if text.startswith(",", position):
-            position = _skip_blanks(text, position + 1)
-        elif not text.startswith("]", position):
-            here = line + text.count("\n", counted, position)
-            raise ValueError(f"{path} line {here} is not JSON: the list has neither , nor ] here")
-
-
-def _skip_blanks(text: str, position: int) -> int:
-    match = _BLANK.match(text, position)
-    assert match is not None
-    return match.end()

@@ -8,17 +8,19 @@ several seeds compare.
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sparsemend.data.base import DataSource
 from sparsemend.data.hub_files import load_rows
-from sparsemend.data.instruction_files import JSON, check_held_out, json_examples, split_files
+from sparsemend.data.instruction_files import (
+    check_held_out,
+    examples_of,
+    file_examples,
+    split_files,
+)
 from sparsemend.data.prompted import PromptedSource
 from sparsemend.data.prompts import Prompted, RowFormat
 
@@ -82,21 +84,9 @@ class Instructions(PromptedSource):
         if files is None:
             assert self.path is not None
             rows = load_rows(self.path, self.config, split=place)
-            return list(self._of_rows(f"{self.path} {place}", rows))
-        return [example for file in files for example in self._of_file(file)]
-
-    def _of_file(self, file: Path) -> Iterator[Prompted]:
-        if file.suffix in JSON:
-            return json_examples(file, self.row_format)
-        from datasets import load_dataset
-
-        files = glob.escape(str(file))
-        rows = load_dataset(file.suffix[1:], data_files=files, split="train")
-        return self._of_rows(str(file), rows)
-
-    def _of_rows(self, what: str, rows: Iterable[Any]) -> Iterator[Prompted]:
-        for number, row in enumerate(rows):
-            yield self.row_format.example(row, where=f"{what} row {number}")
+            numbered = ((f"row {number}", row) for number, row in enumerate(rows))
+            return list(examples_of(f"{self.path} {place}", numbered, self.row_format))
+        return [example for file in files for example in file_examples(file, self.row_format)]
 
 
 def held_out(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsemend.config.asked import Asked
-from sparsemend.data.instruction_files import JSON, check_held_out, json_examples, split_files
+from sparsemend.data.instruction_files import check_held_out, file_examples, split_files
 from sparsemend.data.prompts import RowFormat
 
 
 def check(asked: Asked) -> None:
-    """The template is known, rows of local .json and .jsonl files fill it, train keeps some."""
+    """The template is known, the rows of local files fill it, train keeps some."""
     data = asked.section
     row_format = RowFormat(data.template, tuple(data.fields), data.empty_answers)
     counted = {
@@ -25,7 +25,7 @@ def check(asked: Asked) -> None:
 
 
 def _count_rows(files: list[Path] | None, row_format: RowFormat) -> int | None:
-    """Sound rows of .json and .jsonl files; None where `datasets` will read some of them."""
-    if files is None or any(path.suffix not in JSON for path in files):
+    """The number of rows, all of them sound; None where they lie on the hub."""
+    if files is None:
         return None
-    return sum(1 for path in files for _ in json_examples(path, row_format))
+    return sum(1 for path in files for _ in file_examples(path, row_format))

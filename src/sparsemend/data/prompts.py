@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
 
+from sparsemend.data.row_files import short_form, unencodable
+
 ANSWER = "answer"  # the slot that every template has
 OPTIONAL = "input"  # the slot that may be empty or absent: it chooses between two prompts
 
@@ -86,8 +88,8 @@ class RowFormat:
     """The template that the rows of a data set fill, and the columns that fill it.
 
     fields: one column for each slot of the template, in their order; that of `input` may be None
-    where rows have none.  empty_answers: whether a row without an answer is kept (it then teaches
-    the end of text alone) or refused.
+    where no row has one, and a row that lacks it has an empty one.  empty_answers: whether a row
+    without an answer is kept (it then teaches the end of text alone) or refused.
     """
 
     template: str
@@ -112,6 +114,12 @@ class RowFormat:
                 + (f", null for {OPTIONAL} where rows have none" if OPTIONAL in slots else "")
             )
 
+    @property
+    def optional(self) -> str | None:
+        """The column of the slot that may be empty; None where there is none."""
+        slots = TEMPLATES[self.template].slots
+        return self.fields[slots.index(OPTIONAL)] if OPTIONAL in slots else None
+
     def example(self, row: object, *, where: str) -> Prompted:
         """The example of one row; `where` names it in a message."""
         if not isinstance(row, Mapping):
@@ -129,22 +137,23 @@ class RowFormat:
         return template.fill(texts)
 
     def _text(self, row: Mapping[str, object], slot: str, column: str, where: str) -> str:
-        """One text of a row; null counts as empty in a slot that may be empty."""
-        if column not in row:
+        """One text of a row; a slot that may be empty takes null, that of `input` no field too."""
+        if column not in row and slot != OPTIONAL:
             raise ValueError(
                 f"{where} has no field {column} (fields: {', '.join(map(str, row)) or 'none'}); "
                 f"data.fields={_bracket_list(self.fields)} names the fields of "
                 f"{', '.join(TEMPLATES[self.template].slots)}"
-                + (f", null for {OPTIONAL} where rows have none" if slot == OPTIONAL else "")
             )
-        value = row[column]
+        value = row.get(column)
         if value is None and slot in (OPTIONAL, ANSWER):
             return ""
         if not isinstance(value, str):
             raise ValueError(
-                f"{where} has {column}={value!r} of type {type(value).__name__}; give text in "
-                "quotes"
+                f"{where} has {column}={short_form(value)} of type {type(value).__name__}; give "
+                "text in quotes"
             )
+        if unencodable(value):
+            raise ValueError(f"{where} has half of a surrogate pair in {column}; mend the row")
         return value
 
 

@@ -1,15 +1,14 @@
-"""Local text files through `datasets`: one stream per split, tokenised once as a whole.
+"""Local text files: one stream per split, tokenised once as a whole.
 
 A .txt file is one document, taken whole (line ends become newlines).  Every row of a .jsonl or
-.parquet file is one.  The documents of a split are joined by `separator`; calibration draws from
-the train stream and windows are cut by the WikiText-2 protocol (Frantar and Alistarh 2023,
-arXiv 2301.00774).  Calibration reads the whole train text, also the part whose windows are held
-out where no validation file is given, so that it draws the windows that the protocol draws.
+.parquet file is one.  The documents of a split are joined by `separator`; calibration windows are
+drawn and windows are cut by the WikiText-2 protocol (Frantar and Alistarh 2023, arXiv 2301.00774).
+Without files of its own calibration reads the whole train text, also the part whose windows are
+held out where no validation file is given, so that it draws the windows that the protocol draws.
 """
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,14 +24,7 @@ from sparsemend.data.base import (
     windows,
 )
 from sparsemend.data.sampling import from_stream
-
-BUILDERS = {
-    ".txt": "text",
-    ".jsonl": "json",
-    ".jsonl.gz": "json",
-    ".json.gz": "json",  # lines too: the name that C4 shards carry
-    ".parquet": "parquet",
-}
+from sparsemend.data.text_files import load_texts
 
 Files = str | Path | Iterable[str | Path]
 
@@ -45,6 +37,7 @@ class LocalText(DataSource):
         *,
         name: str,
         train: Files,
+        calibration: Files | None,
         validation: Files | None,
         test: Files,
         column: str,
@@ -57,13 +50,19 @@ class LocalText(DataSource):
         self.calibration_samples = calibration_samples
         self.column = column
         self.separator = separator
-        self.train_files = _paths(train)
-        self.validation_files = None if validation is None else _paths(validation)
-        self.test_files = _paths(test)
+        self.files = {  # of each split; none where another split gives its windows
+            "train": _paths(train),
+            "calibration": _paths(calibration),
+            "validation": _paths(validation),
+            "test": _paths(test),
+        }
+        self._read: dict[str, str] = {}  # texts by split, each read once
 
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
+        """Windows of the calibration files, else of the train text."""
+        split = "calibration" if self.files["calibration"] else "train"
         return from_stream(
-            encode(tokenizer, self._text("train", self.train_files)),
+            encode(tokenizer, self._text(split)),
             samples=self.calibration_samples,
             seqlen=self.seqlen,
             seed=seed,
@@ -71,72 +70,40 @@ class LocalText(DataSource):
 
     def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """All train windows; without their last 5 % where no validation file is given."""
-        rows = self._windows(tokenizer, "train", self.train_files)
-        return Examples.of(held_out_rows(rows)[0] if self.validation_files is None else rows)
+        rows = self._windows(tokenizer, "train")
+        return Examples.of(rows if self.files["validation"] else held_out_rows(rows)[0])
 
     def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """The windows of the validation files, else the last 5 % of the train windows."""
-        if self.validation_files is None:
-            rows = held_out_rows(self._windows(tokenizer, "train", self.train_files))[1]
-            return Examples.of(rows)
-        return Examples.of(self._windows(tokenizer, "validation", self.validation_files))
+        if self.files["validation"]:
+            return Examples.of(self._windows(tokenizer, "validation"))
+        return Examples.of(held_out_rows(self._windows(tokenizer, "train"))[1])
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        return self._windows(tokenizer, "test", self.test_files)
+        return self._windows(tokenizer, "test")
 
     def fingerprint(self) -> str:
-        """SHA-256 of the train, validation (where given) and test texts."""
-        texts = [self._text("train", self.train_files)]
-        if self.validation_files is not None:
-            texts.append(self._text("validation", self.validation_files))
-        return fingerprint_texts([*texts, self._text("test", self.test_files)])
+        """SHA-256 of the train, validation (where given) and test texts, then of calibration's."""
+        texts = [self._text(s) for s in ("train", "validation", "test") if self.files[s]]
+        if self.files["calibration"]:
+            texts += ["calibration", self._text("calibration")]
+        return fingerprint_texts(texts)
 
-    def _windows(
-        self, tokenizer: PreTrainedTokenizerBase | None, key: str, files: list[Path]
-    ) -> Tensor:
-        return windows(encode(tokenizer, self._text(key, files)), self.seqlen, what=key)
+    def _windows(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
+        return windows(encode(tokenizer, self._text(split)), self.seqlen, what=split)
 
-    def _text(self, key: str, files: list[Path]) -> str:
-        documents = [d for path in files for d in load_texts(key, path, column=self.column)]
-        return self.separator.join(documents)
-
-
-def load_texts(key: str, path: Path, *, column: str) -> list[str]:
-    """The documents of one file: a .txt whole, else one per row, from `column`."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    if not path.is_file():
-        raise FileNotFoundError(f"data.{key}={path} does not exist; give a file")
-    builder = next((b for suffix, b in BUILDERS.items() if path.name.endswith(suffix)), None)
-    if builder is None:
-        raise ValueError(
-            f"data.{key}={path} is none of {', '.join(BUILDERS)}; convert it to one of them"
-        )
-    # By lines or paragraphs, `datasets` drops the blank lines between them; a name is a pattern.
-    settings = {"sample_by": "document"} if builder == "text" else {}
-    if not path.stat().st_size:
-        raise ValueError(f"data.{key}={path} is empty; give a file with text")
-    try:
-        rows = load_dataset(builder, data_files=glob.escape(str(path)), split="train", **settings)
-    except DatasetGenerationError as error:
-        why = error.__cause__ or error
-        raise ValueError(f"data.{key}={path} cannot be read ({why}); is it UTF-8?") from error
-    wanted = "text" if builder == "text" else column
-    kind = getattr(rows.features.get(wanted), "dtype", None)
-    if kind not in ("string", "large_string"):
-        problem = f"column {wanted} of type {kind}" if kind else f"no column {wanted}"
-        raise ValueError(
-            f"data.{key}={path} has {problem}; set data.column to a text column of it "
-            f"(columns: {', '.join(rows.column_names)})"
-        )
-    texts: list[str] = rows[wanted][:]
-    empty = next((row for row, text in enumerate(texts) if text is None), None)
-    if empty is not None:
-        raise ValueError(f"data.{key}={path} has no text in row {empty}; drop the row")
-    texts[:1] = [text.removeprefix("\ufeff") for text in texts[:1]]  # a byte order mark
-    return texts
+    def _text(self, split: str) -> str:
+        if split not in self._read:
+            documents = [
+                document
+                for path in self.files[split]
+                for document in load_texts(f"data.{split}", path, column=self.column)
+            ]
+            self._read[split] = self.separator.join(documents)
+        return self._read[split]
 
 
-def _paths(files: Files) -> list[Path]:
+def _paths(files: Files | None) -> list[Path]:
+    if files is None:
+        return []
     return [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]

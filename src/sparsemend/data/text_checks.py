@@ -5,13 +5,15 @@ from __future__ import annotations
 from sparsemend.config.asked import Asked
 from sparsemend.config.locations import tilde_hint
 from sparsemend.data.local_files import paths
+from sparsemend.data.text_files import check_texts
 
 
 def check(asked: Asked) -> None:
-    """Raise FileNotFoundError on the first text file that is not there."""
-    for part in ("train", "validation", "test"):
+    """Raise FileNotFoundError or ValueError on the first text file that cannot be read."""
+    for part in ("train", "calibration", "validation", "test"):
         for path in paths(asked.section[part]):
             if not path.exists():
                 raise FileNotFoundError(
                     f"{asked.key}.{part}={path} does not exist; give a file{tilde_hint(str(path))}"
                 )
+            check_texts(f"{asked.key}.{part}", path, column=asked.section.column)

@@ -55,7 +55,7 @@ class Keys:
 
     def windows(self, wanted: Wanted) -> dict[str, Any]:
         """Parts of the token windows."""
-        return {**self._source(), "data": section(self.cfg, "data"), **asdict(wanted)}
+        return {**self._source(), "data": with_files(section(self.cfg, "data")), **asdict(wanted)}
 
     def model(self) -> dict[str, Any]:
         """Parts of the dense model, whose linears are marked where they stay dense."""

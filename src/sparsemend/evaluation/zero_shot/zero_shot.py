@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from sparsemend.data.by_content import content_decides
 from sparsemend.errors import blame
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import folders_of
@@ -117,7 +118,7 @@ class ZeroShot(Evaluation):
     def _harness(self, model: PreTrainedModel, inputs: EvaluationInput) -> list[dict[str, Any]]:
         """The harness's results, one for each number of solved examples."""
         tasks = f"evaluation.zero_shot.tasks={', '.join(self.chosen)}"
-        with blame(tasks, REMEDY), harness_quiet(), randomness_restored():
+        with blame(tasks, REMEDY), harness_quiet(), randomness_restored(), content_decides():
             from lm_eval import simple_evaluate
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
