@@ -62,7 +62,7 @@ def block_records(
                 "rate": rates[index],
                 "achieved": off_support(linears).sparsity,
                 "rank": ranks[index],
-                "active_rank": max(linear.rank for linear in linears.values()),
+                "active_rank": max((linear.rank for linear in linears.values()), default=0),
                 "error_pruned": errors[index],
                 "error_trained": None,
                 "mask_overlap": both / either if either else 1.0,

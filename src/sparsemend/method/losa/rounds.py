@@ -87,7 +87,7 @@ class Rounds:
         pruner, allocation = work.pruner_and_rates(rates)
         errors = prune_and_compare(work.pair, pruner, allocation, work.bench.pattern)
         mean = method.ranks.means(method.rounds)[progress.round - 1]
-        ranks = allocate_ranks(errors, mean, method.ranks)
+        ranks = self.ranks_of(errors, mean)
         self.set_ranks(ranks)
         record = {
             "round": progress.round,
@@ -117,6 +117,13 @@ class Rounds:
         band = Band(target, progress.delta, weights, floors)
         progress.rates = solve(band, importance(similarity.tolist(), method.beta), method.solver)
         return progress.rates
+
+    def ranks_of(self, errors: Sequence[float], mean: float) -> list[int]:
+        """The rank of every block, 0 of one in which no linear is pruned, which takes no share."""
+        pruned = [bool(linears) for linears in by_block(self.work.model)]
+        of_pruned = [error for error, some in zip(errors, pruned, strict=True) if some]
+        ranks = iter(allocate_ranks(of_pruned, mean, self.method.ranks))
+        return [next(ranks) if some else 0 for some in pruned]
 
     def set_ranks(self, ranks: Sequence[int]) -> None:
         """Give the linears of every block its rank, and carried moments its shape."""

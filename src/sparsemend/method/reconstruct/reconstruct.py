@@ -45,7 +45,7 @@ from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
 from sparsemend.method.adapter.vectors import narrow, original, vectors, widen
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.method.held_out import check_windows, training_batches
-from sparsemend.method.reconstruct.block_fit import BlockFit, BlockPlan, block_error
+from sparsemend.method.reconstruct.block_fit import BlockFit, BlockPlan, FitOutcome, block_error
 from sparsemend.method.reconstruct.pairs import BlockPair, pairs
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
 from sparsemend.training.plan import check_choice
@@ -127,7 +127,9 @@ class Reconstruct(BlockPlan, RepairMethod):
         seed = mix_seed(bench.seed, visit.index)
         self.attach(visit.block, seed)
         trained = self.free_trainable(visit.block)
-        fit = BlockFit(visit, targets, self, seed=seed, micro_batch=bench.micro_batch).run()
+        fit = FitOutcome(0, False)  # of a block in which nothing is pruned
+        if any(parameter.requires_grad for parameter in visit.block.parameters()):
+            fit = BlockFit(visit, targets, self, seed=seed, micro_batch=bench.micro_batch).run()
         visit.block.requires_grad_(False).zero_grad(set_to_none=True)
         narrow(visit.block)
         lost = fold_adapters(visit.block)
