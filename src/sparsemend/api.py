@@ -32,6 +32,7 @@ from sparsemend.data.base import Examples
 from sparsemend.errors import OverrideError
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.hardware import Hardware
+from sparsemend.layout.unfold import fold_within, unfold_
 from sparsemend.logger.base import csv_logger
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.names import ADAPTER, CHECKPOINTS, MASKS, PARTS
@@ -42,14 +43,13 @@ from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
 from sparsemend.run.adopt import adopt, check_existing
 from sparsemend.run.export import export as write_model
-from sparsemend.run.export import to_dense_
+from sparsemend.run.export import save_supports, to_dense_
 from sparsemend.run.job import build
 from sparsemend.run.prune import PruningRules
 from sparsemend.run.windows import Wanted, Windows, check_vocabulary
 from sparsemend.run.windows import read_windows as read_data
 from sparsemend.sparse.count import SparsityReport, sparsity_report
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
-from sparsemend.sparse.mask_file import save_masks
 from sparsemend.sparse.pattern import Pattern
 
 Dense = PreTrainedModel | Callable[[], PreTrainedModel]
@@ -122,6 +122,7 @@ def prune(
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
     check_rounding(cfg, pattern)
+    unfold_(model)
     check_true_sequential(cfg)
     _choose(model, cfg)
     check_prunable(model)
@@ -177,6 +178,7 @@ def repair(
     cfg = compose([*_kept_lines(pruned, lines), *lines], {}, model)
     method: RepairMethod = build(cfg.method)
     method_name, pattern = type(method).__name__, Pattern.parse(cfg.pattern)
+    unfold_(model)
     check_prunable(model)
     _check_folded(model)
     if folder is not None and any((Path(folder) / name).exists() for name in (PARTS, CHECKPOINTS)):
@@ -304,11 +306,12 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         masks = Path(temporary) / MASKS
-        save_masks({name: linear.keep for name, linear in sparse.items()}, masks)
+        save_supports(model, masks)
         if repaired is not None:
             repaired.method.save_adapter(model, Path(temporary) / ADAPTER, base=str(folder))
         try:
-            write_model(to_dense_(model), tokenizer, folder, masks=masks, card=None)
+            with fold_within(to_dense_(model)):
+                write_model(model, tokenizer, folder, masks=masks, card=None)
         finally:
             for name, linear in sparse.items():
                 model.set_submodule(name, linear)
@@ -463,6 +466,7 @@ def _dense(
         if dense is None:
             raise ValueError(f"{reader} reads the dense model; give dense")
         loaded = dense if isinstance(dense, PreTrainedModel) else dense()
+        unfold_(loaded)
         choose_as_(loaded, model)
         return loaded
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from sparsemend.config.locations import resolve_path
+from sparsemend.layout.unfold import unfold_
 from sparsemend.names import DTYPE_NAMES
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -31,7 +32,7 @@ class ModelSource(ABC):
 
     @abstractmethod
     def load(self, *, seed: int) -> PreTrainedModel:
-        """The dense causal LM in eval mode on the CPU, caching off."""
+        """The dense causal LM in eval mode on the CPU, caching off, unfolded (`layout.unfold_`)."""
 
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -57,6 +58,7 @@ class PretrainedModel(ModelSource):
             attn_implementation=self.attention,
         )
         model.config.use_cache = False
+        unfold_(model)
         return model.eval()
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -85,6 +87,7 @@ class UntrainedModel(ModelSource):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
         model.config.use_cache = False
+        unfold_(model)
         return model.eval()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 LEFT_DENSE = "left_dense"  # an attribute of the linears that `choice.choose_` leaves dense
+SHARE_OUTSIDE = 0.05  # routers and state-space matrices have at most 2 % in published models
+ELSEWHERE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -40,22 +42,38 @@ def block_index(name: str, prefix: str) -> int:
 
 
 def check_prunable(model: nn.Module) -> None:
-    """Raise ValueError where blocks hold no nn.Linear, or fused 3-D expert weights."""
+    """Raise ValueError where blocks hold no nn.Linear, or too many weights elsewhere.
+
+    The weights of another module may be no more than SHARE_OUTSIDE of a block's: routers and the
+    like, not what a sparsity is about.
+    """
     _, blocks = find_blocks(model)
     for block in blocks:
-        fused = [
-            name
-            for module in block.modules()
-            if not isinstance(module, nn.Conv1d | nn.Conv2d)
-            for name, p in module.named_parameters(recurse=False)
-            if p.ndim > 2
-        ]
-        if fused:
+        total = sum(p.numel() for p in block.parameters())
+        outside = _outside_linears(block)
+        if sum(outside.values()) > SHARE_OUTSIDE * total:
+            name, weights = max(outside.items(), key=lambda item: item[1])
             raise ValueError(
-                f"{type(model).__name__} holds fused {fused[0]} (mixture of experts), which is no "
-                "nn.Linear; such models are not supported"
+                f"model type {_model_type(model)} keeps {sum(outside.values()) / total:.0%} of the "
+                f"weights of a block where nn.Linear does not, most in {name} ({weights:,} of "
+                f"{total:,}); weights of this form are not supported"
             )
     if not any(linears_of(block) for block in blocks):
         raise ValueError(
             f"{type(model).__name__} has no nn.Linear inside its blocks; there is nothing to prune"
         )
+
+
+def _outside_linears(block: nn.Module) -> dict[str, int]:
+    """Number of weights, by name, in matrices of no linear, convolution or embedding."""
+    return {
+        f"{path}.{name}".lstrip("."): parameter.numel()
+        for path, module in block.named_modules()
+        if not isinstance(module, ELSEWHERE)
+        for name, parameter in module.named_parameters(recurse=False)
+        if sum(size > 1 for size in parameter.shape) > 1
+    }
+
+
+def _model_type(model: nn.Module) -> str:
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))

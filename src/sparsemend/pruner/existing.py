@@ -41,7 +41,7 @@ class Existing(Pruner):
         return Pruned(weight, weight != 0)
 
     def supports(self, model_path: str | Path) -> dict[str, Tensor] | None:
-        """Supports by linear name from the masks file, or None where there is no file.
+        """Supports by saved name from the masks file, or None where there is no file.
 
         `model_path` is the checkpoint's folder, or a hub name, which has no such file beside it.
         Raises FileNotFoundError if the file that `masks` names does not exist.

@@ -7,6 +7,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sparsemend.blocks.choice import choose_
 from sparsemend.config.prunable import PrunableNames
+from sparsemend.layout.saved import module_supports
+from sparsemend.layout.unfold import unfold_
 from sparsemend.method.base import RepairMethod
 from sparsemend.model import DTYPES
 from sparsemend.names import MASKS
@@ -43,8 +45,9 @@ def load_repaired(finished: FinishedRun, method: RepairMethod, cfg: DictConfig) 
         finished.model, dtype=DTYPES[finished.dtype], attn_implementation=cfg.model.get("attention")
     )
     model.config.use_cache = False
+    unfold_(model)
     choose_(model, PrunableNames.of(cfg))
-    attach_supports(model, load_masks(finished.model / MASKS))
+    attach_supports(model, module_supports(model, load_masks(finished.model / MASKS)))
     if finished.adapter is not None:
         method.load_adapter(model, finished.adapter)
     return model.eval()

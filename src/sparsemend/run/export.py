@@ -18,13 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.checkpoint.card import model_card
 from sparsemend.files import give_usual_mode
+from sparsemend.layout.saved import saved_masks
+from sparsemend.layout.unfold import fold_
 from sparsemend.model import DTYPES
 from sparsemend.names import ADAPTER, MASKS, MODEL
 from sparsemend.result.finished import command_line, finished_run
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.sparse.count import effective_sparsity, sparsity_report, sparsity_section
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
-from sparsemend.sparse.mask_file import save_masks
+from sparsemend.sparse.mask_file import write_masks
 
 
 def export_stage(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> None:
@@ -48,7 +50,7 @@ def _export(
     job.parts.method.save_adapter(model, job.out / ADAPTER, base=base)
     if cfg.export and cfg.export_dtype is not None:
         cast_(model, DTYPES[cfg.export_dtype])  # first: its zeros are counted
-    save_masks({name: linear.keep for name, linear in sparse_linears(model)}, masks)
+    save_supports(model, masks)
     report = sparsity_report(model)
     content["sparsity"] |= sparsity_section(
         report,
@@ -68,6 +70,12 @@ def _command(from_run: str | None) -> str:
         return command
     hydra = HydraConfig.get()
     return command_line(hydra.overrides.task, hydra.runtime.config_sources)
+
+
+def save_supports(model: PreTrainedModel, path: Path) -> None:
+    """Write the supports of a model under the names that its tensors have when it is saved."""
+    saved = saved_masks(model)
+    write_masks(saved.masks, path, dense=saved.dense)
 
 
 def to_dense_(model: PreTrainedModel) -> PreTrainedModel:
@@ -95,7 +103,11 @@ def export(
     masks: Path,
     card: str | None,
 ) -> None:
-    """Write `folder` whole or not at all: weights, config, tokenizer, supports, model card."""
+    """Write `folder` whole or not at all: weights, config, tokenizer, supports, model card.
+
+    The model, which holds no SparseLinear any more, is folded into the layout of its class.
+    """
+    fold_(model)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     before = model.config.use_cache

@@ -93,7 +93,7 @@ def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
     model = _dense_model(job)
     check_prunable(model)
     if job.cfg.from_run is None:  # a finished run is neither pruned nor repaired
-        _check_work(job, model, given_supports(job))
+        _check_work(job, model, given_supports(job, model))
     labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
     vocabulary = model.config.get_text_config().vocab_size
     for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):

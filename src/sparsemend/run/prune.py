@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.locations import resolve_path
 from sparsemend.config.values import digest
+from sparsemend.layout.saved import module_supports
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import apply_rounding
@@ -88,10 +89,12 @@ def prune_stage(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
     return allocation
 
 
-def given_supports(job: RunJob) -> Mapping[str, Tensor] | None:
+def given_supports(job: RunJob, model: PreTrainedModel) -> Mapping[str, Tensor] | None:
     """Supports, bool (O, I) by linear, in the masks file of a pruned checkpoint, or None."""
-    pruner = job.parts.pruner
-    return pruner.supports(resolve_path(job.cfg.model.path)) if pruner.reads_support else None
+    if not job.parts.pruner.reads_support:
+        return None
+    saved = job.parts.pruner.supports(resolve_path(job.cfg.model.path))
+    return None if saved is None else module_supports(model, saved)
 
 
 def calibration_of(job: RunJob, loaded: Loaded) -> Calibration:
@@ -105,7 +108,7 @@ def _prune(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
     pruner, schedule = job.parts.pruner, job.parts.sparsity_schedule
     model, calibration, keys = loaded.model, calibration_of(job, loaded), job.keys
     if pruner.reads_support:
-        return adopt(model, given_supports(job))
+        return adopt(model, given_supports(job, model))
     prune_here = partial(
         pruning_of(job),
         model,

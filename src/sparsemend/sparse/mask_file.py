@@ -1,9 +1,16 @@
-"""Supports on disk: masks.safetensors holds the packed bits and the shapes."""
+"""Supports on disk: masks.safetensors holds packed bits, one per weight of a tensor.
+
+A key is the name of a tensor in the checkpoint without a final `.weight`.  Its bits have the shape
+of that tensor with the axis of the inputs moved to the end, and are packed along it; `shapes` and,
+where inputs lie on another axis than the last, `input_axis` say how the tensor itself lies.
+`stays_dense` names the linears that have no support.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
@@ -15,20 +22,44 @@ from sparsemend.names import MASKS_FORMAT
 from sparsemend.sparse.packing import pack, unpack
 
 
+@dataclass(frozen=True)
+class PackedMask:
+    """A support: bits (.., O, ceil(I / 8)) of a tensor of `shape` with inputs on `input_axis`."""
+
+    bits: Tensor
+    shape: Sequence[int]
+    input_axis: int
+
+
 def save_masks(masks: Mapping[str, Tensor], path: Path) -> None:
-    """Write supports {linear name: bool (O, I)} packed, atomically, with their shapes."""
-    shapes = {name: list(keep.shape) for name, keep in masks.items()}
+    """Write supports {linear name: bool (O, I)}, atomically."""
+    write_masks({n: PackedMask(pack(k), k.shape, k.ndim - 1) for n, k in masks.items()}, path)
+
+
+def write_masks(masks: Mapping[str, PackedMask], path: Path, *, dense: Sequence[str] = ()) -> None:
+    """Write packed supports, atomically; `dense` names what has none."""
+    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    axes = {n: m.input_axis for n, m in masks.items() if m.input_axis != len(m.shape) - 1}
     metadata = {"format": MASKS_FORMAT, "shapes": json.dumps(shapes)}
-    packed = {name: pack(keep).cpu().contiguous() for name, keep in masks.items()}
+    if axes:
+        metadata["input_axis"] = json.dumps(axes)
+    if dense:
+        metadata["stays_dense"] = json.dumps(list(dense))
+    packed = {name: mask.bits.cpu().contiguous() for name, mask in masks.items()}
     with replacing(path) as partial:
         save_file(packed, partial, metadata=metadata)
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:
-    """Read what `save_masks` wrote; raises ValueError when the file is of another format."""
+    """Supports, bool in the shapes of the saved tensors; ValueError on a file of another format."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != MASKS_FORMAT:
             raise ValueError(f"{path} is not a {MASKS_FORMAT} file")
         shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
-        return {name: unpack(file.get_tensor(name), shape[1]) for name, shape in shapes.items()}
+        axes: dict[str, int] = json.loads(metadata.get("input_axis", "{}"))
+        masks = {}
+        for name, shape in shapes.items():
+            axis = axes.get(name, len(shape) - 1)
+            masks[name] = unpack(file.get_tensor(name), shape[axis]).movedim(-1, axis)
+        return masks

@@ -11,25 +11,25 @@ from torch.nn import functional as F
 
 
 def pack(keep: Tensor) -> Tensor:
-    """One bit per weight: bool (O, I) -> uint8 (O, ceil(I / 8)), lowest bit first."""
+    """One bit per weight: bool (.., I) -> uint8 (.., ceil(I / 8)), lowest bit first."""
     if keep.device.type != "cpu":
         return packed_by_products(keep)
     # NumPy takes a twentieth of the time
-    return torch.from_numpy(np.packbits(keep.numpy(), axis=1, bitorder="little"))
+    return torch.from_numpy(np.packbits(keep.numpy(), axis=-1, bitorder="little"))
 
 
 def packed_by_products(keep: Tensor) -> Tensor:
     """The same bytes as `pack`, computed by products on any device."""
-    padded = F.pad(keep.to(torch.uint8), (0, -keep.shape[1] % 8))
-    bits = padded.view(keep.shape[0], -1, 8)
+    padded = F.pad(keep.to(torch.uint8), (0, -keep.shape[-1] % 8))
+    bits = padded.unflatten(-1, (-1, 8))
     weights = 2 ** torch.arange(8, dtype=torch.uint8, device=keep.device)
-    return (bits * weights).sum(dim=2, dtype=torch.uint8)
+    return (bits * weights).sum(dim=-1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, in_features: int) -> Tensor:
-    """Inverse of `pack`: uint8 (O, ceil(I / 8)) -> bool (O, in_features)."""
+    """Inverse of `pack`: uint8 (.., ceil(I / 8)) -> bool (.., in_features)."""
     bits = _eight_bits(packed.device).index_select(0, packed.flatten().int())
-    return bits.view(torch.bool).view(packed.shape[0], -1)[:, :in_features]
+    return bits.view(torch.bool).view(*packed.shape[:-1], -1)[..., :in_features]
 
 
 @cache

@@ -1,0 +1,1 @@
+"""Turns weights that a family stores otherwise into ordinary linears, and back."""
