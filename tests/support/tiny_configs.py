@@ -52,7 +52,12 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 # by model type; keys of a nested config are written with dots
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1]},
+    "bamba": {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 16,
+        "attn_layer_indices": [1],
+    },
     "bart": {"is_decoder": True, "is_encoder_decoder": False},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
@@ -74,7 +79,13 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "n_recurrent_layers": 2,
         "n_output_layers": 2,
     },
-    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64},
+    "falcon_h1": {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_ssm": 64,
+        "mamba_d_state": 16,
+    },
+    "falcon_mamba": {"hidden_size": 128, "state_size": 4, "time_step_rank": 4},
     "gemma3n_text": {
         "num_hidden_layers": 3,
         "layer_types": ["sliding_attention", "full_attention", "full_attention"],
@@ -98,7 +109,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "glm_ocr": {"text_config.rope_parameters.mrope_section": [2, 1, 1]},
     "glm46v": {"text_config.rope_parameters.mrope_section": [2, 1, 1]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
-    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
     "jamba": {
@@ -106,6 +117,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
         "mamba_dt_rank": 4,
+        "mamba_d_state": 4,
+        "hidden_size": 64,
     },
     "lfm2_moe": {
         "layer_types": ["conv", "full_attention", "conv"],
@@ -120,16 +133,23 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 1,
     },
     "longcat_flash": {"head_dim": 8, "zero_expert_num": 2, "qk_head_dim": 16, "moe_topk": 2},
-    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "mamba": {"hidden_size": 128, "state_size": 4, "time_step_rank": 4},
+    "mamba2": {"hidden_size": 64, "num_heads": 16, "head_dim": 8, "state_size": 16},
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
-    "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8},
+    "nemotron_h": {
+        "hidden_size": 64,
+        "mamba_num_heads": 16,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 16,
+    },
     "openai-gpt": {"n_positions": 128},
     "paddleocr_vl": {"text_config.rope_parameters.mrope_section": [2, 1, 1]},
     "paligemma": {"text_config.num_key_value_heads": 1},
     "qwen2_5_omni_thinker": {"text_config.rope_parameters.mrope_section": [2, 1, 1]},
     "qwen2_5_vl": {"text_config.rope_parameters.mrope_section": [2, 1, 1]},
     "qwen2_vl": {"text_config.rope_parameters.mrope_section": [2, 1, 1]},
+    "recurrent_gemma": {"hidden_size": 64, "lru_width": 64},
     "rwkv": {"attention_hidden_size": 32},
     "vit": {"image_size": 28},
     "zamba": {
@@ -148,6 +168,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "n_mamba_heads": 8,
         "mamba_headdim": 8,
         "mamba_ngroups": 1,
+        "mamba_d_state": 8,
         "adapter_rank": 4,
     },
 }
@@ -156,7 +177,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 def tiny_config(model_type: str) -> PreTrainedConfig:
     """The config of a tiny model of one type; its special tokens are no WORDS."""
     specials = iter(range(VOCABULARY - 1, WORDS.stop - 1, -1))
-    values = _shrink(model_type, CONFIG_MAPPING[model_type]().to_dict(), specials)
+    values = _shrink(CONFIG_MAPPING[model_type](), specials)
     for path, value in EXCEPTIONS.get(model_type, {}).items():
         *folders, key = path.split(".")
         inner = values
@@ -166,14 +187,17 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **values)
 
 
-def _shrink(model_type: str, default: dict[str, Any], specials: Iterator[int]) -> dict[str, Any]:
+def _shrink(default: PreTrainedConfig, specials: Iterator[int]) -> dict[str, Any]:
     """What of a default config to give anew; what is not in it keeps its default."""
-    parameters = inspect.signature(CONFIG_MAPPING[model_type].__init__).parameters
+    saved = default.to_dict()  # under other names, some of them; inner configs are dictionaries
+    defaults = {
+        key: saved[key] if isinstance(saved.get(key), int | list) else getattr(default, key, None)
+        for key in inspect.signature(type(default)).parameters
+    }
     values: dict[str, Any] = {}
-    for key in [key for key in default if key in parameters]:
-        value = default[key]
-        if isinstance(value, dict) and value.get("model_type") in CONFIG_MAPPING:
-            values[key] = _shrink(value["model_type"], value, specials)
+    for key, value in defaults.items():
+        if isinstance(value, PreTrainedConfig):
+            values[key] = {"model_type": value.model_type, **_shrink(value, specials)}
         elif key in SPECIAL:
             values[key] = SPECIAL[key]
         elif re.fullmatch(r"\w+_token_(id|index)", key) and isinstance(value, int):
@@ -181,14 +205,14 @@ def _shrink(model_type: str, default: dict[str, Any], specials: Iterator[int]) -
         elif isinstance(value, int) and not isinstance(value, bool):
             size = next((size for name, size in SIZES if re.fullmatch(name, key)), value)
             values |= {key: size} if size < value else {}
-    if {"kv_lora_rank", "qk_rope_head_dim"} <= default.keys():
+    if {"kv_lora_rank", "qk_rope_head_dim"} <= defaults.keys():
         values["num_key_value_heads"] = values["num_attention_heads"]  # a key for every head
-    return values | _one_layer_of_every_kind(default, values)
+    return values | _one_layer_of_every_kind(defaults, values)
 
 
-def _one_layer_of_every_kind(default: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _one_layer_of_every_kind(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """The lists with an entry per layer, shortened, and the number of layers that is theirs."""
-    lists = {k: v for k, v in default.items() if re.fullmatch(PER_LAYER, k) and v}
+    lists = {key: v for key, v in defaults.items() if re.fullmatch(PER_LAYER, key) and v}
     if not lists:
         return {}
     kinds = list(zip(*lists.values(), strict=False))
