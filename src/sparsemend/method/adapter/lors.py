@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsemend.method.adapter.lors_function import LorsFunction, LorsSettings, fused_weight
 from sparsemend.method.adapter.low_rank import LowRankLinear
+from sparsemend.method.adapter.rows import by_rows
 from sparsemend.sparse.linear import SparseLinear
 
 
@@ -34,6 +35,11 @@ class LorsLinear(LowRankLinear):
         device = input.device.type
         if torch.is_autocast_enabled(device):
             settings = replace(settings, dtype=torch.get_autocast_dtype(device))
-        return LorsFunction.apply(
-            input, self.weight, self.lora_a, self.lora_b, self.bias, self.packed, settings
-        )
+
+        def product(rows: Tensor) -> Tensor:
+            output: Tensor = LorsFunction.apply(
+                rows, self.weight, self.lora_a, self.lora_b, self.bias, self.packed, settings
+            )
+            return output
+
+        return by_rows(product, input)

@@ -81,7 +81,10 @@ def _support_rows(weight: Tensor, packed_keep: Tensor | None, part: slice) -> Te
 
 
 class LorsFunction(torch.autograd.Function):
-    """apply(x (..., I), W (O, I), A (R, I), B (O, R), bias (O,) | None, packed keep | None, s)."""
+    """apply(x (..., I), W (O, I), A (R, I), B (O, R), bias (O,) | None, packed keep | None, s).
+
+    Layers give rows x (T, I), see `rows`.
+    """
 
     @staticmethod
     def forward(
@@ -106,7 +109,7 @@ class LorsFunction(torch.autograd.Function):
                 y = rows @ effective.T
             else:
                 y = torch.addmm(bias.to(settings.dtype), rows, effective.T)
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable

@@ -16,6 +16,7 @@ with W_eff.  Gradients are exact and nothing weight-sized is kept for them (adap
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 
 from sparsemend.method.adapter.lors import LorsLinear
 from sparsemend.method.adapter.lors_function import LorsFunction, LorsSettings, fused_weight
+from sparsemend.method.adapter.rows import by_rows
 from sparsemend.sparse.linear import SparseLinear, zero_off_
 
 
@@ -62,12 +64,16 @@ class LosaLinear(LorsLinear):
         settings, device = self.settings, input.device.type
         if torch.is_autocast_enabled(device):
             settings = replace(settings, dtype=torch.get_autocast_dtype(device))
-        a, b = self.used
         if not (self.training and self.dropout):
-            return LorsFunction.apply(input, self.weight, a, b, self.bias, self.packed, settings)
+            return by_rows(partial(self._product, settings, self.bias), input)
         dropped, alone = F.dropout(input, self.dropout), replace(settings, base=0.0)
-        update = LorsFunction.apply(dropped, self.weight, a, b, None, self.packed, alone)
+        update = by_rows(partial(self._product, alone, None), dropped)
         return F.linear(input, self.weight, self.bias) + update
+
+    def _product(self, settings: LorsSettings, bias: Tensor | None, rows: Tensor) -> Tensor:
+        a, b = self.used
+        output: Tensor = LorsFunction.apply(rows, self.weight, a, b, bias, self.packed, settings)
+        return output
 
     @torch.no_grad()
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:

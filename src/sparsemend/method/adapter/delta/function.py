@@ -100,7 +100,8 @@ def column_products(d: Tensor, x: Tensor, indices: Tensor, shape: torch.Size) ->
 class DeltaFunction(torch.autograd.Function):
     """apply(x (..., I), W (O, I), v (k,), i (k,), alive (k,) | None, bias, settings, observer).
 
-    i ascends.  alive 0: that value's gradient is 0.  observer None: no window is open.
+    Layers give rows x (T, I), see `rows`.  i ascends.  alive 0: that value's gradient is 0.
+    observer None: no window is open.
     """
 
     @staticmethod
@@ -134,7 +135,7 @@ class DeltaFunction(torch.autograd.Function):
             if settings.kernel == "sparse":
                 delta = csr(indices, values, weight.shape)
                 y += (delta @ rows.to(values.dtype).T).T
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable

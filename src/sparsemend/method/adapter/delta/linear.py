@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from time import perf_counter
 
 import torch
@@ -18,6 +18,7 @@ from sparsemend.method.adapter.delta.function import (
 from sparsemend.method.adapter.delta.window import Window
 from sparsemend.method.adapter.fold import adapters
 from sparsemend.method.adapter.low_rank import wider
+from sparsemend.method.adapter.rows import by_rows
 from sparsemend.sparse.drop_and_grow import Move
 from sparsemend.sparse.linear import SparseLinear
 
@@ -73,16 +74,20 @@ class DeltaLinear(SparseLinear):
             dtype = torch.get_autocast_dtype(device)
         if self.kernel == "auto":
             self.kernel = fastest_kernel(self, rows=input.numel() // input.shape[-1])
-        return DeltaFunction.apply(
-            input,
+        return by_rows(partial(self._product, DeltaSettings(self.kernel, dtype)), input)
+
+    def _product(self, settings: DeltaSettings, rows: Tensor) -> Tensor:
+        output: Tensor = DeltaFunction.apply(
+            rows,
             self.weight,
             self.values,
             self.indices,
             self.training_slots,
             self.bias,
-            DeltaSettings(self.kernel, dtype),
+            settings,
             None if self.window is None else self._observe,
         )
+        return output
 
     def _observe(self, gradient: Tensor) -> None:
         if self.window is not None:
