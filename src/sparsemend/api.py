@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.choice import choose_, choose_as_, report_choice
 from sparsemend.blocks.find import check_prunable
+from sparsemend.blocks.self_check import check_walk
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.compose import compose_command
 from sparsemend.config.prunable import PrunableNames
@@ -46,22 +47,27 @@ from sparsemend.run.export import export as write_model
 from sparsemend.run.export import save_supports, to_dense_
 from sparsemend.run.job import build
 from sparsemend.run.prune import PruningRules
-from sparsemend.run.windows import Wanted, Windows, check_vocabulary
+from sparsemend.run.windows import Wanted, Windows, check_vocabulary, first_window
 from sparsemend.run.windows import read_windows as read_data
 from sparsemend.sparse.count import SparsityReport, sparsity_report
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.stays_dense import REACHED, stays_dense, warn_dense
 
 Dense = PreTrainedModel | Callable[[], PreTrainedModel]
 
 
 @dataclass(frozen=True)
 class PruneOutcome:
-    """What `prune` did: the settings, the sparsity asked of every linear, the zeros counted."""
+    """What `prune` did: the settings, the sparsity asked of every linear, the zeros counted.
+
+    stays_dense: the linears without a support, with the reason.
+    """
 
     settings: tuple[str, ...]
     asked: Mapping[str, float]
     report: SparsityReport
+    stays_dense: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,8 @@ def prune(
             "give token ids (N, T), for example read_windows(...).calibration"
         )
     with _hardware(model, cfg) as (hardware, device):
+        window = first_window(*windows, _any_window(model))
+        check_walk(model, window, device=device, offload=hardware.offload)
         if pruner.reads_support:
             check_existing(model, None, pattern)
             asked: Mapping[str, float] = adopt(model, None)
@@ -151,7 +159,9 @@ def prune(
                 true_sequential=cfg.true_sequential,
             )
             asked = rules(model, Calibration(windows, device=device, offload=hardware.offload))
-    return PruneOutcome(tuple(lines), asked, sparsity_report(model))
+    dense = stays_dense(model, REACHED)
+    warn_dense(dense)
+    return PruneOutcome(tuple(lines), asked, sparsity_report(model), dense)
 
 
 def repair(
@@ -192,39 +202,41 @@ def repair(
     sparse = dict(sparse_linears(model))
     if sparse and any(line.startswith("prunable") for line in lines):
         raise ValueError("this model is pruned, so its linears are chosen; leave prunable out")
-    if pruned is None:
-        if not sparse:
-            _choose(model, cfg)
-        supports = {name: linear.keep for name, linear in sparse.items()} if sparse else None
-        check_existing(model, supports, pattern)
-        if not sparse:
-            adopt(model, None)
-    report = sparsity_report(model)
-    rates = {name: count.sparsity for name, count in report.per_linear.items()}
-    with _hardware(model, cfg) as (hardware, device), _folder(folder) as out:
-        bench = Workbench(
-            calibration=Calibration(
-                _windows(model, calibration), device=device, offload=hardware.offload
-            ),
-            train=_examples(model, train, "train"),
-            validation=_examples(model, validation, "validation"),
-            pruner=build(cfg.pruner),
-            allocation=pruned.asked if pruned else rates,
-            sparsity=cfg.sparsity if pruned else report.of_prunable,
-            pattern=pattern,
-            load_dense=_dense(dense, method_name, model),
-            make_trainer=hardware.trainer_factory([csv_logger(out)] if folder else [], out),
-            device=device,
-            out=out,
-            seed=cfg.seed,
-            rounding=cfg.rounding,
-            micro_batch=hardware.micro_batch,
-        )
-        if method.trains:
-            method.check_train(bench.train)
-        method.check_model(model, None)
-        diagnostics = method.repair(model, bench)
-        check_supports(model)
+    with _hardware(model, cfg) as (hardware, device):
+        windows = _windows(model, calibration)
+        window = first_window(*windows, _any_window(model))
+        check_walk(model, window, device=device, offload=hardware.offload)
+        if pruned is None:
+            if not sparse:
+                _choose(model, cfg)
+            supports = {name: linear.keep for name, linear in sparse.items()} if sparse else None
+            check_existing(model, supports, pattern)
+            if not sparse:
+                adopt(model, None)
+        report = sparsity_report(model)
+        rates = {name: count.sparsity for name, count in report.per_linear.items()}
+        with _folder(folder) as out:
+            bench = Workbench(
+                calibration=Calibration(windows, device=device, offload=hardware.offload),
+                train=_examples(model, train, "train"),
+                validation=_examples(model, validation, "validation"),
+                pruner=build(cfg.pruner),
+                allocation=pruned.asked if pruned else rates,
+                sparsity=cfg.sparsity if pruned else report.of_prunable,
+                pattern=pattern,
+                load_dense=_dense(dense, method_name, model),
+                make_trainer=hardware.trainer_factory([csv_logger(out)] if folder else [], out),
+                device=device,
+                out=out,
+                seed=cfg.seed,
+                rounding=cfg.rounding,
+                micro_batch=hardware.micro_batch,
+            )
+            if method.trains:
+                method.check_train(bench.train)
+            method.check_model(model, None)
+            diagnostics = method.repair(model, bench)
+            check_supports(model)
     asked = diagnostics.pop("asked") if method.reallocates else bench.allocation
     return RepairOutcome(method, diagnostics, asked, sparsity_report(model))
 
@@ -434,6 +446,11 @@ def _windows(model: PreTrainedModel, tokens: Tensor | None) -> tuple[Tensor, ...
     _check_windows(tokens, "calibration")
     check_vocabulary(tokens, model.config.get_text_config().vocab_size)
     return (tokens,)
+
+
+def _any_window(model: PreTrainedModel) -> Tensor:
+    """A window (1, T) of token ids for a check that needs some, whatever they say."""
+    return torch.arange(min(8, model.config.get_text_config().vocab_size)).unsqueeze(0)
 
 
 def _examples(model: PreTrainedModel, windows: Examples | Tensor | None, what: str) -> Examples:

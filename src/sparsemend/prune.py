@@ -4,6 +4,10 @@ Statistics of a block are taken before any of its linears changes, on inputs fro
 pruned blocks before it (Wanda and SparseGPT).  In true-sequential order (Frantar et al. 2023, GPTQ,
 arXiv 2210.17323, an option of its code) they are taken anew for each group of linears, after the
 groups that the block calls before it are pruned.
+
+A linear that no token reaches stays dense, an nn.Linear among SparseLinears: nothing says which of
+its weights matter.  So does one that the model never calls, whatever the pruner: where its weight
+alone is read, its inputs are unknown.
 """
 
 from __future__ import annotations
@@ -17,14 +21,15 @@ from time import perf_counter
 import torch
 from torch import nn
 
-from sparsemend.blocks.calls import Recorded
-from sparsemend.blocks.find import find_blocks, linears_of, prunable_linears
+from sparsemend.blocks.arguments import Recorded
+from sparsemend.blocks.find import called_linears, find_blocks, is_never_called, linears_of
 from sparsemend.blocks.statistics import Statistic
 from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.pruner.base import Pruner
 from sparsemend.sparse.count import LinearCount, count_zeros
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.selection import lowest_of_all, lowest_per_group
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +68,16 @@ def prune(
     first: FirstBlock | None = None,
     true_sequential: bool = False,
 ) -> None:
-    """Replace every prunable linear of `model` by a SparseLinear, block by block, in place.
+    """Replace the prunable linears of `model` by SparseLinears, block by block, in place.
 
-    calibration: not read by pruners that need none.  first: not with `true_sequential`.
+    Those that stay dense are left; see above.  calibration: not read by pruners that need none.
+    first: not with `true_sequential`.
     """
     started = perf_counter()
     if not pruner.needs_calibration:
         named = _named_blocks(model)
         for index, (name, block) in enumerate(named):
-            for linear_name, linear in linears_of(block).items():
+            for linear_name, linear in _to_prune(block).items():
                 full = f"{name}.{linear_name}"
                 block.set_submodule(
                     linear_name, prune_linear(linear, pruner, None, allocation[full], pattern)
@@ -81,7 +87,9 @@ def prune(
     recorded = None if first is None else first.recorded
     for visit in calibration.walk(model, recorded=recorded):
         statistics = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
-        for names in visit.call_groups() if true_sequential else [None]:
+        targets = _to_prune(visit.block)
+        for group in visit.call_groups() if true_sequential else [list(targets)]:
+            names = [name for name in group if name in targets]
             prune_block(visit, pruner, allocation, pattern, statistics=statistics, names=names)
         _report(visit.index, visit.count, visit.linears.values(), started)
 
@@ -97,24 +105,52 @@ def prune_block(
 ) -> None:
     """Prune linears of one visited block from one pass over their inputs, or from statistics.
 
-    names: which linears, None for all.
+    names: which linears, None for all that are not to stay dense.
     """
+    names = list(_to_prune(visit.block)) if names is None else names
     if statistics is None and pruner.needs_calibration:
         statistics = visit.observe(
             lambda width, device: _require_statistic(pruner, width, device), names
         )
-    statistics = statistics or {}
-    for name, linear in list(visit.linears.items()):
-        if names is not None and name not in names:
-            continue
-        rate = allocation[visit.full_name(name)]
-        visit.replace(name, prune_linear(linear, pruner, statistics.pop(name, None), rate, pattern))
+    for name in names:
+        linear = visit.linears[name]
+        rate, statistic = allocation[visit.full_name(name)], None
+        if pruner.needs_calibration:
+            assert statistics is not None
+            statistic = statistics.pop(name, None)
+            if statistic is None:
+                if isinstance(linear, SparseLinear):
+                    prune_by_magnitude_(linear, rate, pattern)
+                continue
+        visit.replace(name, prune_linear(linear, pruner, statistic, rate, pattern))
+
+
+def _to_prune(block: nn.Module) -> dict[str, nn.Linear]:
+    """The linears of a block that are pruned: in one that was pruned before, those pruned then."""
+    linears = {name: m for name, m in linears_of(block).items() if not is_never_called(m)}
+    again = {name: m for name, m in linears.items() if isinstance(m, SparseLinear)}
+    return again or linears
+
+
+@torch.no_grad()
+def prune_by_magnitude_(linear: SparseLinear, sparsity: float, pattern: Pattern) -> None:
+    """Remove the lowest weights of a linear that was pruned before and that no token reaches now.
+
+    Its zeros are the lowest, so that they stay.
+    """
+    weight = linear.effective_weight().detach()
+    score = weight.float().abs()
+    if pattern.unstructured:
+        removed = lowest_of_all(score, int(sparsity * score.numel()))
+    else:
+        removed = lowest_per_group(score, pattern.at(sparsity))
+    linear.set_effective_(weight.masked_fill(removed, 0), ~removed)
 
 
 def dense_statistics(
     model: nn.Module, calibration: Calibration, pruner: Pruner
 ) -> dict[str, Statistic]:
-    """The statistic of every prunable linear, by full name, from one pass of the dense model."""
+    """The statistic of every linear that tokens reach, by full name, from one dense pass."""
     statistics: dict[str, Statistic] = {}
     for visit in calibration.walk(model):
         seen = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
@@ -130,7 +166,7 @@ def prune_observed(
     allocation: Mapping[str, float],
     pattern: Pattern,
 ) -> None:
-    """Prune every linear from given statistics, which stay as they are: no pass over any tokens.
+    """Prune the linears that have statistics, which stay as they are: no pass over any tokens.
 
     calibration: only its device and offload are read.
     With statistics of the dense model no block sees what was pruned before it; the papers'
@@ -143,6 +179,8 @@ def prune_observed(
             block.to(calibration.device)
         for name, linear in linears_of(block).items():
             full = f"{block_name}.{name}"
+            if full not in statistics:
+                continue
             statistic = copy.deepcopy(statistics[full])
             block.set_submodule(
                 name, prune_linear(linear, pruner, statistic, allocation[full], pattern)
@@ -209,7 +247,7 @@ def check_widths(model: nn.Module, pattern: Pattern, *, tail: str) -> None:
         raise ValueError(f"pattern_tail {tail!r} is not one of: error, reference")
     if pattern.unstructured:
         return
-    for name, linear in prunable_linears(model).items():
+    for name, linear in called_linears(model).items():
         rest = linear.in_features % pattern.group_size
         if rest and tail == "error":
             raise ValueError(

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from support.families import FAMILIES, random_model
+from support.unusual import unusual_model, with_experts
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from sparsemend.blocks.find import check_prunable, find_blocks, linears_of, prunable_linears
+from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.statistics import InputNorm, Statistic
 from sparsemend.blocks.walk import Calibration
 
@@ -122,47 +122,87 @@ def test_recording_leaves_the_blocks_as_they_were(tokens: Tensor) -> None:
     assert torch.equal(hidden_states(model, tokens)[-1], before)
 
 
-def test_prunable_linears_leave_out_embeddings_and_head() -> None:
-    names = prunable_linears(random_model("llama"))
-    assert len(names) == 3 * 7
-    assert not any("lm_head" in name or "embed" in name for name in names)
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_arguments_that_depend_on_the_tokens_are_those_of_every_window(
+    family: str, tokens: Tensor
+) -> None:
+    """Keys and values reach the later blocks of their own window, however often blocks run."""
+    model = unusual_model(family)
+    inputs = [block_inputs(model, window.unsqueeze(0)) for window in tokens[:3]]
+    calibration = Calibration([tokens[:3]])
+    recorded = calibration.record(model)
+    assert recorded.depend_on_tokens
+    for _ in range(2):  # a recording serves several walks
+        for visit in calibration.walk(model, recorded=recorded):
+            visit.observe(InputNorm)
+            for state, window in zip(visit.inputs, inputs, strict=True):
+                assert torch.equal(state, window[visit.index])
 
 
-def test_a_model_with_other_modules_for_its_linears_is_refused() -> None:
-    config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=16, n_head=2, vocab_size=50)
-    with pytest.raises(ValueError, match=r"gpt2 keeps 9\d% .* most in \w+\.c_\w+\.weight"):
-        check_prunable(AutoModelForCausalLM.from_config(config))
+def block_inputs(model: nn.Module, tokens: Tensor) -> list[Tensor]:
+    """The hidden states that every block gets in one forward."""
+    seen: list[Tensor] = []
+    handles = [
+        block.register_forward_pre_hook(
+            lambda module, given, named: seen.append(given[0].clone()), with_kwargs=True
+        )
+        for block in find_blocks(model)[1]
+    ]
+    with torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
 
 
-def test_fused_experts_that_are_not_unfolded_are_refused() -> None:
-    config = AutoConfig.for_model(
-        "qwen3_moe",
-        num_hidden_layers=2,
-        hidden_size=16,
-        intermediate_size=16,
-        moe_intermediate_size=8,
-        num_experts=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        vocab_size=50,
-    )
-    with pytest.raises(
-        ValueError, match=r"qwen3_moe keeps 66% .* most in mlp\.experts\.gate_up_proj"
-    ):
-        check_prunable(AutoModelForCausalLM.from_config(config))
+def test_equal_arguments_are_kept_once(tokens: Tensor) -> None:
+    recorded = Calibration([tokens]).record(random_model("gemma2"))
+    assert not recorded.depend_on_tokens
+    for calls in recorded.arguments:
+        assert len({id(call) for call in calls}) == 1
+    recorded = Calibration([tokens]).record(unusual_model("gemma4_text"))
+    masks = {id(call.keyword["attention_mask"]) for call in recorded.arguments[0]}
+    own = {id(call.positional[0]) for call in recorded.arguments[0]}
+    assert (len(masks), len(own)) == (1, len(tokens))
 
 
-def test_blocks_whose_arguments_depend_on_the_tokens_are_refused(tokens: Tensor) -> None:
-    model = random_model("llama")
+def test_equal_windows_do_not_hide_that_arguments_depend_on_tokens(tokens: Tensor) -> None:
+    windows = torch.cat([tokens[:1], tokens[:1], tokens[1:3]])
+    assert Calibration([windows]).record(unusual_model("gemma4_text")).depend_on_tokens
 
-    def depend(module: nn.Module, given: tuple, named: dict) -> tuple[tuple, dict]:
-        named["extra"] = given[0].sum()
-        return given, named
 
-    model.model.layers[1].register_forward_pre_hook(depend, with_kwargs=True)
-    with pytest.raises(ValueError, match="depend on the tokens"):
-        next(Calibration([tokens[:2], tokens[2:4]]).walk(model))
+def test_one_window_needs_no_second_to_be_recorded(tokens: Tensor) -> None:
+    model = unusual_model("gemma3n_text")
+    (*_, last) = Calibration([tokens[:1]]).walk(model)
+    assert last.outputs()[0].shape == (2, 1, 24, 32)
+
+
+def test_windows_of_several_batches_cannot_pass_a_block_whose_arguments_depend_on_them(
+    tokens: Tensor,
+) -> None:
+    visit = next(Calibration([tokens[:2]]).walk(unusual_model("gemma4_text")))
+    with pytest.raises(ValueError, match=r"model\.layers\.0 depend on the tokens"):
+        visit.check_free()
+    visit = next(Calibration([tokens[:2]]).walk(unusual_model("gemma3n_text")))
+    with pytest.raises(ValueError, match=r"are \(2, 1, 24, 32\), not a vector per token \(1, 24\)"):
+        visit.check_free()
+
+
+def test_a_residual_stream_keeps_the_dtype_that_a_block_gives_it(tokens: Tensor) -> None:
+    model = unusual_model("mamba", dtype=torch.bfloat16)
+    expected = block_inputs(model, tokens[:1])
+    dtypes = []
+    for visit in Calibration([tokens[:1]]).walk(model):
+        assert torch.equal(visit.inputs[0], expected[visit.index])
+        dtypes.append(visit.inputs[0].dtype)
+    assert dtypes == [torch.bfloat16, torch.float32, torch.float32]
+
+
+def test_an_expert_that_no_token_chose_has_no_statistic(tokens: Tensor) -> None:
+    model = with_experts(random_model("llama"))
+    _, visit, _ = Calibration([tokens]).walk(model)
+    missing = visit.linears.keys() - visit.observe(InputNorm).keys()
+    assert missing == {"mlp.experts.2"}
 
 
 def test_a_walk_without_windows_is_refused() -> None:

@@ -35,6 +35,7 @@ def load(model: PreTrainedModel, **parts: Any) -> PreTrainedModel:
         parts=SimpleNamespace(model=source, hardware=SimpleNamespace(offload=True), **parts),
         pattern=pattern,
         reuse=SimpleNamespace(memory=Memory(False), on=False),
+        device=torch.device("cpu"),
         keys=SimpleNamespace(model=dict),
     )
     return load_model(job, windows())

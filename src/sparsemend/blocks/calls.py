@@ -1,4 +1,4 @@
-"""Record the arguments of every decoder block, in forwards that compute no block.
+"""Record the arguments of every decoder block, in forwards that compute no block but the first.
 
 Each block has keyword arguments of its own (Gemma2 hands its blocks different masks); the hidden
 states are those of the first block.
@@ -8,139 +8,136 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sparsemend.blocks.arguments import (
+    BlockArguments,
+    Placement,
+    Recorded,
+    same,
+    sharing,
+    tuple_like,
+)
 
 
 class StopForward(Exception):
     """Ends a forward as soon as it has given what was wanted of it."""
 
 
-@dataclass(frozen=True)
-class BlockArguments:
-    """The arguments of a block besides its hidden states."""
-
-    positional: tuple[Any, ...]
-    keyword: dict[str, Any]
-
-    def on(self, device: torch.device) -> BlockArguments:
-        return BlockArguments(
-            tuple(_to_device(value, device) for value in self.positional),
-            {key: _to_device(value, device) for key, value in self.keyword.items()},
-        )
-
-
-# hidden states (B, T, D) per batch, and per block its arguments per batch size
-Recorded = tuple[list[Tensor], list[dict[int, BlockArguments]]]
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, tuple | list):
-        return type(value)(_to_device(item, device) for item in value)
-    if isinstance(value, dict):
-        return {key: _to_device(item, device) for key, item in value.items()}
-    return value
+Call = tuple[Tensor, list[BlockArguments]]  # hidden states of block 0, arguments of the blocks
 
 
 @torch.no_grad()
 def record_calls(model: nn.Module, blocks: nn.ModuleList, batches: Sequence[Tensor]) -> Recorded:
-    """First block's hidden states per batch, and every block's arguments per batch size.
+    """First block's hidden states, and every block's arguments, per batch.
 
-    Arguments come from one forward per batch size, in which each block only notes its
-    arguments and hands its input on.
+    Arguments come from one forward per shape of a batch, in which each block only notes its
+    arguments and hands its input on, and from one of other tokens: where that shows that
+    arguments depend on the tokens, from one per batch.
     """
-    home = next(model.parameters()).device
-    states = []
-    arguments: list[dict[int, BlockArguments]] = [{} for _ in blocks]
+    recorder = _Recorder(model, blocks)
+    first: dict[torch.Size, int] = {}
     for number, batch in enumerate(batches):
-        tokens = batch.to(home)
-        size = tokens.shape[0]
-        # the second batch is recorded whole as well, to see that tokens do not change the arguments
-        whole = size not in arguments[0] or number == 1
-        state, *called = _first_call(model, blocks, tokens, whole=whole)
-        states.append(state.clone())
-        for index, call in enumerate(called):
-            earlier = arguments[index].setdefault(size, call)
-            if not _same(earlier.positional, call.positional) or not _same(
-                earlier.keyword, call.keyword
-            ):
-                raise ValueError(
-                    f"block {index} of {type(model).__name__} is given arguments that depend on "
-                    "the tokens; a block-wise walk cannot propagate them, so this family is not "
-                    "supported"
-                )
-    return states, arguments
+        first.setdefault(batch.shape, number)
+    whole = {number: recorder.call(batches[number]) for number in first.values()}
+    depends = False
+    if (other := _other_tokens(batches)) is not None:
+        whole[other] = recorder.call(batches[other])
+        depends = not same(whole[0][1], whole[other][1])
+    states: list[Tensor] = []
+    arguments: list[list[BlockArguments]] = [[] for _ in blocks]
+    for number, batch in enumerate(batches):
+        if depends and number not in whole:
+            whole[number] = recorder.call(batch)
+        place = first[batch.shape]
+        state, calls = whole.get(number) or (recorder.state(batch), [])
+        states.append(state)
+        for index, recorded in enumerate(arguments):
+            earlier = whole[place][1][index]
+            call = calls[index] if depends and number != place else earlier
+            recorded.append(sharing(earlier, call))
+    return Recorded(states, [batch.shape for batch in batches], arguments)
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two arguments of a block hold equal tensors; other values need the same type."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and bool(torch.equal(one, other))
-    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    return type(one) is type(other)
+def _other_tokens(batches: Sequence[Tensor]) -> int | None:
+    """The number of a batch that has the first one's shape and other tokens, if there is one."""
+    first = batches[0]
+    for number, batch in enumerate(batches):
+        if batch.shape == first.shape and not torch.equal(batch, first):
+            return number
+    return None
 
 
-def _first_call(
-    model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, *, whole: bool
-) -> list[Any]:
-    """[hidden states, arguments of block 0, of block 1, ...]; only the first unless `whole`."""
-    calls: list[Any] = []
-    last = len(blocks) - 1
+class _Recorder:
+    """Forwards of a model whose blocks note their arguments."""
 
-    def note(index: int) -> Callable[..., Any]:
-        def call(*positional: Any, **keyword: Any) -> Any:
-            hidden, rest, named = _split(positional, keyword)
-            if index == 0:
-                calls.append(hidden)
-                if not whole:
+    def __init__(self, model: nn.Module, blocks: nn.ModuleList) -> None:
+        self.model, self.blocks = model, blocks
+        self._returned: Any = None  # by block 0, to tell a tuple from a tensor
+
+    def state(self, tokens: Tensor) -> Tensor:
+        """The hidden states that block 0 gets."""
+        seen: list[Tensor] = []
+
+        def note(*positional: Any, **keyword: Any) -> Any:
+            seen.append(split_call(positional, keyword)[0].clone())
+            raise StopForward
+
+        self._forward(tokens, [(self.blocks[0], note)])
+        return seen[0]
+
+    def call(self, tokens: Tensor) -> Call:
+        """The hidden states that block 0 gets, and the arguments of every block."""
+        seen: list[Tensor] = []
+        arguments: list[BlockArguments] = []
+        last = len(self.blocks) - 1
+
+        def note(index: int) -> Callable[..., Any]:
+            def call(*positional: Any, **keyword: Any) -> Any:
+                hidden, others = split_call(positional, keyword)
+                arguments.append(others)
+                if index == 0:
+                    seen.append(hidden.clone())
+                if index == last:
                     raise StopForward
-            calls.append(BlockArguments(rest, named))
-            if index == last:
-                raise StopForward
-            return (hidden,) if returns_tuple else hidden
+                return self._like_returned(hidden, others)
 
-        return call
+            return call
 
-    returns_tuple = _returns_tuple(model, blocks[0], tokens) if whole else False
-    notes = [(block, note(index)) for index, block in enumerate(blocks)]
-    with _forwards_replaced(notes), suppress(StopForward):
-        model(input_ids=tokens, use_cache=False)
-    return calls
+        self._forward(tokens, [(block, note(index)) for index, block in enumerate(self.blocks)])
+        return seen[0], arguments
+
+    def _forward(self, tokens: Tensor, notes: list[tuple[nn.Module, Callable[..., Any]]]) -> None:
+        home = next(self.model.parameters()).device
+        with _forwards_replaced(notes), suppress(StopForward):
+            self.model(input_ids=tokens.to(home), use_cache=False)
+
+    def _like_returned(self, hidden: Tensor, arguments: BlockArguments) -> Any:
+        """The hidden states in the form that blocks return: alone, or first of several values."""
+        if self._returned is None:
+            block = self.blocks[0]
+            ready = Placement(hidden.device).of(arguments, {})
+            self._returned = type(block).forward(
+                block, hidden.clone(), *ready.positional, **ready.keyword
+            )
+        if isinstance(self._returned, tuple):
+            return tuple_like(self._returned, [hidden, *[None] * (len(self._returned) - 1)])
+        return hidden
 
 
-def _split(
+def split_call(
     positional: tuple[Any, ...], keyword: dict[str, Any]
-) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+) -> tuple[Tensor, BlockArguments]:
+    """The hidden states, and what else a block is given."""
     if positional:
-        return positional[0], positional[1:], dict(keyword)
-    rest = dict(keyword)
-    return rest.pop("hidden_states"), (), rest
-
-
-def _returns_tuple(model: nn.Module, block: nn.Module, tokens: Tensor) -> bool:
-    """Whether this family's blocks return a tuple (older ones) or the bare hidden states."""
-    kinds: list[bool] = []
-
-    def look(module: nn.Module, arguments: Any, output: Any) -> None:
-        kinds.append(isinstance(output, tuple))
-        raise StopForward
-
-    handle = block.register_forward_hook(look)
-    try:
-        model(input_ids=tokens[:1], use_cache=False)
-    except StopForward:
-        pass
-    finally:
-        handle.remove()
-    return kinds[0]
+        return positional[0], BlockArguments(positional[1:], dict(keyword))
+    others = dict(keyword)
+    if "hidden_states" not in others:
+        raise ValueError(f"a block is given no hidden states, but {', '.join(others) or 'nothing'}")
+    return others.pop("hidden_states"), BlockArguments((), others)
 
 
 @contextmanager

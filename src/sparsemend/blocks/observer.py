@@ -27,9 +27,9 @@ class InputObserver:
         self._expected: list[str] | None = None
         self._batch = torch.Size()
 
-    def start_batch(self, state: Tensor) -> None:
-        """Prepare for the next forward of the block.  state: its input (B, T, D)."""
-        self._batch = state.shape[:2]
+    def start_batch(self, shape: torch.Size) -> None:
+        """Prepare for the next forward of the block, on tokens of `shape` (B, T)."""
+        self._batch = shape
         if self._expected is None and self._calls:
             self._expected = self._calls
         self._calls, self._inputs = [], []
@@ -47,12 +47,12 @@ class InputObserver:
                 handle.remove()
 
     def statistics(self) -> dict[str, Statistic]:
-        """Statistic by linear; one never called (an expert no token chose) gets a fresh one."""
-        for name, linear in self._linears.items():
-            if name not in self._leader:
-                self._by_leader[name] = self._factory(linear.in_features, linear.weight.device)
-                self._leader[name] = name
-        return {name: self._by_leader[self._leader[name]] for name in self._linears}
+        """Statistic by linear, without those that no token reached.
+
+        They are an expert that no token chose, and a linear whose weight alone is read.
+        """
+        leaders = {name: self._leader[name] for name in self._linears if name in self._leader}
+        return {name: self._by_leader[leader] for name, leader in leaders.items()}
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -65,6 +65,8 @@ class InputObserver:
         return hook
 
     def _see(self, name: str, inputs: Tensor) -> None:
+        if not inputs.numel():
+            return  # an expert is called with the tokens that chose it: none
         leader = next((n for tensor, n in self._inputs if tensor is inputs), None)
         if leader is None:
             self._inputs.append((inputs, name))

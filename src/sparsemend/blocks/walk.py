@@ -2,8 +2,9 @@
 
 `Calibration.walk` yields a Visit per block; the next block's inputs are computed with the block as
 the loop body leaves it, so every block-wise algorithm is an ordinary `for` loop.  Each block's
-keyword arguments are recorded for that block (Gemma2 hands its blocks different masks); the
-hidden states are recorded at the first block only and then updated in place.
+arguments are recorded for that block (Gemma2 hands its blocks different masks), and for each batch
+where they depend on the tokens; the hidden states are recorded at the first block only and then
+updated in place.
 
 A forward takes one sequence.  A matrix product with another number of rows may choose another
 kernel, which rounds otherwise, and an expert mixes the tokens of its batch; so masks would depend
@@ -18,7 +19,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.calls import BlockArguments, Recorded, StopForward, record_calls
+from sparsemend.blocks.arguments import BlockArguments, Placement, Recorded, place_all
+from sparsemend.blocks.calls import StopForward, record_calls
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.observer import InputObserver
 from sparsemend.blocks.order import CallOrder
@@ -38,7 +40,8 @@ class Visit:
     name: str
     block: nn.Module
     _states: list[Tensor]
-    _arguments: dict[int, BlockArguments]
+    _shapes: list[torch.Size]  # (B, T)
+    _arguments: list[BlockArguments]
     _device: torch.device
     linears: dict[str, nn.Linear] = field(init=False)
 
@@ -60,16 +63,17 @@ class Visit:
     ) -> dict[str, Statistic]:
         """One pass over the calibration batches; a statistic per linear, fed by hooks.
 
-        Linears that are handed the very same input tensor share one statistic object.  names: the
-        linears to observe, None for all; a forward ends with the last of them.
+        Linears that are handed the very same input tensor share one statistic object.  One that no
+        token reached has none.  names: the linears to observe, None for all; a forward ends with
+        the last of them.
         """
         observed = self.linears if names is None else {name: self.linears[name] for name in names}
         observer = InputObserver(observed, factory)
         with observer.hooks():
-            for state in self._states:
-                observer.start_batch(state)
+            for batch, shape in enumerate(self._shapes):
+                observer.start_batch(shape)
                 try:
-                    self.forward(state)
+                    self.output(batch)
                 except StopForward:
                     continue
         return observer.statistics()
@@ -78,9 +82,9 @@ class Visit:
     def call_groups(self) -> list[list[str]]:
         """The linears in groups, such that none reads what a later group computes."""
         order = CallOrder(self.block, self.linears)
-        for state in self._states:
+        for batch in range(len(self._states)):
             with order.hooks():
-                self.forward(state)
+                self.output(batch)
             if order.complete:
                 break
         return order.groups()
@@ -88,7 +92,8 @@ class Visit:
     @torch.no_grad()
     def outputs(self) -> list[Tensor]:
         """The block's outputs (B, T, D), one per batch, with the block as it is now."""
-        return [self.forward(state).to(state.device) for state in self._states]
+        states = enumerate(self._states)
+        return [self.output(batch).to(state.device) for batch, state in states]
 
     @property
     def inputs(self) -> Sequence[Tensor]:
@@ -97,13 +102,49 @@ class Visit:
 
     @torch.no_grad()
     def advance_(self) -> None:
-        """Replace every input by the block's output, in place."""
-        for state in self._states:
-            state.copy_(self.forward(state))
+        """Replace every input by the block's output, in place where its dtype stays."""
+        for batch, state in enumerate(self._states):
+            output = self.output(batch)
+            if output.dtype == state.dtype and output.shape == state.shape:
+                state.copy_(output)
+            else:  # the residual stream of a Mamba is fp32 after the first block
+                self._states[batch] = output.to(state.device, copy=True)
+
+    def output(self, batch: int) -> Tensor:
+        """The block's output (B, T, D) for the inputs of one batch, gradients as the caller set."""
+        return self._forward(self._states[batch], self._arguments[batch])
 
     def forward(self, state: Tensor) -> Tensor:
-        """The block's output (B, T, D) for one batch of inputs, gradients as the caller set."""
-        arguments = self._arguments[state.shape[0]]
+        """The block's output for windows (B, T, D) of any batches, gradients as the caller set.
+
+        `check_free` must hold.  Raises ValueError where no batch of the walk has B windows.
+        """
+        sizes = [shape[0] for shape in self._shapes]
+        if len(state) not in sizes:
+            raise ValueError(
+                f"{self.name} was recorded on {sizes[0]} windows at once, not on {len(state)}; set "
+                "hardware.micro_batch=null, or to no less than the windows of a step"
+            )
+        return self._forward(state, self._arguments[sizes.index(len(state))])
+
+    def check_free(self) -> None:
+        """Raise ValueError where windows of several batches cannot pass the block together."""
+        first: dict[torch.Size, BlockArguments] = {}
+        for state, shape, arguments in zip(
+            self._states, self._shapes, self._arguments, strict=True
+        ):
+            if state.shape[:-1] != shape:
+                raise ValueError(
+                    f"the hidden states of {self.name} are {tuple(state.shape)}, not a vector per "
+                    f"token {tuple(shape)}, so windows cannot be drawn from several batches"
+                )
+            if first.setdefault(shape, arguments) is not arguments:
+                raise ValueError(
+                    f"the arguments of {self.name} depend on the tokens, so windows cannot be "
+                    "drawn from several batches; choose another method"
+                )
+
+    def _forward(self, state: Tensor, arguments: BlockArguments) -> Tensor:
         output = self.block(state.to(self._device), *arguments.positional, **arguments.keyword)
         return output if isinstance(output, Tensor) else output[0]
 
@@ -142,8 +183,9 @@ class Calibration:
         prefix, blocks = find_blocks(model)
         home = next(model.parameters()).device
         device = self.device or home
-        states, arguments = recorded or self.record(model)
-        states = [state.to(device, copy=recorded is not None) for state in states]
+        recording = recorded or self.record(model)
+        states = [state.to(device, copy=recorded is not None) for state in recording.states]
+        placements = [Placement(device) for _ in states]
         for index, block in enumerate(blocks):
             if self.offload:
                 block.to(device)
@@ -153,7 +195,8 @@ class Calibration:
                 name=f"{prefix}.{index}",
                 block=block,
                 _states=states,
-                _arguments={size: call.on(device) for size, call in arguments[index].items()},
+                _shapes=recording.shapes,
+                _arguments=place_all(recording.arguments[index], placements),
                 _device=device,
             )
             try:

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.find import called_linears
 from sparsemend.method.adapter.fold import adapters
 from sparsemend.method.adapter.low_rank import attach_started, wider
 from sparsemend.method.base import Workbench
@@ -101,7 +101,7 @@ class Spp(TrainedRepair):
             raise ValueError(f"method.dropout {self.dropout} is not in [0, 1)")
 
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
-        for name, linear in prunable_linears(model).items():
+        for name, linear in called_linears(model).items():
             if linear.out_features % self.groups:
                 raise ValueError(
                     f"method.groups={self.groups} does not divide the {linear.out_features} "

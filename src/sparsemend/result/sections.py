@@ -114,6 +114,7 @@ class SparsityCounts(ResultSection):
     effective: of what the forward pass multiplies by; a version without it had no open adapters.
     scores: measured by a schedule, by block or linear; None where one was not finite.
     excluded: the linears that prunable.include and exclude left dense; None of a version without.
+    stays_dense: linears without a support, with the reason.
     """
 
     target: float | None = None
@@ -128,6 +129,7 @@ class SparsityCounts(ResultSection):
     scores: Mapping[str, float | None] = field(default_factory=dict)
     per_linear: Mapping[str, LinearSparsity] = field(default_factory=dict)
     excluded: Sequence[str] | None = None
+    stays_dense: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.find import is_never_called, prunable_linears
 from sparsemend.checkpoint.bits import SIZES, Support, most_in_group, pattern_of
 from sparsemend.sparse.count import LinearCount, count_zeros
 from sparsemend.sparse.linear import SparseLinear
@@ -16,6 +16,8 @@ from sparsemend.sparse.packing import pack
 from sparsemend.sparse.pattern import Pattern
 
 log = logging.getLogger(__name__)
+
+DENSE = 0.99  # share of weights that are not zero in a linear that nobody pruned
 
 
 @torch.no_grad()
@@ -26,18 +28,26 @@ def attach_supports(model: nn.Module, supports: Mapping[str, Tensor]) -> None:
     """
     linears = prunable_linears(model)
     _check_same_linears(supports, linears)
-    for name, linear in linears.items():
-        keep = supports[name].to(linear.weight.device)
+    for name, support in supports.items():
+        linear, keep = linears[name], support.to(linears[name].weight.device)
         _check_holds(name, linear, keep)
         model.set_submodule(name, SparseLinear(linear.weight, linear.bias, keep))
 
 
 def _check_same_linears(supports: Mapping[str, Tensor], linears: Mapping[str, nn.Linear]) -> None:
-    if set(supports) != set(linears):
-        odd = sorted(set(supports) ^ set(linears))[0]
+    """Raise ValueError on a support without a linear, or a sparse linear without a support.
+
+    A linear without a support stayed dense.
+    """
+    odd = sorted(set(supports) - set(linears))
+    for name in sorted(set(linears) - set(supports)):
+        weight = linears[name].weight
+        if int(weight.count_nonzero()) < DENSE * weight.numel():
+            odd.append(name)
+    if odd:
         raise ValueError(
-            f"the masks file and the model differ in their linears, first in {odd}; give the masks "
-            "of this model, and prunable.include and exclude as in the run that wrote them"
+            f"the masks file and the model differ in their linears, first in {odd[0]}; give the "
+            "masks of this model, and prunable.include and exclude as in the run that wrote them"
         )
 
 
@@ -53,7 +63,8 @@ def _check_holds(name: str, linear: nn.Linear, keep: Tensor) -> None:
 def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, float]:
     """Give an already pruned model its SparseLinears; returns the sparsity of each linear.
 
-    Support: the given one where there is one, else where the weight is not zero.  Raises
+    Support: the given one where there is one, else where the weight is not zero.  A linear that is
+    never called, or that given supports leave out, stays as it is.  Raises
     ValueError where a given support does not fit the model or leaves out a non-zero weight.
     """
     linears = prunable_linears(model)
@@ -61,6 +72,10 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
         _check_same_linears(supports, linears)
     rates = {}
     for name, linear in linears.items():
+        zeros = count_zeros(linear)
+        rates[name] = zeros.sparsity
+        if is_never_called(linear) or (supports is not None and name not in supports):
+            continue
         keep = linear.weight != 0 if supports is None else supports[name].to(linear.weight.device)
         _check_holds(name, linear, keep)
         sparse = SparseLinear(linear.weight, linear.bias, keep)
@@ -90,6 +105,8 @@ def check_existing(
     sizes = list(SIZES) if pattern.unstructured else [pattern.group_size]
     seen = []
     for name, linear in linears.items():
+        if is_never_called(linear) or (supports is not None and name not in supports):
+            continue
         keep = linear.weight != 0 if supports is None else supports[name]
         most = most_in_group(pack(keep).cpu().numpy(), keep.shape[1], sizes)
         zeros = keep.numel() - int(keep.count_nonzero())

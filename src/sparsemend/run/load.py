@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.find import check_prunable
+from sparsemend.blocks.self_check import check_walk
 from sparsemend.errors import blame
 from sparsemend.prune import check_widths
 from sparsemend.run.adopt import check_existing
@@ -20,7 +21,7 @@ from sparsemend.run.debug import first_windows
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.keys import model_key
 from sparsemend.run.prune import given_supports
-from sparsemend.run.windows import Wanted, Windows, check_vocabulary, read_windows
+from sparsemend.run.windows import Wanted, Windows, check_vocabulary, first_window, read_windows
 
 
 def load(job: RunJob) -> Loaded:
@@ -89,17 +90,19 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
 
 
 def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
-    """Load the dense model, check it against what the run will do with it, and place it."""
+    """Load the dense model, place it, and check it against what the run will do with it."""
     model = _dense_model(job)
     check_prunable(model)
-    if job.cfg.from_run is None:  # a finished run is neither pruned nor repaired
-        _check_work(job, model, given_supports(job, model))
     labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
     vocabulary = model.config.get_text_config().vocab_size
     for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):
         check_vocabulary(tokens, vocabulary)
     if not job.parts.hardware.offload:
         nn.Module.to(model, job.device)
+    if job.cfg.from_run is None:  # a finished run is neither pruned nor repaired
+        window = first_window(windows.calibration, windows.test)
+        check_walk(model, window, device=job.device, offload=job.parts.hardware.offload)
+        _check_work(job, model, given_supports(job, model))
     return model
 
 

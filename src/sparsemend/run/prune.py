@@ -23,6 +23,7 @@ from sparsemend.run.memory import Memory
 from sparsemend.run.pruned import pruned_content, restore_
 from sparsemend.run.table import show_rates
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.stays_dense import LISTED, REACHED, stays_dense, warn_dense
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
 
 NOTHING_KEPT = Memory(False)
@@ -86,6 +87,9 @@ def prune_stage(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
     with job.stages.measure("prune"):
         allocation = _prune(job, loaded)
     show_rates(job.result.content, loaded.model, allocation, job.cfg.sparsity)
+    dense = stays_dense(loaded.model, LISTED if job.parts.pruner.reads_support else REACHED)
+    warn_dense(dense)
+    job.result.content["sparsity"]["stays_dense"] = dense
     return allocation
 
 

@@ -29,6 +29,8 @@ def pruned_content(model: nn.Module, allocation: Allocation) -> Content:
 def restore_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Turn a dense model into the pruned one of `pruned_content`, bit for bit."""
     for name, linear in prunable_linears(model).items():
+        if f"{name}.keep" not in tensors:
+            continue  # it stays dense
         device = linear.weight.device
         keep = unpack(tensors[f"{name}.keep"].to(device), linear.in_features)
         linear.weight.masked_scatter_(keep, tensors[f"{name}.kept"].to(device))

@@ -26,7 +26,7 @@ def show_rates(
     """Store the sparsity asked of each block in a result, and chart it where blocks differ."""
     rates = asked_per_block(model, asked)
     scores = dict(asked.scores) if isinstance(asked, Allocation) else {}
-    content["sparsity"] = {"asked_per_block": rates, "scores": scores}
+    content["sparsity"] |= {"asked_per_block": rates, "scores": scores}
     if max(rates.values()) - min(rates.values()) > 1e-3:  # more than rounding to whole weights
         console(RUN_WIDTH).print(rates_chart(rates, scores, mean))
 

@@ -46,6 +46,14 @@ def read_windows(
     )
 
 
+def first_window(*kinds: Tensor) -> Tensor:
+    """The first window (1, T) of the first kind (N, T) that has one; raises ValueError on none."""
+    for windows in kinds:
+        if len(windows):
+            return windows[:1]
+    raise ValueError("there is no window of tokens to check the model on; give some")
+
+
 def check_vocabulary(tokens: Tensor, size: int) -> None:
     """Raise ValueError where a token id lies outside a vocabulary of `size`."""
     if not tokens.numel():

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsemend.blocks.plain import LinearLike
 from sparsemend.sparse.packing import pack, unpack
 
 
-class SparseLinear(nn.Linear):
+class SparseLinear(LinearLike):
     """A Linear whose weight lives on a support.
 
     Invariant after every public call: `effective_weight()[~keep] == 0`.  Adapters subclass it and

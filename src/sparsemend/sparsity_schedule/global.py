@@ -56,13 +56,19 @@ class Global(SparsitySchedule):
                     assert isinstance(statistic, InputNorm)
                     norms[visit.full_name(name)] = statistic.squared.sqrt()
 
+        # one that no token reaches stays dense; it is asked for the mean
+        reached = {n: m for n, m in linears.items() if n in norms or not self.needs_calibration}
+        units = Units.of(model, self.granularity)
+        counts = {name: round(sparsity * size) for name, size in units.size.items()}
+
         def scores() -> Iterator[Tensor]:
-            for name, linear in with_lines(list(linears.items()), "scores"):
+            for name, linear in with_lines(list(reached.items()), "scores"):
                 score = linear.weight.float().abs()
                 if name in norms:
                     score *= norms[name].to(score.device)
                 yield checked_finite(score)
 
-        units = Units.of(model, self.granularity)
-        counts = lowest_counts(scores, round(sparsity * sum(units.size.values())))
-        return units.from_counts(dict(zip(linears, counts, strict=True)), sparsity, pattern)
+        others = sum(counts[name] for name in linears.keys() - reached.keys())
+        pooled = lowest_counts(scores, round(sparsity * sum(units.size.values())) - others)
+        counts |= zip(reached, pooled, strict=True)
+        return units.from_counts(counts, sparsity, pattern)

@@ -112,17 +112,20 @@ def reduce_scores(
     """`reduce` of the Wanda scores |W| * sqrt(v) of every unit, from one pass of the dense model.
 
     Nothing is pruned between blocks, so each sees the dense outputs of the one before it.  reduce
-    receives the scores (O, I), fp32, of all linears of the unit.
+    receives the scores (O, I), fp32, of all linears of the unit that tokens reach; a unit without
+    one gets the mean of the others.
     """
-    values = []
+    values: list[float | None] = []
     for visit in calibration.walk(model):
         statistics = visit.observe(InputNorm)
         names = list(visit.linears)
         if not names:
             continue
         for unit in [names] if granularity == "block" else [[name] for name in names]:
-            values.append(reduce([_score(visit.linears[n], statistics[n]) for n in unit]))
-    return values
+            seen = [_score(visit.linears[n], statistics[n]) for n in unit if n in statistics]
+            values.append(reduce(seen) if seen else None)
+    scored = [value for value in values if value is not None]
+    return [sum(scored) / len(scored) if value is None else value for value in values]
 
 
 def _score(linear: nn.Linear, statistic: object) -> Tensor:

@@ -129,7 +129,7 @@ def test_the_relative_error_is_the_mean_over_channels_of_relative_squares() -> N
     y = torch.tensor([[[1.0, 0.0, 1.0], [2.0, 3.0, 0.0]]])
     target = torch.tensor([[[2.0, 3.0, 0.0], [4.0, 3.0, 0.0]]])
     visit = next(Calibration([torch.tensor([[3, 4]])]).walk(random_model("llama")))
-    visit.__dict__["forward"] = lambda state: y
+    visit.__dict__["output"] = lambda batch: y
     error = block_error(visit, [target])
     assert error is not None
     assert error.relative == pytest.approx((5 / 20 + 9 / 18) / 2)

@@ -90,6 +90,7 @@ def channel_sums(dense: Sequence[Tensor], other: Iterable[Tensor]) -> tuple[Tens
     energy = torch.zeros_like(squared)
     for target, output in zip(dense, other, strict=True):
         for wide, near in zip(target.float(), output.float(), strict=True):
-            squared += (wide - near).square().sum(dim=0)
-            energy += wide.square().sum(dim=0)
+            # Gemma-3n has several states per token
+            squared += (wide - near).square().flatten(0, -2).sum(dim=0)
+            energy += wide.square().flatten(0, -2).sum(dim=0)
     return squared, energy

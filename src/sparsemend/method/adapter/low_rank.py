@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.find import called_linears
 from sparsemend.method.adapter.fold import adapters
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
@@ -106,7 +106,7 @@ def check_adapter(rank: int, alpha: float, dropout: float) -> None:
 
 def check_ranks(model: nn.Module, rank: int, key: str = "rank") -> None:
     """Raise ValueError naming the first linear that has no `rank` independent directions."""
-    for name, linear in prunable_linears(model).items():
+    for name, linear in called_linears(model).items():
         limit = min(linear.in_features, linear.out_features)
         if rank > limit:
             raise ValueError(

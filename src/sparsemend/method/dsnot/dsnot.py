@@ -32,7 +32,7 @@ from sparsemend.method.dsnot.swaps import (
     refine_groups,
 )
 from sparsemend.pruner.base import Pruner
-from sparsemend.sparse.linear import SparseLinear
+from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.sparse.packing import unpack
 from sparsemend.sparse.pattern import Pattern
 
@@ -87,13 +87,19 @@ def restore_dense_(model: nn.Module, dense: nn.Module, *, weights: bool) -> dict
     """
     states = {}
     originals = prunable_linears(dense)
-    for name, linear in prunable_linears(model).items():
-        sparse = _as(SparseLinear, linear)
+    for name, sparse in sparse_linears(model):
         pruned = sparse.effective_weight().clone() if weights else None
         states[name] = PrunedState(sparse.packed_keep.clone(), pruned)
         full = torch.ones_like(sparse.weight, dtype=torch.bool)
         sparse.set_effective_(originals[name].weight, full)
     return states
+
+
+def take_back_(linear: SparseLinear, state: PrunedState) -> None:
+    """Give a linear on its dense weights the support and weight that it had."""
+    keep = unpack(state.packed_keep.to(linear.weight.device), linear.in_features)
+    weight = linear.weight if state.weight is None else state.weight.to(linear.weight.device)
+    linear.set_effective_(weight.clone(), keep)
 
 
 def _as(kind: type[T], value: object) -> T:
@@ -160,7 +166,8 @@ class Tally:
 
 @dataclass(kw_only=True)
 class DSnoT(RepairMethod):
-    """Restarts from the dense weights and refines the support of every block's linears.
+    """Restarts from the dense weights and refines the support of every block's linears; one that no
+    token reaches keeps the support and the weights that it had.
 
     refine=attention means linears whose name within the block starts with a component holding
     `attn` or `attention` (self_attn, attention, ...); the others get the initial mask alone.
@@ -238,8 +245,11 @@ class DSnoT(RepairMethod):
             )
         )
         tally = Tally()
-        for name, linear in visit.linears.items():
+        for name, linear in sparse_linears(visit.block):
             full_name = visit.full_name(name)
+            if name not in statistics:
+                take_back_(linear, states[full_name])
+                continue
             sparsity = bench.allocation[full_name]
             pattern = bench.pattern.at(sparsity)
             observed = _as(ObservedInputs, statistics.pop(name))
@@ -252,7 +262,7 @@ class DSnoT(RepairMethod):
                 tally, keep = tally + Tally.of(start.keep, refined), refined.keep
             else:
                 tally += Tally(weights=keep.numel())
-            _as(SparseLinear, linear).set_effective_(start.weight, keep)
+            linear.set_effective_(start.weight, keep)
         return tally
 
     def _start(
@@ -278,8 +288,7 @@ class DSnoT(RepairMethod):
         return Start(dense if weight is None else torch.where(keep, weight, dense), keep, score)
 
     def _refine(self, start: Start, moments: Moments, pattern: Pattern) -> Refined:
-        # Nothing to revive, or an expert no token chose; the authors' code would not come here.
-        if start.keep.all() or not moments.tokens:
+        if start.keep.all():  # nothing to revive; the authors' code would not come here
             nothing = start.weight.new_zeros(len(start.keep), dtype=torch.float32)
             return Refined(start.keep, nothing, nothing)
         tokens = moments.tokens / moments.norm.sequences

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.find import called_linears
 from sparsemend.method.adapter.lors import LorsLinear
 from sparsemend.method.adapter.lors_function import FUSE_DTYPES, GRAD_MODES, LorsSettings
 from sparsemend.method.adapter.low_rank import (
@@ -89,7 +89,7 @@ class Lors(TrainedRepair):
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
         check_ranks(model, self.rank)
         if self.mask == "derived" and supports is not None:
-            for name, linear in prunable_linears(model).items():
+            for name, linear in called_linears(model).items():
                 keep = supports.get(name)
                 # whether the file fits the model is checked where it is used
                 if keep is not None and keep.shape == linear.weight.shape:

@@ -10,8 +10,9 @@ lowest loss, its starting values included, so that it never ends worse on those 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -82,7 +83,8 @@ def block_error(visit: Visit, targets: Sequence[Tensor], *, first: int = 0) -> O
     if first == len(targets):
         return None
     wanted = targets[first:]
-    squared, energy = channel_sums(wanted, (visit.forward(x) for x in visit.inputs[first:]))
+    outputs = (visit.output(batch) for batch in range(first, len(targets)))
+    squared, energy = channel_sums(wanted, outputs)
     count = sum(target.numel() for target in wanted)
     return OutputError(float(squared.sum() / count), mean_relative(squared, energy))
 
@@ -99,6 +101,7 @@ class BlockFit:
         seed: int,
         micro_batch: int | None,
     ) -> None:
+        visit.check_free()
         self.visit, self.targets, self.plan, self.seed = visit, targets, plan, seed
         self.split = StepSplit(windows=plan.windows_per_step, micro_batch=micro_batch)
         self.trained = training_batches(len(targets), plan.held_out)
@@ -152,7 +155,7 @@ class BlockFit:
         for first in range(0, len(chosen), size):
             part = chosen[first : first + size]
             inputs, targets = (self.gather(w, part) for w in (self.visit.inputs, self.targets))
-            loss = self.loss(inputs, targets)
+            loss = self.loss(partial(self.visit.forward, inputs), targets)
             self.check_finite("loss", loss, number)
             # windows are of one length, so the means add up by their windows
             scaler.scale(loss * (len(part) / len(chosen))).backward()
@@ -177,11 +180,11 @@ class BlockFit:
                 "method.learning_rate"
             )
 
-    def loss(self, state: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error in fp32 of the block's output for inputs (B, T, D)."""
+    def loss(self, forward: Callable[[], Tensor], target: Tensor) -> Tensor:
+        """Mean squared error in fp32 of an output (B, T, D) of the block."""
         dtype = AUTOCAST.get(self.plan.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            output = self.visit.forward(state)
+            output = forward()
         return F.mse_loss(output.float(), target.to(output.device).float())
 
     @torch.no_grad()
@@ -191,7 +194,7 @@ class BlockFit:
         if not held:
             return None
         losses = [
-            float(self.loss(self.visit.inputs[i], self.targets[i])) * len(self.targets[i])
+            float(self.loss(partial(self.visit.output, i), self.targets[i])) * len(self.targets[i])
             for i in held
         ]
         loss = sum(losses) / sum(len(self.targets[i]) for i in held)

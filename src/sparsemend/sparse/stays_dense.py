@@ -1,0 +1,45 @@
+"""The prunable linears that no pruning gave a support: they stay plain, and no adapter meets them.
+
+They count among the prunable weights, so that the sparsity achieved is below the target by what
+they hold.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from torch import nn
+
+from sparsemend.blocks.find import is_never_called, prunable_linears
+from sparsemend.sparse.linear import SparseLinear
+
+log = logging.getLogger(__name__)
+
+CALLED = "the model never calls it, so its inputs are unknown"
+REACHED = "no calibration token reached it"
+LISTED = "the masks file has no support of it"
+SHOWN = 3  # names in a warning
+
+
+def stays_dense(model: nn.Module, otherwise: str) -> dict[str, str]:
+    """Name -> reason of the linears without a support.
+
+    otherwise: the reason of those that the model calls, REACHED or LISTED.
+    """
+    plain = {n: m for n, m in prunable_linears(model).items() if not isinstance(m, SparseLinear)}
+    return {n: CALLED if is_never_called(m) else otherwise for n, m in plain.items()}
+
+
+def warn_dense(reasons: Mapping[str, str]) -> None:
+    """Log one warning that names the first of the linears that stay dense, with the reasons."""
+    if not reasons:
+        return
+    shown = [f"{name} ({reasons[name]})" for name in list(reasons)[:SHOWN]]
+    rest = len(reasons) - len(shown)
+    log.warning(
+        "%d linears stay dense, which the sparsity achieved counts: %s%s",
+        len(reasons),
+        ", ".join(shown),
+        f" and {rest} more" if rest else "",
+    )
