@@ -176,9 +176,18 @@ def test_a_tokenizer_that_needs_sentencepiece_says_so(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = changed(tmp_path, llama)
-    (folder / "tokenizer.model").touch()
-    monkeypatch.setattr("sparsemend.preflight.checkpoint.find_spec", lambda name: None)
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    monkeypatch.setattr("sparsemend.checkpoint.tokenizer.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'sparsemend\[sentencepiece\]'"):
         check(folder)
     (folder / "tokenizer.json").write_text(json.dumps({}))
+    check(folder)
+
+
+def test_a_tokenizer_of_tiktoken_needs_no_sentencepiece(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = changed(tmp_path, llama)
+    (folder / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    monkeypatch.setattr("sparsemend.checkpoint.tokenizer.find_spec", lambda name: None)
     check(folder)

@@ -66,7 +66,7 @@ def test_a_file_without_the_tensors_of_the_class_is_refused(
         ),
         ({"hidden_size": "x"}, "expected int, got str"),
         ({"num_attention_heads": 5}, "not a multiple of the number of attention heads"),
-        ({"hidden_act": "nope"}, "transformers knows no 'nope'"),
+        ({"hidden_act": "nope"}, "'nope' is missing.* or unknown"),
         ({"model_type": "nope"}, "model type `nope`"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised with gptq"),
     ],
@@ -140,3 +140,32 @@ def test_generation_settings_that_contradict_each_other_do_not_end_an_export(
     (folder / "generation_config.json").write_text(json.dumps(settings))
     load(folder).save_pretrained(tmp_path / "export")
     assert (tmp_path / "export" / "model.safetensors").is_file()
+
+
+def tokenizer_folder(folder: Path, base: Path, **files: dict[str, object]) -> Checkpoint:
+    """The model with JSON files of a tokenizer beside it."""
+    changed(folder, base)
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return Checkpoint(path=str(folder), revision=None, trust_remote_code=False)
+
+
+def test_a_folder_without_a_tokenizer_has_none(llama: Path, tmp_path: Path) -> None:
+    assert tokenizer_folder(tmp_path, llama).tokenizer() is None
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused(llama: Path, tmp_path: Path) -> None:
+    config = {"tokenizer_class": "LlamaTokenizer"}
+    with pytest.raises(ValueError, match=r"has no vocabulary.*; give a folder with its tokenizer"):
+        tokenizer_folder(tmp_path, llama, tokenizer_config=config).tokenizer()
+
+
+def test_a_broken_tokenizer_is_refused_in_one_line(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^model .* cannot give its tokenizer: 'added_tokens'"):
+        tokenizer_folder(tmp_path, llama, tokenizer={}).tokenizer()
+
+
+def test_a_tokenizer_that_is_foreign_code_names_the_key(llama: Path, tmp_path: Path) -> None:
+    config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    with pytest.raises(ValueError, match=r"class Own is Python.*model\.trust_remote_code=true"):
+        tokenizer_folder(tmp_path, llama, tokenizer_config=config).tokenizer()

@@ -5,7 +5,6 @@ What only the class of the model can tell is refused when it is loaded: the room
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -14,6 +13,7 @@ from sparsemend.checkpoint.architecture import Architecture, installed_tables
 from sparsemend.checkpoint.model import Model, check_pickled
 from sparsemend.checkpoint.names import check_names
 from sparsemend.checkpoint.quantisation import check_packed
+from sparsemend.checkpoint.tokenizer import check_tokenizer
 from sparsemend.config.locations import resolve_path
 
 
@@ -36,14 +36,3 @@ def check_checkpoint(section: DictConfig, model: Model) -> None:
         check_packed(model.path, model.config.values, model.tensors)
         check_names(model.path, model.config, {n: h.shape for n, h in model.tensors.items()})
     check_tokenizer(folder)
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Raise ValueError where the only tokenizer is a file for which a package is missing."""
-    if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
-        return
-    if find_spec("sentencepiece") is None:
-        raise ValueError(
-            f"model folder {folder} has a tokenizer.model and no tokenizer.json, and only the "
-            "package sentencepiece reads it; pip install 'sparsemend[sentencepiece]'"
-        )

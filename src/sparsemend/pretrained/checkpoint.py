@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,11 +19,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from sparsemend.checkpoint.architecture import CAUSAL, Architecture, installed_tables
 from sparsemend.checkpoint.headers import read_header, weight_files
 from sparsemend.checkpoint.model import check_pickled
 from sparsemend.checkpoint.quantisation import check_quantisation
+from sparsemend.checkpoint.tokenizer import INSTALL, check_tokenizer, has_tokenizer
 from sparsemend.config.locations import resolve_path
 from sparsemend.pretrained.attention import check_attention
 from sparsemend.pretrained.one_line import cause, in_one_line
@@ -31,7 +34,7 @@ from sparsemend.pretrained.tensors import check_tensors, warn_left_out
 log = logging.getLogger(__name__)
 
 PICKLE_HINT = "; if its weights are pickled (.bin) and you trust them, model.trust_remote_code=true"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+SENTENCEPIECE_HINT = f"; a tokenizer.model of SentencePiece needs {INSTALL}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +105,35 @@ class Checkpoint:
         return config
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer, or None where the folder has none."""
+        """The tokenizer, or None where the folder has none; raises ValueError on a broken one."""
         folder = Path(self.place)
-        if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZERS):
-            return None
-        with in_one_line(self.path, "give its tokenizer"):
+        if folder.is_dir():
+            if not has_tokenizer(folder):
+                return None
+            check_tokenizer(folder)
+        hint = "" if find_spec("sentencepiece") or folder.is_dir() else SENTENCEPIECE_HINT
+        with in_one_line(self.path, "give its tokenizer", hint):
+            self._check_tokenizer_code()
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.place, **self.settings
             )
+        if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
+            raise ValueError(
+                f"the tokenizer of model {self.path} has no vocabulary, so every text would be "
+                "unknown tokens; give a folder with its tokenizer.json"
+            )
         return tokenizer
+
+    def _check_tokenizer_code(self) -> None:
+        """Raise ValueError where only Python code of the checkpoint's own reads the tokenizer."""
+        config = get_tokenizer_config(self.place, revision=self.revision)
+        code = (config.get("auto_map") or {}).get("AutoTokenizer")
+        name = config.get("tokenizer_class")
+        if code and not self.trust_remote_code and not hasattr(transformers, str(name)):
+            raise ValueError(
+                f"its class {name} is Python code of its own, which would run on this machine; "
+                "read it, and set model.trust_remote_code=true if you trust it"
+            )
 
     def _auto_class(self, config: PreTrainedConfig) -> Any:
         tables = installed_tables()

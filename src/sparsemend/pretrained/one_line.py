@@ -11,11 +11,11 @@ from pickle import UnpicklingError
 def in_one_line(path: str, what: str, hint: str = "") -> Iterator[None]:
     """Turn any error about a checkpoint into a ValueError whose message is one line.
 
-    hint: what to try where a file is missing.
+    hint: what to try where a file or a package is missing.
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, ImportError) as error:
         raise ValueError(f"model {path} cannot {what}: {cause(error)}{hint}") from error
     except Exception as error:  # libraries raise what they like on a bad file
         raise ValueError(f"model {path} cannot {what}: {cause(error)}") from error
@@ -28,6 +28,6 @@ def cause(error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         return "its pickle holds more than tensors, and nothing else is read from one"
     if isinstance(error, KeyError):
-        return f"transformers knows no {text}"
+        return f"{text} is missing in its files, or unknown to transformers"
     plain = isinstance(error, ValueError | OSError | ImportError) and text
     return text if plain else f"{type(error).__name__}: {text}"
