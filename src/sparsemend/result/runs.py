@@ -161,7 +161,8 @@ class RunRecord:
         """The knobs, as dotted keys, that may tell runs of one row and state apart."""
         model = self.config["model"]
         loaded = {f"model.{key}": model[key] for key in CHECKPOINT if key in model}
-        if (attention := self.result.protocol.attention) is not None:
+        attention = self.result.protocol.attention
+        if "model.attention" in loaded and attention is not None:
             loaded["model.attention"] = attention  # what null came to
         if state == "dense":
             return loaded
