@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-from sparsemend.config.locations import resolve_path
 from sparsemend.layout.unfold import unfold_
 from sparsemend.names import DTYPE_NAMES
+from sparsemend.pretrained.checkpoint import Checkpoint
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -41,33 +39,28 @@ class ModelSource(ABC):
 
 @dataclass(kw_only=True)
 class PretrainedModel(ModelSource):
-    """Any Hugging Face causal LM, by hub id or local folder."""
+    """Any Hugging Face causal LM, by hub id or local folder, a multimodal one included."""
 
     name: str
     path: str
     revision: str | None
     dtype: str
     context_length: int
-    attention: str
+    attention: str | None
+    trust_remote_code: bool
 
     def load(self, *, seed: int) -> PreTrainedModel:
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve_path(self.path),
-            revision=self.revision,
-            dtype=DTYPES[self.dtype],
-            attn_implementation=self.attention,
-        )
-        model.config.use_cache = False
+        model = self._checkpoint.load(dtype=DTYPES[self.dtype], attention=self.attention)
         unfold_(model)
         return model.eval()
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        folder = Path(resolve_path(self.path))
-        names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-        if folder.is_dir() and not any((folder / name).exists() for name in names):
-            return None
-        return AutoTokenizer.from_pretrained(
-            str(folder) if folder.is_dir() else self.path, revision=self.revision
+        return self._checkpoint.tokenizer()
+
+    @property
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            path=self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
         )
 
 

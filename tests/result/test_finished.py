@@ -94,6 +94,16 @@ def test_what_is_not_given_is_the_runs_own(tmp_path: Path, overrides: list[str])
     assert not cfg.export
 
 
+def test_a_run_from_before_a_key_of_its_model_trusts_no_foreign_code(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    run = stored_run(tmp_path / "run")
+    content = json.loads((run / "result.json").read_text())
+    del content["config"]["model"]["trust_remote_code"]
+    (run / "result.json").write_text(json.dumps(content))
+    assert resolve_from_run(composed(overrides, f"from_run={run}")).model.trust_remote_code is False
+
+
 def test_without_from_run_nothing_changes(overrides: list[str]) -> None:
     cfg = composed(overrides, "sparsity=0.5")
     assert resolve_from_run(cfg) is cfg

@@ -28,6 +28,7 @@ def whole() -> dict[str, Any]:
     content["provenance"]["threads"] = 2
     content["protocol"] |= {
         "statistics": "dense",
+        "attention": "eager",
         "true_sequential": True,
         "zero_shot": {"items": 5},
     }

@@ -53,6 +53,16 @@ def test_settings_leave_out_the_seed_and_what_the_row_says() -> None:
     assert "method.rank" not in run(knobs={"rank": 16}).settings("pruned")
 
 
+def test_a_chosen_attention_and_the_same_by_default_are_one_setting() -> None:
+    def settings(asked: str | None, computed: str | None) -> dict[str, object]:
+        content = made.result(protocol={"attention": computed} if computed else None)
+        content["config"]["model"]["attention"] = asked
+        return made.record_of(content).settings("dense")
+
+    assert settings(None, "sdpa") == settings("sdpa", "sdpa") == settings("sdpa", None)
+    assert settings(None, "eager") != settings("sdpa", "sdpa")
+
+
 def test_the_text_of_c4_is_what_it_is_tested_on() -> None:
     assert measured_text({"name": "c4", "test_on": "wikitext2"}) == "wikitext2"
     assert measured_text({"name": "alpaca", "text": {"name": "c4", "test_on": "c4"}}) == "c4"

@@ -6,6 +6,7 @@ Each family has its own names for the few numbers that checks need.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,7 +14,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sparsemend.checkpoint.headers import TensorShape, block_tensors, read_shapes
+from sparsemend.checkpoint.headers import (
+    TensorHeader,
+    TensorShape,
+    block_tensors,
+    read_header,
+    weight_files,
+)
+from sparsemend.checkpoint.quantisation import check_no_gguf, check_quantisation
 from sparsemend.config.locations import is_local, resolve_path, tilde_hint
 
 NESTED = ("text_config", "llm_config", "language_config")  # multimodal configs hold the LM inside
@@ -72,16 +80,41 @@ def read_config(folder: Path) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Model:
-    """A model before it is loaded: its configuration, and the tensor shapes inside its blocks."""
+    """A model before it is loaded: its configuration, and the tensor shapes inside its blocks.
+
+    tensors: of the whole checkpoint.  Both it and `blocks` are None without safetensors headers at
+    hand: the model is on the hub, or its weights are pickled (then `pickled`).
+    """
 
     path: str
     config: ModelConfig | None  # None: on the hub, known only after a download
-    blocks: dict[str, TensorShape] | None  # None: no safetensors headers at hand
-    parameters: int | None = None  # of the whole checkpoint; None without its headers
+    blocks: dict[str, TensorShape] | None
+    tensors: Mapping[str, TensorHeader] | None = None
+    pickled: bool = False
+
+    @property
+    def parameters(self) -> int | None:
+        """Of the whole checkpoint; None without its headers."""
+        if self.tensors is None:
+            return None
+        return sum(prod(header.shape) for header in self.tensors.values())
+
+
+def check_pickled(path: str, *, trust_remote_code: bool) -> None:
+    """Raise ValueError on a folder with pickled weights only, unless its source is trusted."""
+    if not trust_remote_code:
+        raise ValueError(
+            f"model {path} has pickled weights (.bin) and no safetensors, and a pickle can carry "
+            "code; save the model again with save_pretrained, or, if you trust its source, set "
+            "model.trust_remote_code=true"
+        )
 
 
 def find_model(model: DictConfig) -> Model:
-    """The model of a `model` group; raises FileNotFoundError on an incomplete or missing folder."""
+    """The model of a `model` group.
+
+    Raises FileNotFoundError on an incomplete or missing folder, ValueError on a quantised model.
+    """
     if "architecture" in model:
         settings = OmegaConf.to_container(model.architecture, resolve=True)
         assert isinstance(settings, dict)
@@ -98,7 +131,9 @@ def find_model(model: DictConfig) -> Model:
             )
         return Model(path, None, None)
     config = read_config(folder)
-    shapes = read_shapes(folder)
-    if not shapes:
-        return Model(path, config, None)
-    return Model(path, config, block_tensors(shapes), sum(map(prod, shapes.values())))
+    check_quantisation(path, config.values)
+    check_no_gguf(folder)
+    tensors = {n: h for file in weight_files(folder) for n, h in read_header(file).items()}
+    if not tensors:
+        return Model(path, config, None, pickled=True)
+    return Model(path, config, block_tensors({n: h.shape for n, h in tensors.items()}), tensors)

@@ -20,6 +20,7 @@ from sparsemend.config.flags import says
 from sparsemend.config.renamed import check_config
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.preflight.cache import check_cache
+from sparsemend.preflight.checkpoint import check_checkpoint
 from sparsemend.preflight.data import check_paths, data_sources
 from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.logger import check_loggers
@@ -77,6 +78,7 @@ def check(cfg: DictConfig) -> None:
     check_resume(cfg)
     check_sharing(cfg)
     model = find_model(cfg.model)
+    check_checkpoint(cfg.model, model)
     if model.config is not None:
         check_window(cfg, model.config)
     if model.blocks is not None:

@@ -164,6 +164,8 @@ def resolve_from_run(cfg: DictConfig) -> DictConfig:
     merged: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     stored = run.result.config
     merged |= {key: value for key, value in stored.items() if key in merged and key not in chosen}
+    if "path" in merged["model"]:  # of a run before the key was there
+        merged["model"].setdefault("trust_remote_code", False)
     merged["model"]["dtype"] = run.dtype  # dense and repaired are compared in that of the export
     config = OmegaConf.create(merged)
     for key in (override_key(line) for line in overrides):

@@ -161,6 +161,9 @@ class RunRecord:
         """The knobs, as dotted keys, that may tell runs of one row and state apart."""
         model = self.config["model"]
         loaded = {f"model.{key}": model[key] for key in CHECKPOINT if key in model}
+        attention = self.result.protocol.attention
+        if "model.attention" in loaded and attention is not None:
+            loaded["model.attention"] = attention  # what null came to
         if state == "dense":
             return loaded
         dropped = NOT_SETTINGS | ({"method"} if state == "pruned" else set())

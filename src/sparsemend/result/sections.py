@@ -81,6 +81,7 @@ class Conditions(ResultSection):
     dtype: str = ""
     data_hash: str | None = None
     calibration_samples: int | None = None
+    attention: str | None = None
     statistics: str = "exact"
     true_sequential: bool = False
     described: Mapping[str, Any] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omegaconf import DictConfig
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sparsemend.blocks.choice import choose_
 from sparsemend.config.prunable import PrunableNames
@@ -12,6 +12,7 @@ from sparsemend.layout.unfold import unfold_
 from sparsemend.method.base import RepairMethod
 from sparsemend.model import DTYPES
 from sparsemend.names import MASKS
+from sparsemend.pretrained.checkpoint import Checkpoint
 from sparsemend.result.finished import FinishedRun, finished_run
 from sparsemend.run.adopt import attach_supports
 from sparsemend.run.evaluate import evaluate
@@ -41,10 +42,12 @@ def load_repaired(finished: FinishedRun, method: RepairMethod, cfg: DictConfig) 
     Where export_dtype rounded the weights, these are the rounded ones.  Raises ValueError where
     weights and masks do not belong together.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        finished.model, dtype=DTYPES[finished.dtype], attn_implementation=cfg.model.get("attention")
+    exported = Checkpoint(
+        path=str(finished.model),
+        revision=None,
+        trust_remote_code=bool(cfg.model.get("trust_remote_code")),
     )
-    model.config.use_cache = False
+    model = exported.load(dtype=DTYPES[finished.dtype], attention=cfg.model.get("attention"))
     unfold_(model)
     choose_(model, PrunableNames.of(cfg))
     attach_supports(model, module_supports(model, load_masks(finished.model / MASKS)))

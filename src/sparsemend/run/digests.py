@@ -36,8 +36,9 @@ def with_files(value: Any) -> Any:
 
 
 def model_digest(model: PreTrainedModel) -> str:
-    """SHA-256 (hex) of a model's configuration and of every weight as loaded."""
+    """SHA-256 (hex) of a model's configuration, its attention, and every weight as loaded."""
     hasher = hashlib.sha256(model.config.to_json_string().encode())
+    hasher.update(str(model.config._attn_implementation).encode())  # in no config.json
     for name, tensor in model.state_dict().items():
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hasher.update(raw_bytes(tensor))

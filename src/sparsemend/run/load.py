@@ -29,7 +29,10 @@ def load(job: RunJob) -> Loaded:
     with job.stages.measure("load"):
         tokenizer, windows = _windows(job)
         record_protocol(job, windows.test)
-        return Loaded(tokenizer, windows, load_model(job, windows))
+        model = load_model(job, windows)
+        # whatever model.attention says, null too: what computes it decides the last bits
+        job.result.content["protocol"]["attention"] = model.config._attn_implementation
+        return Loaded(tokenizer, windows, model)
 
 
 def _windows(job: RunJob) -> tuple[PreTrainedTokenizerBase | None, Windows]:

@@ -1,0 +1,183 @@
+"""Load a checkpoint whole, or refuse it in one line: the class that its config names, or none."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from sparsemend.checkpoint.architecture import CAUSAL, Architecture, installed_tables
+from sparsemend.checkpoint.headers import read_header, weight_files
+from sparsemend.checkpoint.model import check_pickled
+from sparsemend.checkpoint.quantisation import check_quantisation
+from sparsemend.checkpoint.tokenizer import INSTALL, check_tokenizer, has_tokenizer
+from sparsemend.config.locations import resolve_path
+from sparsemend.pretrained.attention import check_attention
+from sparsemend.pretrained.one_line import cause, in_one_line
+from sparsemend.pretrained.tensors import check_tensors, warn_left_out
+
+log = logging.getLogger(__name__)
+
+PICKLE_HINT = "; if its weights are pickled (.bin) and you trust them, model.trust_remote_code=true"
+SENTENCEPIECE_HINT = f"; a tokenizer.model of SentencePiece needs {INSTALL}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model folder or hub id, and whether Python code and pickles that it brings are trusted."""
+
+    path: str
+    revision: str | None
+    trust_remote_code: bool
+
+    @property
+    def place(self) -> str:
+        return resolve_path(self.path)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What transformers is told at every call."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def load(self, *, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+        """The whole model in eval mode on the CPU, caching off.
+
+        attention: None for the model's own choice.  Raises ValueError with the cause in one line.
+        """
+        config = self.config()
+        auto = self._auto_class(config)
+        if attention is not None:
+            check_attention(self.path, auto, config, attention, self.trust_remote_code)
+        dequantise_(config)
+        files = self._files()
+        if files == []:
+            check_pickled(self.path, trust_remote_code=self.trust_remote_code)
+        hint = "" if files is not None or self.trust_remote_code else PICKLE_HINT
+        with in_one_line(self.path, "be loaded", hint):
+            # sizes that do not fit are refused below, by name, as all the rest
+            model, report = auto.from_pretrained(
+                self.place,
+                config=config,
+                dtype=dtype,
+                generation_config=self._generation_config(),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=None if self.trust_remote_code else True,
+                weights_only=True,
+                **({} if attention is None else {"attn_implementation": attention}),
+                **self.settings,
+            )
+        check_tensors(self.path, model, report)
+        warn_left_out(
+            self.path, model, [name for file in files or () for name in read_header(file)]
+        )
+        mend_generation_config_(self.path, model)
+        model.config.use_cache = False
+        result: PreTrainedModel = model.eval()
+        return result
+
+    def config(self) -> PreTrainedConfig:
+        """The config of the checkpoint; raises ValueError on one that is quantised or foreign."""
+        with in_one_line(self.path, "be loaded"):
+            values, _ = PreTrainedConfig.get_config_dict(self.place, revision=self.revision)
+        tables = installed_tables()
+        if tables is not None:
+            kind = Architecture.of(values)
+            kind.check(self.path, tables, trust_remote_code=self.trust_remote_code)
+        check_quantisation(self.path, values)
+        with in_one_line(self.path, "be loaded"):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(self.place, **self.settings)
+        return config
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer, or None where the folder has none; raises ValueError on a broken one."""
+        folder = Path(self.place)
+        if folder.is_dir():
+            if not has_tokenizer(folder):
+                return None
+            check_tokenizer(folder)
+        hint = "" if find_spec("sentencepiece") or folder.is_dir() else SENTENCEPIECE_HINT
+        with in_one_line(self.path, "give its tokenizer", hint):
+            self._check_tokenizer_code()
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.place, **self.settings
+            )
+        if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
+            raise ValueError(
+                f"the tokenizer of model {self.path} has no vocabulary, so every text would be "
+                "unknown tokens; give a folder with its tokenizer.json"
+            )
+        return tokenizer
+
+    def _check_tokenizer_code(self) -> None:
+        """Raise ValueError where only Python code of the checkpoint's own reads the tokenizer."""
+        config = get_tokenizer_config(self.place, revision=self.revision)
+        code = (config.get("auto_map") or {}).get("AutoTokenizer")
+        name = config.get("tokenizer_class")
+        if code and not self.trust_remote_code and not hasattr(transformers, str(name)):
+            raise ValueError(
+                f"its class {name} is Python code of its own, which would run on this machine; "
+                "read it, and set model.trust_remote_code=true if you trust it"
+            )
+
+    def _auto_class(self, config: PreTrainedConfig) -> Any:
+        tables = installed_tables()
+        kind = Architecture.of(config.to_dict())
+        name = kind.auto_class(tables) if tables is not None else None
+        return getattr(transformers, name or CAUSAL)
+
+    def _files(self) -> list[Path] | None:
+        """The safetensors of a folder, [] where its weights are pickled; None: on the hub."""
+        folder = Path(self.place)
+        return weight_files(folder) if folder.is_dir() else None
+
+    def _generation_config(self) -> GenerationConfig | None:
+        """An empty one where the checkpoint's own cannot be read; None: leave it to the loader."""
+        try:
+            GenerationConfig.from_pretrained(self.place, revision=self.revision)
+        except OSError:
+            return None  # there is none
+        except Exception as error:
+            log.warning("generation_config.json of %s is left out: %s", self.path, cause(error))
+            return GenerationConfig()
+        return None
+
+
+def dequantise_(config: PreTrainedConfig) -> None:
+    """Have transformers turn packed weights back into numbers while it loads them."""
+    for level in (config, config.get_text_config()):
+        values = getattr(level, "quantization_config", None)
+        if values is not None:
+            settings = values if isinstance(values, dict) else values.to_dict()
+            level.quantization_config = {**settings, "dequantize": True}
+
+
+def mend_generation_config_(path: str, model: PreTrainedModel) -> None:
+    """Replace generation settings that could not be saved, so that an export does not end there."""
+    if not model.can_generate():
+        return
+    try:
+        with TemporaryDirectory() as folder:
+            model.generation_config.save_pretrained(folder)
+    except ValueError as error:
+        log.warning(
+            "generation_config.json of %s cannot be saved again and is left out: %s",
+            path,
+            cause(error),
+        )
+        model.generation_config = GenerationConfig()
