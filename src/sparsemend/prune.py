@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -81,8 +81,14 @@ def prune(
     recorded = None if first is None else first.recorded
     for visit in calibration.walk(model, recorded=recorded):
         statistics = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
-        for names in visit.call_groups() if true_sequential else [None]:
-            prune_block(visit, pruner, allocation, pattern, statistics=statistics, names=names)
+        prune_block(
+            visit,
+            pruner,
+            allocation,
+            pattern,
+            statistics=statistics,
+            true_sequential=true_sequential,
+        )
         _report(visit.index, visit.count, visit.linears.values(), started)
 
 
@@ -92,23 +98,23 @@ def prune_block(
     allocation: Mapping[str, float],
     pattern: Pattern,
     *,
-    statistics: dict[str, Statistic] | None = None,
-    names: Collection[str] | None = None,
+    statistics: Mapping[str, Statistic] | None = None,
+    true_sequential: bool = False,
 ) -> None:
-    """Prune linears of one visited block from one pass over their inputs, or from statistics.
+    """Prune every linear of one visited block, from given statistics or passes over its inputs.
 
-    names: which linears, None for all.
+    A pass serves all linears, or in true-sequential order one group of them.
     """
-    if statistics is None and pruner.needs_calibration:
-        statistics = visit.observe(
-            lambda width, device: _require_statistic(pruner, width, device), names
-        )
-    statistics = statistics or {}
-    for name, linear in list(visit.linears.items()):
-        if names is not None and name not in names:
-            continue
-        rate = allocation[visit.full_name(name)]
-        visit.replace(name, prune_linear(linear, pruner, statistics.pop(name, None), rate, pattern))
+    for names in visit.call_groups() if true_sequential else [list(visit.linears)]:
+        seen = dict(statistics or {})
+        if statistics is None and pruner.needs_calibration:
+            seen = visit.observe(
+                lambda width, place: _require_statistic(pruner, width, place), names
+            )
+        for name in names:
+            rate, statistic = allocation[visit.full_name(name)], seen.pop(name, None)
+            linear = prune_linear(visit.linears[name], pruner, statistic, rate, pattern)
+            visit.replace(name, linear)
 
 
 def dense_statistics(
