@@ -61,6 +61,7 @@ RUNS = {
     "reconstruct": ["method=reconstruct", "method.windows_per_step=2", "method.epochs=1"],
     "lora": ["method=lora", "method.rank=2", "method.max_steps=3"],
 }
+ROWS = torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(0))
 PRUNING = ("pattern", "sparsity", "pruner")
 
 
@@ -213,13 +214,19 @@ def test_a_weight_off_its_support_is_named(load: Load) -> None:
         (lambda m: api.prune(m, None, debug="fast"), "debug is for runs"),
         (lambda m: api.prune(m, None, "hardware=ddp", pruner="magnitude"), "several devices"),
         (lambda m: api.repair(m, method="none", pattern="2:4"), "pattern 2:4 does not hold"),
+        (
+            lambda m: api.repair(
+                m, "method=spiel", "method.prune_back=pruner", train=ROWS, validation=ROWS
+            ),
+            "prune_back=pruner prunes as the run did, but nothing was pruned here",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(
     call: Callable[[PreTrainedModel], Any], words: str
 ) -> None:
     model = random_model("llama")
-    if "trains" in words or "does not hold" in words:
+    if any(reason in words for reason in ("trains", "does not hold", "prune_back")):
         api.prune(model, None, pruner="magnitude", sparsity=0.5)
     with pytest.raises(ValueError, match=words) as error:
         call(model)

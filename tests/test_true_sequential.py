@@ -18,6 +18,7 @@ from sparsemend.blocks.choice import choose_
 from sparsemend.blocks.find import find_blocks, prunable_linears
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.prunable import PrunableNames
+from sparsemend.method.adapter.block_errors import ModelPair, prune_and_compare
 from sparsemend.preflight import check as preflight
 from sparsemend.prune import prune
 from sparsemend.pruner.base import Pruner
@@ -102,6 +103,15 @@ def test_the_rules_of_a_run_hand_the_order_on(memory: bool, tokens: Tensor) -> N
     model = random_model("llama")
     calibration = Calibration((tokens,), device=torch.device("cpu"), offload=True)
     rules(model, calibration, Memory(memory), lambda: {"of": "this"})
+    ordered = pruned_by(WANDA, "llama", tokens, ordered=True)
+    assert_same_bits(model.state_dict(), ordered.state_dict())
+
+
+def test_rounds_that_prune_anew_take_the_order_of_the_run(tokens: Tensor) -> None:
+    model, dense = random_model("llama"), random_model("llama")
+    pair = ModelPair(model, dense, Calibration((tokens,)))
+    rates = dict.fromkeys(prunable_linears(model), 0.6)
+    prune_and_compare(pair, WANDA, rates, Pattern(), true_sequential=True)
     ordered = pruned_by(WANDA, "llama", tokens, ordered=True)
     assert_same_bits(model.state_dict(), ordered.state_dict())
 

@@ -186,6 +186,7 @@ def repair(
     """
     lines = override_lines(overrides, settings)
     cfg = compose([*_kept_lines(pruned, lines), *lines], {}, model)
+    check_true_sequential(cfg)
     method: RepairMethod = build(cfg.method)
     method_name, pattern = type(method).__name__, Pattern.parse(cfg.pattern)
     unfold_(model)
@@ -230,6 +231,7 @@ def repair(
                 out=out,
                 seed=cfg.seed,
                 rounding=cfg.rounding,
+                true_sequential=cfg.true_sequential,
                 micro_batch=hardware.micro_batch,
             )
             if method.trains:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -87,10 +87,14 @@ def prune(
     recorded = None if first is None else first.recorded
     for visit in calibration.walk(model, recorded=recorded):
         statistics = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
-        targets = _to_prune(visit.block)
-        for group in visit.call_groups() if true_sequential else [list(targets)]:
-            names = [name for name in group if name in targets]
-            prune_block(visit, pruner, allocation, pattern, statistics=statistics, names=names)
+        prune_block(
+            visit,
+            pruner,
+            allocation,
+            pattern,
+            statistics=statistics,
+            true_sequential=true_sequential,
+        )
         _report(visit.index, visit.count, visit.linears.values(), started)
 
 
@@ -100,29 +104,28 @@ def prune_block(
     allocation: Mapping[str, float],
     pattern: Pattern,
     *,
-    statistics: dict[str, Statistic] | None = None,
-    names: Collection[str] | None = None,
+    statistics: Mapping[str, Statistic] | None = None,
+    true_sequential: bool = False,
 ) -> None:
-    """Prune linears of one visited block from one pass over their inputs, or from statistics.
+    """Prune every linear of one visited block, from given statistics or passes over its inputs.
 
-    names: which linears, None for all that are not to stay dense.
+    A pass serves all linears, or in true-sequential order one group of them.
     """
-    names = list(_to_prune(visit.block)) if names is None else names
-    if statistics is None and pruner.needs_calibration:
-        statistics = visit.observe(
-            lambda width, device: _require_statistic(pruner, width, device), names
-        )
-    for name in names:
-        linear = visit.linears[name]
-        rate, statistic = allocation[visit.full_name(name)], None
-        if pruner.needs_calibration:
-            assert statistics is not None
-            statistic = statistics.pop(name, None)
-            if statistic is None:
-                if isinstance(linear, SparseLinear):
-                    prune_by_magnitude_(linear, rate, pattern)
-                continue
-        visit.replace(name, prune_linear(linear, pruner, statistic, rate, pattern))
+    targets = _to_prune(visit.block)
+    for group in visit.call_groups() if true_sequential else [list(targets)]:
+        names = [name for name in group if name in targets]
+        seen = dict(statistics or {})
+        if statistics is None and pruner.needs_calibration:
+            seen = visit.observe(
+                lambda width, place: _require_statistic(pruner, width, place), names
+            )
+        for name in names:
+            linear, rate = visit.linears[name], allocation[visit.full_name(name)]
+            statistic = seen.pop(name, None)
+            if statistic is not None or not pruner.needs_calibration:
+                visit.replace(name, prune_linear(linear, pruner, statistic, rate, pattern))
+            elif isinstance(linear, SparseLinear):
+                prune_by_magnitude_(linear, rate, pattern)
 
 
 def _to_prune(block: nn.Module) -> dict[str, nn.Linear]:

@@ -49,6 +49,7 @@ class Workbench:
     seed: int
     micro_batch: int | None = None  # windows at once in a training step; None: all of its share
     rounding: str = "pruner"  # how rates become whole weights, see `rounding`
+    true_sequential: bool = False  # how the run's pruner goes through a block, see `prune`
     resume_from: Path | None = None
 
     @property

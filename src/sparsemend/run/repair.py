@@ -57,6 +57,7 @@ def _workbench(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Workb
         seed=cfg.seed,
         micro_batch=parts.hardware.micro_batch,
         rounding=cfg.rounding,
+        true_sequential=cfg.true_sequential,
         resume_from=job.checkpoint,
     )
 

@@ -206,7 +206,8 @@ def test_the_runs_pruner_finds_the_model_on_the_device(
     """A fit leaves it on the host; here `cpu`, and the device is `cpu:0`."""
     model, bench = pruned_model(), bench_for(tmp_path)
     object.__setattr__(bench, "device", torch.device("cpu", 0))
-    to, prune, seen = nn.Module.to, spiel_module.prune, []
+    object.__setattr__(bench, "true_sequential", True)
+    to, prune, seen, orders = nn.Module.to, spiel_module.prune, [], []
 
     def moved(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if module is model:
@@ -215,12 +216,14 @@ def test_the_runs_pruner_finds_the_model_on_the_device(
 
     def noted(*args: Any, **kwargs: Any) -> None:
         seen.append("prune")
+        orders.append(kwargs["true_sequential"])
         prune(*args, **kwargs)
 
     monkeypatch.setattr(nn.Module, "to", moved)
     monkeypatch.setattr(spiel_module, "prune", noted)
     spiel().repair(model, bench)
     assert seen[seen.index("prune") - 1].index == 0
+    assert orders == [True]  # that of the run
 
 
 def test_the_runs_pruner_cannot_prune_back_what_it_did_not_prune(tmp_path: Path) -> None:

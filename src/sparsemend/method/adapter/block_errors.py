@@ -45,13 +45,18 @@ def output_errors(pair: ModelPair) -> list[float]:
 
 
 def prune_and_compare(
-    pair: ModelPair, pruner: Pruner, allocation: Mapping[str, float], pattern: Pattern
+    pair: ModelPair,
+    pruner: Pruner,
+    allocation: Mapping[str, float],
+    pattern: Pattern,
+    *,
+    true_sequential: bool = False,
 ) -> list[float]:
     """Prune the model block by block, in place, and return e_i of every pruned block."""
 
     def pruning() -> Iterator[tuple[Visit, Visit]]:
         for dense, visit in pair.walk():
-            prune_block(visit, pruner, allocation, pattern)
+            prune_block(visit, pruner, allocation, pattern, true_sequential=true_sequential)
             yield dense, visit
 
     return list(_errors(pruning()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Callback
@@ -34,6 +33,7 @@ from sparsemend.method.losa.report import (
     report_pruned,
     report_trained,
 )
+from sparsemend.method.losa.settings import LosaSettings
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import apply_rounding
 from sparsemend.sparsity_schedule.base import Allocation
@@ -42,9 +42,6 @@ from sparsemend.sparsity_schedule.rates.by_block import block_allocation, block_
 from sparsemend.sparsity_schedule.rates.similarity import block_similarity
 from sparsemend.training.module import RepairModule
 from sparsemend.training.objective import Objective
-
-if TYPE_CHECKING:
-    from sparsemend.method.losa.losa import Losa
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,9 @@ class Rounds:
     steps: optimizer steps of every round.
     """
 
-    def __init__(self, method: Losa, work: Work, progress: Progress, steps: Sequence[int]) -> None:
+    def __init__(
+        self, method: LosaSettings, work: Work, progress: Progress, steps: Sequence[int]
+    ) -> None:
         self.method, self.work, self.progress, self.steps = method, work, progress, steps
 
     def prune(self) -> None:
@@ -85,7 +84,13 @@ class Rounds:
         allocated = perf_counter()
         before = {name: m.packed_keep.clone() for name, m in losa_linears(work.model).items()}
         pruner, allocation = work.pruner_and_rates(rates)
-        errors = prune_and_compare(work.pair, pruner, allocation, work.bench.pattern)
+        errors = prune_and_compare(
+            work.pair,
+            pruner,
+            allocation,
+            work.bench.pattern,
+            true_sequential=work.bench.true_sequential,
+        )
         mean = method.ranks.means(method.rounds)[progress.round - 1]
         ranks = self.ranks_of(errors, mean)
         self.set_ranks(ranks)

@@ -77,10 +77,13 @@ class Spiel(DeltaRepair):
             raise ValueError(f"method.momentum={self.momentum} is not in [0, 1)")
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
-        if self.prune_back == "pruner" and bench.pruner.reads_support:
+        # a model that came pruned has the rates that were counted, no allocation of a pruner
+        nothing = bench.pruner.reads_support or not isinstance(bench.allocation, Allocation)
+        if self.prune_back == "pruner" and nothing:
             raise ValueError(
-                "method.prune_back=pruner prunes as the run did, but pruner=existing pruned "
-                "nothing; set method.prune_back=magnitude"
+                "method.prune_back=pruner prunes as the run did, but nothing was pruned here "
+                "(pruner=existing, or a call of repair without pruned); set "
+                "method.prune_back=magnitude"
             )
         self.pattern = bench.pattern
         places = {name: torch.ones_like(linear.keep) for name, linear in sparse_linears(model)}
@@ -110,11 +113,18 @@ class Spiel(DeltaRepair):
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         report = super().repair(model, bench)
         if self.prune_back == "pruner":
-            assert isinstance(bench.allocation, Allocation)  # else nothing was pruned here
+            assert isinstance(bench.allocation, Allocation)  # `attach` has seen to it
             pruner, allocation = apply_rounding(bench.rounding, bench.pruner, bench.allocation)
             if not bench.calibration.offload:
                 nn.Module.to(model, bench.device)  # a fit leaves it on the host
-            prune(model, bench.calibration, pruner, allocation, bench.pattern)
+            prune(
+                model,
+                bench.calibration,
+                pruner,
+                allocation,
+                bench.pattern,
+                true_sequential=bench.true_sequential,
+            )
             examples = bench.validation.first(self.validation_windows)
             loss = mean_loss(model, examples, bench.device, self.at_once(bench))
             report[f"{VALIDATION_LOSS}/folded"] = loss
