@@ -30,6 +30,7 @@ from sparsemend.sparse.count import LinearCount, count_zeros
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import lowest_of_all, lowest_per_group
+from sparsemend.terminal import StageLines
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +233,8 @@ def _report(index: int, blocks: int, linears: Iterable[nn.Linear], started: floa
     """Log that a block is pruned, with the seconds since the first: LINES of them, else debug."""
     shown = (index + 1) * LINES // blocks > index * LINES // blocks
     level = logging.INFO if shown else logging.DEBUG
+    if not shown:
+        StageLines("blocks", blocks, ran=perf_counter() - started).tick(index + 1)
     if log.isEnabledFor(level):
         count = sum((count_zeros(linear) for linear in linears), LinearCount(0, 0))
         seconds = perf_counter() - started

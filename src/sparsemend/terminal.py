@@ -39,13 +39,19 @@ class StageLines:
 
     latest: ClassVar[float | None] = None  # when a stage last had a line, on the monotonic clock
 
-    def __init__(self, what: str, total: int, *, tokens: int = 0, first: int = 0) -> None:
-        """total: of whatever is counted.  tokens: of those from `first` on, 0 to leave them out."""
+    def __init__(
+        self, what: str, total: int, *, tokens: int = 0, first: int = 0, ran: float = 0.0
+    ) -> None:
+        """total: of whatever is counted.  tokens: of those from `first` on, 0 to leave them out.
+
+        ran: seconds that the stage has taken already.
+        """
         self.what, self.total, self.tokens, self.first = what, total, tokens, first
-        self.started = monotonic()
+        now = monotonic()
+        self.started = now - ran
         self.silent = Console(stderr=True).is_terminal
         if StageLines.latest is None:
-            StageLines.latest = self.started
+            StageLines.latest = now
 
     def tick(self, done: int) -> None:
         """Log a line if one is due.  done: how many of the total."""

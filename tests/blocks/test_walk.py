@@ -1,12 +1,16 @@
+import logging
+
 import pytest
 import torch
 from support.families import FAMILIES, random_model
 from support.unusual import unusual_model, with_experts
 from torch import Tensor, nn
 
+from sparsemend import terminal
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.statistics import InputNorm, Statistic
 from sparsemend.blocks.walk import Calibration
+from sparsemend.terminal import StageLines
 
 
 class Calls(Statistic):
@@ -60,6 +64,30 @@ def test_a_change_in_the_loop_body_reaches_the_next_block(family: str, tokens: T
         with torch.no_grad():
             for linear in visit.linears.values() if visit.index == 0 else []:
                 linear.weight.mul_(0.5)
+
+
+def test_a_walk_without_a_terminal_says_how_far_it_is(
+    tokens: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1  # a look at the clock costs a second: once at the start, then once per forward
+        return now
+
+    monkeypatch.setattr(terminal, "monotonic", clock)
+    monkeypatch.setattr(StageLines, "latest", None)
+    caplog.set_level(logging.INFO, "sparsemend.terminal")
+    model = random_model("llama")
+    for visit in Calibration([tokens]).walk(model):  # 8 windows of 24 tokens
+        visit.observe(Calls)
+        visit.outputs()
+    # blocks of 24, 24 and 16 forwards: those of the last one are not handed on
+    assert caplog.messages == [
+        "blocks 1/3  2 tokens/s  60 s left",
+        "blocks 2/3  2 tokens/s  30 s left",
+    ]
 
 
 def test_observe_feeds_every_batch_to_every_linear(tokens: Tensor) -> None:

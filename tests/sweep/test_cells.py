@@ -60,10 +60,22 @@ def test_cells_of_swept_names_lie_in_the_sweeps_folder(command, tmp_path) -> Non
     code, _ = command("-m", "name=a,b", run=lambda cfg: 1.0)
     assert code == 0
     (folder,) = (path.parent for path in tmp_path.rglob("summary.csv"))
+    assert folder.parent == tmp_path / "multirun" / "default"
     assert [(r["name"], r["status"]) for r in rows(folder)] == [
         ("a", "finished"),
         ("b", "finished"),
     ]
+
+
+def test_a_sweep_over_names_is_found_to_be_resumed(command, tmp_path) -> None:
+    def failing(cfg: DictConfig) -> float:
+        if cfg.name == "b":
+            raise FloatingPointError("loss is NaN")
+        return 1.0
+
+    command("-m", "name=a,b", run=failing)
+    code, seen = command("-m", "name=a,b", "resume=auto", run=lambda cfg: 1.0)
+    assert (code, [cfg.name for cfg in seen]) == (0, ["b"])
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.observer import InputObserver
 from sparsemend.blocks.order import CallOrder
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
+from sparsemend.terminal import StageLines
 
 # As in the code of Wanda and SparseGPT, whose order of sums this keeps; one sequence of 2048 tokens
 # fills a GPU.
@@ -43,6 +44,7 @@ class Visit:
     _shapes: list[torch.Size]  # (B, T)
     _arguments: list[BlockArguments]
     _device: torch.device
+    _lines: StageLines
     linears: dict[str, nn.Linear] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +58,7 @@ class Visit:
         """Put `linear` in the place of the block's linear `name`."""
         self.block.set_submodule(name, linear)
         self.linears[name] = linear
+        self._lines.tick(self.index)
 
     @torch.no_grad()
     def observe(
@@ -145,6 +148,7 @@ class Visit:
                 )
 
     def _forward(self, state: Tensor, arguments: BlockArguments) -> Tensor:
+        self._lines.tick(self.index)
         output = self.block(state.to(self._device), *arguments.positional, **arguments.keyword)
         return output if isinstance(output, Tensor) else output[0]
 
@@ -181,6 +185,7 @@ class Calibration:
         recorded: the output of `record` for this model; it stays unchanged.
         """
         prefix, blocks = find_blocks(model)
+        lines = StageLines("blocks", len(blocks), tokens=sum(b.numel() for b in self.batches))
         home = next(model.parameters()).device
         device = self.device or home
         recording = recorded or self.record(model)
@@ -198,6 +203,7 @@ class Calibration:
                 _shapes=recording.shapes,
                 _arguments=place_all(recording.arguments[index], placements),
                 _device=device,
+                _lines=lines,
             )
             try:
                 yield visit

@@ -93,7 +93,7 @@ def _once(
     if not key or not type(evaluation).repeatable:
         return _measure(job, evaluation, model, inputs, KeepNothing())
     parts = job.keys.measuring(key, name, evaluation, inputs)
-    unfinished = job.reuse.unfinished(parts)
+    unfinished = job.reuse.keeper_of(parts)
     compute = partial(_measure, job, evaluation, model, inputs, unfinished)
     if state == "repaired":
         content = job.reuse.again("metrics", parts, compute)

@@ -86,7 +86,7 @@ class Reuse:
             log.info("%s of the earlier attempt, %.1f s saved", kind, entry.seconds)
         return entry.content
 
-    def unfinished(self, parts: Mapping[str, Any]) -> Unfinished:
+    def keeper_of(self, parts: Mapping[str, Any]) -> Unfinished:
         """Where a measurement of these parts keeps what it has while it runs, if anywhere."""
         if self.attempts is None:
             return KeepNothing()

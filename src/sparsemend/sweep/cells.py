@@ -92,10 +92,12 @@ def end(folder: Path, *, finished: bool) -> None:
 def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
     """The newest sweep folder under `root` with these overrides that did not finish.
 
+    Its name is that of the config without what is swept, which no job may have.
+
     Raises ValueError where it may still run: a second one would write into the same cells.
     """
     candidates = []
-    for path in root.glob(f"*/{SWEEP}"):
+    for path in root.rglob(SWEEP):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

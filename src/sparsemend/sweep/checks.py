@@ -58,7 +58,7 @@ def choose_folder(cfg: DictConfig, lines: Sequence[str]) -> Path | None:
             f"resume={cfg.resume} names a single run; a sweep continues with resume=auto, or with "
             "hydra.sweep.dir=FOLDER"
         )
-    unfinished_sweep = sweep.find_unfinished_sweep(Path("multirun") / str(cfg.name), lines)
+    unfinished_sweep = sweep.find_unfinished_sweep(Path("multirun"), lines)
     if unfinished_sweep is not None:
         os.environ["SPARSEMEND_SWEEP"] = unfinished_sweep.name  # conf/run.yaml, hydra.sweep.dir
     return unfinished_sweep
