@@ -52,22 +52,25 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata that the writer of a safetensors file put into its header; {} without any."""
-    metadata = _entries(path)[0].get("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError(f"{path} is not a safetensors file: its metadata are not texts by name")
+    metadata: dict[str, str] = _entries(path)[0].get("__metadata__", {})
     return metadata
 
 
 def parse_json(path: Path, text: str | bytes, what: str) -> Any:
     """The value of a JSON text of a file; raises ValueError that names the file and `what`.
 
-    A name given twice is refused, since one of the two values would be lost.
+    A name given twice is refused, since one of the two values would be lost, and so is half a
+    surrogate pair, which is no text and cannot be printed.
     """
     try:
-        return json.loads(text, object_pairs_hook=_distinct)
+        decoded = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(decoded, object_pairs_hook=_distinct)
+        if "\\ud" in decoded.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        reason = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"{path} {what}: {reason}") from error
+    return value
 
 
 def json_object(path: Path) -> dict[str, Any]:
@@ -79,14 +82,12 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dictionary; its names are distinct and can be printed."""
+    """A JSON object as a dictionary; raises ValueError where a name comes twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in values if names.count(name) > 1)
         raise ValueError(f"the name {twice!r} is given twice")
-    for name in values:
-        name.encode()  # half a surrogate pair is no text
     return values
 
 
@@ -106,6 +107,9 @@ def _entries(path: Path) -> tuple[dict[str, Any], int]:
     entries = parse_json(path, text, "is not a safetensors file: its header is no JSON")
     if not isinstance(entries, dict):
         raise ValueError(f"{path} is not a safetensors file: its header is not a JSON object")
+    metadata = entries.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(f"{path} is not a safetensors file: its metadata are not texts by name")
     return entries, 8 + length
 
 
@@ -113,6 +117,8 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorHeader:
     """The header of one entry, whose offsets count from byte `start` of the file."""
     values = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (values.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not name.isprintable():
+        raise ValueError(f"{path} is not a safetensors file: {name!r} is no name of a tensor")
     if not (
         isinstance(dtype, str) and _naturals(shape) and _naturals(offsets) and len(offsets) == 2
     ):
@@ -120,7 +126,7 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorHeader:
             f"{path} is not a safetensors file: its header does not describe tensors, first {name}"
         )
     if dtype not in BITS:
-        raise ValueError(f"{path} stores {name} as {dtype}, which is no dtype of safetensors")
+        raise ValueError(f"{path} stores {name} as {dtype!r}, which is no dtype of safetensors")
     bits, held = prod(shape) * BITS[dtype], offsets[1] - offsets[0]
     if held * 8 != bits:
         raise ValueError(
@@ -191,8 +197,8 @@ def _read_index(index: Path) -> dict[str, str]:
         raise ValueError(f"{index} has no weight_map of tensor names to files")
     for name, file in files.items():
         plain = isinstance(file, str) and file == Path(file).name and file.isprintable()
-        if not plain:
-            raise ValueError(f"{index} places {name} in {file!r}, which is no file of its folder")
+        if not (plain and name.isprintable()):
+            raise ValueError(f"{index} places {name!r} in {file!r}, which is no file of its folder")
     return files
 
 

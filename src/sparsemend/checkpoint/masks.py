@@ -55,7 +55,7 @@ def read_masks(path: Path) -> Masks:
     shapes, axes = _table_of(path, metadata, "shapes"), _table_of(path, metadata, "input_axis")
     if shapes.keys() != headers.keys() or not axes.keys() <= shapes.keys():
         odd = sorted((shapes.keys() ^ headers.keys()) | (axes.keys() - shapes.keys()))[0]
-        raise ValueError(f"{path} is damaged: its shapes and its masks differ in {odd}")
+        raise ValueError(f"{path} is damaged: its shapes and its masks differ in {odd!r}")
     masks = {}
     for name, header in headers.items():
         shape = _shape(path, name, shapes[name])
@@ -82,7 +82,7 @@ def _names(path: Path, text: str) -> tuple[str, ...]:
 def _shape(path: Path, name: str, shape: Any) -> tuple[int, ...]:
     sizes = shape if isinstance(shape, list) else []
     if len(sizes) < 2 or not all(type(size) is int and size >= 0 for size in sizes):
-        raise ValueError(f"{path} is damaged: {shape} is no shape of {name}")
+        raise ValueError(f"{path} is damaged: {shape!r} is no shape of {name}")
     return tuple(sizes)
 
 
@@ -91,7 +91,7 @@ def _last_axis(path: Path, name: str, shape: tuple[int, ...], axis: Any) -> bool
     dimensions = len(shape)
     if type(axis) is not int or axis not in (-1, -2, dimensions - 1, dimensions - 2):
         raise ValueError(
-            f"{path} has input axis {axis} for {name} of shape {shape}; it is one of the last two"
+            f"{path} has input axis {axis!r} for {name} of shape {shape}; it is one of the last two"
         )
     return axis in (-1, dimensions - 1)
 
