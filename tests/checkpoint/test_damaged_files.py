@@ -13,10 +13,11 @@ from safetensors import deserialize
 from support.damaged_files import CONFIG, INDEX, MASKS, SHARDS, sound_folder, write_damaged
 
 from sparsemend.checkpoint.headers import read_header, weight_files
+from sparsemend.checkpoint.linears import linear_shapes
 from sparsemend.checkpoint.masks import read_masks
 from sparsemend.checkpoint.model import find_model
 from sparsemend.checkpoint.supports import read_checkpoint
-from sparsemend.preflight.check import check_kind, check_linears, linears_of_files
+from sparsemend.preflight.check import check_kind, check_linears
 from sparsemend.sparse.pattern import Pattern
 
 FILES = (*SHARDS, MASKS)
@@ -75,8 +76,8 @@ def prepare(folder: Path) -> None:
     assert model.config is not None
     assert model.blocks is not None
     check_kind(model.path, model.config.values)
-    linears_of_files(model)
-    check_linears(model, model.blocks)
+    linear_shapes(model.blocks, model.config.values)
+    check_linears(model.path, model.blocks, model.config.values)
 
 
 def stored(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

@@ -211,9 +211,7 @@ def check_kind(path: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_linears(
-    path: str, blocks: Mapping[str, TensorShape], config: Mapping[str, Any]
-) -> None:
+def check_linears(path: str, blocks: Mapping[str, TensorShape], config: Mapping[str, Any]) -> None:
     """The blocks hold linears, and little else that multiplies activations."""
     linears = stored_linears(blocks, config)
     others = other_weights(blocks, linears)

@@ -36,7 +36,8 @@ def save_masks(masks: Mapping[str, Tensor], path: Path) -> None:
     write_masks({n: PackedMask(pack(k), k.shape, k.ndim - 1) for n, k in masks.items()}, path)
 
 
-def write_masks(masks: Mapping[str, PackedMask], path: Path, *, dense: Sequence[str] | None = None
+def write_masks(
+    masks: Mapping[str, PackedMask], path: Path, *, dense: Sequence[str] | None = None
 ) -> None:
     """Write packed supports, atomically; `dense` names all linears that have none, if given."""
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
