@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsemend.checkpoint import bits as weight_bits
-from sparsemend.checkpoint.bits import SIZES, Support, pattern_of, read_masks, support_of
+from sparsemend.checkpoint.bits import SIZES, Support, pattern_of, support_of
 from sparsemend.checkpoint.headers import read_header
+from sparsemend.checkpoint.masks import Mask, read_masks
 from sparsemend.sparse.mask_file import save_masks
 from sparsemend.sparse.packing import pack
 from sparsemend.sparse.pattern import Pattern
@@ -26,7 +27,7 @@ def written(weight: Tensor, folder: Path) -> Path:
 
 def read(weight: Tensor, folder: Path, keep: Tensor | None = None, **sizes: tuple) -> Support:
     path = written(weight, folder)
-    mask = None if keep is None else pack(keep).numpy()
+    mask = None if keep is None else Mask(tuple(keep.shape), pack(keep).numpy())
     return support_of(path, read_header(path)["weight"], mask, **sizes)
 
 
@@ -92,10 +93,54 @@ def test_weights_off_and_zeros_on_the_mask_are_counted(tmp_path: Path) -> None:
 def test_masks_are_read_as_they_were_written(tmp_path: Path) -> None:
     masks = {"a": sparse_weight(3, 45) != 0, "b": sparse_weight(4, 16) != 0}
     save_masks(masks, tmp_path / "masks.safetensors")
-    found = read_masks(tmp_path / "masks.safetensors")
-    assert {name: shape for name, (shape, _) in found.items()} == {"a": (3, 45), "b": (4, 16)}
-    for name, (_, packed) in found.items():
-        assert np.array_equal(packed, pack(masks[name]).numpy())
+    read_back = read_masks(tmp_path / "masks.safetensors")
+    assert read_back.stays_dense is None
+    assert {n: m.shape for n, m in read_back.by_name.items()} == {"a": (3, 45), "b": (4, 16)}
+    for name, mask in read_back.by_name.items():
+        assert np.array_equal(mask.packed, pack(masks[name]).numpy())
+
+
+def packed_along_inputs(keep: Tensor) -> np.ndarray:
+    """Bool (..., O, I) as bytes (..., O, ceil(I / 8))."""
+    return np.packbits(keep.numpy(), axis=-1, bitorder="little")
+
+
+@pytest.mark.parametrize("inputs", [64, 45, 3])
+@pytest.mark.parametrize("at_once", [2**21, 300])
+def test_inputs_on_the_axis_before_the_last_are_read_as_if_they_were_last(
+    inputs: int, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_bits, "READ_AT_ONCE", at_once)
+    weights = torch.stack([sparse_weight(7, inputs, seed=expert) for expert in range(3)])
+    keep = torch.stack([sparse_weight(7, inputs, seed=expert) != 0 for expert in range(3, 6)])
+    mask = Mask((3, inputs, 7), packed_along_inputs(keep), inputs_last=False)
+    sizes = (*SIZES, 6)
+    path = written(weights.transpose(1, 2).contiguous(), tmp_path)
+    stacked = support_of(path, read_header(path)["weight"], mask, sizes, inputs_last=False)
+    rows = read(weights.flatten(0, 1), tmp_path, keep.flatten(0, 1), sizes=sizes)
+    assert stacked.most == rows.most
+    assert (stacked.zeros, stacked.escaped, stacked.unused) == (
+        rows.zeros,
+        rows.escaped,
+        rows.unused,
+    )
+
+
+@pytest.mark.parametrize("inputs_last", [True, False])
+def test_rows_that_a_mask_keeps_whole_are_outside_the_pattern(
+    inputs_last: bool, tmp_path: Path
+) -> None:
+    weights = torch.stack([n_m(2, 4), torch.ones(8, 64)])  # of the second expert no row is pruned
+    mask = Mask((2, 8, 64), packed_along_inputs(weights != 0), inputs_last)
+    saved = weights if inputs_last else weights.transpose(1, 2).contiguous()
+    path = written(saved, tmp_path)
+    tensor = read_header(path)["weight"]
+    strict = support_of(path, tensor, mask, inputs_last=inputs_last)
+    lenient = support_of(path, tensor, mask, inputs_last=inputs_last, partly_dense=True)
+    assert (strict.most[4], strict.dense) == (4, 0)
+    assert (lenient.most[4], lenient.dense) == (2, 8 * 64)
+    assert pattern_of([lenient]) == Pattern(2, 4)
+    assert lenient.sparsity == strict.sparsity == 0.25
 
 
 def n_m(kept: int, size: int, columns: int = 64) -> Tensor:
@@ -117,6 +162,7 @@ def n_m(kept: int, size: int, columns: int = 64) -> Tensor:
         ([torch.zeros(8, 64), sparse_weight(8, 64)], "unstructured"),
         ([sparse_weight(2, 64)], "unstructured"),  # obeys N:32 for an N that says nothing
         ([torch.ones(8, 64)], "unstructured"),
+        ([n_m(2, 4, columns=24), n_m(2, 4)], "2:4"),  # 12 of 24 are no 12 of 32
     ],
 )
 def test_the_tightest_pattern_is_found(weights: list[Tensor], pattern: str, tmp_path: Path) -> None:

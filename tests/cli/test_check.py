@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from support.families import random_model
+from support.families import COMMON, random_model
 from torch import Tensor
 
 from sparsemend.blocks.walk import Calibration
@@ -219,3 +221,162 @@ def test_the_command_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:
         "sys.exit(sum(name in sys.modules for name in ('torch', 'hydra', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+MOE = {"num_local_experts": 2, "num_experts_per_tok": 1, "num_key_value_heads": 2}
+LAYOUTS: dict[str, tuple[dict[str, object], str, int]] = {  # settings, a tensor, its input axis
+    "mixtral": (MOE, "model.layers.1.block_sparse_moe.experts.1.w2", -1),
+    "qwen3_moe": (
+        {**MOE, "num_experts": 2, "moe_intermediate_size": 24, "head_dim": 8},
+        "model.layers.1.mlp.experts.1.gate_proj",
+        -1,
+    ),
+    "deepseek_v3": (
+        {
+            "n_routed_experts": 2,
+            "num_experts_per_tok": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "moe_intermediate_size": 24,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+        "model.layers.1.mlp.experts.1.up_proj",
+        -1,
+    ),
+    "gpt_oss": ({**MOE, "head_dim": 8}, "model.layers.1.mlp.experts.down_proj", -2),
+    "gpt2": ({"n_embd": 32, "n_layer": 3, "n_head": 4}, "transformer.h.1.mlp.c_proj", -2),
+}
+
+
+def saved(family: str, folder: Path) -> tuple[Path, dict[str, tuple[Tensor, int]]]:
+    """A saved model that is 2:4 in its linears, and its weights with their axis of inputs.
+
+    The pattern is written into the saved tensors here, not by the package.
+    """
+    settings, _, axis = LAYOUTS[family]
+    path = folder / family
+    config = transformers.AutoConfig.for_model(family, **{**COMMON, **settings})
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    tensors, weights = load_file(path / "model.safetensors"), {}
+    for name, tensor in tensors.items():
+        inside = ".layers." in name or ".h." in name
+        other = name.endswith((".gate.weight", "router.weight", "bias")) or tensor.ndim < 2
+        if inside and not other:
+            inputs = axis if family == "gpt2" or tensor.ndim == 3 else -1
+            tensors[name] = two_of_four(tensor + 0.5, inputs)
+            weights[name.removesuffix(".weight")] = (tensors[name], inputs)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path, weights
+
+
+def two_of_four(tensor: Tensor, inputs: int) -> Tensor:
+    moved = tensor.movedim(inputs, -1)
+    order = torch.rand(*moved.shape[:-1], moved.shape[-1] // 4, 4).argsort(dim=-1)
+    return (moved * (order < 2).flatten(-2)).movedim(-1, inputs).contiguous()
+
+
+def write_saved_masks(path: Path, weights: dict[str, tuple[Tensor, int]], **lists: object) -> None:
+    """Masks of saved tensors as the format says, by numpy."""
+    packed = {
+        name: torch.from_numpy(
+            np.packbits((w != 0).movedim(axis, -1).contiguous().numpy(), axis=-1, bitorder="little")
+        )
+        for name, (w, axis) in weights.items()
+    }
+    metadata = {
+        "format": "sparsemend-masks-1",
+        "shapes": json.dumps({name: list(w.shape) for name, (w, _) in weights.items()}),
+        "input_axis": json.dumps({name: axis % w.ndim for name, (w, axis) in weights.items()}),
+        **{key: json.dumps(value) for key, value in lists.items()},
+    }
+    save_file(packed, path / "masks.safetensors", metadata=metadata)
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_every_layout_is_read_along_its_inputs_with_and_without_masks(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, weights = saved(family, tmp_path)
+    _, name, axis = LAYOUTS[family]
+    for masked in (False, True):
+        if masked:
+            write_saved_masks(path, weights)
+        code, out, err = ended(capsys, path, "--json", "--pattern", "2:4")
+        read = json.loads(out)
+        assert (code, "error" in err) == (0, False)
+        assert set(read["per_linear"]) == set(weights)
+        assert (read["pattern"], read["sparsity"]) == ("2:4", 0.5)
+        assert read["per_linear"][name]["input_axis"] == axis
+        assert read["per_linear"][name]["non_zeros_off_mask"] == (0 if masked else None)
+    place = torch.nonzero(weights[name][0] == 0)[5].tolist()
+    tensors = load_file(path / "model.safetensors")
+    full = name if name in tensors else f"{name}.weight"
+    tensors[full][tuple(place)] = 1e-30
+    save_file(tensors, path / "model.safetensors")
+    code, _, err = ended(capsys, path, "--pattern", "2:4")
+    assert code == 1
+    assert f"{full}: 1 weights off the mask are not zero" in err
+    assert f"{full}: 3 of 4 consecutive inputs are not zero" in " ".join(err.split())
+
+
+def test_linears_that_stay_dense_are_shown_apart_and_fail_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, weights = saved("mixtral", tmp_path)
+    dense = "model.layers.1.block_sparse_moe.experts.1.w2"
+    tensors = load_file(path / "model.safetensors")
+    tensors[f"{dense}.weight"] = torch.ones_like(tensors[f"{dense}.weight"])
+    save_file(tensors, path / "model.safetensors")
+    rest = {name: weight for name, weight in weights.items() if name != dense}
+    write_saved_masks(path, rest, stays_dense=[dense])
+    code, out, _ = ended(capsys, path, "--pattern", "2:4")
+    assert code == 0
+    size = weights[dense][0].numel()
+    assert f"1 linears stay dense, as the masks file says: {dense}; {size:,} weights" in out
+    assert "1:4" not in out
+    write_saved_masks(path, rest)  # no list: then every linear has a mask
+    code, _, err = ended(capsys, path, "--pattern", "2:4")
+    assert code == 1
+    assert f"{dense} has no mask there and (32, 48) in the checkpoint" in " ".join(err.split())
+
+
+def test_an_expert_of_a_stack_that_its_mask_keeps_whole_fails_no_pattern(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, weights = saved("gpt_oss", tmp_path)
+    name = "model.layers.1.mlp.experts.down_proj"
+    tensors = load_file(path / "model.safetensors")
+    tensors[name][1] = 1.0  # no token reached the second expert
+    save_file(tensors, path / "model.safetensors")
+    write_saved_masks(path, {**weights, name: (tensors[name], -2)})
+    code, out, _ = ended(capsys, path, "--pattern", "2:4")
+    assert code == 0
+    assert f"{48 * 32:,} weights are kept whole by their masks, in {name}" in out
+
+
+def test_what_the_lists_have_in_no_block_is_no_linear(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, weights = saved("mixtral", tmp_path)
+    rest = {name: weight for name, weight in weights.items() if "o_proj" not in name}
+    write_saved_masks(path, rest, stays_dense=[])
+    code, out, _ = ended(capsys, path)
+    assert code == 0
+    assert "left out, they have no mask" in out
+    assert "model.layers.*.self_attn.o_proj" in out
+
+
+def test_a_quantised_checkpoint_is_named_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qweight = {"layers.0.q_proj.qweight": torch.zeros(4, 4, dtype=torch.int32)}
+    save_file(qweight, tmp_path / "model.safetensors")
+    code, _, err = ended(capsys, tmp_path)
+    assert code == 1
+    assert "stores weights as I32, first layers.0.q_proj.qweight: it is quantised" in err

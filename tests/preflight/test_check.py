@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -258,11 +259,13 @@ def test_a_checkpoint_that_was_cut_short_is_refused(tmp_path: Path) -> None:
         check(tmp_path)
 
 
-def test_a_model_of_transposed_layers_has_no_linear_and_is_refused(tmp_path: Path) -> None:
+def test_a_model_of_transposed_layers_is_taken_by_its_inputs(tmp_path: Path) -> None:
     config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=64, n_positions=32)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has no nn\.Linear inside its blocks"):
-        check(tmp_path)
+    check(tmp_path)
+    half = ("pattern=8:64", "sparsity=0.875")
+    with pytest.raises(ValueError, match=r"h\.0\.attn\.c_attn has 16 inputs, not a multiple of 64"):
+        check(tmp_path, *half)
 
 
 def test_linears_with_a_bias_are_recognised(tmp_path: Path) -> None:
@@ -279,18 +282,58 @@ def test_linears_with_a_bias_are_recognised(tmp_path: Path) -> None:
     check(tmp_path)
 
 
-def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+def mixture(folder: Path) -> Path:
     config = transformers.MixtralConfig(
         hidden_size=16,
-        intermediate_size=32,
+        intermediate_size=24,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
         vocab_size=64,
+        max_position_embeddings=32,
         num_local_experts=2,
     )
-    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a mixture of experts"):
+    transformers.MixtralForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_experts_of_a_mixture_are_named_as_the_files_name_them(tmp_path: Path) -> None:
+    check(mixture(tmp_path))
+    misfit = r"layers\.0\.block_sparse_moe\.experts\.0\.w2 has 24 inputs, not a multiple of 16"
+    with pytest.raises(ValueError, match=misfit):
+        check(tmp_path, "pattern=8:16", "sparsity=0.5")
+    with pytest.raises(ValueError, match=r"method\.rank=17 exceeds min\(inputs, outputs\) = 16"):
+        check(tmp_path, "method=lora", "method.rank=17")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            {"model_type": "t5", "is_encoder_decoder": True, "vocab_size": 8},
+            "is an encoder-decoder",
+        ),
+        ({"model_type": "vit", "image_size": 32, "num_channels": 3}, "is no causal language model"),
+    ],
+)
+def test_what_is_no_causal_language_model_is_refused_by_its_kind(
+    config: dict[str, object], reason: str, model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model, tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"other \(model type {config['model_type']}\) {reason}"):
+        check(tmp_path / "other")
+
+
+def test_a_model_with_weights_outside_linears_is_refused_by_the_largest(tmp_path: Path) -> None:
+    tensors = {
+        "layer.0.rel_attn.q": torch.ones(8, 2, 4),
+        "layer.0.rel_attn.big": torch.ones(8, 4, 4),
+        "layer.0.ff.weight": torch.ones(8, 8),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"vocab_size": 64}')
+    with pytest.raises(ValueError, match=r"75% of the weights .* first layer\.0\.rel_attn\.big"):
         check(tmp_path)
 
 

@@ -5,7 +5,6 @@ Each family has its own names for the few numbers that checks need.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,15 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from sparsemend.checkpoint.headers import (
     TensorHeader,
     TensorShape,
-    block_tensors,
+    json_object,
     read_header,
     weight_files,
 )
+from sparsemend.checkpoint.linears import DEPTHS, NESTED, block_tensors
 from sparsemend.checkpoint.quantisation import check_no_gguf, check_quantisation
 from sparsemend.config.locations import is_local, resolve_path, tilde_hint
 
-NESTED = ("text_config", "llm_config", "language_config")  # multimodal configs hold the LM inside
-BLOCKS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 
 
@@ -38,7 +36,7 @@ class ModelConfig:
     @property
     def blocks(self) -> int | None:
         """Number of decoder blocks L, or None where the config does not state it."""
-        entry = self._first(BLOCKS)
+        entry = self._first(DEPTHS)
         return entry[1] if entry else None
 
     @property
@@ -56,7 +54,7 @@ class ModelConfig:
         inner = [self.values[key] for key in NESTED if isinstance(self.values.get(key), dict)]
         for level in (*inner, self.values):
             for name in names:
-                if isinstance(level.get(name), int):
+                if type(level.get(name)) is int:
                     return name, level[name]
         return None
 
@@ -69,13 +67,7 @@ def read_config(folder: Path) -> ModelConfig:
             f"model folder {folder} has no config.json; give model.path a folder written by "
             "save_pretrained"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return ModelConfig(values)
+    return ModelConfig(json_object(path))
 
 
 @dataclass(frozen=True)
@@ -136,4 +128,5 @@ def find_model(model: DictConfig) -> Model:
     tensors = {n: h for file in weight_files(folder) for n, h in read_header(file).items()}
     if not tensors:
         return Model(path, config, None, pickled=True)
-    return Model(path, config, block_tensors({n: h.shape for n, h in tensors.items()}), tensors)
+    shapes = {name: header.shape for name, header in tensors.items()}
+    return Model(path, config, block_tensors(shapes, config.values), tensors)

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
-from sparsemend.checkpoint.headers import BLOCK_TENSOR, TensorShape
-from sparsemend.checkpoint.model import BLOCKS, NESTED, ModelConfig
+from sparsemend.checkpoint.headers import TensorShape
+from sparsemend.checkpoint.linears import BLOCK_TENSOR, DEPTHS, NESTED
+from sparsemend.checkpoint.model import ModelConfig
 
 WRAPPERS = {  # a part of a name that only a wrapper writes -> the wrapper
     "_orig_mod": "torch.compile",
@@ -114,7 +115,7 @@ def check_depth(path: str, config: ModelConfig, shapes: Mapping[str, TensorShape
     ):
         return
     prefix, indices = max(lists.items(), key=lambda item: len(item[1]))
-    key = next(name for name in BLOCKS if config.blocks == _number(config.values, name))
+    key = next(name for name in DEPTHS if config.blocks == _number(config.values, name))
     missing = sorted(set(range(config.blocks)) - indices)
     what = (
         f"what is missing (number {name_some(map(str, missing))}) would be random"

@@ -10,17 +10,22 @@ from os import cpu_count
 from pathlib import Path
 from time import perf_counter
 
-from sparsemend.checkpoint.bits import SIZES, Bits, Support, pattern_of, read_masks, support_of
+from sparsemend.checkpoint.bits import SIZES, Support, pattern_of, support_of
 from sparsemend.checkpoint.headers import (
-    BLOCK_TENSOR,
     TensorHeader,
-    block_tensors,
-    has_experts,
-    linear_shapes,
-    read_header,
-    weight_files,
+    json_object,
+    read_checkpoint_headers,
+    read_headers,
 )
-from sparsemend.config.prunable import PrunableNames, defaults
+from sparsemend.checkpoint.linears import BLOCK_TENSOR
+from sparsemend.checkpoint.masks import Masks, read_masks
+from sparsemend.checkpoint.prunable import (
+    Prunable,
+    prunable_of_masks,
+    prunable_of_names,
+    tensor_of,
+)
+from sparsemend.config.prunable import kinds
 from sparsemend.names import MASKS, MODEL, RESULT
 from sparsemend.sparse.pattern import Pattern
 
@@ -30,18 +35,19 @@ THREADS = 8  # with more threads, the disk is the limit
 
 @dataclass(frozen=True)
 class Checked:
-    """A checkpoint as read: the support of every prunable linear, by name.
+    """A checkpoint as read: the support of every prunable tensor, by name.
 
-    excluded: the linears beside them that stay dense: routers, and those without a mask in a file
-    of masks.
+    prunable: how each lies in its file, and what stays dense; tensors: full name by that without
+    a final `.weight`.
     """
 
     path: Path
     masks: Path | None
+    prunable: Prunable
+    tensors: Mapping[str, str]
     supports: Mapping[str, Support]
     all_weights: int
     seconds: float
-    excluded: tuple[str, ...] = ()
 
     @property
     def zeros(self) -> int:
@@ -52,6 +58,16 @@ class Checked:
         return sum(support.weights for support in self.supports.values())
 
     @property
+    def dense_weights(self) -> int:
+        """The number of weights in the linears that stay dense on purpose."""
+        return sum(stored.weights for stored in self.prunable.stays_dense.values())
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """The linears that stay dense, and what no run prunes: routers."""
+        return (*self.prunable.stays_dense, *self.prunable.left_out)
+
+    @property
     def pattern(self) -> Pattern:
         return pattern_of(list(self.supports.values()))
 
@@ -60,7 +76,7 @@ class Checked:
         by_block: dict[str, list[Support]] = {}
         for name, support in self.supports.items():
             by_block.setdefault(_block(name), []).append(support)
-        return dict(sorted(by_block.items(), key=lambda item: _number(item[0])))
+        return by_block
 
     def failures(self, asked: Pattern | None) -> list[str]:
         """A line per kind of violation: weights off the masks, or against pattern `asked`.
@@ -81,13 +97,31 @@ class Checked:
         )
         return [line for line, names in zip(lines, (escaped, full), strict=True) if names]
 
+    def remarks(self) -> list[str]:
+        """A line per kind of tensor that no pattern is asked of, with names and weights."""
+        lines = []
+        if dense := self.prunable.stays_dense:
+            share = self.zeros / (self.weights + self.dense_weights)
+            lines.append(
+                f"{len(dense)} linears stay dense, as the masks file says: {_kinds(dense)}; "
+                f"{self.dense_weights:,} weights, with which the sparsity is {share:.6f}"
+            )
+        if kept := {name: s.dense for name, s in self.supports.items() if s.dense}:
+            lines.append(
+                f"{sum(kept.values()):,} weights are kept whole by their masks, in {_kinds(kept)}"
+            )
+        if others := self.prunable.left_out:
+            why = "they have no mask" if self.masks else "routers are not pruned"
+            lines.append(f"{len(others)} left out, {why}: {_kinds(others)}")
+        return lines
+
     def _names(self, linears: Iterable[str]) -> str:
-        """The weights of linears by name, at most NAMED of them, and of how many linears."""
-        names = [f"{name}.weight" for name in linears]
+        """Tensors by name, at most NAMED of them, and of how many."""
+        names = [self.tensors[name] for name in linears]
         rest = len(names) - NAMED
         if rest <= 0:
             return ", ".join(names)
-        return f"{', '.join(names[:NAMED])} and {rest} more ({len(names)} of {len(self.supports)})"
+        return f"{', '.join(names[:NAMED])} and {rest} more ({len(names)} of {len(self.tensors)})"
 
 
 def read_checkpoint(path: Path, masks: Path | None, asked: Pattern | None) -> Checked:
@@ -97,34 +131,57 @@ def read_checkpoint(path: Path, masks: Path | None, asked: Pattern | None) -> Ch
     masks belong to other weights.
     """
     started = perf_counter()
-    files = _files(path)
-    headers = {name: (f, header) for f in files for name, header in read_header(f).items()}
-    every = _linears(path, {name: header for name, (_, header) in headers.items()})
-    linears = PrunableNames(include=None, exclude=defaults()).without_dense(every) or every
-    beside = (path if path.is_dir() else path.parent) / MASKS
-    masks = masks or (beside if beside.is_file() else None)
-    packed_masks = read_masks(masks) if masks else {}
-    if path.is_file():  # it may be one shard of several, and the masks those of all
-        packed_masks = {name: packed for name, packed in packed_masks.items() if name in every}
-    if masks:
-        _check_masks(masks, {name: shape for name, (shape, _) in packed_masks.items()}, every)
-        linears = {name: shape for name, shape in every.items() if name in packed_masks}
+    headers = _headers(path)
+    folder = path if path.is_dir() else path.parent
+    masks = masks or (folder / MASKS if (folder / MASKS).is_file() else None)
+    written = _those_of(path, headers, read_masks(masks)) if masks else Masks({}, None)
+    prunable = _prunable(path, {n: h for n, (_, h) in headers.items()}, folder, masks, written)
     sizes = tuple(sorted({*SIZES, asked.group_size})) if asked else SIZES
 
     def read(name: str) -> Support:
-        mask: Bits | None = packed_masks[name][1] if masks else None
-        return support_of(*headers[f"{name}.weight"], mask, sizes)
+        stored = prunable.linears[name]
+        return support_of(
+            *headers[tensor_of(name, headers)],
+            written.by_name.get(name),
+            sizes,
+            inputs_last=stored.inputs_last,
+            partly_dense=stored.stack > 1 or name in (written.stays_dense or ()),
+        )
 
     with ThreadPoolExecutor(min(THREADS, cpu_count() or 1)) as threads:  # numpy runs freely
-        supports = dict(zip(linears, threads.map(read, linears), strict=True))
+        supports = dict(zip(prunable.linears, threads.map(read, prunable.linears), strict=True))
+    named = (*prunable.linears, *prunable.stays_dense, *prunable.left_out)
+    tensors = {name: tensor_of(name, headers) for name in named}
     total = sum(prod(header.shape) for _, header in headers.values())
-    excluded = tuple(name for name in every if name not in linears)
-    return Checked(path, masks, supports, total, perf_counter() - started, excluded)
+    return Checked(path, masks, prunable, tensors, supports, total, perf_counter() - started)
 
 
-def _files(path: Path) -> list[Path]:
+def _prunable(
+    path: Path,
+    headers: Mapping[str, TensorHeader],
+    folder: Path,
+    masks: Path | None,
+    written: Masks,
+) -> Prunable:
+    config = folder / "config.json"
+    values = json_object(config) if config.is_file() else None
+    if masks is None:
+        return prunable_of_names(path, headers, values)
+    return prunable_of_masks(path, headers, values, masks, written)
+
+
+def _those_of(path: Path, headers: Mapping[str, object], masks: Masks) -> Masks:
+    """The masks of the tensors of one file: it may be one shard of several; all of a folder."""
+    if path.is_dir():
+        return masks
+    by_name = {n: mask for n, mask in masks.by_name.items() if tensor_of(n, headers) in headers}
+    return Masks(by_name, masks.stays_dense)
+
+
+def _headers(path: Path) -> dict[str, tuple[Path, TensorHeader]]:
+    """Tensor name -> (file, header) of a folder or of one file."""
     if path.is_file():
-        return [path]
+        return read_headers([path])
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist; give a folder with safetensors, or a file")
     exported = path / MODEL
@@ -135,48 +192,19 @@ def _files(path: Path) -> list[Path]:
             else "it was not exported: repeat it with export=true and give its model/"
         )
         raise FileNotFoundError(f"{path} is a run folder, not a checkpoint; {remedy}")
-    files = weight_files(path)
-    if not files:
+    headers = read_checkpoint_headers(path)
+    if not headers:
         raise FileNotFoundError(
             f"{path} has pickled weights only; save the model again with save_pretrained, which "
             "writes safetensors"
         )
-    return files
+    return headers
 
 
-def _linears(path: Path, headers: Mapping[str, TensorHeader]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the linears inside decoder blocks, in the order of the blocks."""
-    blocks = block_tensors({name: header.shape for name, header in headers.items()})
-    if has_experts(blocks):
-        raise ValueError(f"{path} is a mixture of experts, which this package does not prune")
-    linears = linear_shapes(blocks)
-    if not linears:
-        raise ValueError(
-            f"{path} has no linear inside decoder blocks (`prefix.NUMBER.name.weight` of two "
-            "dimensions); give the folder or file with a causal LM's weights"
-        )
-    return dict(sorted(linears.items(), key=lambda item: (_number(_block(item[0])), item[0])))
-
-
-def _check_masks(
-    masks: Path, shapes: Mapping[str, tuple[int, ...]], linears: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Raise ValueError on a mask that fits no linear; a linear without one was left dense."""
-    odd = sorted(name for name in shapes if shapes[name] != linears.get(name))
-    if not shapes:
-        raise ValueError(f"{masks} has no mask of a linear in these weights; name it with --masks")
-    if odd:
-        raise ValueError(
-            f"{masks} is not of these weights: {odd[0]} has {shapes[odd[0]]} there and "
-            f"{linears.get(odd[0], 'no weight')} in the checkpoint ({len(odd)} linears differ); "
-            "name the right file with --masks"
-        )
+def _kinds(names: Iterable[str]) -> str:
+    return ", ".join(kinds(names))
 
 
 def _block(linear: str) -> str:
     match = BLOCK_TENSOR.fullmatch(linear)
     return linear.removesuffix(match["rest"]).rstrip(".") if match else linear
-
-
-def _number(block: str) -> int:
-    return int(block.rpartition(".")[2])

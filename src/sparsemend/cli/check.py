@@ -19,7 +19,6 @@ from rich.table import Table
 from sparsemend.checkpoint.bits import Support, pattern_of
 from sparsemend.checkpoint.supports import MASKS, Checked, read_checkpoint
 from sparsemend.cli.version import ShowVersion
-from sparsemend.config.prunable import kinds
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.terminal import CELLS_WIDTH, console, say
 
@@ -39,15 +38,18 @@ def as_json(checked: Checked, failures: list[str]) -> dict[str, Any]:
         "prunable_weights": checked.weights,
         "sparsity": checked.zeros / checked.weights,
         "sparsity_of_all_weights": checked.zeros / checked.all_weights,
+        "stays_dense": {name: s.weights for name, s in checked.prunable.stays_dense.items()},
         "per_linear": {
             name: {
                 "shape": list(support.shape),
+                "input_axis": -1 if checked.prunable.linears[name].inputs_last else -2,
                 "dtype": support.dtype,
                 "zeros": support.zeros,
                 "sparsity": support.sparsity,
                 "pattern": str(pattern_of([support])),
                 "non_zeros_off_mask": support.escaped,
                 "zeros_on_mask": support.unused,
+                "kept_whole": support.dense,
             }
             for name, support in checked.supports.items()
         },
@@ -131,15 +133,13 @@ def main(arguments: list[str] | None = None) -> None:
 def _print(checked: Checked, *, linears: bool) -> None:
     shown = console(CELLS_WIDTH)
     shown.print(table(checked, linears=linears))
-    if checked.excluded:
-        why = "they have no mask" if checked.masks else "routers are not pruned"
-        names = ", ".join(kinds(checked.excluded))
-        shown.print(f"{len(checked.excluded)} linears left out, {why}: {names}", highlight=False)
     shown.print(
         f"{checked.zeros / checked.all_weights:.6f} of all {checked.all_weights:,} weights "
         f"are zeros of prunable linears; read in {checked.seconds:.2f} s",
         highlight=False,
     )
+    for line in checked.remarks():
+        shown.print(line, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

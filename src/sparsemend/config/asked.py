@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # of rooms above this one
 class Asked:
     """What a run asks for; `section` is the member's own part of it, `key` its dotted key.
 
-    linears: full name -> (outputs, inputs) of every prunable linear, empty where no file on this
-    machine says them (a model on the hub).
+    linears: full name in the files -> (outputs, inputs) of every prunable linear, empty where no
+    file on this machine says them (a model on the hub).
     """
 
     cfg: DictConfig
@@ -36,6 +36,11 @@ class Asked:
     def name(self) -> str:
         """The member's name."""
         return member_name(str(self.section["_target_"]))
+
+    @property
+    def renamed(self) -> bool:
+        """Whether linears are called otherwise in memory: experts are, stacked or one by one."""
+        return any("expert" in name or name.endswith("]") for name in self.linears)
 
     @property
     def pruned_already(self) -> bool:

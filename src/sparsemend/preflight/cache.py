@@ -47,8 +47,9 @@ def check_cache(configs: Sequence[DictConfig]) -> None:
 
 def pruned_bytes(cfg: DictConfig) -> int:
     """Bytes of one pruned model in the cache: its kept weights and one bit per weight."""
-    blocks = find_model(cfg.model).blocks
-    weights = sum(map(math.prod, prunable_shapes(cfg, blocks).values())) if blocks else 0
+    model = find_model(cfg.model)
+    config = model.config.values if model.config is not None else {}
+    weights = sum(map(math.prod, prunable_shapes(cfg, model.blocks or {}, config).values()))
     return int(weights * (BYTES.get(cfg.model.dtype, 4) * (1 - cfg.sparsity) + 1 / 8))
 
 

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from omegaconf import DictConfig
 
-from sparsemend.checkpoint.headers import TensorShape, has_experts, linear_shapes
-from sparsemend.config.prunable import PrunableNames
+from sparsemend.checkpoint.headers import TensorShape
+from sparsemend.checkpoint.linears import has_experts, linear_shapes
+from sparsemend.config.prunable import PrunableNames, defaults, matches
 
 
-def prunable_shapes(cfg: DictConfig, blocks: dict[str, TensorShape]) -> dict[str, TensorShape]:
-    """Name -> (O, I) of the linears inside the blocks that may lose weights."""
-    return PrunableNames.of(cfg).without_dense(linear_shapes(blocks))
+def prunable_shapes(
+    cfg: DictConfig, blocks: Mapping[str, TensorShape], config: Mapping[str, Any] | None = None
+) -> dict[str, TensorShape]:
+    """Name -> (O, I) of the linears inside the blocks that may lose weights.
+
+    config: the content of config.json.  The routers of a mixture are left out whatever the choice
+    is: most are no linears, and no file says which are.
+    """
+    shapes = linear_shapes(blocks, config)
+    if has_experts(shapes):
+        shapes = {name: s for name, s in shapes.items() if not matches(defaults(), name)}
+    return PrunableNames.of(cfg).without_dense(shapes)
 
 
-def check_names(cfg: DictConfig, blocks: dict[str, TensorShape]) -> None:
+def check_names(
+    cfg: DictConfig, blocks: Mapping[str, TensorShape], config: Mapping[str, Any] | None = None
+) -> None:
     """Raise ValueError on a pattern that matches no linear of these headers, and if none is left.
 
     A file may leave out the first parts of the model's names, and experts are named anew when they
     are loaded: then the model itself is asked, once it is there.
     """
-    names = list(linear_shapes(blocks))
-    if not names or has_experts(blocks):
+    names = list(linear_shapes(blocks, config))
+    if not names or has_experts(names):
         return
     prunable = PrunableNames.of(cfg)
     include = None if prunable.include is None else _without_prefix(prunable.include, names)

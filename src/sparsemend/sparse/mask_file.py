@@ -36,14 +36,16 @@ def save_masks(masks: Mapping[str, Tensor], path: Path) -> None:
     write_masks({n: PackedMask(pack(k), k.shape, k.ndim - 1) for n, k in masks.items()}, path)
 
 
-def write_masks(masks: Mapping[str, PackedMask], path: Path, *, dense: Sequence[str] = ()) -> None:
-    """Write packed supports, atomically; `dense` names what has none."""
+def write_masks(
+    masks: Mapping[str, PackedMask], path: Path, *, dense: Sequence[str] | None = None
+) -> None:
+    """Write packed supports, atomically; `dense` names all linears that have none, if given."""
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     axes = {n: m.input_axis for n, m in masks.items() if m.input_axis != len(m.shape) - 1}
     metadata = {"format": MASKS_FORMAT, "shapes": json.dumps(shapes)}
     if axes:
         metadata["input_axis"] = json.dumps(axes)
-    if dense:
+    if dense is not None:
         metadata["stays_dense"] = json.dumps(list(dense))
     packed = {name: mask.bits.cpu().contiguous() for name, mask in masks.items()}
     with replacing(path) as partial:

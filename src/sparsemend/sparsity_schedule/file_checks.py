@@ -20,7 +20,7 @@ def check(asked: Asked) -> None:
     """Raise ValueError or FileNotFoundError where the file cannot be read or misfits the model."""
     check_options(asked.section)
     rates = read_rates(Path(asked.section.path))
-    if asked.linears:
+    if asked.linears and not asked.renamed:
         sizes = {name: shape[0] * shape[1] for name, shape in asked.linears.items()}
         sparsity, tolerance = asked.cfg.sparsity, asked.section.tolerance
         check_rates(by_linear(rates, sizes), sizes, sparsity, asked.pattern, tolerance)
