@@ -77,6 +77,7 @@ def source(**changes: Any) -> Instructions:
         "mask_prompt": False,
         "packing": False,
         "seqlen": 16,
+        "bos": False,
         "calibration_samples": 3,
         "text": Text(),
     }

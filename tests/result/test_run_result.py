@@ -30,6 +30,7 @@ def whole() -> dict[str, Any]:
         "statistics": "dense",
         "attention": "eager",
         "true_sequential": True,
+        "bos": True,
         "zero_shot": {"items": 5},
     }
     content["sparsity"] |= {

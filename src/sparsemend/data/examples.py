@@ -45,17 +45,19 @@ def examples(
     mask_prompt: bool,
     packing: bool,
     what: str,
+    bos: int | None = None,
 ) -> Examples:
     """Windows (N, seqlen) of the examples in order, without those whose answer was cut off whole.
 
     The log says how many were cut and dropped.  Raises ValueError where no example has an answer
-    left.  `what` names them in log and message.
+    left.  `what` names them in log and message.  bos: a token that each begins with; None leaves
+    that to the tokenizer.
     """
     if not prompted:
         raise ValueError(
             f"there are no {what} examples; give data.{what}, or hold some out of train"
         )
-    encoded = encode_examples(prompted, tokenizer, seqlen=seqlen, mask_prompt=mask_prompt)
+    encoded = encode_examples(prompted, tokenizer, seqlen=seqlen, mask_prompt=mask_prompt, bos=bos)
     kept = [example for example in encoded if example.counts]
     cut = sum(example.length > seqlen for example in encoded)
     if not kept:
@@ -80,6 +82,7 @@ def encode_examples(
     *,
     seqlen: int,
     mask_prompt: bool,
+    bos: int | None = None,
 ) -> list[Encoded]:
     """Each example's tokens and labels; a token that holds some of the answer is labelled."""
     if tokenizer is None or tokenizer.eos_token_id is None:
@@ -88,10 +91,10 @@ def encode_examples(
             f"instructions need a tokenizer with an end-of-text token, and {missing}; add "
             "tokenizer files, or eos_token to tokenizer_config.json"
         )
-    whole = _ids(tokenizer, [example.prompt + example.answer for example in prompted])
+    whole = _ids(tokenizer, [example.prompt + example.answer for example in prompted], bos)
     starts = [0] * len(whole)
     if mask_prompt:
-        alone = _ids(tokenizer, [example.prompt for example in prompted])
+        alone = _ids(tokenizer, [example.prompt for example in prompted], bos)
         starts = [shared_prefix(a, w) for a, w in zip(alone, whole, strict=True)]
     return [
         _encode(ids, start, tokenizer.eos_token_id, seqlen)
@@ -142,6 +145,6 @@ def stack(rows: Sequence[Sequence[Encoded]], seqlen: int, *, padding: int) -> Ex
     return Examples(tokens, labels)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], bos: int | None) -> list[list[int]]:
     ids: list[list[int]] = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
-    return ids
+    return ids if bos is None else [row if row[:1] == [bos] else [bos, *row] for row in ids]

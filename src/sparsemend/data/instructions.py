@@ -51,6 +51,7 @@ class Instructions(PromptedSource):
         split_seed: int,
         mask_prompt: bool,
         packing: bool,
+        bos: bool,
         seqlen: int,
         calibration_samples: int,
         text: DataSource,
@@ -61,6 +62,7 @@ class Instructions(PromptedSource):
             calibration_samples=calibration_samples,
             mask_prompt=mask_prompt,
             packing=packing,
+            bos=bos,
             text=text,
         )
         self.path, self.config = path, config

@@ -8,13 +8,19 @@ what trained repair reads, and the task that evaluation reports besides the text
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsemend.data.base import DataSource, Examples, fingerprint_texts
+from sparsemend.data.base import (
+    DataSource,
+    Examples,
+    bos_token,
+    check_follows,
+    fingerprint_texts,
+)
 from sparsemend.data.examples import examples
 from sparsemend.data.prompts import Prompted
 
@@ -26,7 +32,7 @@ class PromptedSource(DataSource):
     """Examples of at most `seqlen` tokens beside a text whose windows have a length of their own.
 
     mask_prompt: leave the prompt out of the loss of train and validation.  packing: several train
-    examples to a window.
+    examples to a window.  bos: every example begins with BOS, where the tokenizer adds none too.
     """
 
     name: str
@@ -34,15 +40,11 @@ class PromptedSource(DataSource):
     calibration_samples: int
     mask_prompt: bool
     packing: bool
+    bos: bool
     text: DataSource
 
     def __post_init__(self) -> None:
-        if self.text.calibration_samples != self.calibration_samples:
-            raise ValueError(
-                f"data.text.calibration_samples={self.text.calibration_samples} differs from "
-                f"data.calibration_samples={self.calibration_samples}, which it follows; set "
-                "data.calibration_samples alone"
-            )
+        check_follows(self, self.text)
 
     @abstractmethod
     def examples(self, split: str) -> Sequence[Prompted]:
@@ -74,6 +76,10 @@ class PromptedSource(DataSource):
         """SHA-256 of every example's prompt and answer by split, then of the text's fingerprint."""
         return fingerprint_texts(self._texts())
 
+    def framing(self) -> Mapping[str, bool]:
+        """How texts became windows: the examples, where the text does not say its own."""
+        return {"bos": self.bos, **self.text.framing()}
+
     def _texts(self) -> Iterator[str]:
         for split in SPLITS:
             yield split
@@ -97,4 +103,5 @@ class PromptedSource(DataSource):
             mask_prompt=self.mask_prompt or mask,
             packing=packing,
             what=split,
+            bos=bos_token(tokenizer, self.bos),
         )

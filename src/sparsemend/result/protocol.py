@@ -23,7 +23,7 @@ class Protocol:
     items: str = "all"  # of a zero-shot task
     shots: str = ""  # solved examples before each item; one number, or by task
     score: str = ""  # acc or acc_norm, where the name does not say
-    bos: bool = False  # whether every item begins with the tokenizer's first token
+    bos: bool = False  # whether every item or window begins with the tokenizer's first token
 
     @property
     def label(self) -> str:
@@ -38,7 +38,8 @@ class Protocol:
             return f"{what}, {asked}{items} of at most {self.seqlen} tokens, {self.dtype}{rest}"
         return (
             f"{self.metric} on {self.text}/{self.split}, {self.seqlen} tokens a window, "
-            f"{self.tokens} tokens in all, {self.dtype}{rest}"
+            + "BOS first, " * self.bos
+            + f"{self.tokens} tokens in all, {self.dtype}{rest}"
         )
 
 

@@ -189,6 +189,7 @@ class RunRecord:
             dtype=facts.dtype,
             tokens=facts.tokens,
             statistics=facts.statistics,
+            bos=facts.bos,
         )
 
     def _harness(self, metric: str) -> Protocol:
