@@ -31,6 +31,7 @@ def whole() -> dict[str, Any]:
         "attention": "eager",
         "true_sequential": True,
         "bos": True,
+        "chat_template": True,
         "zero_shot": {"items": 5},
     }
     content["sparsity"] |= {

@@ -75,6 +75,7 @@ PROTOCOL = {  # key of result.json's protocol -> its name in the card
     "windows": "windows",
     "seqlen": "tokens per window",
     "bos": "BOS first in every window",
+    "chat_template": "examples in the chat template",
     "tokens": "tokens",
     "dtype": "dtype",
     "calibration_samples": "calibration windows",

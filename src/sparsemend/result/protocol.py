@@ -24,6 +24,7 @@ class Protocol:
     shots: str = ""  # solved examples before each item; one number, or by task
     score: str = ""  # acc or acc_norm, where the name does not say
     bos: bool = False  # whether every item or window begins with the tokenizer's first token
+    chat: bool = False  # whether items or examples are turns of the tokenizer's chat template
 
     @property
     def label(self) -> str:
@@ -34,11 +35,12 @@ class Protocol:
             asked = f"{self.score}, " * bool(self.score) + f"{self.shots} shots, " * bool(
                 self.shots
             )
-            asked += "BOS, " * self.bos
+            asked += "BOS, " * self.bos + "chat template, " * self.chat
             return f"{what}, {asked}{items} of at most {self.seqlen} tokens, {self.dtype}{rest}"
         return (
             f"{self.metric} on {self.text}/{self.split}, {self.seqlen} tokens a window, "
             + "BOS first, " * self.bos
+            + "chat template, " * self.chat
             + f"{self.tokens} tokens in all, {self.dtype}{rest}"
         )
 

@@ -81,6 +81,7 @@ class Conditions(ResultSection):
     dtype: str = ""
     data_hash: str | None = None
     bos: bool = False  # whether every window begins with the tokenizer's BOS token
+    chat_template: bool = False  # whether examples were turns of the tokenizer's chat template
     calibration_samples: int | None = None
     attention: str | None = None
     statistics: str = "exact"

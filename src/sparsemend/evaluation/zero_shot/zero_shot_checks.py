@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsemend.config.asked import Asked
+from sparsemend.data.chat_template import check_chat_template
 from sparsemend.evaluation.zero_shot.task_names import answer_tokens, find_tasks
 from sparsemend.result.protocol import solved_examples
 
@@ -46,3 +47,5 @@ def check(asked: Asked) -> None:
                 f"question of {task}, whose answers take up to {count} tokens; give more than "
                 f"{count}, or leave the task out"
             )
+    if settings.chat_template:
+        check_chat_template("evaluation.zero_shot.chat_template", asked.cfg.model)
