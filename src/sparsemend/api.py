@@ -46,6 +46,7 @@ from sparsemend.run.adopt import adopt, check_existing
 from sparsemend.run.export import export as write_model
 from sparsemend.run.export import save_supports, to_dense_
 from sparsemend.run.job import build
+from sparsemend.run.model_type import with_bos
 from sparsemend.run.prune import PruningRules
 from sparsemend.run.windows import Wanted, Windows, check_vocabulary, first_window
 from sparsemend.run.windows import read_windows as read_data
@@ -101,7 +102,7 @@ def read_windows(
     if not any(line.startswith("data.seqlen=") for line in lines):
         raise ValueError('give the tokens per window, for example data={"seqlen": 2048}')
     cfg = compose(lines, {})
-    data = build(cfg.data)
+    data = build(with_bos(cfg, tokenizer).data)
     wanted = Wanted(calibration=True, train=True, validation=True)
     return read_data(data, tokenizer, wanted, seed=cfg.seed)
 

@@ -67,6 +67,7 @@ def corpus(folder: Path, text: DataSource | None = None, **changes: Any) -> Corp
         "validation_documents": 1,
         "seqlen": 8,
         "calibration_samples": 3,
+        "bos": False,
     }
     return Corpus(path=str(folder), text=text or Text(), **{**settings, **changes})
 

@@ -116,12 +116,14 @@ def c4_folder(tmp_path: Path) -> Path:
 
 def wikitext2(folder: Path, **changes: Any) -> WikiText2:
     settings = {"name": "wikitext2", "config": "wikitext-2-raw-v1", "seqlen": 8}
-    return WikiText2(path=str(folder), **{**settings, "calibration_samples": 5, **changes})
+    return WikiText2(
+        path=str(folder), **{**settings, "calibration_samples": 5, "bos": False, **changes}
+    )
 
 
 def ptb(folder: Path, **changes: Any) -> PennTreebank:
     settings = {"name": "ptb", "config": "penn_treebank", "revision": "refs/convert/parquet"}
-    sizes = {"seqlen": 8, "calibration_samples": 5}
+    sizes: dict[str, Any] = {"seqlen": 8, "calibration_samples": 5, "bos": False}
     return PennTreebank(path=str(folder), **{**settings, **sizes, **changes})
 
 
@@ -136,6 +138,7 @@ def c4(folder: Path, **changes: Any) -> C4:
         "train_documents": len(DOCUMENTS),
         "seqlen": 8,
         "calibration_samples": 5,
+        "bos": False,
     }
     return C4(path=str(folder), **{**settings, **changes})
 

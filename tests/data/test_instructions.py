@@ -77,6 +77,9 @@ def source(**changes: Any) -> Instructions:
         "mask_prompt": False,
         "packing": False,
         "seqlen": 16,
+        "bos": False,
+        "chat_template": False,
+        "calibration_from": "text",
         "calibration_samples": 3,
         "text": Text(),
     }
@@ -113,6 +116,22 @@ def test_files_of_their_own_leave_train_whole(tmp_path: Path, lines: Path) -> No
     data = source(train=str(lines), validation=str(other), test=str(other), test_examples=4)
     assert numbers(data.examples("train")) == list(range(20))
     assert numbers(data.examples("validation")) == numbers(data.examples("test")) == [50, 51]
+
+
+def test_calibration_may_be_windows_over_the_training_examples(
+    lines: Path, byte_tokenizer: Tokenizer
+) -> None:
+    byte_tokenizer.chat_template = "{% for m in messages %}<{{m.content}}>{% endfor %}"
+    data = source(
+        train=str(lines), seqlen=8, calibration_from="train", chat_template=True, bos=True
+    )
+    text = "".join(f"<question {i}><{i}>" for i in numbers(data.examples("train")))
+    rows = data.calibration(byte_tokenizer, seed=3)
+    assert rows.shape == (3, 8)
+    for window in map(byte_tokenizer.decode, rows):
+        assert window.startswith("<|endoftext|>")
+        assert window.replace("<|endoftext|>", "") in text
+    assert data.framing() == {"bos": True, "chat_template": True}
 
 
 def test_holding_out_every_example_is_refused_with_the_counts(lines: Path) -> None:

@@ -88,7 +88,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def source(**changes: bool | int) -> PythonDocs:
-    settings = {"seqlen": 16, "calibration_samples": 3, "include_source": False}
+    settings = {"seqlen": 16, "calibration_samples": 3, "include_source": False, "bos": False}
     return PythonDocs(
         **{"name": "python_docs", **settings, "documentation_repeats": 1, **changes}  # type: ignore[arg-type]
     )
@@ -244,6 +244,7 @@ def test_a_fresh_process_that_fails_says_why(
 FINGERPRINT = """
 from sparsemend.data.python_docs import PythonDocs
 settings = dict(seqlen=256, calibration_samples=8, include_source=False, documentation_repeats=1)
+settings["bos"] = False
 print(PythonDocs(name="python_docs", **settings).fingerprint())
 """
 

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from sparsemend.config.locations import resolve_path
 from sparsemend.data import documentation_examples
+from sparsemend.data.bos import resolve_bos_
 from sparsemend.data.documentation import Document
 from sparsemend.data.documentation_examples import summary, task_examples
 from sparsemend.data.prompts import Prompted
@@ -74,7 +75,8 @@ def test_an_answer_that_is_tested_is_neither_trained_on_nor_validated() -> None:
 
 @pytest.mark.slow
 def test_the_embedded_documentation_gives_thousands_of_examples_that_fit() -> None:
-    settings = compose("run", ["data=python_docs_task"]).data
+    settings = compose("run", ["data=python_docs_task", "data.bos=false"]).data
+    resolve_bos_(settings, False)
     data = instantiate(settings, _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS)
     tokenizer = AutoTokenizer.from_pretrained(resolve_path("embedded:tiny"))
     assert isinstance(data, PythonDocsTask)

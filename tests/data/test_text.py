@@ -30,6 +30,7 @@ def source(train: Any, test: Any, **changes: Any) -> LocalText:
         "column": "text",
         "separator": "||",
         "seqlen": 4,
+        "bos": False,
         "calibration_samples": 6,
     }
     return LocalText(train=train, test=test, **{**settings, **changes})

@@ -30,6 +30,8 @@ def whole() -> dict[str, Any]:
         "statistics": "dense",
         "attention": "eager",
         "true_sequential": True,
+        "bos": True,
+        "chat_template": True,
         "zero_shot": {"items": 5},
     }
     content["sparsity"] |= {

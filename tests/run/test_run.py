@@ -213,8 +213,11 @@ def test_an_offline_wandb_run_equals_the_result(workspace: Path, tmp_path: Path)
 def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
     def attempt(data_hash: str) -> Any:
         config = OmegaConf.create({"name": "a"})
-        data = SimpleNamespace(name="d", fingerprint=lambda: data_hash, calibration_samples=1)
-        cfg = OmegaConf.create({"model": {"dtype": "float32"}, "statistics": "exact"})
+        data = SimpleNamespace(
+            name="d", data_hash=lambda: data_hash, framing=dict, calibration_samples=1
+        )
+        asked = {"statistics": "exact", "true_sequential": False}
+        cfg = OmegaConf.create({"model": {"dtype": "float32"}, **asked})
         result = Result(tmp_path / "result.json", config, resumed=True)
         parts = SimpleNamespace(data=data)
         return SimpleNamespace(cfg=cfg, parts=parts, result=result, out=tmp_path)

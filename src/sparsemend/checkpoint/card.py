@@ -74,6 +74,8 @@ PROTOCOL = {  # key of result.json's protocol -> its name in the card
     "split": "split",
     "windows": "windows",
     "seqlen": "tokens per window",
+    "bos": "BOS first in every window",
+    "chat_template": "examples in the chat template",
     "tokens": "tokens",
     "dtype": "dtype",
     "calibration_samples": "calibration windows",
@@ -201,6 +203,8 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)

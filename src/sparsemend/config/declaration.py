@@ -193,7 +193,7 @@ def declaration(default: Any, comment: str) -> Declaration:
     if choices and head.startswith("list of "):
         kinds, elements = ("list",), ("str",)
     elif choices:
-        kinds = ("str", "int", "float")
+        kinds = ("str", "int", "float", *(("bool",) if {"true", "false"} & {*choices} else ()))
     reference = REFERENCE.fullmatch(default) if isinstance(default, str) else None
     unsaid = default is None or _is_open(default)
     explicit = bool(kinds or interval)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from sparsemend.config.values import digest
 
 UNLABELLED = -100  # the label that torch's cross-entropy ignores
 
@@ -71,14 +73,24 @@ class DataSource(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the underlying text or tokens, recorded in every result."""
+        """SHA-256 (hex) of the underlying text or tokens."""
+
+    def framing(self) -> Mapping[str, bool]:
+        """Entries of the protocol that say in which ways texts became windows."""
+        return {}
+
+    def data_hash(self) -> str:
+        """The fingerprint, hashed with what framing differs from the papers'; in every result."""
+        unusual = {key: value for key, value in self.framing().items() if value}
+        return digest({"texts": self.fingerprint(), **unusual}) if unusual else self.fingerprint()
 
 
-def windows(ids: Tensor, seqlen: int, *, what: str) -> Tensor:
+def windows(ids: Tensor, seqlen: int, *, what: str, bos: int | None = None) -> Tensor:
     """Cut a token stream (n,) into its floor(n / seqlen) full windows (N, seqlen).
 
-    The remainder is dropped (WikiText-2 protocol of SparseGPT and Wanda).  Raises ValueError
-    when the stream is shorter than one window.
+    The remainder is dropped (WikiText-2 protocol of SparseGPT and Wanda).  With a BOS token, which
+    counts as one of a window's tokens, the windows take up fewer tokens of the stream each.  Raises
+    ValueError when the stream is shorter than one window.
     """
     count = ids.numel() // seqlen
     if count == 0:
@@ -86,7 +98,39 @@ def windows(ids: Tensor, seqlen: int, *, what: str) -> Tensor:
             f"the {what} text has {ids.numel()} tokens, shorter than one window of "
             f"data.seqlen={seqlen}; give more text or lower data.seqlen to at most {ids.numel()}"
         )
-    return ids[: count * seqlen].view(count, seqlen)
+    if bos is None:
+        return ids[: count * seqlen].view(count, seqlen)
+    rows, start = [], 0
+    while start < ids.numel():
+        row = window_at(ids, start, seqlen, bos=bos)
+        start += seqlen - int(ids[start] != bos)
+        if row.numel() == seqlen:
+            rows.append(row)
+    return torch.stack(rows)
+
+
+def window_at(ids: Tensor, start: int, seqlen: int, *, bos: int | None) -> Tensor:
+    """The window (seqlen,) of a token stream from `start` on, behind `bos` unless that is there."""
+    if bos is None or ids[start] == bos:
+        return ids[start : start + seqlen]
+    return torch.cat([ids.new_tensor([bos]), ids[start : start + seqlen - 1]])
+
+
+def bos_token(tokenizer: PreTrainedTokenizerBase | None, bos: bool) -> int | None:
+    """The id of the token that windows begin with; None where `bos` is off.
+
+    Raises ValueError where the tokenizer has none.
+    """
+    if not isinstance(bos, bool):
+        raise ValueError(f"bos={bos} is neither true nor false; auto is resolved by the model")
+    if not bos or tokenizer is None:
+        return None
+    if tokenizer.bos_token_id is None:
+        raise ValueError(
+            "data.bos=true, but this tokenizer has no BOS token (bos_token in "
+            "tokenizer_config.json); set data.bos=false"
+        )
+    return int(tokenizer.bos_token_id)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase | None, text: str) -> Tensor:
@@ -111,11 +155,22 @@ def held_out_rows(rows: Tensor, *, fraction: float = 0.05) -> tuple[Tensor, Tens
     return rows[:-held], rows[-held:]
 
 
+def check_follows(source: DataSource, text: DataSource) -> None:
+    """Raise ValueError where the text that a source holds differs from it in a key of both."""
+    for key in ("calibration_samples", "bos"):
+        outer, inner = getattr(source, key), getattr(text, key, getattr(source, key))
+        if outer != inner:
+            raise ValueError(
+                f"data.text.{key}={inner} differs from data.{key}={outer}, which it follows; set "
+                f"data.{key} alone"
+            )
+
+
 def fingerprint_texts(texts: Iterable[str]) -> str:
     """SHA-256 (hex) of the texts in order; each is preceded by its length, so borders count."""
-    digest = hashlib.sha256()
+    hasher = hashlib.sha256()
     for text in texts:
         encoded = text.encode()
-        digest.update(len(encoded).to_bytes(8, "big"))
-        digest.update(encoded)
-    return digest.hexdigest()
+        hasher.update(len(encoded).to_bytes(8, "big"))
+        hasher.update(encoded)
+    return hasher.hexdigest()

@@ -7,14 +7,20 @@ after cutting windows; here only the remainder of the whole is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsemend.data.base import DataSource, Examples, fingerprint_texts
+from sparsemend.data.base import (
+    DataSource,
+    Examples,
+    bos_token,
+    check_follows,
+    fingerprint_texts,
+)
 from sparsemend.data.hub_files import document_windows, first_documents, text_column
 
 
@@ -33,25 +39,20 @@ class Corpus(DataSource):
     validation_documents: int
     seqlen: int
     calibration_samples: int
+    bos: bool
     text: DataSource
 
     def __post_init__(self) -> None:
-        if self.text.calibration_samples != self.calibration_samples:
-            raise ValueError(
-                f"data.text.calibration_samples={self.text.calibration_samples} differs from "
-                f"data.calibration_samples={self.calibration_samples}, which it follows; set "
-                "data.calibration_samples alone"
-            )
+        check_follows(self, self.text)
 
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
         return self.text.calibration(tokenizer, seed=seed)
 
     def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-        return Examples.of(document_windows(tokenizer, self._train(), self.seqlen, what="train"))
+        return self._windows(tokenizer, self._train(), "train")
 
     def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-        texts = self._validation()
-        return Examples.of(document_windows(tokenizer, texts, self.seqlen, what="validation"))
+        return self._windows(tokenizer, self._validation(), "validation")
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         return self.text.test(tokenizer)
@@ -60,6 +61,16 @@ class Corpus(DataSource):
         """SHA-256 of every train and validation document read, then of the text's fingerprint."""
         texts = chain(self._train(), self._validation(), [self.text.fingerprint()])
         return fingerprint_texts(texts)
+
+    def framing(self) -> Mapping[str, bool]:
+        """Whether windows begin with BOS: those trained on, where the text does not say its own."""
+        return {"bos": self.bos, **self.text.framing()}
+
+    def _windows(
+        self, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str], what: str
+    ) -> Examples:
+        bos = bos_token(tokenizer, self.bos)
+        return Examples.of(document_windows(tokenizer, texts, self.seqlen, what=what, bos=bos))
 
     def _train(self) -> Sequence[str]:
         return first_documents(

@@ -5,7 +5,8 @@
 An example is tokenised as one text, so that it has the tokens a model meets when it reads it.
 Padding stands on the right and carries no label: under causal attention nothing before it can see
 it, so no attention mask is needed.  A text longer than the window is cut, and EOS is appended where
-it fits (the cutoff of Alpaca-LoRA's training code, which LoRS, SPP and SQFT follow).
+it fits (the cutoff of Alpaca-LoRA's training code, which LoRS, SPP and SQFT follow).  A chat
+template, where one is asked for, writes prompt and answer as turns and ends them itself.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.data.chat_template import lacks_template
 from sparsemend.data.prompts import Prompted
+from sparsemend.errors import blame
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,55 @@ class Encoded:
         return any(label != UNLABELLED for label in self.labels[1:])
 
 
+@dataclass(frozen=True)
+class Wording:
+    """The tokens around prompt and answer.
+
+    bos: the token that every example begins with; None leaves that to the tokenizer.  chat: the
+    tokenizer's chat template says all of them.
+    """
+
+    bos: int | None = None
+    chat: bool = False
+
+    def encode(
+        self, tokenizer: PreTrainedTokenizerBase, prompted: Sequence[Prompted], *, answered: bool
+    ) -> list[list[int]]:
+        """Token ids of each prompt, with its answer or up to where that begins."""
+        if self.chat:
+            texts = render(tokenizer, prompted, answered=answered)
+        else:
+            texts = [e.prompt + e.answer if answered else e.prompt for e in prompted]
+        ids: list[list[int]] = tokenizer(
+            texts, return_attention_mask=False, verbose=False, add_special_tokens=not self.chat
+        )["input_ids"]
+        bos = self.bos
+        return ids if bos is None else [row if row[:1] == [bos] else [bos, *row] for row in ids]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, prompted: Sequence[Prompted], *, answered: bool
+) -> list[str]:
+    """Each prompt as a user's turn, with the answer as the next one or up to where that begins.
+
+    Raises ValueError where the tokenizer has no chat template, or one that refuses such turns.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(lacks_template("data.chat_template"))
+    conversations = [
+        [{"role": "user", "content": example.prompt}]
+        + [{"role": "assistant", "content": example.answer}] * answered
+        for example in prompted
+    ]
+    with blame(
+        "data.chat_template=true: the tokenizer's chat template", "set data.chat_template=false"
+    ):
+        texts: Any = tokenizer.apply_chat_template(
+            conversations, tokenize=False, add_generation_prompt=not answered
+        )
+    return list(texts)
+
+
 def examples(
     prompted: Sequence[Prompted],
     tokenizer: PreTrainedTokenizerBase | None,
@@ -45,6 +98,7 @@ def examples(
     mask_prompt: bool,
     packing: bool,
     what: str,
+    wording: Wording | None = None,
 ) -> Examples:
     """Windows (N, seqlen) of the examples in order, without those whose answer was cut off whole.
 
@@ -55,7 +109,9 @@ def examples(
         raise ValueError(
             f"there are no {what} examples; give data.{what}, or hold some out of train"
         )
-    encoded = encode_examples(prompted, tokenizer, seqlen=seqlen, mask_prompt=mask_prompt)
+    encoded = encode_examples(
+        prompted, tokenizer, seqlen=seqlen, mask_prompt=mask_prompt, wording=wording
+    )
     kept = [example for example in encoded if example.counts]
     cut = sum(example.length > seqlen for example in encoded)
     if not kept:
@@ -80,27 +136,30 @@ def encode_examples(
     *,
     seqlen: int,
     mask_prompt: bool,
+    wording: Wording | None = None,
 ) -> list[Encoded]:
-    """Each example's tokens and labels; a token that holds some of the answer is labelled."""
+    """Each example's tokens and labels; a token that holds some of the answer is labelled.
+
+    A conversation ends as its template says; other examples end with EOS.
+    """
+    wording = wording or Wording()
     if tokenizer is None or tokenizer.eos_token_id is None:
         missing = "the model folder has none" if tokenizer is None else "this one has none"
         raise ValueError(
             f"instructions need a tokenizer with an end-of-text token, and {missing}; add "
             "tokenizer files, or eos_token to tokenizer_config.json"
         )
-    whole = _ids(tokenizer, [example.prompt + example.answer for example in prompted])
+    whole = wording.encode(tokenizer, prompted, answered=True)
     starts = [0] * len(whole)
     if mask_prompt:
-        alone = _ids(tokenizer, [example.prompt for example in prompted])
+        alone = wording.encode(tokenizer, prompted, answered=False)
         starts = [shared_prefix(a, w) for a, w in zip(alone, whole, strict=True)]
-    return [
-        _encode(ids, start, tokenizer.eos_token_id, seqlen)
-        for ids, start in zip(whole, starts, strict=True)
-    ]
+    end = [] if wording.chat else [tokenizer.eos_token_id]
+    return [_encode(ids, start, end, seqlen) for ids, start in zip(whole, starts, strict=True)]
 
 
-def _encode(ids: list[int], start: int, eos: int, seqlen: int) -> Encoded:
-    ended = ids if ids[-1:] == [eos] else [*ids, eos]
+def _encode(ids: list[int], start: int, end: list[int], seqlen: int) -> Encoded:
+    ended = ids if ids[-1:] == end else [*ids, *end]
     tokens = ended[:seqlen]
     labels = [UNLABELLED] * min(start, len(tokens)) + tokens[start:]
     return Encoded(tokens, labels, length=len(ids))
@@ -140,8 +199,3 @@ def stack(rows: Sequence[Sequence[Encoded]], seqlen: int, *, padding: int) -> Ex
         tokens[index, : len(ids)] = torch.tensor(ids)
         labels[index, : len(ids)] = torch.tensor([aim for example in row for aim in example.labels])
     return Examples(tokens, labels)
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
-    return ids

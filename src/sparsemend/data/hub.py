@@ -8,7 +8,7 @@ trained repair reads; where we choose, the docstring says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from sparsemend.data.base import (
     DataSource,
     Examples,
+    bos_token,
     encode,
     fingerprint_texts,
     held_out_rows,
@@ -48,6 +49,7 @@ class WikiText2(DataSource):
     config: str
     seqlen: int
     calibration_samples: int
+    bos: bool
 
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
         return from_stream(
@@ -55,22 +57,29 @@ class WikiText2(DataSource):
             samples=self.calibration_samples,
             seqlen=self.seqlen,
             seed=seed,
+            bos=bos_token(tokenizer, self.bos),
         )
 
     def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """Windows of the stream that calibration draws from."""
-        return Examples.of(windows(self._stream(tokenizer, "train"), self.seqlen, what="train"))
+        return Examples.of(self._windows(tokenizer, "train"))
 
     def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """Windows cut in the same way as those of test, in whose place validation is read."""
-        rows = windows(self._stream(tokenizer, "validation"), self.seqlen, what="validation")
-        return Examples.of(rows)
+        return Examples.of(self._windows(tokenizer, "validation"))
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        return windows(self._stream(tokenizer, "test"), self.seqlen, what="test")
+        return self._windows(tokenizer, "test")
 
     def fingerprint(self) -> str:
         return fingerprint_texts(wikitext(self.path, self.config, split) for split in SPLITS)
+
+    def framing(self) -> Mapping[str, bool]:
+        return {"bos": self.bos}
+
+    def _windows(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
+        bos = bos_token(tokenizer, self.bos)
+        return windows(self._stream(tokenizer, split), self.seqlen, what=split, bos=bos)
 
     def _stream(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
         return encode(tokenizer, wikitext(self.path, self.config, split))
@@ -90,6 +99,7 @@ class C4(DataSource):
     train_documents: int
     seqlen: int
     calibration_samples: int
+    bos: bool
 
     def __post_init__(self) -> None:
         if self.test_on not in ("wikitext2", "c4"):
@@ -105,6 +115,7 @@ class C4(DataSource):
             samples=self.calibration_samples,
             seqlen=self.seqlen,
             seed=seed,
+            bos=bos_token(tokenizer, self.bos),
         )
 
     def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
@@ -117,12 +128,16 @@ class C4(DataSource):
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         """WikiText-2 test windows, or the first 256 of the first 1100 C4 validation rows."""
-        rows = windows(encode(tokenizer, self._test_text()), self.seqlen, what="test")
+        bos = bos_token(tokenizer, self.bos)
+        rows = windows(encode(tokenizer, self._test_text()), self.seqlen, what="test", bos=bos)
         return rows[:C4_TEST_WINDOWS] if self.test_on == "c4" else rows
 
     def fingerprint(self) -> str:
         """SHA-256 of every document of the train shard, then of the test text."""
         return fingerprint_texts(chain(self._shard(), [self._test_text()]))
+
+    def framing(self) -> Mapping[str, bool]:
+        return {"bos": self.bos}
 
     def _shard(self) -> Sequence[str]:
         return text_column(self.path, self.train_file, split="train", column="text")
@@ -134,7 +149,8 @@ class C4(DataSource):
             key="data.train_documents",
             where=self.train_file,
         )
-        return document_windows(tokenizer, texts, self.seqlen, what="train")
+        bos = bos_token(tokenizer, self.bos)
+        return document_windows(tokenizer, texts, self.seqlen, what="train", bos=bos)
 
     def _test_text(self) -> str:
         if self.test_on == "wikitext2":
@@ -153,6 +169,7 @@ class PennTreebank(DataSource):
     config: str
     seqlen: int
     calibration_samples: int
+    bos: bool
 
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
         return from_stream(
@@ -160,6 +177,7 @@ class PennTreebank(DataSource):
             samples=self.calibration_samples,
             seqlen=self.seqlen,
             seed=seed,
+            bos=bos_token(tokenizer, self.bos),
         )
 
     def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
@@ -174,8 +192,12 @@ class PennTreebank(DataSource):
     def fingerprint(self) -> str:
         return fingerprint_texts(self._text(split) for split in SPLITS)
 
+    def framing(self) -> Mapping[str, bool]:
+        return {"bos": self.bos}
+
     def _windows(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
-        return windows(encode(tokenizer, self._text(split)), self.seqlen, what=split)
+        bos = bos_token(tokenizer, self.bos)
+        return windows(encode(tokenizer, self._text(split)), self.seqlen, what=split, bos=bos)
 
     def _text(self, split: str) -> str:
         """The sentences of one split, joined by a space.

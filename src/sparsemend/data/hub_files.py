@@ -23,14 +23,20 @@ PATIENCE = 3.0  # seconds that the hub has to answer
 
 
 def document_windows(
-    tokenizer: PreTrainedTokenizerBase | None, texts: Iterable[str], seqlen: int, *, what: str
+    tokenizer: PreTrainedTokenizerBase | None,
+    texts: Iterable[str],
+    seqlen: int,
+    *,
+    what: str,
+    bos: int | None,
 ) -> Tensor:
     """Tokenise each document by itself, join the ids end to end and cut them into windows.
 
     A document thus has the same tokens as in calibration (its BOS, where the tokenizer adds one,
     marks its beginning), and no tokenizer has to read a text of 40 MB.  Our choice.
     """
-    return windows(torch.cat([encode(tokenizer, text) for text in texts]), seqlen, what=what)
+    ids = torch.cat([encode(tokenizer, text) for text in texts])
+    return windows(ids, seqlen, what=what, bos=bos)
 
 
 def first_documents(texts: Sequence[str], count: int, *, key: str, where: str) -> Sequence[str]:

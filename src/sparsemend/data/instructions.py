@@ -51,6 +51,9 @@ class Instructions(PromptedSource):
         split_seed: int,
         mask_prompt: bool,
         packing: bool,
+        bos: bool,
+        chat_template: bool,
+        calibration_from: str,
         seqlen: int,
         calibration_samples: int,
         text: DataSource,
@@ -61,11 +64,14 @@ class Instructions(PromptedSource):
             calibration_samples=calibration_samples,
             mask_prompt=mask_prompt,
             packing=packing,
+            bos=bos,
+            chat_template=chat_template,
+            calibration_from=calibration_from,
             text=text,
         )
         self.path, self.config = path, config
         self.places = {"train": train, "validation": validation, "test": test}
-        self.row_format = RowFormat(template, tuple(fields), empty_answers)
+        self.row_format = RowFormat(template, tuple(fields), empty_answers, chat=chat_template)
         self.held_out = {"validation": validation_examples, "test": test_examples}
         self.split_seed = split_seed
 

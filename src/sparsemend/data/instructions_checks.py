@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsemend.config.asked import Asked
+from sparsemend.data.chat_template import check_chat_template
 from sparsemend.data.instruction_files import check_held_out, file_examples, split_files
 from sparsemend.data.prompts import RowFormat
 
@@ -12,6 +13,8 @@ from sparsemend.data.prompts import RowFormat
 def check(asked: Asked) -> None:
     """The template is known, the rows of local files fill it, train keeps some."""
     data = asked.section
+    if data.chat_template:
+        check_chat_template(f"{asked.key}.chat_template", asked.cfg.model)
     row_format = RowFormat(data.template, tuple(data.fields), data.empty_answers)
     counted = {
         key: _count_rows(split_files(key, data.path, data.config, data[key]), row_format)

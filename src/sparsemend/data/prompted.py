@@ -7,16 +7,25 @@ what trained repair reads, and the task that evaluation reports besides the text
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsemend.data.base import DataSource, Examples, fingerprint_texts
-from sparsemend.data.examples import examples
+from sparsemend.data.base import (
+    DataSource,
+    Examples,
+    bos_token,
+    check_follows,
+    fingerprint_texts,
+)
+from sparsemend.data.examples import Wording, encode_examples, examples
 from sparsemend.data.prompts import Prompted
+from sparsemend.data.sampling import from_stream
 
 SPLITS = ("train", "validation", "test")
 
@@ -26,7 +35,9 @@ class PromptedSource(DataSource):
     """Examples of at most `seqlen` tokens beside a text whose windows have a length of their own.
 
     mask_prompt: leave the prompt out of the loss of train and validation.  packing: several train
-    examples to a window.
+    examples to a window.  bos: every example begins with BOS, where the tokenizer adds none too.
+    chat_template: examples are conversations as the tokenizer's template writes them.
+    calibration_from: `text`, or `train` for windows over the training examples, end to end.
     """
 
     name: str
@@ -34,23 +45,37 @@ class PromptedSource(DataSource):
     calibration_samples: int
     mask_prompt: bool
     packing: bool
+    bos: bool
+    chat_template: bool
+    calibration_from: str
     text: DataSource
 
     def __post_init__(self) -> None:
-        if self.text.calibration_samples != self.calibration_samples:
-            raise ValueError(
-                f"data.text.calibration_samples={self.text.calibration_samples} differs from "
-                f"data.calibration_samples={self.calibration_samples}, which it follows; set "
-                "data.calibration_samples alone"
-            )
+        check_follows(self, self.text)
 
     @abstractmethod
     def examples(self, split: str) -> Sequence[Prompted]:
         """The examples of train, validation or test, in a fixed order; test may have none."""
 
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
-        """Windows of the text, of the text's own length."""
-        return self.text.calibration(tokenizer, seed=seed)
+        """Windows of the text, of the text's own length, or of the training examples."""
+        if self.calibration_from == "text":
+            return self.text.calibration(tokenizer, seed=seed)
+        train = encode_examples(
+            self.examples("train"),
+            tokenizer,
+            seqlen=sys.maxsize,  # windows lie over whole examples
+            mask_prompt=False,
+            wording=self._wording(tokenizer),
+        )
+        ids = [token for example in train for token in example.tokens]
+        return from_stream(
+            torch.tensor(ids),
+            samples=self.calibration_samples,
+            seqlen=self.seqlen,
+            seed=seed,
+            bos=bos_token(tokenizer, self.bos),
+        )
 
     def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         return self._examples(tokenizer, "train", packing=self.packing)
@@ -73,6 +98,11 @@ class PromptedSource(DataSource):
     def fingerprint(self) -> str:
         """SHA-256 of every example's prompt and answer by split, then of the text's fingerprint."""
         return fingerprint_texts(self._texts())
+
+    def framing(self) -> Mapping[str, bool]:
+        """How texts became windows: the examples, where the text does not say its own."""
+        inner = self.text.framing()
+        return {"bos": self.bos, **inner, "chat_template": self.chat_template}
 
     def _texts(self) -> Iterator[str]:
         for split in SPLITS:
@@ -97,4 +127,8 @@ class PromptedSource(DataSource):
             mask_prompt=self.mask_prompt or mask,
             packing=packing,
             what=split,
+            wording=self._wording(tokenizer),
         )
+
+    def _wording(self, tokenizer: PreTrainedTokenizerBase | None) -> Wording:
+        return Wording(bos=bos_token(tokenizer, self.bos), chat=self.chat_template)

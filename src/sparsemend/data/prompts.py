@@ -46,6 +46,14 @@ class Template:
         fields = Formatter().parse(self.with_input or self.prompt)
         return (*(slot for _, slot, _, _ in fields if slot), ANSWER)
 
+    def ask(self, texts: Mapping[str, str]) -> Prompted:
+        """The texts of one row as a question and its answer, nothing of the template around them.
+
+        A chat template has its own words around both.
+        """
+        asked = (texts[slot] for slot in self.slots if slot != ANSWER and texts.get(slot))
+        return Prompted("\n\n".join(asked), texts[ANSWER])
+
     def fill(self, texts: Mapping[str, str]) -> Prompted:
         """The prompted example of one row's texts, {slot: text}."""
         chosen = self.prompt
@@ -90,11 +98,13 @@ class RowFormat:
     fields: one column for each slot of the template, in their order; that of `input` may be None
     where no row has one, and a row that lacks it has an empty one.  empty_answers: whether a row
     without an answer is kept (it then teaches the end of text alone) or refused.
+    chat: leave the words of the template out, since those of a chat template follow.
     """
 
     template: str
     fields: Sequence[str | None]
     empty_answers: bool
+    chat: bool = False
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -134,7 +144,7 @@ class RowFormat:
                 f"{where} has an empty {self.fields[-1]}, so there is nothing to learn; drop the "
                 "row, or set data.empty_answers=true to keep it"
             )
-        return template.fill(texts)
+        return template.ask(texts) if self.chat else template.fill(texts)
 
     def _text(self, row: Mapping[str, object], slot: str, column: str, where: str) -> str:
         """One text of a row; a slot that may be empty takes null, that of `input` no field too."""

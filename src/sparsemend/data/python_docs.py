@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsemend.data.base import DataSource, Examples, encode, windows
+from sparsemend.data.base import DataSource, Examples, bos_token, encode, windows
 from sparsemend.data.documentation import SEPARATOR, SPLITS, library_source, split_text
 from sparsemend.data.sampling import from_stream
 
@@ -22,12 +23,14 @@ class PythonDocs(DataSource):
         name: str,
         seqlen: int,
         calibration_samples: int,
+        bos: bool,
         include_source: bool,
         documentation_repeats: int,
     ) -> None:
         self.name = name
         self.seqlen = seqlen
         self.calibration_samples = calibration_samples
+        self.bos = bos
         self.include_source = include_source
         self.documentation_repeats = documentation_repeats
 
@@ -37,6 +40,7 @@ class PythonDocs(DataSource):
             samples=self.calibration_samples,
             seqlen=self.seqlen,
             seed=seed,
+            bos=bos_token(tokenizer, self.bos),
         )
 
     def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
@@ -60,5 +64,9 @@ class PythonDocs(DataSource):
             digest.update(split_text(split).encode())
         return digest.hexdigest()
 
+    def framing(self) -> Mapping[str, bool]:
+        return {"bos": self.bos}
+
     def _windows(self, tokenizer: PreTrainedTokenizerBase | None, text: str, what: str) -> Tensor:
-        return windows(encode(tokenizer, text), self.seqlen, what=what)
+        bos = bos_token(tokenizer, self.bos)
+        return windows(encode(tokenizer, text), self.seqlen, what=what, bos=bos)

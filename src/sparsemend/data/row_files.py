@@ -47,7 +47,7 @@ def open_text(path: Path) -> TextIO:
     A byte order mark is left out, and line ends become newlines.
     """
     if path.suffix == GZIP:
-        return gzip.open(path, "rt", encoding="utf-8-sig")  # type: ignore[return-value]
+        return gzip.open(path, "rt", encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")
 
 

@@ -3,7 +3,8 @@
 Python's `random.Random(seed)` is consumed exactly as in the SparseGPT/Wanda loaders (Frantar and
 Alistarh 2023, arXiv 2301.00774; Sun et al. 2024, arXiv 2306.11695), so the same documents,
 tokenizer, length and seed give the same windows: a rejected document costs one draw, draws are
-with replacement, and the very last token of a document is never used.
+with replacement, and the very last token of a document is never used.  With a BOS token a window
+begins with it, at the same place as without.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sparsemend.data.base import window_at
+
 
 def from_documents(
     documents: Sequence[str],
@@ -22,6 +25,7 @@ def from_documents(
     samples: int,
     seqlen: int,
     seed: int,
+    bos: int | None = None,
 ) -> Tensor:
     """C4 protocol: windows (samples, seqlen) from documents strictly longer than `seqlen` tokens.
 
@@ -46,11 +50,13 @@ def from_documents(
                     f"(longest: {longest}); lower data.seqlen below {longest}"
                 )
         start = rng.randint(0, ids.numel() - seqlen - 1)
-        rows.append(ids[start : start + seqlen])
+        rows.append(window_at(ids, start, seqlen, bos=bos))
     return torch.stack(rows)
 
 
-def from_stream(ids: Tensor, *, samples: int, seqlen: int, seed: int) -> Tensor:
+def from_stream(
+    ids: Tensor, *, samples: int, seqlen: int, seed: int, bos: int | None = None
+) -> Tensor:
     """WikiText-2 protocol: windows (samples, seqlen) at uniform starts in one token stream (n,).
 
     Raises ValueError when the stream has no more than `seqlen` tokens.
@@ -62,4 +68,4 @@ def from_stream(ids: Tensor, *, samples: int, seqlen: int, seed: int) -> Tensor:
         )
     rng = random.Random(seed)
     starts = [rng.randint(0, ids.numel() - seqlen - 1) for _ in range(samples)]
-    return torch.stack([ids[s : s + seqlen] for s in starts])
+    return torch.stack([window_at(ids, s, seqlen, bos=bos) for s in starts])

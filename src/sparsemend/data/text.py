@@ -9,7 +9,7 @@ held out where no validation file is given, so that it draws the windows that th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from sparsemend.data.base import (
     DataSource,
     Examples,
+    bos_token,
     encode,
     fingerprint_texts,
     held_out_rows,
@@ -44,10 +45,12 @@ class LocalText(DataSource):
         separator: str,
         seqlen: int,
         calibration_samples: int,
+        bos: bool,
     ) -> None:
         self.name = name
         self.seqlen = seqlen
         self.calibration_samples = calibration_samples
+        self.bos = bos
         self.column = column
         self.separator = separator
         self.files = {  # of each split; none where another split gives its windows
@@ -66,6 +69,7 @@ class LocalText(DataSource):
             samples=self.calibration_samples,
             seqlen=self.seqlen,
             seed=seed,
+            bos=bos_token(tokenizer, self.bos),
         )
 
     def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
@@ -89,8 +93,12 @@ class LocalText(DataSource):
             texts += ["calibration", self._text("calibration")]
         return fingerprint_texts(texts)
 
+    def framing(self) -> Mapping[str, bool]:
+        return {"bos": self.bos}
+
     def _windows(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
-        return windows(encode(tokenizer, self._text(split)), self.seqlen, what=split)
+        bos = bos_token(tokenizer, self.bos)
+        return windows(encode(tokenizer, self._text(split)), self.seqlen, what=split, bos=bos)
 
     def _text(self, split: str) -> str:
         if split not in self._read:

@@ -81,6 +81,10 @@ class Evaluation(ABC):
         """Whether it reads the validation windows."""
         return False
 
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Raise ValueError where it does not serve here; asked before the model is loaded."""
+        return
+
     @abstractmethod
     def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         """Metrics of `model`, which is left as it was."""

@@ -23,7 +23,8 @@ class Protocol:
     items: str = "all"  # of a zero-shot task
     shots: str = ""  # solved examples before each item; one number, or by task
     score: str = ""  # acc or acc_norm, where the name does not say
-    bos: bool = False  # whether every item begins with the tokenizer's first token
+    bos: bool = False  # whether every item or window begins with the tokenizer's first token
+    chat: bool = False  # whether items or examples are turns of the tokenizer's chat template
 
     @property
     def label(self) -> str:
@@ -34,11 +35,13 @@ class Protocol:
             asked = f"{self.score}, " * bool(self.score) + f"{self.shots} shots, " * bool(
                 self.shots
             )
-            asked += "BOS, " * self.bos
+            asked += "BOS, " * self.bos + "chat template, " * self.chat
             return f"{what}, {asked}{items} of at most {self.seqlen} tokens, {self.dtype}{rest}"
         return (
             f"{self.metric} on {self.text}/{self.split}, {self.seqlen} tokens a window, "
-            f"{self.tokens} tokens in all, {self.dtype}{rest}"
+            + "BOS first, " * self.bos
+            + "chat template, " * self.chat
+            + f"{self.tokens} tokens in all, {self.dtype}{rest}"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from sparsemend.config.keys import keys_that_do_not
 from sparsemend.config.members import member_name
 from sparsemend.config.values import leaves
-from sparsemend.names import HARNESS, MEAN, RESULT
+from sparsemend.names import HARNESS, MEAN, METRIC, RESULT
 from sparsemend.result.folder import load_result
 from sparsemend.result.protocol import Protocol, measured_text, shots_of, solved_examples
 from sparsemend.result.run_result import RunResult
@@ -189,6 +189,8 @@ class RunRecord:
             dtype=facts.dtype,
             tokens=facts.tokens,
             statistics=facts.statistics,
+            bos=facts.bos,
+            chat=facts.chat_template and metric != METRIC,  # its windows are plain text
         )
 
     def _harness(self, metric: str) -> Protocol:
@@ -197,7 +199,7 @@ class RunRecord:
         A mean is over the tasks of a suite, or over those that were named.
         """
         facts, options = self.result.protocol, self.config["evaluation"][HARNESS]
-        limit = options.get("limit")
+        limit, described = options.get("limit"), facts.described.get(HARNESS, {})
         averaged = ", ".join(solved_examples(options.get("tasks") or [])) or options.get(
             "suite", HARNESS
         )
@@ -212,7 +214,8 @@ class RunRecord:
             items="all" if limit is None else str(limit),
             shots=shots_of(options, metric),
             score="" if metric.endswith(("/acc", "/acc_norm")) else str(options.get("metric", "")),
-            bos=bool(options.get("add_bos_token")),
+            bos=described.get("add_bos_token", options.get("add_bos_token")) is True,
+            chat=described.get("chat_template") is True,
         )
 
 

@@ -80,6 +80,8 @@ class Conditions(ResultSection):
     seqlen: int = 0
     dtype: str = ""
     data_hash: str | None = None
+    bos: bool = False  # whether every window begins with the tokenizer's BOS token
+    chat_template: bool = False  # whether examples were turns of the tokenizer's chat template
     calibration_samples: int | None = None
     attention: str | None = None
     statistics: str = "exact"

@@ -21,6 +21,7 @@ from sparsemend.result.resume import last_checkpoint
 from sparsemend.run.choice import ChosenLinears
 from sparsemend.run.debug import FirstBlocks, cut_short
 from sparsemend.run.keys import Keys
+from sparsemend.run.model_type import with_bos
 from sparsemend.run.parts import Parts
 from sparsemend.run.reuse import Reuse, open_reuse
 from sparsemend.run.windows import Windows
@@ -58,6 +59,7 @@ class Loaded:
 
 def build_parts(cfg: DictConfig) -> Parts:
     """One object per group of the config; raises ValueError where they cannot work together."""
+    cfg = with_bos(cfg)
     built = {group: build(cfg[group]) for group in Parts.__dataclass_fields__}
     built["logger"] = Trackers(built["logger"])
     built["model"] = ChosenLinears(built["model"], PrunableNames.of(cfg))

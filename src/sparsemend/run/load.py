@@ -28,6 +28,8 @@ def load(job: RunJob) -> Loaded:
     """Read, check and place the inputs of a run, and record what its numbers depend on."""
     with job.stages.measure("load"):
         tokenizer, windows = _windows(job)
+        for evaluation in job.parts.evaluation.values():
+            evaluation.check_tokenizer(tokenizer)
         record_protocol(job, windows.test)
         model = load_model(job, windows)
         # whatever model.attention says, null too: what computes it decides the last bits
@@ -78,7 +80,8 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
         "windows": test.shape[0],
         "seqlen": test.shape[1],
         "dtype": job.cfg.model.dtype,
-        "data_hash": data.fingerprint(),
+        "data_hash": data.data_hash(),
+        **data.framing(),
         "calibration_samples": data.calibration_samples,
         "statistics": job.cfg.statistics,
         "true_sequential": job.cfg.true_sequential,

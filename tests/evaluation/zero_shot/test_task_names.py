@@ -7,6 +7,7 @@ from support.configs import compose
 
 from sparsemend.evaluation.zero_shot.task_names import (
     SHIPPED,
+    answer_tokens,
     find_tasks,
     folders_of,
     harness_tasks,
@@ -37,7 +38,23 @@ def test_the_shipped_tasks_load_from_their_folder_alone() -> None:
 def test_every_task_of_every_suite_exists() -> None:
     section = compose("run", ["evaluation=[zero_shot]"]).evaluation.zero_shot
     for suite in section.suites:
-        check(f"evaluation.zero_shot.suite={suite}")
+        check(f"evaluation.zero_shot.suite={suite}", "evaluation.zero_shot.max_length=2048")
+
+
+def test_an_answer_that_leaves_no_room_for_the_question_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text(
+        "task: long\noutput_type: generate_until\ngeneration_kwargs: {max_new_tokens: 300}\n"
+    )
+    (tmp_path / "usual.yaml").write_text("task: usual\ninclude: base.txt\n")
+    (tmp_path / "base.txt").write_text("output_type: generate_until\ninclude: usual.yaml\n")
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [long, usual]\n")
+    counts = answer_tokens(["both", "docs_summary"], str(tmp_path))
+    assert counts == {"long": 300, "usual": 256}  # 256: what HFLM generates unless it is told
+    lines = ["evaluation.zero_shot.tasks=[both]", f"evaluation.zero_shot.include_path={tmp_path}"]
+    words = r"max_length=256 leaves no room for a question of \w+, whose answers take up to \d+"
+    with pytest.raises(ValueError, match=words):
+        check(*lines)
+    check(*lines, "evaluation.zero_shot.max_length=301")
 
 
 @pytest.mark.slow  # the harness reads all of its tasks; the test below finds a group among them

@@ -24,6 +24,7 @@ from sparsemend.evaluation.zero_shot.zero_shot import ZeroShot, figure, numbers
 from sparsemend.method.adapter.low_rank import attach_adapters
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
 from sparsemend.model import ModelSource
+from sparsemend.preflight import check as preflight
 from sparsemend.prune import prune
 from sparsemend.pruner.magnitude import Magnitude
 from sparsemend.run.export import export, to_dense_
@@ -143,6 +144,42 @@ def test_the_harnesss_own_results_are_kept_and_the_protocol_told(
     assert told["task_versions"] == {"docs_summary": 1.0}
     assert told["harness"].startswith("lm-eval 0.4")
     assert (told["limit"], told["max_length"], told["add_bos_token"]) == (2, 256, False)
+
+
+CHAT = "{% for m in messages %}[{{m.role}}]{{m.content}}{% endfor %}"
+
+
+def test_items_are_turns_of_the_chat_template_and_begin_with_bos_where_asked(
+    tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
+) -> None:
+    made = evaluation(
+        "limit=2", "tasks={docs_summary: 0}", "chat_template=true", "keep_samples=true"
+    )
+    tokenizer = source.tokenizer()
+    with pytest.raises(ValueError, match=r"zero_shot\.chat_template=true, but the tokenizer of"):
+        made.check_tokenizer(tokenizer)
+    assert tokenizer is not None
+    tokenizer.chat_template = CHAT
+    tiny.config.model_type = "gemma2"  # which needs BOS
+    made(tiny, given(tmp_path, tokenizer))
+    raw = json.loads((tmp_path / "zero_shot" / "dense.json").read_text())
+    prompt = raw[0]["samples"]["docs_summary"][0]["arguments"][0][0]
+    assert prompt.startswith("[user]")
+    assert (made.describe()["chat_template"], made.describe()["add_bos_token"]) == (True, True)
+
+
+def test_items_follow_the_chat_template_of_the_data() -> None:
+    def composed(*lines: str) -> Any:
+        return compose("run", ["evaluation=[zero_shot]", *lines]).evaluation.zero_shot
+
+    assert composed().chat_template is False
+    assert composed("data=python_docs_task", "data.chat_template=true").chat_template is True
+
+
+def test_a_model_without_a_chat_template_is_refused_before_it_is_loaded() -> None:
+    lines = ["evaluation=[zero_shot]", "evaluation.zero_shot.chat_template=true"]
+    with pytest.raises(ValueError, match=r"evaluation\.zero_shot\.chat_template=true, but the tok"):
+        preflight.check(compose("run", lines))
 
 
 def test_a_task_of_the_users_that_cannot_be_carried_out_is_one_line(

@@ -12,12 +12,16 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 NAME = re.compile(
     r"""^["']?(?:task|group)["']?:[ \t]*["']?([\w.+/-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE
 )
+# keys of the most tokens of an answer, the first that is there counts, and the harness's default
+ANSWER_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+USUAL_ANSWER = 256
 SHIPPED = Path(__file__).with_name("tasks")
 
 
@@ -78,6 +82,44 @@ def members(path: Path) -> list[str]:
     entries = listed if isinstance(listed, list) else []
     names = (entry.get("task") if isinstance(entry, dict) else entry for entry in entries)
     return [name for name in names if isinstance(name, str)]
+
+
+def answer_tokens(wanted: Iterable[str], include_path: str | None) -> dict[str, int]:
+    """Task -> most tokens of an answer, for the wanted tasks and members that generate one.
+
+    Tasks whose yaml does not state what they do, since a Python class does, are left out.
+    """
+    counts: dict[str, int] = {}
+    seen: set[str] = set()
+    left = set(wanted)
+    while left:
+        seen |= left
+        files, _ = _locate(sorted(left), include_path)
+        for name, (path, _) in files.items():
+            settings = _settings(path)
+            if settings.get("output_type") == "generate_until":
+                counts[name] = _answer_tokens(settings.get("generation_kwargs"))
+        left = {member for path, _ in files.values() for member in members(path)} - seen
+    return counts
+
+
+def _answer_tokens(generation: Any) -> int:
+    settings = generation if isinstance(generation, Mapping) else {}
+    counts = [str(settings[key]) for key in ANSWER_TOKENS if key in settings]
+    return int(counts[0]) if counts and counts[0].isdecimal() else USUAL_ANSWER
+
+
+def _settings(path: Path, inside: frozenset[Path] = frozenset()) -> dict[str, Any]:
+    """The content of a task's yaml over that of the files that it includes, as text."""
+    content = yaml.load(path.read_text(encoding="utf-8", errors="replace"), yaml.BaseLoader)
+    if not isinstance(content, dict):
+        return {}
+    named = content.pop("include", [])
+    merged: dict[str, Any] = {}
+    for name in named if isinstance(named, list) else [named]:
+        if (file := (path.parent / name).resolve()).is_file() and file not in inside:
+            merged |= _settings(file, inside | {file})
+    return merged | content
 
 
 @cache

@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.data.bos import needs_bos
 from sparsemend.data.by_content import content_decides
+from sparsemend.data.chat_template import lacks_template
 from sparsemend.errors import blame
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import folders_of
@@ -50,7 +52,8 @@ class ZeroShot(Evaluation):
     suites: Mapping[str, Mapping[str, int]]
     metric: str
     limit: int | None
-    add_bos_token: bool
+    add_bos_token: bool | str
+    chat_template: bool
     max_length: int
     include_path: str | None
     keep_samples: bool
@@ -72,22 +75,31 @@ class ZeroShot(Evaluation):
                 f"{', '.join(STATES)}"
             )
         self._versions: dict[str, Any] = {}
+        self._bos = self.add_bos_token is True
 
     @property
     def chosen(self) -> Mapping[str, int]:
         """Task -> number of solved examples that precede each of its items."""
         return self.suites[self.suite] if self.tasks is None else solved_examples(self.tasks)
 
-    def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
-        if inputs.state not in self.states:
-            return {}
-        if inputs.tokenizer is None:
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Raise ValueError without a tokenizer, or without the chat template that is asked for."""
+        if tokenizer is None:
             raise ValueError(
                 "evaluation=zero_shot reads text and the model folder has no tokenizer; put one "
                 "there, or leave zero_shot out"
             )
+        if self.chat_template and not tokenizer.chat_template:
+            raise ValueError(lacks_template("evaluation.zero_shot.chat_template"))
+
+    def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
+        if inputs.state not in self.states:
+            return {}
+        self.check_tokenizer(inputs.tokenizer)
         if self.limit is not None:
             log.warning("zero_shot: only the first %d items of every task", self.limit)
+        if self.add_bos_token == "auto":
+            self._bos = needs_bos(model.config.model_type)
         raw = self._harness(model, inputs)
         write_json(inputs.out / HARNESS / f"{inputs.state}.json", _plain(raw))
         results: dict[str, Any] = {}
@@ -110,7 +122,8 @@ class ZeroShot(Evaluation):
             "task_versions": self._versions,
             "metric": self.metric,
             "limit": self.limit,
-            "add_bos_token": self.add_bos_token,
+            "add_bos_token": self._bos,
+            "chat_template": self.chat_template,
             "max_length": self.max_length,
             "softmax_dtype": "float32",
         }
@@ -130,7 +143,7 @@ class ZeroShot(Evaluation):
                 tokenizer=copy.deepcopy(inputs.tokenizer),  # it sets a padding token
                 batch_size=inputs.batch_size,
                 max_length=self.max_length,
-                add_bos_token=self.add_bos_token,
+                add_bos_token=self._bos,
                 # of a bf16 model too: sums of bf16 log-probabilities have steps of 0.5 at -100
                 softmax_dtype=torch.float32,
             )
@@ -141,6 +154,8 @@ class ZeroShot(Evaluation):
                     tasks=[task for task, count in self.chosen.items() if count == shots],
                     num_fewshot=shots,
                     limit=self.limit,
+                    apply_chat_template=self.chat_template,
+                    fewshot_as_multiturn=self.chat_template,
                     log_samples=self.keep_samples,
                     task_manager=manager,
                     **dict(zip(seeds, self.seeds, strict=True)),

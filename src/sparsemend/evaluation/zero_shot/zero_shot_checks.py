@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsemend.config.asked import Asked
-from sparsemend.evaluation.zero_shot.task_names import find_tasks
+from sparsemend.data.chat_template import check_chat_template
+from sparsemend.evaluation.zero_shot.task_names import answer_tokens, find_tasks
 from sparsemend.result.protocol import solved_examples
 
 
@@ -39,3 +40,12 @@ def check(asked: Asked) -> None:
             "evaluation.zero_shot.tasks={piqa: 0}"
         )
     find_tasks(list(tasks), settings.include_path)
+    for task, count in answer_tokens(tasks, settings.include_path).items():
+        if count >= settings.max_length:
+            raise ValueError(
+                f"evaluation.zero_shot.max_length={settings.max_length} leaves no room for a "
+                f"question of {task}, whose answers take up to {count} tokens; give more than "
+                f"{count}, or leave the task out"
+            )
+    if settings.chat_template:
+        check_chat_template("evaluation.zero_shot.chat_template", asked.cfg.model)
