@@ -38,7 +38,7 @@ LEAST_SHARE = 0.95  # of a block's parameters that are linears which saw tokens
 LOGITS = 2e-5
 # relative distance of two scores, one summed in fp32, that may change places
 TIE = 1e-5
-CALIBRATION, TRAIN = 4, 4  # windows
+CALIBRATION, TRAIN = 8, 4  # windows
 
 SHORT = (
     "method.max_steps=2",
@@ -155,7 +155,10 @@ def first_line(error: Exception) -> str:
 
 def load(folder: Path) -> PreTrainedModel:
     """The model of a folder, checked and loaded as a run does it; ValueError or OSError if not."""
-    cfg = compose("run", ["model=local", f"model.path='{folder}'", "model.dtype=float32"])
+    cfg = compose(
+        "run",
+        ["model=local", f"model.path='{folder}'", "model.dtype=float32", "model.attention=null"],
+    )
     find_model(cfg.model)
     model: PreTrainedModel = build(cfg.model).load(seed=0)
     return model

@@ -17,7 +17,7 @@ from transformers import (
 
 # the first that has the family makes its model; a family that reads images is saved with its tower
 KINDS = (AutoModelForImageTextToText, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModel)
-WINDOW = 16  # tokens
+WINDOW = 24  # tokens
 
 
 def tiny_model(model_type: str, *, seed: int = 0) -> PreTrainedModel:
