@@ -52,6 +52,7 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 # by model type; keys of a nested config are written with dots
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "afmoe": {"num_experts_per_tok": 3},  # of two, one expert gets no token
     "bamba": {
         "mamba_n_heads": 8,
         "mamba_d_head": 8,
@@ -120,6 +121,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "mamba_d_state": 4,
         "hidden_size": 64,
     },
+    "jetmoe": {"num_experts_per_tok": 3},
     "lfm2_moe": {
         "layer_types": ["conv", "full_attention", "conv"],
         "num_hidden_layers": 3,
@@ -149,7 +151,12 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": {"text_config.rope_parameters.mrope_section": [2, 1, 1]},
     "qwen2_5_vl": {"text_config.rope_parameters.mrope_section": [2, 1, 1]},
     "qwen2_vl": {"text_config.rope_parameters.mrope_section": [2, 1, 1]},
-    "recurrent_gemma": {"hidden_size": 64, "lru_width": 64},
+    "recurrent_gemma": {
+        "hidden_size": 64,
+        "lru_width": 64,
+        "num_attention_heads": 8,
+        "intermediate_size": 384,
+    },
     "rwkv": {"attention_hidden_size": 32},
     "vit": {"image_size": 28},
     "zamba": {

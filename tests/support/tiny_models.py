@@ -17,7 +17,7 @@ from transformers import (
 
 # the first that has the family makes its model; a family that reads images is saved with its tower
 KINDS = (AutoModelForImageTextToText, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModel)
-WINDOW = 16  # tokens
+WINDOW = 24  # tokens
 
 
 def tiny_model(model_type: str, *, seed: int = 0) -> PreTrainedModel:
@@ -31,8 +31,10 @@ def tiny_model(model_type: str, *, seed: int = 0) -> PreTrainedModel:
     model = kind.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and parameter.std() > 0:
                 parameter.mul_(4)  # as made, near zero, every logit is alike
+            elif parameter.ndim > 1:  # xLSTM begins with zeros
+                parameter.normal_(std=0.1)
             else:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     assert sum(p.numel() for p in model.parameters()) < 8e6, f"{model_type} is not tiny"
