@@ -73,7 +73,7 @@ def test_an_expert_is_a_linear_per_projection_with_the_rows_of_the_fused_tensor(
     assert torch.equal(up.bias, bias[1::2])
 
 
-def test_an_expert_that_no_token_chose_is_not_called() -> None:
+def test_an_expert_that_no_token_chose_is_not_called_without_gradients() -> None:
     model = layout_model("mixtral")
     unfold_(model)
     experts = next(m for m in model.modules() if isinstance(m, RoutedExperts))
@@ -83,8 +83,26 @@ def test_an_expert_that_no_token_chose_is_not_called() -> None:
             lambda *_, number=number: called.append(number)
         )
     chosen = torch.tensor([[3, 1], [1, 3], [1, 4]])  # 4: no expert has this number
-    experts(torch.randn(3, 32), chosen, torch.rand(3, 2))
+    with torch.no_grad():
+        experts(torch.randn(3, 32), chosen, torch.rand(3, 2))
     assert called == [1, 3]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "llama4_text", "jetmoe"])
+def test_an_expert_that_no_token_chose_has_a_gradient_of_zeros(family: str, tokens: Tensor) -> None:
+    """As the fused tensor has there."""
+    model = layout_model(family)
+    model(input_ids=tokens[:1, :3], use_cache=False).logits.square().sum().backward()
+    fused = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    unfold_(model)
+    model(input_ids=tokens[:1, :3], use_cache=False).logits.square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert any(not gradient.any() for gradient in gradients.values())
+    folded = folded_tensors(model, gradients)
+    assert folded.keys() == fused.keys()
+    for name, gradient in fused.items():
+        torch.testing.assert_close(folded[name], gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_unfolding_draws_no_random_number() -> None:

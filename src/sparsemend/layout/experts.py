@@ -21,6 +21,16 @@ from torch import Tensor, nn
 from sparsemend.layout.fused import FusedTensor, Unfolded
 
 
+def numbers_to_call(count: int, chosen: Sequence[int]) -> list[int]:
+    """The experts, of `count`, that a forward calls: those that a token chose.
+
+    All of them while gradients are recorded, the others with no token: their gradient is then 0, as
+    that of a part of a fused tensor is, and not missing, on which every rank would wait.
+    """
+    called = range(count) if torch.is_grad_enabled() else chosen
+    return [number for number in called if number in range(count)]
+
+
 class RoutedExperts(Unfolded):
     """Experts that are handed all tokens, the experts that each chose, and their weights."""
 
@@ -34,13 +44,11 @@ class RoutedExperts(Unfolded):
         """The weighted sum of the chosen experts' outputs, (N, H).
 
         hidden_states (N, H); top_k_index and top_k_weights (N, K).  An index that no expert has
-        stands for none.  Experts that no token chose are not called.
+        stands for none.
         """
         dtype = torch.promote_types(hidden_states.dtype, top_k_weights.dtype)
         total = torch.zeros_like(hidden_states, dtype=dtype)
-        for number in top_k_index.unique().tolist():
-            if number not in range(self.count):
-                continue
+        for number in numbers_to_call(self.count, top_k_index.unique().tolist()):
             rank, token = torch.where((top_k_index == number).T)
             output = self.expert(number, hidden_states[token]) * top_k_weights[token, rank, None]
             total.index_add_(0, token, output.to(dtype))
@@ -92,12 +100,10 @@ class Llama4Linears(RoutedExperts):
         """
         by_expert = hidden_states.view(self.count, -1, hidden_states.shape[-1])
         total = torch.zeros_like(by_expert)
-        for number, tokens in enumerate(by_expert):
-            (chosen,) = tokens.any(dim=-1).nonzero(as_tuple=True)
-            if len(chosen):
-                total[number] = total[number].index_copy(
-                    0, chosen, self.expert(number, tokens[chosen])
-                )
+        reached = by_expert.any(dim=-1)
+        for number in numbers_to_call(self.count, reached.any(dim=-1).nonzero().flatten().tolist()):
+            (tokens,) = reached[number].nonzero(as_tuple=True)
+            total[number].index_copy_(0, tokens, self.expert(number, by_expert[number, tokens]))
         return total.view_as(hidden_states)
 
     def glu(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -110,12 +116,10 @@ class SortedLinears(Unfolded):
 
     def forward(self, inputs: Tensor, expert_size: list[int]) -> Tensor:
         """The outputs (N, O) for inputs (N, I), of which `expert_size` says how many each takes."""
-        outputs = [
-            self.get_submodule(str(number))(tokens)
-            for number, tokens in enumerate(inputs.split(expert_size))
-            if len(tokens)
-        ]
-        return torch.cat(outputs)
+        chosen = [number for number, size in enumerate(expert_size) if size]
+        parts = inputs.split(expert_size)
+        numbers = numbers_to_call(len(parts), chosen)
+        return torch.cat([self.get_submodule(str(number))(parts[number]) for number in numbers])
 
 
 DBRX = (("mlp.w1", "gate_proj", False), ("mlp.v1", "up_proj", False), ("mlp.w2", "down_proj", True))
