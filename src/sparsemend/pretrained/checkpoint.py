@@ -149,7 +149,7 @@ class Checkpoint:
     def _generation_config(self) -> GenerationConfig | None:
         """An empty one where the checkpoint's own cannot be read; None: leave it to the loader."""
         try:
-            GenerationConfig.from_pretrained(self.place, revision=self.revision)
+            GenerationConfig.from_pretrained(self.place, revision=self.revision or "main")
         except OSError:
             return None  # there is none
         except Exception as error:

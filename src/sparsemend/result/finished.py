@@ -111,9 +111,10 @@ def command_line(overrides: Sequence[str], sources: Iterable[Any]) -> str:
 
     sources: Hydra's `runtime.config_sources`; folders of the user's own are among them.
     """
-    own = [source.path for source in sources if source.provider.endswith("command-line")]
-    first = ["--config-dir", own[0]] if own else []
-    more = [f"hydra.searchpath={json.dumps(own[1:], ensure_ascii=False)}"] if own[1:] else []
+    folders = [source.path for source in sources if source.provider.endswith("command-line")]
+    first = ["--config-dir", folders[0]] if folders else []
+    rest = folders[1:]
+    more = [f"hydra.searchpath={json.dumps(rest, ensure_ascii=False)}"] if rest else []
     kept = [line for line in overrides if override_key(line) not in ("resume", "hydra.searchpath")]
     return shlex.join(["sparsemend", *first, *more, *kept])
 
