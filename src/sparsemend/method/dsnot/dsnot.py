@@ -35,6 +35,7 @@ from sparsemend.pruner.base import Pruner
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.sparse.packing import unpack
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.terminal import with_lines
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -244,8 +245,8 @@ class DSnoT(RepairMethod):
                 bench.pruner, width, device, pooled=self.variance == "pooled"
             )
         )
-        tally = Tally()
-        for name, linear in sparse_linears(visit.block):
+        tally, where = Tally(), f"block {visit.index + 1}/{visit.count}, linear"
+        for name, linear in with_lines(list(sparse_linears(visit.block)), where):
             full_name = visit.full_name(name)
             if name not in statistics:
                 take_back_(linear, states[full_name])
