@@ -17,7 +17,7 @@ METRICS = {
 }
 
 
-def result(path: str = "embedded:tiny", **sparsity: float) -> dict[str, Any]:
+def result(path: str = "embedded:tiny", **sparsity: Any) -> dict[str, Any]:
     cost = {"seconds": 1234.56, "peak_bytes": 3 * 2**20}
     return {
         "config": {
@@ -116,6 +116,14 @@ def test_states_are_compared_with_the_dense_model() -> None:
 def test_what_overflowed_has_no_difference() -> None:
     table = metrics_table({"dense": {"a": 1.0}, "repaired": {"a": None}})
     assert table.splitlines()[2] == "| a | 1.0000 | not finite | - |"
+
+
+def test_linears_that_stay_dense_are_named_with_the_reason() -> None:
+    reason = "no calibration token reached it"
+    dense = {f"model.layers.{block}.mlp.experts.3.up_proj": reason for block in range(2)}
+    text = model_card(result(stays_dense=dense), "sparsemend")
+    assert f"Of them 2 stay dense ({reason}): `model.layers.*.mlp.experts.3.up_proj`." in text
+    assert "stay dense" not in model_card(result(), "sparsemend")
 
 
 @pytest.mark.parametrize(("effective", "said"), [(0.598, False), (0.0, True)])

@@ -21,6 +21,8 @@ from sparsemend.checkpoint.headers import TensorHeader
 from sparsemend.checkpoint.masks import Bits, Mask
 from sparsemend.sparse.pattern import Pattern
 
+Rows = NDArray[np.bool_]
+
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # bytes
 READ_AT_ONCE = 2**21  # bytes of a weight at a time, within a processor's cache
 SIZES = (2, 4, 8, 16, 32)  # the values of M for which an N:M pattern is looked for
@@ -82,7 +84,7 @@ class _Tally:
     unused: int = 0
     dense: int = 0
 
-    def add(self, packed: Bits, inputs: int, keep: Bits | None, whole: Bits | None) -> None:
+    def add(self, packed: Bits, inputs: int, keep: Bits | None, whole: Rows | None) -> None:
         """Count rows (O, ceil(inputs / 8)) of bits; whole: bool (O,), rows outside any pattern."""
         weights = packed.shape[0] * inputs
         self.zeros += weights - set_bits(packed)
@@ -165,17 +167,17 @@ def _read_columns(
             tally.add(packed, columns, part, whole)
 
 
-def _nonzero(file: BinaryIO, rows: int, columns: int, width: int) -> NDArray[np.bool_]:
+def _nonzero(file: BinaryIO, rows: int, columns: int, width: int) -> Rows:
     """The next rows * columns floats of `width` bytes, and whether each is not zero."""
     raw = np.fromfile(file, dtype=f"<u{width}", count=rows * columns).reshape(rows, columns)
-    nonzero: NDArray[np.bool_] = raw << 1 != 0  # the sign is shifted out
+    nonzero: Rows = raw << 1 != 0  # the sign is shifted out
     return nonzero
 
 
-def _whole_rows(keep: Bits, inputs: int) -> NDArray[np.bool_]:
+def _whole_rows(keep: Bits, inputs: int) -> Rows:
     """Which rows of a packed mask (O, ceil(I / 8)) keep every input."""
     full = np.packbits(np.ones(inputs, dtype=bool), bitorder="little")
-    whole: NDArray[np.bool_] = (keep == full).all(axis=1)
+    whole: Rows = (keep == full).all(axis=1)
     return whole
 
 

@@ -34,7 +34,7 @@ the zeros are exact and `masks.safetensors` holds the supports (one bit per weig
 | sparsity of all parameters | {of_all:.6f} |
 | prunable weights that are not zero | {nonzero:,} of {prunable:,} |
 
-Prunable weights are those of `nn.Linear` modules inside decoder blocks{dense}.
+Prunable weights are those of `nn.Linear` modules inside decoder blocks{dense}.{kept}
 
 ## Metrics
 
@@ -106,6 +106,7 @@ def model_card(result: Mapping[str, Any], command: str) -> str:
         nonzero=sparsity["prunable_weights"] - sparsity["zeros"],
         prunable=sparsity["prunable_weights"],
         dense=_dense_phrase(sparsity.get("excluded", [])),
+        kept=_kept_dense(sparsity.get("stays_dense", {})),
         metrics=metrics_table(result["metrics"]),
         protocol="\n".join(_protocol_rows(result)),
         cost="\n".join(_cost_rows(result["cost"])),
@@ -120,6 +121,17 @@ def _dense_phrase(excluded: list[str]) -> str:
     if not excluded:
         return ""
     return f", but for {len(excluded)} that were left dense: `{'`, `'.join(kinds(excluded))}`"
+
+
+def _kept_dense(reasons: Mapping[str, str]) -> str:
+    """A sentence for each reason for which linears that count as prunable lost no weight."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    return "".join(
+        f"\nOf them {len(names)} stay dense ({reason}): `{'`, `'.join(kinds(names))}`."
+        for reason, names in by_reason.items()
+    )
 
 
 def _front_matter(base: BaseModel) -> dict[str, Any]:

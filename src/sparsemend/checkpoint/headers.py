@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 TensorShape = tuple[int, ...]
 
@@ -136,7 +136,7 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorHeader:
     return TensorHeader(dtype, tuple(shape), start + offsets[0])
 
 
-def _naturals(values: Any) -> bool:
+def _naturals(values: Any) -> TypeGuard[list[int]]:
     """Whether these are a list of integers of at least 0."""
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
