@@ -18,6 +18,7 @@ from sparsemend.checkpoint.masks import read_masks
 from sparsemend.checkpoint.model import find_model
 from sparsemend.checkpoint.supports import read_checkpoint
 from sparsemend.preflight.check import check_linears
+from sparsemend.preflight.checkpoint import check_checkpoint
 from sparsemend.sparse.pattern import Pattern
 
 FILES = (*SHARDS, MASKS)
@@ -72,9 +73,11 @@ def refusal(reader: Callable[[], object], folder: Path) -> str:
 
 def prepare(folder: Path) -> None:
     """What the early checks read of a model folder."""
-    model = find_model(DictConfig({"name": "local", "path": str(folder)}))
+    section = DictConfig({"name": "local", "path": str(folder)})
+    model = find_model(section)
     assert model.config is not None
     assert model.blocks is not None
+    check_checkpoint(section, model)
     linear_shapes(model.blocks, model.config.values)
     check_linears(model.path, model.blocks, model.config.values)
 

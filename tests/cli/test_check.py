@@ -12,15 +12,18 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from support import layouts
 from support.families import COMMON, random_model
+from support.tiers import slow_but_for
 from torch import Tensor
 
 from sparsemend.blocks.walk import Calibration
 from sparsemend.checkpoint.supports import read_checkpoint
 from sparsemend.cli.check import main
+from sparsemend.layout.unfold import unfold_
 from sparsemend.prune import prune
 from sparsemend.pruner.magnitude import Magnitude
-from sparsemend.run.export import export, to_dense_
+from sparsemend.run.export import export, save_supports, to_dense_
 from sparsemend.sparse.count import sparsity_report
 from sparsemend.sparse.linear import sparse_linears
 from sparsemend.sparse.mask_file import save_masks
@@ -380,3 +383,24 @@ def test_a_quantised_checkpoint_is_named_as_one(
     code, _, err = ended(capsys, tmp_path)
     assert code == 1
     assert "stores weights as I32, first layers.0.q_proj.qweight: it is quantised" in err
+
+
+@pytest.mark.parametrize("family", slow_but_for(layouts.LAYOUTS, ["mixtral", "gpt_oss", "gpt2"]))
+def test_an_export_of_any_layout_is_read_as_it_was_pruned(family: str, tmp_path: Path) -> None:
+    model = layouts.layout_model(family)
+    unfold_(model)
+    layouts.prune_two_of_four_(model)
+    pruned = sum(linear.weight.numel() for _, linear in sparse_linears(model))
+    masks = tmp_path / "masks.safetensors"
+    save_supports(model, masks)
+    export(to_dense_(model), None, tmp_path / "model", masks=masks, card=None)
+    asked = Pattern(2, 4)
+    with_masks = read_checkpoint(tmp_path / "model", None, asked)
+    assert with_masks.failures(asked) == []
+    assert (with_masks.weights, with_masks.pattern) == (pruned, asked)
+    (tmp_path / "model" / "masks.safetensors").unlink()
+    without = read_checkpoint(tmp_path / "model", None, asked)
+    read, masked = without.prunable.linears, with_masks.prunable.linears
+    assert read == {name: masked[name] for name in read}  # the axes of inputs too
+    assert set(without.excluded) >= masked.keys() - read.keys()  # routers
+    assert without.pattern == asked

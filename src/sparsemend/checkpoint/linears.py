@@ -28,6 +28,7 @@ TOWER = re.compile(r"vision|visual|\bvit|image|img|audio|speech|video|tower|\bsa
 TEXT = re.compile(r"decoder|language|text|\bllm\b")
 EMBEDDING = re.compile(r"embed|relative_attention_bias")
 EXPERTS = re.compile(r"(^|\.)(\w*experts?|moe|input_linear|output_linear)(\.|$)")
+DBRX = re.compile(r"experts\.mlp\.(w1|v1|w2)$")  # (E * inner, width), of w2 inputs first
 SCALE = re.compile(r"(bias|scale|scales|scale_inv|zeros|blocks)$")
 DOWN = re.compile(r"down|output|w2\b|w2_|fc2|c_proj|linear_2")  # the last linear of an expert
 GATED = re.compile(r"gate_(and_)?up|w13|input_linear|fc1")  # gate and up in one tensor
@@ -131,6 +132,11 @@ def stored_linears(
     for stacks in _stacks(blocks).values():
         last = _inputs_last(stacks, blocks, text)
         linears |= {name: Stored(shape, last) for name, shape in stacks.items()}
+    linears |= {
+        name: Stored(shape, not name.endswith("w2"))
+        for name, shape in blocks.items()
+        if len(shape) == 2 and DBRX.search(name)
+    }
     return {
         key: linears[key] for name in blocks if (key := name.removesuffix(".weight")) in linears
     }
