@@ -120,7 +120,7 @@ def prune_block(
     targets = _to_prune(visit.block)
     for names in visit.call_groups(targets) if true_sequential else [list(targets)]:
         seen = dict(statistics or {})
-        if statistics is None and pruner.needs_calibration:
+        if names and statistics is None and pruner.needs_calibration:
             seen = visit.observe(fresh, names)
         for name in names:
             linear, statistic = visit.linears[name], seen.pop(name, None)

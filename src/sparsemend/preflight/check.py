@@ -26,7 +26,7 @@ from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_modules
-from sparsemend.preflight.prunable import check_names, prunable_shapes
+from sparsemend.preflight.prunable import check_prunable, prunable_shapes
 from sparsemend.preflight.steps import check_steps
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
@@ -84,7 +84,8 @@ def check(cfg: DictConfig) -> None:
         check_window(cfg, model.config)
     if model.blocks is not None:
         check_linears(model.path, model.blocks)
-        check_names(cfg, model.blocks)
+        model_type = str(model.config.values.get("model_type")) if model.config else ""
+        check_prunable(cfg, model_type, model.blocks)
         check_widths(cfg, pattern, model.blocks)
     linears = prunable_shapes(cfg, model.blocks) if model.blocks is not None else {}
     asked = Asked(cfg=cfg, pattern=pattern, model=model, linears=linears, key="", section=cfg)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
+from sparsemend.checkpoint.architecture import renames_tensors
 from sparsemend.checkpoint.headers import TensorShape, has_experts, linear_shapes
 from sparsemend.config.prunable import PrunableNames
 
@@ -15,14 +16,14 @@ def prunable_shapes(cfg: DictConfig, blocks: dict[str, TensorShape]) -> dict[str
     return PrunableNames.of(cfg).without_dense(linear_shapes(blocks))
 
 
-def check_names(cfg: DictConfig, blocks: dict[str, TensorShape]) -> None:
+def check_prunable(cfg: DictConfig, model_type: str, blocks: dict[str, TensorShape]) -> None:
     """Raise ValueError on a pattern that matches no linear of these headers, and if none is left.
 
-    A file may leave out the first parts of the model's names, and experts are named anew when they
-    are loaded: then the model itself is asked, once it is there.
+    A file may leave out the first parts of the model's names.  Where linears are named anew when
+    they are loaded, as experts are, the model itself is asked, once it is there.
     """
     names = list(linear_shapes(blocks))
-    if not names or has_experts(blocks):
+    if not names or has_experts(blocks) or renames_tensors(model_type):
         return
     prunable = PrunableNames.of(cfg)
     include = None if prunable.include is None else _without_prefix(prunable.include, names)
