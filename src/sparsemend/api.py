@@ -37,7 +37,7 @@ from sparsemend.layout.unfold import fold_within, unfold_
 from sparsemend.logger.base import csv_logger
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.names import ADAPTER, CHECKPOINTS, MASKS, PARTS
-from sparsemend.preflight.check import check_numbers, check_pattern, check_pruner
+from sparsemend.preflight.check import check_pattern, check_pruner, check_sizes
 from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.vocabulary import check_rounding, check_true_sequential
 from sparsemend.prune import check_widths
@@ -356,7 +356,7 @@ def compose(
         if cfg.get(key) is not None:
             raise ValueError(f"{key} is for runs of the command; leave it out")
     check_declared(cfg)
-    check_numbers(cfg)
+    check_sizes(cfg)
     if cfg.hardware.get("devices", 1) != 1:
         raise ValueError("several devices train in runs of the command; leave hardware.devices out")
     return cfg

@@ -110,21 +110,24 @@ def prune_block(
 ) -> None:
     """Prune every linear of one visited block, from given statistics or passes over its inputs.
 
-    A pass serves all linears, or in true-sequential order one group of them.
+    A pass serves all linears, or in true-sequential order one group of them.  Those that stay dense
+    are left.
     """
+
+    def fresh(width: int, device: torch.device) -> Statistic:
+        return _require_statistic(pruner, width, device)
+
     targets = _to_prune(visit.block)
-    for group in visit.call_groups() if true_sequential else [list(targets)]:
-        names = [name for name in group if name in targets]
+    for names in visit.call_groups(targets) if true_sequential else [list(targets)]:
         seen = dict(statistics or {})
-        if statistics is None and pruner.needs_calibration:
-            seen = visit.observe(
-                lambda width, place: _require_statistic(pruner, width, place), names
-            )
+        if names and statistics is None and pruner.needs_calibration:
+            seen = visit.observe(fresh, names)
         for name in names:
-            linear, rate = visit.linears[name], allocation[visit.full_name(name)]
-            statistic = seen.pop(name, None)
+            linear, statistic = visit.linears[name], seen.pop(name, None)
+            rate = allocation[visit.full_name(name)]
             if statistic is not None or not pruner.needs_calibration:
-                visit.replace(name, prune_linear(linear, pruner, statistic, rate, pattern))
+                pruned = prune_linear(linear, pruner, statistic, rate, pattern)
+                visit.replace(name, pruned)
             elif isinstance(linear, SparseLinear):
                 prune_by_magnitude_(linear, rate, pattern)
 

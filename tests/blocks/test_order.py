@@ -25,7 +25,7 @@ def test_linears_of_one_input_are_a_group_in_the_order_of_calls(
     for visit in Calibration((tokens[:2],)).walk(random_model(family)):
         groups = [
             [name.rpartition(".")[2].removesuffix("_proj") for name in group]
-            for group in visit.call_groups()
+            for group in visit.call_groups(visit.linears)
         ]
         assert sorted(map(sorted, groups)) == sorted(map(sorted, GROUPS[family]))
         if family != "phi":

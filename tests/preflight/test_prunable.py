@@ -5,12 +5,22 @@ from __future__ import annotations
 import pytest
 from support.configs import compose
 
+from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.preflight import check as preflight
 from sparsemend.preflight.cache import pruned_bytes
-from sparsemend.preflight.prunable import check_names, prunable_shapes
+from sparsemend.preflight.prunable import check_prunable, prunable_shapes
 
 DECODER = {f"decoder.layers.{i}.{n}.weight": (8, 6) for i in (0, 1) for n in ("fc1", "fc2")}
 EXPERTS = {"model.layers.0.mlp.experts.0.w1.weight": (8, 6)}
+
+
+def check(
+    overrides: list[str],
+    blocks: dict[str, TensorShape] = DECODER,
+    *,
+    model_type: str = "opt",
+) -> None:
+    check_prunable(compose("run", overrides), model_type, blocks)
 
 
 def test_a_pattern_that_matches_nothing_is_refused_before_the_model_is_loaded() -> None:
@@ -33,13 +43,16 @@ def test_a_list_of_patterns_is_a_list_of_strings(override: str, words: str) -> N
 
 
 def test_a_file_may_leave_out_the_first_parts_of_the_models_names() -> None:
-    check_names(compose("run", ["prunable.exclude=[model.decoder.layers.0.fc1]"]), DECODER)
+    check(["prunable.exclude=[model.decoder.layers.0.fc1]"])
     with pytest.raises(ValueError, match="matches no linear"):
-        check_names(compose("run", ["prunable.exclude=[model.decoder.layers.7.fc1]"]), DECODER)
+        check(["prunable.exclude=[model.decoder.layers.7.fc1]"])
 
 
-def test_experts_are_named_when_they_are_loaded() -> None:
-    check_names(compose("run", ["prunable.exclude=[down_proj]"]), EXPERTS)
+def test_linears_that_are_named_when_they_are_loaded_are_not_asked_for_before() -> None:
+    check(["prunable.exclude=[down_proj]"], EXPERTS)
+    check(["prunable.exclude=[gate_proj]"], model_type="dory")  # g_proj in its files
+    with pytest.raises(ValueError, match="matches no linear"):
+        check(["prunable.exclude=[gate_proj]"])
 
 
 def test_what_stays_dense_is_held_to_no_pattern_and_takes_no_room_in_the_cache() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from sparsemend.preflight import check as preflight
+from sparsemend.preflight.declared import check_declared
 from sparsemend.result.folder import alive
 from sparsemend.result.sections import ProcessId
 from sparsemend.sweep import cells
@@ -171,13 +171,10 @@ def test_resuming_a_sweep_by_the_folder_of_a_run_is_refused(command, capsys) -> 
 def test_a_sweep_of_which_no_job_can_begin_is_refused_at_once(
     command, monkeypatch, capsys, tmp_path
 ) -> None:
-    def check(cfg: DictConfig) -> None:
-        preflight.check_numbers(cfg)
-
-    monkeypatch.setattr("sparsemend.cli.main.preflight.check", check)
+    monkeypatch.setattr("sparsemend.cli.main.preflight.check", check_declared)
     code, seen = command("-m", "sparsity=1.5,2", "hydra.sweep.dir=out")
     assert (code, seen, (tmp_path / "out").exists()) == (1, [], False)
-    assert "sparsity 1.5 is not in [0, 1)" in capsys.readouterr().err
+    assert "sparsity=1.5 is not in [0, 1)" in capsys.readouterr().err
     code, seen = command("-m", "sparsity=1.5,0.5", "hydra.sweep.dir=out")
     assert (code, [cfg.sparsity for cfg in seen]) == (1, [0.5])
     assert json.loads((tmp_path / "out/0/result.json").read_text())["status"] == "failed"
@@ -195,7 +192,7 @@ def test_a_sweep_of_which_no_job_can_begin_is_refused_at_once(
 def test_a_cache_that_cannot_be_written_is_refused_before_the_first_job(
     command, monkeypatch, capsys, tmp_path, given: str, message: str
 ) -> None:
-    monkeypatch.setattr("sparsemend.cli.main.preflight.check", preflight.check_sharing)
+    monkeypatch.setattr("sparsemend.cli.main.preflight.check", check_declared)
     (tmp_path / "file").touch()
     (tmp_path / "closed").mkdir()
     may = os.access  # a superuser may write anywhere, so the answer is given here

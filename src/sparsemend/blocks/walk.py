@@ -82,9 +82,9 @@ class Visit:
         return observer.statistics()
 
     @torch.no_grad()
-    def call_groups(self) -> list[list[str]]:
-        """The linears in groups, such that none reads what a later group computes."""
-        order = CallOrder(self.block, self.linears)
+    def call_groups(self, names: Collection[str]) -> list[list[str]]:
+        """These linears in groups, such that none reads what a later group computes."""
+        order = CallOrder(self.block, {name: self.linears[name] for name in names})
         for batch in range(len(self._states)):
             with order.hooks():
                 self.output(batch)

@@ -90,6 +90,19 @@ def _of(names: ClassNames, model_type: str) -> tuple[str, ...]:
 
 
 @cache
+def renames_tensors(model_type: str) -> bool:
+    """Whether the installed transformers gives tensors of this type other names as it loads them.
+
+    Read as text; True where its file does not lie where releases 5.23 and later have it.
+    """
+    package = find_spec("transformers")
+    if package is None or not package.submodule_search_locations:
+        return True
+    file = Path(package.submodule_search_locations[0], "conversion_mapping.py")
+    return not file.is_file() or f'"{model_type}":' in file.read_text(encoding="utf-8")
+
+
+@cache
 def installed_tables() -> Tables | None:
     """The tables of the installed transformers, read as text, since its import takes seconds.
 

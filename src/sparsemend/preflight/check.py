@@ -29,7 +29,7 @@ from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_modules
-from sparsemend.preflight.prunable import check_names, prunable_shapes
+from sparsemend.preflight.prunable import check_prunable, prunable_shapes
 from sparsemend.preflight.steps import check_steps
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
@@ -70,7 +70,7 @@ def check(cfg: DictConfig) -> None:
     check_missing(cfg)
     check_config(cfg)
     check_modules(cfg)
-    check_numbers(cfg)
+    check_sizes(cfg)
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
     check_rounding(cfg, pattern)
@@ -82,7 +82,8 @@ def check(cfg: DictConfig) -> None:
     check_similarity(cfg)
     check_distillation(cfg)
     check_resume(cfg)
-    check_sharing(cfg)
+    if cfg.cache.when == "always":
+        check_cache([cfg])
     model = find_model(cfg.model)
     check_checkpoint(cfg.model, model)
     if model.config is not None:
@@ -91,7 +92,7 @@ def check(cfg: DictConfig) -> None:
     if model.blocks is not None:
         config = model.config.values if model.config is not None else {}
         check_linears(model.path, model.blocks, config)
-        check_names(cfg, model.blocks, config)
+        check_prunable(cfg, model.blocks, config)
         linears = prunable_shapes(cfg, model.blocks, config)
         check_widths(cfg, pattern, linears)
     asked = Asked(cfg=cfg, pattern=pattern, model=model, linears=linears, key="", section=cfg)
@@ -107,13 +108,8 @@ def check_missing(cfg: DictConfig) -> None:
         raise ValueError(f"{key} has no value and is needed; give {key}={example}")
 
 
-def check_numbers(cfg: DictConfig) -> None:
-    """sparsity is in [0, 1), windows have at least two tokens, calibration at least one sample."""
-    sparsity = cfg.sparsity
-    if not _is_number(sparsity) or not 0 <= sparsity < 1:
-        raise ValueError(
-            f"sparsity {sparsity} is not in [0, 1); it is the fraction of zeros, for example 0.6"
-        )
+def check_sizes(cfg: DictConfig) -> None:
+    """Windows have at least two tokens, calibration at least one; a user's yaml may not say so."""
     for key, source in data_sources(cfg):
         _check_integer(f"{key}.seqlen", source.get("seqlen"), least=2)  # one predicts the next
         _check_integer(f"{key}.calibration_samples", source.get("calibration_samples"), least=1)
@@ -123,11 +119,6 @@ def check_numbers(cfg: DictConfig) -> None:
 
 def check_pattern(cfg: DictConfig) -> Pattern:
     """The parsed pattern, which agrees with the sparsity unless the support is given."""
-    if _is_number(cfg.pattern):
-        raise ValueError(
-            f"pattern {cfg.pattern} is a number: YAML reads an unquoted 2:4 in base 60; "
-            "quote it in the file, pattern: '2:4'"
-        )
     pattern = Pattern.parse(cfg.pattern)
     if not says(cfg.pruner, "prunes"):
         return pattern  # an existing support fixes its own sparsity; no pruning is held to 0 below
@@ -162,26 +153,16 @@ def check_pruner(cfg: DictConfig, pattern: Pattern) -> None:
 
 
 def check_dtype(cfg: DictConfig) -> None:
-    """model.dtype and export_dtype are ones that models are computed in."""
-    for key, dtype in (("model.dtype", cfg.model.get("dtype")), ("export_dtype", cfg.export_dtype)):
-        if dtype not in DTYPE_NAMES and (key == "model.dtype" or dtype is not None):
-            raise ValueError(f"{key}={dtype} is not one of {', '.join(DTYPE_NAMES)}")
+    """model.dtype, of a user's own class too, is one that models are computed in."""
+    dtype = cfg.model.get("dtype")
+    if dtype not in DTYPE_NAMES:
+        raise ValueError(f"model.dtype={dtype} is not one of {', '.join(DTYPE_NAMES)}")
 
 
 def check_resume(cfg: DictConfig) -> None:
     """A run folder named to be resumed holds an unfinished run of this configuration."""
     if cfg.resume not in (None, "auto"):
         check_resumable(Path(cfg.resume), OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-
-
-def check_sharing(cfg: DictConfig) -> None:
-    """statistics and cache.when are known words; the cache of a single run can be written."""
-    if cfg.statistics not in ("exact", "dense"):
-        raise ValueError(f"statistics={cfg.statistics} is not one of exact, dense")
-    if cfg.cache.when not in ("sweep", "always"):
-        raise ValueError(f"cache.when={cfg.cache.when} is not one of sweep, always")
-    if cfg.cache.when == "always":
-        check_cache([cfg])
 
 
 def check_window(cfg: DictConfig, config: ModelConfig) -> None:
@@ -234,10 +215,6 @@ def check_widths(cfg: DictConfig, pattern: Pattern, linears: Mapping[str, Tensor
             "the short last group as the reference codes do"
         )
     log.warning("%s; their short last group is pruned as the reference codes do", misfit)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_integer(key: str, value: Any, *, least: int) -> None:

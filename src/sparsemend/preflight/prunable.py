@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from sparsemend.checkpoint.architecture import renames_tensors
 from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.checkpoint.linears import has_experts, linear_shapes
 from sparsemend.config.prunable import PrunableNames, defaults, matches
@@ -27,16 +28,17 @@ def prunable_shapes(
     return PrunableNames.of(cfg).without_dense(shapes)
 
 
-def check_names(
+def check_prunable(
     cfg: DictConfig, blocks: Mapping[str, TensorShape], config: Mapping[str, Any] | None = None
 ) -> None:
     """Raise ValueError on a pattern that matches no linear of these headers, and if none is left.
 
-    A file may leave out the first parts of the model's names, and experts are named anew when they
-    are loaded: then the model itself is asked, once it is there.
+    A file may leave out the first parts of the model's names.  Where linears are named anew when
+    they are loaded, as experts are, the model itself is asked, once it is there.
     """
     names = list(linear_shapes(blocks, config))
-    if not names or has_experts(names):
+    model_type = str((config or {}).get("model_type"))
+    if not names or has_experts(names) or renames_tensors(model_type):
         return
     prunable = PrunableNames.of(cfg)
     include = None if prunable.include is None else _without_prefix(prunable.include, names)
