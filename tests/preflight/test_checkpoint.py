@@ -75,6 +75,10 @@ def test_blocks_that_predict_later_tokens_may_come_on_top(llama: Path, tmp_path:
     check(changed(tmp_path, llama, config={"num_hidden_layers": 2, "num_nextn_predict_layers": 1}))
 
 
+def test_blocks_that_run_several_times_are_fewer_than_stated(llama: Path, tmp_path: Path) -> None:
+    check(changed(tmp_path, llama, config={"num_hidden_layers": 6}))
+
+
 def test_a_missing_head_is_refused_unless_it_is_the_embedding(llama: Path, tmp_path: Path) -> None:
     folder = changed(tmp_path, llama, tensors=without("lm_head"))
     with pytest.raises(ValueError, match=r"tie_word_embeddings=false: embedding or head is miss"):

@@ -102,17 +102,18 @@ def check_depth(path: str, config: ModelConfig, shapes: Mapping[str, TensorShape
     """Raise ValueError where no list of the file is as long as config.json says.
 
     A model with an encoder of its own (vision, audio) has several lists, and those of a family
-    that repeats blocks are shorter than they run: any count of blocks that config.json states is
-    taken for right.
+    that repeats its blocks is shorter than what runs: any count of blocks that config.json states
+    is taken for right, and so is a divisor of it.
     """
     stated = _stated_counts(config.values)
     if config.blocks is None or any(isinstance(v, dict) for v in _encoders(config.values)):
         return
     lists = _block_lists(shapes)
     extra = max((_number(config.values, key) for key in EXTRA), default=0)
-    if not lists or any(
-        length - more in stated for length in map(len, lists.values()) for more in range(extra + 1)
-    ):
+    lengths = [len(indices) for indices in lists.values()]
+    fits = any(length - more in stated for length in lengths for more in range(extra + 1))
+    repeated = any(length > 1 and config.blocks % length == 0 for length in lengths)
+    if not lists or fits or repeated:
         return
     prefix, indices = max(lists.items(), key=lambda item: len(item[1]))
     key = next(name for name in DEPTHS if config.blocks == _number(config.values, name))

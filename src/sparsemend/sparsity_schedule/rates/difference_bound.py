@@ -61,7 +61,11 @@ def _hub_config(settings: DictConfig) -> ModelConfig:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(settings.path, revision=settings.get("revision"))
+        config = AutoConfig.from_pretrained(
+            settings.path,
+            revision=settings.get("revision"),
+            trust_remote_code=bool(settings.get("trust_remote_code")),  # None would ask on stdin
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the config of {settings.path} is out of reach, so the bound of the search is "
