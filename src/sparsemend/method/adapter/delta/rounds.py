@@ -101,7 +101,8 @@ class DeltaRounds(UpdateMasks):
         record = Round(step=step, fraction=fraction, nominal=[], moved=[], returned=[])
         moved = []
         for _, layer in delta_linears(module):
-            count = int(layer.indices.numel() * fraction)
+            seen = layer.window is None or layer.window.close(layer)
+            count = int(layer.indices.numel() * fraction) if seen else 0
             move = self.choose(layer, optimizer, count)
             record.nominal.append(count)
             record.moved.append(move.slots.numel())
