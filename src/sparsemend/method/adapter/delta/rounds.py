@@ -148,7 +148,7 @@ class DeltaRounds(UpdateMasks):
         grown = self.replace_(layer, move)
         state = optimizer.state.get(layer.values, {})
         forget_(state, layer.values.shape, grown)
-        if layer.window is not None and isinstance(optimizer, SlotAdamW):
+        if grown.numel() and layer.window is not None and isinstance(optimizer, SlotAdamW):
             self._seed(layer, layer.window, grown, optimizer)
         order = layer.sort_()
         for value in state.values():
