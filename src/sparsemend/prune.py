@@ -135,7 +135,9 @@ def prune_block(
 def _to_prune(block: nn.Module) -> dict[str, nn.Linear]:
     """The linears of a block that are pruned: in one that was pruned before, those pruned then."""
     linears = {name: m for name, m in linears_of(block).items() if not is_never_called(m)}
-    again: dict[str, nn.Linear] = {n: m for n, m in linears.items() if isinstance(m, SparseLinear)}
+    again: dict[str, nn.Linear] = {
+        name: m for name, m in linears.items() if isinstance(m, SparseLinear)
+    }
     return again or linears
 
 

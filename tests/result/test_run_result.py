@@ -41,7 +41,7 @@ def whole() -> dict[str, Any]:
         "zeros": 6,
         "asked_per_block": {"model.layers.0": 0.6},
         "scores": {"model.layers.0": None},
-        "stays_dense": {LINEAR: "no calibration token reached it"},
+        "stays_dense": {LINEAR: "reached by no calibration token"},
         "per_linear": {LINEAR: {"asked": 0.6, "achieved": 0.59}},
         "excluded": ["model.layers.0.gate"],
     }

@@ -164,6 +164,39 @@ def test_no_method_touches_what_stays_dense(name: str, tokens: Tensor, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("seft", "method.init_scope=gradient"),
+        ("seft", "method.sensitivity_gradient=last"),
+        ("spiel", "method.selection=gradient"),
+        ("spiel", "method.selection=moments"),
+        ("spiel", "method.prune_back=pruner"),
+        ("masked_full", "method.mask_update=rigl"),
+        ("masked_full", "method.mask_update=rigl_momentum"),
+        ("lors", "method.init=grad_svd"),
+        ("losa", "method.rounds=2"),
+    ],
+)
+def test_a_pruned_expert_that_no_training_token_chooses_keeps_its_zeros(
+    name: str, setting: str, tokens: Tensor, tmp_path: Path
+) -> None:
+    """Magnitude prunes it; no method gets a gradient or a statistic of it."""
+    model = with_experts(random_model("llama"))
+    asked = pruned(model, tokens, "pruner=magnitude")
+    before = model.get_submodule(UNCHOSEN).weight.count_nonzero()
+    bench = replace(
+        bench_for(tmp_path),
+        allocation=asked,
+        load_dense=lambda: with_experts(random_model("llama")),
+    )
+    method_of(name, setting).repair(model, bench)
+    after = prunable_linears(model)[UNCHOSEN].weight.count_nonzero()
+    assert after <= before + 8  # of 1024; losa rounds twice
+    check_supports(model)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["falcon", "olmo"])
 @pytest.mark.parametrize("name", ["lors", "seft", "spiel", "losa"])
 def test_outputs_of_adapters_may_be_changed_in_place(

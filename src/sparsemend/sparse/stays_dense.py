@@ -16,10 +16,10 @@ from sparsemend.sparse.linear import SparseLinear
 
 log = logging.getLogger(__name__)
 
-CALLED = "the model never calls it, so its inputs are unknown"
-REACHED = "no calibration token reached it"
-LISTED = "the masks file has no support of it"
-SHOWN = 3  # names in a warning
+CALLED = "never called by the model, with inputs unknown"
+REACHED = "reached by no calibration token"
+LISTED = "without a support in the masks file"
+SHOWN = 3  # names of a reason
 
 
 def stays_dense(model: nn.Module, otherwise: str) -> dict[str, str]:
@@ -35,11 +35,13 @@ def warn_dense(reasons: Mapping[str, str]) -> None:
     """Log one warning that names the first of the linears that stay dense, with the reasons."""
     if not reasons:
         return
-    shown = [f"{name} ({reasons[name]})" for name in list(reasons)[:SHOWN]]
-    rest = len(reasons) - len(shown)
+    parts = []
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name, other in reasons.items() if other == reason]
+        rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        parts.append(f"{', '.join(names[:SHOWN])}{rest} ({reason})")
     log.warning(
-        "%d linears stay dense, which the sparsity achieved counts: %s%s",
+        "%d linears stay dense, which the sparsity achieved counts: %s",
         len(reasons),
-        ", ".join(shown),
-        f" and {rest} more" if rest else "",
+        "; ".join(parts),
     )

@@ -78,7 +78,8 @@ class DenseUpdate(UpdateMasks):
             return
         for name, linear in trained_linears(pl_module):
             gradient = linear.weight.grad
-            assert gradient is not None
+            if gradient is None:  # an expert that no token of the step chose
+                continue
             if averages:
                 mean = self.growth.setdefault(name, torch.zeros_like(gradient))
                 mean.lerp_(gradient, 1 - self.rule.momentum)
@@ -98,8 +99,9 @@ class DenseUpdate(UpdateMasks):
             if rule.rule == "set":
                 score = torch.rand(keep.shape, generator=generator).to(keep.device)
             else:
-                score = self.growth[name].abs()
-            count = int(fraction * int(keep.sum()))
+                score = self.growth.get(name, torch.zeros_like(linear.weight)).abs()
+            still = rule.rule != "set" and name not in self.growth
+            count = 0 if still else int(fraction * int(keep.sum()))
             weight = linear.weight.detach()
             new, changed = moved_support(keep, weight.abs(), score, count)
             linear.set_effective_(weight, new)

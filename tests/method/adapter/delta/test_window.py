@@ -129,3 +129,40 @@ def test_grown_deltas_are_seeded_from_their_window() -> None:
         assert float(state["exp_avg_sq"][slot]) == pytest.approx(float((1 - 0.99**2) * square))
         assert int(state["step"][slot]) == 2
         assert float(one.values[slot]) == 0
+
+
+@pytest.mark.parametrize("rule", [None, "mean", "last", "candidates"])
+def test_a_window_without_any_gradient_closes_on_zeros(rule: str | None) -> None:
+    window = Window(5, rule, watched=4)
+    window.end_step()
+    assert not window.close(layer())
+    assert window.candidates is not None
+    assert window.sums is not None
+    assert not window.sums.any()
+    if rule is not None:
+        assert not window.sensitivity_gradient(layer())[1].any()
+
+
+def test_a_gradient_that_ends_before_its_step_is_counted_when_the_window_closes() -> None:
+    (gradient,) = gradients(1, 1)[0]
+    window = Window(5, None, watched=0)
+    window.complete = False  # another micro-batch follows, which does not reach the layer
+    window.observe(gradient.clone(), layer())
+    window.end_step()
+    assert window.close(layer())
+    assert window.candidates is not None
+    torch.testing.assert_close(window.sums, gradient.view(-1)[window.candidates.long()])
+    assert window.steps == 1
+
+
+def test_deltas_that_saw_no_gradient_stay_where_they_are() -> None:
+    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.9, decay="linear")
+    rounds = DeltaRounds(schedule, lambda layer: Window(3, None, watched=0), seed_age_offset=0)
+    model = nn.Sequential(layer())
+    model[0].window = Window(3, None, watched=0)
+    model[0].window.end_step()
+    optimizer = SlotAdamW([model[0].values], lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0)
+    before = model[0].indices.clone()
+    report = rounds.update(model, optimizer, step=4)
+    assert torch.equal(model[0].indices, before)
+    assert report["dropped"] == 0

@@ -101,7 +101,8 @@ class DeltaRounds(UpdateMasks):
         record = Round(step=step, fraction=fraction, nominal=[], moved=[], returned=[])
         moved = []
         for _, layer in delta_linears(module):
-            count = int(layer.indices.numel() * fraction)
+            seen = layer.window is None or layer.window.close(layer)
+            count = int(layer.indices.numel() * fraction) if seen else 0
             move = self.choose(layer, optimizer, count)
             record.nominal.append(count)
             record.moved.append(move.slots.numel())
@@ -147,7 +148,7 @@ class DeltaRounds(UpdateMasks):
         grown = self.replace_(layer, move)
         state = optimizer.state.get(layer.values, {})
         forget_(state, layer.values.shape, grown)
-        if layer.window is not None and isinstance(optimizer, SlotAdamW):
+        if grown.numel() and layer.window is not None and isinstance(optimizer, SlotAdamW):
             self._seed(layer, layer.window, grown, optimizer)
         order = layer.sort_()
         for value in state.values():

@@ -70,4 +70,6 @@ def gradient_positions(
         for hook in hooks:
             hook.remove()
         nn.Module.to(model.requires_grad_(False), home)
+    for name in linears.keys() - positions.keys():  # an expert that no token chose: anywhere kept
+        positions[name] = linears[name].keep.reshape(-1).nonzero().view(-1)[: counts[name]].cpu()
     return positions

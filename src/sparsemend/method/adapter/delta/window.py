@@ -124,9 +124,25 @@ class Window:
             return self.followed
         return unpack(self.followed, layer.in_features).reshape(-1)
 
+    @torch.no_grad()
+    def close(self, layer: ObservedLayer) -> bool:
+        """End the window; what no gradient has chosen yet is chosen by one of zeros.
+
+        Returns whether there was a gradient: an expert that no token chose has none.
+        """
+        seen = self.candidates is not None or self._whole is not None
+        if self.candidates is None or (self.sensitivity and self.sensitivity_sum is None):
+            self.complete = self.final = True
+            self.observe(torch.zeros_like(layer.effective_weight()), layer)
+            self._add_running()
+        return seen
+
     def end_step(self) -> None:
         """Count an optimizer step, whose gradient is complete now, and add it to the sums."""
         self.steps += 1
+        self._add_running()
+
+    def _add_running(self) -> None:
         if self._running is not None:
             assert self.sums is not None
             assert self.squares is not None
