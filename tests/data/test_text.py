@@ -233,6 +233,7 @@ def packed(lines: list[str | None]) -> bytes:
         ("a.jsonl", b'{"body": "x"}\n{"body": "y\n', "line 2 is not JSON: "),
         ("a.jsonl", b'[{"body": "x"}, {"body": 1}]', r"row 1 \(line 1\) has body=1 of type int"),
         ("a.jsonl", b'[{"body": "x"}] and', "line 1 is not JSON: text follows the end of the list"),
+        ("a.jsonl", b'[{"body": "x"},]', r"row 1 \(line 1\) is not JSON: Expecting value"),
         ("a.jsonl", b'["x"]', r"row 0 \(line 1\) is no object of fields"),
         ("a.jsonl", b'{"body": "\\ud800"}', "line 1 has half of a surrogate pair"),
         ("a.jsonl", b"[" * 100_000, r"row 0 \(line 1\) is not JSON: values lie too deep"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PlacedRow = tuple[str, object]  # its place (`line 3`, `row 2`) and its value
 GZIP = ".gz"
-_BLANK = re.compile(r"\s*")
+_BLANK = re.compile(r"[ \t\n\r]*")  # of JSON alone
 
 
 def json_rows(path: Path) -> Iterator[PlacedRow]:
@@ -95,7 +95,8 @@ def _items(path: Path, text: str) -> Iterator[PlacedRow]:
     """The values of a JSON list, decoded one by one; lines count from 1, rows from 0."""
     decoder, line, counted, number = json.JSONDecoder(), 1, 0, 0
     position = _skip_blanks(text, text.index("[") + 1)
-    while not text.startswith("]", position):
+    ended = text.startswith("]", position)
+    while not ended:
         line += text.count("\n", counted, position)
         counted = position
         place = f"row {number} (line {line})"
@@ -106,9 +107,10 @@ def _items(path: Path, text: str) -> Iterator[PlacedRow]:
         yield place, value
         number += 1
         position = _skip_blanks(text, position)
+        ended = text.startswith("]", position)
         if text.startswith(",", position):
-            position = _skip_blanks(text, position + 1)
-        elif not text.startswith("]", position):
+            position = _skip_blanks(text, position + 1)  # a value must follow
+        elif not ended:
             here = line + text.count("\n", counted, position)
             raise ValueError(
                 f"{path} line {here} is not JSON: the list has neither , nor ] after row "

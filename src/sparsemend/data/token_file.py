@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from sparsemend.checkpoint.headers import TensorHeader, read_header
 
@@ -50,6 +51,13 @@ def check_tokens(key: str, path: Path, *, rows: int, seqlen: int, vocabulary: in
 
 def _input_ids(key: str, path: Path) -> TensorHeader:
     headers = read_header(path)
+    try:
+        with safe_open(path, framework="numpy"):  # holds the header to the file's own length
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{key}={path} is no whole safetensors file ({error}); save it again"
+        ) from error
     if "input_ids" not in headers:
         names = ", ".join(sorted(headers)) or "nothing"
         raise ValueError(f"{key}={path} has no tensor `input_ids`; it holds {names}")
