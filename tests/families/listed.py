@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-# one per kind of block: plain, normed heads, ReLU and biases, parallel attention
-QUICK = ["llama", "qwen3", "opt", "falcon"]
+# one per kind of block: plain, normed heads, two kinds of attention, ReLU and biases, experts,
+# Conv1D, parallel attention, a state space, inputs per layer, a language model beside a tower
+QUICK = """
+    llama qwen3 gemma2 opt mixtral gpt2 falcon mamba gemma3n_text qwen2_vl
+""".split()  # noqa: SIM905
 
 TRIED = {
     "dense": """

@@ -28,6 +28,7 @@ from sparsemend.blocks.walk import Calibration
 from sparsemend.checkpoint.model import find_model
 from sparsemend.checkpoint.supports import read_checkpoint
 from sparsemend.names import MASKS
+from sparsemend.preflight.checkpoint import check_checkpoint
 from sparsemend.run.job import build
 from sparsemend.sparse.linear import sparse_linears
 from sparsemend.sparse.mask_file import load_masks
@@ -138,7 +139,7 @@ def prove_quickly(family: str, folder: Path) -> None:
     same_logits(made, model, tokens, "the loaded model")
     api.prune(model, tokens, "pruner=wanda", "pattern='2:4'", sparsity=0.5)
     exported = api.export(model, folder / "exported")
-    check_zeros(exported, "2:4")
+    check_zeros(exported)
     same_logits(model, load_plainly(exported), tokens, "the export")
 
 
@@ -159,7 +160,7 @@ def load(folder: Path) -> PreTrainedModel:
         "run",
         ["model=local", f"model.path='{folder}'", "model.dtype=float32", "model.attention=null"],
     )
-    find_model(cfg.model)
+    check_checkpoint(cfg.model, find_model(cfg.model))
     model: PreTrainedModel = build(cfg.model).load(seed=0)
     return model
 
@@ -334,7 +335,8 @@ def prove_repair(
         dense=dense,
     )
     exported = api.export(model, folder, repaired=repaired)
-    check_zeros(exported, pattern)
+    check_zeros(exported)
+    check_by_command(exported, pattern)
     return same_logits(model, load_plainly(exported), tokens[:2], f"the export after {method}")
 
 
@@ -345,7 +347,7 @@ def load_plainly(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
-def check_zeros(folder: Path, pattern: str) -> None:
+def check_zeros(folder: Path) -> None:
     """Raise Wrong unless the saved tensors are zero where their masks say, and only there."""
     saved: dict[str, Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
@@ -362,6 +364,10 @@ def check_zeros(folder: Path, pattern: str) -> None:
             raise Wrong(f"{name}: zeros of the saved tensor are not those of its mask")
     if not masks:
         raise Wrong("masks.safetensors is empty")
+
+
+def check_by_command(folder: Path, pattern: str) -> None:
+    """Raise Wrong where `sparsemend-check` would complain of an export."""
     asked = None if pattern == "unstructured" else Pattern.parse(pattern)
     if failures := read_checkpoint(folder, None, asked).failures(asked):
         raise Wrong(f"sparsemend-check: {failures[0]}")

@@ -93,7 +93,6 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "num_kv_shared_layers": 1,
         "intermediate_size": [48, 48, 48],
         "activation_sparsity_pattern": [0.5, 0.0, 0.0],
-        "altup_num_inputs": 2,
     },
     "gemma4": {
         "text_config.num_kv_shared_layers": 0,
