@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import weakref
+
 import pytest
 import torch
 from support.layouts import LAYOUTS, layout_model
@@ -10,7 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import check_prunable, prunable_linears
+from sparsemend.layout import unfold
 from sparsemend.layout.experts import RoutedExperts
+from sparsemend.layout.fused import Unfolded
 from sparsemend.layout.unfold import fold_, folded_tensors, unfold_
 
 FAMILIES = slow_but_for(LAYOUTS, ["mixtral", "gpt_oss", "llama4_text", "jetmoe", "gpt2"])
@@ -40,6 +45,17 @@ def test_unfolding_keeps_the_logits_and_folding_every_bit(family: str, tokens: T
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert [type(module) for module in model.modules()] == kinds
     assert torch.equal(logits(model, tokens), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_in_bf16_sums_over_experts_are_rounded_once(family: str, tokens: Tensor) -> None:
+    """The class's own forward rounds after each expert where routing weights are fp32."""
+    model = layout_model(family, dtype=torch.bfloat16)
+    wanted = logits(model, tokens)
+    unfold_(model)
+    error = (logits(model, tokens) - wanted).abs().max()
+    assert error <= 4 * torch.finfo(torch.bfloat16).eps * wanted.abs().max()
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "gpt2"])
@@ -111,3 +127,42 @@ def test_unfolding_draws_no_random_number() -> None:
     unfold_(model)
     fold_(model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("family", "taking", "left"),
+    [("mixtral", "linears_in", [4, 2]), ("gpt2", "_linear", list(range(8, 0, -1)))],
+)
+def test_unfolding_holds_the_tensors_of_one_module_twice(
+    family: str, taking: str, left: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = layout_model(family)
+    names = r"experts\.|c_\w+\.weight"
+    stored = [weakref.ref(p) for n, p in model.named_parameters() if re.search(names, n)]
+    take, seen = getattr(unfold, taking), []
+
+    def watch(module: nn.Module) -> nn.Module | None:
+        count = sum(parameter() is not None for parameter in stored)
+        linears = take(module)
+        if linears is not None:
+            seen.append(count)
+        return linears
+
+    monkeypatch.setattr(unfold, taking, watch)
+    unfold.unfold_(model)
+    assert seen == left
+
+
+def test_folding_holds_the_linears_of_one_module_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layout_model("mixtral")
+    unfold.unfold_(model)
+    stored = [weakref.ref(p) for n, p in model.named_parameters() if "experts" in n]
+    fold, seen = Unfolded.fold, []
+
+    def watch(experts: Unfolded) -> nn.Module:
+        seen.append(sum(parameter() is not None for parameter in stored))
+        return fold(experts)
+
+    monkeypatch.setattr(Unfolded, "fold", watch)
+    unfold.fold_(model)
+    assert seen == [2 * 12, 12]

@@ -33,27 +33,33 @@ NOTE = "linears_from_conv1d"
 def unfold_(model: nn.Module) -> None:
     """Turn what stores linears otherwise into nn.Linear, in place; where nothing does, nothing."""
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if (linears := linears_in(child)) is not None:
+        for name in [name for name, _ in module.named_children()]:
+            if (linears := linears_in(module.get_submodule(name))) is not None:
                 module.add_module(name, linears)
-        transposed = [name for name, child in module.named_children() if type(child) is Conv1D]
-        for name in transposed:
+    for module in _parents(model, Conv1D):
+        names = tuple(name for name, child in module.named_children() if type(child) is Conv1D)
+        for name in names:
             module.add_module(name, _linear(module.get_submodule(name)))
-        if transposed:
-            module.add_module(NOTE, FromConv1D(tuple(transposed)))
+        module.add_module(NOTE, FromConv1D(names))
 
 
 @torch.no_grad()
 def fold_(model: nn.Module) -> None:
     """Undo `unfold_`, in place, with the weights as they are now; no linear may be sparse."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Unfolded):
-                module.add_module(name, child.fold())
-            elif isinstance(child, FromConv1D):
-                for linear in child.names:
-                    module.add_module(linear, _conv1d(module.get_submodule(linear)))
-                delattr(module, name)
+    for module in _parents(model, Unfolded):
+        for name in [n for n, child in module.named_children() if isinstance(child, Unfolded)]:
+            module.add_module(name, module.get_submodule(name).fold())
+    for module in _parents(model, FromConv1D):
+        note = module.get_submodule(NOTE)
+        assert isinstance(note, FromConv1D)
+        for name in note.names:
+            module.add_module(name, _conv1d(module.get_submodule(name)))
+        delattr(module, NOTE)
+
+
+def _parents(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+    """The modules with a child of a kind; they alone are held, so that the children may go."""
+    return [m for m in model.modules() if any(isinstance(child, kind) for child in m.children())]
 
 
 @contextmanager
