@@ -51,8 +51,10 @@ def block_similarity(model: nn.Module, calibration: Calibration, samples: int) -
 def gram(states: Sequence[Tensor]) -> Tensor:
     """K (n, n), fp64, of hidden states (B, T, D), n the sum of the B; a row is a sequence.
 
-    Products in fp32 (fp64 where the states are), over strips of tokens that are summed in fp64.
+    Several states per token, (S, B, T, D) as of Gemma-3n, lie side by side in a row.  Products in
+    fp32 (fp64 where the states are), over strips of tokens that are summed in fp64.
     """
+    states = [s if s.ndim == 3 else s.movedim(0, -2).flatten(-2) for s in states]
     count = sum(len(state) for state in states)
     _, length, width = states[0].shape
     wide = torch.promote_types(states[0].dtype, torch.float32)
