@@ -47,14 +47,18 @@ def unfold_(model: nn.Module) -> None:
 def fold_(model: nn.Module) -> None:
     """Undo `unfold_`, in place, with the weights as they are now; no linear may be sparse."""
     for module in _parents(model, Unfolded):
-        for name in [n for n, child in module.named_children() if isinstance(child, Unfolded)]:
-            module.add_module(name, module.get_submodule(name).fold())
+        for name in [name for name, _ in module.named_children()]:
+            module.add_module(name, _fold(module.get_submodule(name)))
     for module in _parents(model, FromConv1D):
         note = module.get_submodule(NOTE)
         assert isinstance(note, FromConv1D)
         for name in note.names:
             module.add_module(name, _conv1d(module.get_submodule(name)))
         delattr(module, NOTE)
+
+
+def _fold(module: nn.Module) -> nn.Module:
+    return module.fold() if isinstance(module, Unfolded) else module
 
 
 def _parents(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
