@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsemend.blocks.choice import choose_, choose_as_, report_choice
+from sparsemend.blocks.choice import choose_, choose_as_, dense_linears, report_choice
 from sparsemend.blocks.find import check_prunable
 from sparsemend.blocks.self_check import check_walk
 from sparsemend.blocks.walk import Calibration
@@ -370,11 +370,17 @@ def _kept_lines(pruned: PruneOutcome | None, lines: list[str]) -> list[str]:
 
 
 def _choose(model: PreTrainedModel, cfg: DictConfig) -> None:
-    """Mark the linears that stay dense; raises ValueError where one of them is pruned already."""
+    """Mark the linears that stay dense; ValueError where a pruned model was chosen otherwise."""
     prunable = PrunableNames.of(cfg)
-    for name, _ in sparse_linears(model):
+    sparse = [name for name, _ in sparse_linears(model)]
+    for name in sparse:
         if not prunable.allow(name):
             raise ValueError(f"{name} is pruned already and cannot stay dense; load the model anew")
+    for name in dense_linears(model) if sparse else ():
+        if prunable.allow(name):
+            raise ValueError(
+                f"{name} stayed dense when this model was pruned; load the model anew to prune it"
+            )
     choose_(model, prunable)
     report_choice(model, prunable)
 

@@ -94,14 +94,21 @@ def test_a_pruned_checkpoint_is_taken_with_the_choice_of_its_masks(
     run: Path, workspace: Path, tmp_path: Path
 ) -> None:
     lines = [f"model.path={run / 'model'}", "pruner=existing", "method=none"]
-    other = sparsemend_here(contract(workspace, tmp_path / "a", *lines), tmp_path)
+    other = sparsemend_here(
+        contract(workspace, tmp_path / "a", *lines, "prunable.exclude=[q_proj]"), tmp_path
+    )
     assert other.returncode == 1
     assert "prunable.include and exclude as in the run that wrote them" in other.stderr
-    same = sparsemend_here(contract(workspace, tmp_path / "b", *lines, CHOICE), tmp_path)
-    assert same.returncode == 0, same.stderr + same.stdout
-    taken, before = result_of(tmp_path / "b")["sparsity"], result_of(run)["sparsity"]
-    assert taken["zeros"] == before["zeros"]
-    assert taken["excluded"] == before["excluded"]
+    before = result_of(run)["sparsity"]
+    for number, choice in enumerate(([CHOICE], [])):
+        out = tmp_path / str(number)
+        done = sparsemend_here(contract(workspace, out, *lines, *choice), tmp_path)
+        assert done.returncode == 0, done.stderr + done.stdout
+        taken = result_of(out)["sparsity"]
+        assert taken["zeros"] == before["zeros"]
+        # without the choice they are prunable linears that stayed dense
+        assert taken["excluded"] == (before["excluded"] if choice else [])
+        assert (taken["prunable_weights"] == before["prunable_weights"]) == bool(choice)
 
 
 def test_every_load_makes_the_same_choice_and_a_cut_model_keeps_it() -> None:
