@@ -48,3 +48,12 @@ def test_an_encoder_decoder_has_no_class_here(family: str) -> None:
     named = {"model_type": family.lower(), "architectures": [f"{family}ForConditionalGeneration"]}
     values = {**named, "text_config": {"is_encoder_decoder": True}}
     assert Architecture.of(values).auto_class(tables) is None
+
+
+@pytest.mark.parametrize(
+    "odd", [{"architectures": 1}, {"architectures": "LlamaForCausalLM"}, {"auto_map": "x.Y"}]
+)
+def test_a_class_that_is_no_name_is_refused(odd: dict[str, object]) -> None:
+    (key,) = odd
+    with pytest.raises(ValueError, match=rf"config\.json says {key}="):
+        Architecture.of({"model_type": "llama", **odd})

@@ -39,13 +39,27 @@ class Architecture:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Architecture:
-        """Read from the values of a config.json, or of a transformers config as a dictionary."""
+        """Read from the values of a config.json, or of a transformers config as a dictionary.
+
+        Raises ValueError where they hold something else than names of classes.
+        """
         inner = values.get("text_config")
         levels = [values, *([inner] if isinstance(inner, Mapping) else [])]
-        code = (values.get("auto_map") or {}).get(CAUSAL)
+        named, classes = values.get("architectures") or [], values.get("auto_map") or {}
+        if not isinstance(named, list | tuple) or not all(isinstance(n, str) for n in named):
+            raise ValueError(
+                f"config.json says architectures={named!r}, which is no list of class names; take "
+                'the line out, or name the class, as in ["LlamaForCausalLM"]'
+            )
+        if not isinstance(classes, Mapping):
+            raise ValueError(
+                f"config.json says auto_map={classes!r}, which is no table of classes; take the "
+                "line out"
+            )
+        code = classes.get(CAUSAL)
         return cls(
             model_type=str(values.get("model_type") or ""),
-            named=tuple(values.get("architectures") or ()),
+            named=tuple(named),
             encoder_decoder=any(level.get("is_encoder_decoder") is True for level in levels),
             code=code if isinstance(code, str) else None,
         )
