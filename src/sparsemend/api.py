@@ -420,7 +420,9 @@ def _hardware(model: PreTrainedModel, cfg: DictConfig) -> Iterator[tuple[Hardwar
     Products are in full precision.  Afterwards the model is where and as it was.
     """
     hardware: Hardware = build(cfg.hardware)
-    cached, precision = model.config.use_cache, torch.get_float32_matmul_precision()
+    # some classes have no such setting
+    cached = vars(model.config).get("use_cache", True)
+    precision = torch.get_float32_matmul_precision()
     threads, training = torch.get_num_threads(), model.training
     home = next(model.parameters()).device
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,10 @@ class ModelSource(ABC):
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer, or None where the folder has none (pre-tokenised data)."""
 
+    def companions(self) -> list[Path]:
+        """Files that an export carries along as they are."""
+        return []
+
 
 @dataclass(kw_only=True)
 class PretrainedModel(ModelSource):
@@ -56,6 +61,9 @@ class PretrainedModel(ModelSource):
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self._checkpoint.tokenizer()
+
+    def companions(self) -> list[Path]:
+        return self._checkpoint.processor_files()
 
     @property
     def _checkpoint(self) -> Checkpoint:

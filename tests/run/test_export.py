@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.walk import Calibration
+from sparsemend.model import PretrainedModel
 from sparsemend.prune import prune
 from sparsemend.pruner.wanda import Wanda
 from sparsemend.run.adopt import adopt
+from sparsemend.run.debug import FirstBlocks
 from sparsemend.run.export import cast_, export, to_dense_
 from sparsemend.sparse.linear import sparse_linears
 from sparsemend.sparse.mask_file import load_masks, save_masks
@@ -51,6 +53,27 @@ def test_a_reloaded_export_gives_the_same_logits_and_zeros(
     for name, keep in load_masks(tmp_path / "model" / "masks.safetensors").items():
         assert torch.equal(reloaded.get_submodule(name).weight == 0, ~keep)
     assert adopt(reloaded, load_masks(tmp_path / "model" / "masks.safetensors"))
+
+
+def test_the_settings_of_a_processor_go_along_with_an_export(tmp_path: Path) -> None:
+    model = random_model("llama")
+    model.save_pretrained(tmp_path / "dense")
+    (tmp_path / "dense" / "preprocessor_config.json").write_text('{"size": 28}')
+    source = PretrainedModel(
+        name="local",
+        path=str(tmp_path / "dense"),
+        revision=None,
+        dtype="float32",
+        context_length=8,
+        attention=None,
+        trust_remote_code=False,
+    )
+    settings = {"masks": tmp_path / "none", "card": None}
+    export(
+        model, None, tmp_path / "out", **settings, companions=FirstBlocks(source, 1).companions()
+    )
+    copied = tmp_path / "out" / "preprocessor_config.json"
+    assert copied.read_text() == '{"size": 28}'
 
 
 def test_an_export_that_fails_leaves_nothing_in_its_place(tmp_path: Path) -> None:

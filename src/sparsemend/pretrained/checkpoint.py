@@ -20,6 +20,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import (
+    FEATURE_EXTRACTOR_NAME,
+    PROCESSOR_NAME,
+    VIDEO_PROCESSOR_NAME,
+    cached_file,
+)
 
 from sparsemend.checkpoint.architecture import CAUSAL, Architecture, installed_tables
 from sparsemend.checkpoint.headers import read_header, weight_files
@@ -34,6 +40,7 @@ from sparsemend.pretrained.tensors import check_tensors, warn_left_out
 log = logging.getLogger(__name__)
 
 PICKLE_HINT = "; if its weights are pickled (.bin) and you trust them, model.trust_remote_code=true"
+PROCESSOR_FILES = (FEATURE_EXTRACTOR_NAME, VIDEO_PROCESSOR_NAME, PROCESSOR_NAME)
 SENTENCEPIECE_HINT = f"; a tokenizer.model of SentencePiece needs {INSTALL}"
 
 
@@ -123,6 +130,20 @@ class Checkpoint:
                 "unknown tokens; give a folder with its tokenizer.json"
             )
         return tokenizer
+
+    def processor_files(self) -> list[Path]:
+        """The settings of what turns images and sound into inputs, where the checkpoint has any."""
+        paths = (
+            cached_file(
+                self.place,
+                name,
+                revision=self.revision,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+            for name in PROCESSOR_FILES
+        )
+        return [Path(path) for path in paths if path is not None]
 
     def _check_tokenizer_code(self) -> None:
         """Raise ValueError where only Python code of the checkpoint's own reads the tokenizer."""

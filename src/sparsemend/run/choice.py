@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.choice import choose_, report_choice
@@ -26,3 +28,6 @@ class ChosenLinears(ModelSource):
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.source.tokenizer()
+
+    def companions(self) -> list[Path]:
+        return self.source.companions()

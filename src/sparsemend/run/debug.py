@@ -7,6 +7,7 @@ composed, and the section `debug` that says how it was cut.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -36,6 +37,9 @@ class FirstBlocks(ModelSource):
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.source.tokenizer()
+
+    def companions(self) -> list[Path]:
+        return self.source.companions()
 
 
 def cut_short(cfg: DictConfig) -> DictConfig:

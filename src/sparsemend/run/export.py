@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -61,7 +61,8 @@ def _export(
     )
     if cfg.export:
         card = model_card(content, _command(cfg.from_run))
-        export(to_dense_(model), tokenizer, exported, masks=masks, card=card)
+        companions = job.parts.model.companions()
+        export(to_dense_(model), tokenizer, exported, masks=masks, card=card, companions=companions)
 
 
 def _command(from_run: str | None) -> str:
@@ -102,15 +103,17 @@ def export(
     *,
     masks: Path,
     card: str | None,
+    companions: Sequence[Path] = (),
 ) -> None:
     """Write `folder` whole or not at all: weights, config, tokenizer, supports, model card.
 
+    companions: files to copy beside them.
     The model, which holds no SparseLinear any more, is folded into the layout of its class.
     """
     fold_(model)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    before = model.config.use_cache
+    before = vars(model.config).get("use_cache", True)  # some classes have no such setting
     model.config.use_cache = True  # off only while this package calibrates and trains
     try:
         model.save_pretrained(partial)
@@ -118,6 +121,8 @@ def export(
         model.config.use_cache = before
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
+    for file in companions:
+        shutil.copyfile(file, partial / file.name)
     if masks.exists():
         place_beside(masks, partial / masks.name)
     if card is not None:
