@@ -30,6 +30,18 @@ def test_the_sound_checkpoint_is_read(tmp_path: Path) -> None:
     assert refusals(tmp_path) == []
 
 
+def test_an_index_that_places_a_tensor_elsewhere_is_refused_by_every_reader(
+    tmp_path: Path,
+) -> None:
+    folder = sound_folder()
+    folder.texts[INDEX]["weight_map"]["layers.1.up.weight"] = SHARDS[0]
+    for name, content in folder.files().items():
+        (tmp_path / name).write_bytes(content)
+    for reader in (prepare, check_supports):
+        with pytest.raises(ValueError, match=rf"{SHARDS[0]} lacks layers\.1\.up\.weight"):
+            reader(tmp_path)
+
+
 @pytest.mark.parametrize(
     "first", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(60, 300, 60))]
 )

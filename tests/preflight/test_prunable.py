@@ -20,7 +20,7 @@ def check(
     *,
     model_type: str = "opt",
 ) -> None:
-    check_prunable(compose("run", overrides), model_type, blocks)
+    check_prunable(compose("run", overrides), blocks, {"model_type": model_type})
 
 
 def test_a_pattern_that_matches_nothing_is_refused_before_the_model_is_loaded() -> None:

@@ -17,8 +17,7 @@ from sparsemend.checkpoint.headers import (
     TensorHeader,
     TensorShape,
     json_object,
-    read_header,
-    weight_files,
+    read_checkpoint_headers,
 )
 from sparsemend.checkpoint.linears import DEPTHS, NESTED, block_tensors
 from sparsemend.checkpoint.quantisation import check_no_gguf, check_quantisation
@@ -125,7 +124,7 @@ def find_model(model: DictConfig) -> Model:
     config = read_config(folder)
     check_quantisation(path, config.values)
     check_no_gguf(folder)
-    tensors = {n: h for file in weight_files(folder) for n, h in read_header(file).items()}
+    tensors = {name: header for name, (_, header) in read_checkpoint_headers(folder).items()}
     if not tensors:
         return Model(path, config, None, pickled=True)
     shapes = {name: header.shape for name, header in tensors.items()}
