@@ -42,4 +42,11 @@ USED = """
 """.split()  # noqa: SIM905
 
 # family: (state, words of the reason)
-REFUSED: dict[str, tuple[str, str]] = {}
+REFUSED: dict[str, tuple[str, str]] = {
+    "bart": ("partly", "no linear that saw tokens"),  # the attention to an encoder it has not
+    "longcat_flash": ("refused", "mlp.experts.gate_up_proj"),
+    "t5": ("refused", "encoder-decoder"),
+    "vit": ("refused", "no causal language model"),
+    "zamba": ("refused", "mamba.x_proj_weight"),
+    "zamba2": ("refused", "are one weight"),
+}

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from sparsemend import api
 from sparsemend.blocks.find import find_blocks, prunable_linears
+from sparsemend.blocks.plain import multiplies
 from sparsemend.blocks.walk import Calibration
 from sparsemend.checkpoint.model import find_model
 from sparsemend.checkpoint.supports import read_checkpoint
@@ -217,7 +218,7 @@ def last_output(block: nn.Module) -> Iterator[list[Tensor]]:
 def share_that_sees_tokens(model: nn.Module, tokens: Tensor) -> float:
     """Share of all block parameters that are weights of linears with tokens, or their biases."""
     _, blocks = find_blocks(model)
-    linears = {n: m for n, m in blocks.named_modules() if is_plain(m)}
+    linears = {n: m for n, m in blocks.named_modules() if multiplies(m)}
     with inputs_seen(linears) as seen:
         model(input_ids=tokens, use_cache=False)
     reached = {
@@ -228,11 +229,6 @@ def share_that_sees_tokens(model: nn.Module, tokens: Tensor) -> float:
     }
     everything = {id(p): p.numel() for p in blocks.parameters()}
     return sum(reached.values()) / sum(everything.values())
-
-
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module multiplies by its weight; a router that inherits from nn.Linear does not."""
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 @torch.no_grad()
