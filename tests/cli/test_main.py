@@ -107,7 +107,7 @@ def test_an_unknown_text_of_instructions_is_refused_with_the_nearest_names() -> 
 def test_an_unknown_key_of_the_text_is_refused_with_the_nearest_name() -> None:
     message = refusal("data=alpaca_gpt4", "data.text.train_document=3")
     assert "nearest: data.text.train_documents\n" in message
-    assert "all keys of data.text: data.text.calibration_samples, " in message
+    assert "all keys of data.text: data.text.bos, data.text.calibration_samples, " in message
 
 
 def test_an_unknown_key_of_another_text_is_refused_with_the_nearest_name() -> None:

@@ -16,12 +16,13 @@ from sparsemend.terminal import StageLines
 def test_a_fit_says_its_step_its_pace_and_the_time_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    method, bench = contracts.method_of("masked_lora"), contracts.bench_for(tmp_path)
+    model = contracts.pruned_model()  # walks, which say how far they are too
     clock = count(0, 40)  # a look at the clock costs 40 seconds
     monkeypatch.setattr(terminal, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(StageLines, "latest", None)
     caplog.set_level(logging.INFO, "sparsemend.terminal")
-    method, bench = contracts.method_of("masked_lora"), contracts.bench_for(tmp_path)
-    method.repair(contracts.pruned_model(), bench)
+    method.repair(model, bench)
     pace = round(2 * bench.train.tokens.shape[1] / 40)  # a step reads 2 windows
     said = [r.getMessage() for r in caplog.records if r.name == terminal.__name__]
     assert said == [
