@@ -81,7 +81,7 @@ def put_evolution(path: Path) -> None:
 PLACEHOLDERS: dict[str, Callable[[Path], None]] = {
     **dict.fromkeys([f"{name}.safetensors" for name in ("CAL", "CALIBRATION")], put_tokens),
     **dict.fromkeys([f"{name}.safetensors" for name in ("TRAIN", "TEST")], put_tokens),
-    **dict.fromkeys(["TRAIN.txt", "TEST.txt"], put_text),
+    **dict.fromkeys(["TRAIN.txt", "CALIBRATION.txt", "TEST.txt"], put_text),
     "FILE.jsonl": put_answers,
     "DIR": put_model,
     "RUN": put_run,
