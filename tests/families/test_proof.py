@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from families.listed import FAMILIES, REFUSED
 from families.proof import Proof, Wrong, against_rule, check_zeros, same_logits
-from families.table import page
+from families.table import PAGE, page
 from safetensors.torch import load_file, save_file
 from support.families import random_model
 from support.process_state import process_state
@@ -77,3 +79,12 @@ def test_the_page_lists_what_works_first() -> None:
         "| `b` | `B` |  |  |  |  | refused: encoder\\|decoder |",
     ]
     assert "Of 3 families: 2 works, 1 refused" in page(proofs)
+
+
+def test_the_first_page_claims_what_the_table_says() -> None:
+    table, first = PAGE.read_text(), (PAGE.parents[2] / "README.md").read_text()
+    states = re.findall(r"^\| `(\S+)` .* (works|partly|refused|fails)[^|]*\|$", table, re.M)
+    assert {family for family, _ in states} == set(FAMILIES)
+    assert {f for f, state in states if state != "works"} == set(REFUSED)
+    works = len(FAMILIES) - len(REFUSED)
+    assert f"[{works} of {len(FAMILIES)} families](multirun/reference/families.md)" in first

@@ -166,3 +166,12 @@ def test_folding_holds_the_linears_of_one_module_twice(monkeypatch: pytest.Monke
     monkeypatch.setattr(Unfolded, "fold", watch)
     unfold.fold_(model)
     assert seen == [2 * 12, 12]
+
+
+def test_an_unfolded_module_still_says_the_shape_of_its_fused_tensor() -> None:
+    model = layout_model("mixtral")
+    name = "model.layers.0.mlp.experts.down_proj"
+    before = model.get_parameter(name).shape
+    unfold_(model)
+    assert model.get_parameter(name).shape == before  # conversions of saved names ask for it
+    assert name not in model.state_dict()

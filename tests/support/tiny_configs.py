@@ -120,7 +120,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "mamba_d_state": 4,
         "hidden_size": 64,
     },
-    "jetmoe": {"num_experts_per_tok": 3},
+    "jetmoe": {"num_experts_per_tok": 4},
     "lfm2_moe": {
         "layer_types": ["conv", "full_attention", "conv"],
         "num_hidden_layers": 3,

@@ -74,6 +74,13 @@ class Unfolded(nn.Module):
                 self._give_(name, nn.Parameter(copy, requires_grad=tensor.requires_grad))
             _replace_parameter_(fused, place.name, None)
 
+    def __getattr__(self, name: str) -> Any:
+        """As of a module; a fused tensor has its shape alone, which conversions of names read."""
+        shape = vars(self).get("shapes", {}).get(name)
+        if shape is None:
+            return super().__getattr__(name)
+        return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+
     def release_(self) -> None:
         """Take the fused tensors, of which the linears hold copies, out of `fused` again."""
         for name in self.shapes:
