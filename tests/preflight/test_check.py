@@ -165,8 +165,12 @@ def test_rounds_that_can_work_pass(model: Path) -> None:
 
 def test_a_width_that_is_no_multiple_of_the_group_is_refused(tmp_path: Path) -> None:
     odd = llama(tmp_path, intermediate=22)
-    with pytest.raises(ValueError, match="down_proj has 22 inputs, not a multiple of 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"down_proj has 22 inputs, not a multiple of 4.*dense with prunable\.exclude",
+    ):
         check(odd, "pattern=2:4", "sparsity=0.5")
+    check(odd, "pattern=2:4", "sparsity=0.5", "prunable.exclude=[down_proj]")
 
 
 def test_a_width_that_is_no_multiple_is_a_warning_with_the_reference_tail(

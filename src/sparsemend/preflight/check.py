@@ -211,8 +211,9 @@ def check_widths(cfg: DictConfig, pattern: Pattern, linears: Mapping[str, Tensor
     )
     if cfg.get("pattern_tail") != "reference":
         raise ValueError(
-            f"{misfit}; choose an M that divides {width}, or pattern_tail=reference, which prunes "
-            "the short last group as the reference codes do"
+            f"{misfit}; choose an M that divides {width}, leave such linears dense with "
+            "prunable.exclude, or set pattern_tail=reference, which prunes the short last group "
+            "as the reference codes do"
         )
     log.warning("%s; their short last group is pruned as the reference codes do", misfit)
 
