@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from support.contracts import SPARSITY, bench_for, logits, method_of, pruned_model
 from support.families import random_model
 from support.layers import EXACT, random, sparse_linear
+from support.layouts import layout_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.layout.unfold import fold_, unfold_
 from sparsemend.method.adapter.lora import LoraLinear
-from sparsemend.method.adapter.peft_layout import save_peft, target_modules
+from sparsemend.method.adapter.peft_layout import load_peft, save_peft, target_modules
 from sparsemend.method.lora import Lora
 from sparsemend.run.export import to_dense_
 from sparsemend.sparse.count import support_sparsity
@@ -174,3 +176,24 @@ def test_merging_reports_the_sparsity_that_it_lost(tmp_path: Path) -> None:
     assert all(type(linear) is SparseLinear for _, linear in sparse_linears(model))
     method.save_adapter(model, tmp_path / "adapter", base="base")
     assert not (tmp_path / "adapter").exists()
+
+
+def test_an_adapter_on_fused_experts_is_none_that_peft_would_load_in_part(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = layout_model("mixtral")
+    unfold_(model)
+    factors = {
+        name: (torch.ones(1, linear.in_features), torch.ones(linear.out_features, 1))
+        for name, linear in prunable_linears(model).items()
+    }
+    attention = {name: pair for name, pair in factors.items() if "experts" not in name}
+    save_peft(attention, model, tmp_path, base="base", alpha=1, dropout=0.0, rank_stabilised=False)
+    assert (tmp_path / "adapter_config.json").exists()
+    assert not caplog.records
+    save_peft(factors, model, tmp_path, base="base", alpha=1, dropout=0.0, rank_stabilised=False)
+    assert "PEFT has no place for the factors of 24 experts' linears" in caplog.text
+    assert load_peft(tmp_path).keys() == factors.keys()
+    fold_(model)
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
+        peft.PeftModel.from_pretrained(model, str(tmp_path))

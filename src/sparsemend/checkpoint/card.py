@@ -67,7 +67,8 @@ Trained parameters: {trained:,}.
 ADAPTER = """
 **These weights are the sparse base alone.**  The repair is an adapter that would fill the zeros if
 it were merged; it lies in `adapter/` of the run, in PEFT's layout, and the metrics of `repaired`
-are those of base and adapter together.
+are those of base and adapter together.  PEFT loads it where there is an `adapter_config.json`: not
+where fused experts have factors, which `sparsemend from_run=` alone reads.
 """
 PROTOCOL = {  # key of result.json's protocol -> its name in the card
     "corpus": "corpus",

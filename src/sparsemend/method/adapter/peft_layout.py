@@ -1,7 +1,13 @@
-"""Low-rank factors as the two files that PEFT reads, written without PEFT."""
+"""Low-rank factors as the two files that PEFT reads, written without PEFT.
+
+PEFT gives factors to modules, and an expert of a fused tensor is none in the saved model: it would
+load the other factors and leave those of the experts out without an error.  Where experts have
+factors the config, without which PEFT refuses the folder, is not written.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,6 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.files import replacing, write_json
+from sparsemend.layout.fused import Unfolded
+
+log = logging.getLogger(__name__)
 
 ROOT, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
@@ -27,6 +36,7 @@ def save_peft(
     """Write `folder` so that PeftModel.from_pretrained(base_model, folder) restores the adapter.
 
     factors: linear name -> (A (R, I), B (O, R)).  `base` names the model the adapter belongs to.
+    Where experts of a fused tensor have factors, a warning says that PEFT cannot restore them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -35,6 +45,17 @@ def save_peft(
         tensors[f"{ROOT}{name}{B}"] = b.detach().cpu().contiguous()
     with replacing(folder / "adapter_model.safetensors") as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
+    config_path = folder / "adapter_config.json"
+    if inside := in_fused_tensors(factors, model):
+        config_path.unlink(missing_ok=True)
+        log.warning(
+            "the adapter has no adapter_config.json: PEFT has no place for the factors of %d "
+            "experts' linears, first %s, and would leave them out; from_run reads them, and "
+            "method=masked_lora folds its factors into the weights",
+            len(inside),
+            inside[0],
+        )
+        return
     rank = next(iter(factors.values()))[0].shape[0]
     config = {
         "peft_type": "LORA",
@@ -49,7 +70,13 @@ def save_peft(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    write_json(folder / "adapter_config.json", config)
+    write_json(config_path, config)
+
+
+def in_fused_tensors(names: Iterable[str], model: nn.Module) -> list[str]:
+    """Those of the linears that the saved model holds as parts of a tensor of experts."""
+    fused = tuple(f"{path}." for path, m in model.named_modules() if isinstance(m, Unfolded))
+    return [name for name in names if name.startswith(fused)]
 
 
 def load_peft(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
