@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from support.configs import compose
 from support.families import random_model
+from support.unusual import unusual_model
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks
@@ -85,3 +88,12 @@ def test_a_debug_run_is_not_measured_again(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(ValueError, match="that was a debug run"):
         finished_run(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["jamba", "mamba", "gemma3n_text"])
+def test_what_the_first_blocks_of_a_family_leave_still_runs(family: str) -> None:
+    model = unusual_model(family)
+    source = SimpleNamespace(name=family, context_length=None, load=lambda *, seed: model)
+    cut = FirstBlocks(cast(ModelSource, source), 1).load(seed=0)
+    assert len(find_blocks(cut)[1]) == (4 if family == "gemma3n_text" else 1)
+    assert cut(input_ids=torch.arange(3, 11)[None], use_cache=False).logits.isfinite().all()

@@ -7,6 +7,7 @@ composed, and the section `debug` that says how it was cut.
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparsemend.blocks.find import find_blocks
 from sparsemend.model import ModelSource
 from sparsemend.run.windows import Windows
+
+log = logging.getLogger(__name__)
 
 
 class FirstBlocks(ModelSource):
@@ -28,11 +31,15 @@ class FirstBlocks(ModelSource):
     def load(self, *, seed: int) -> PreTrainedModel:
         model = self.source.load(seed=seed)
         _, blocks = find_blocks(model)
-        del blocks[self.blocks :]
         config: Any = model.config.get_text_config()
+        if vars(config).get("hidden_size_per_layer_input"):  # one tensor with a part per block
+            log.warning("this model keeps its %d blocks: one tensor feeds all of them", len(blocks))
+            return model
+        del blocks[self.blocks :]
         config.num_hidden_layers = len(blocks)
-        if getattr(config, "layer_types", None):  # an entry per block, in some families
-            config.layer_types = config.layer_types[: len(blocks)]
+        # an entry per block in some families; in others computed from the number of blocks
+        if types := vars(config).get("layer_types"):
+            config.layer_types = types[: len(blocks)]
         return model
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
