@@ -22,6 +22,7 @@ class InputObserver:
         self._factory = factory
         self._by_leader: dict[str, Statistic] = {}
         self._leader: dict[str, str] = {}
+        self._reached: dict[str, Tensor] = {}  # by leader, bool: any input that is not zero
         self._inputs: list[tuple[Tensor, str]] = []
         self._calls: list[str] = []
         self._expected: list[str] | None = None
@@ -49,9 +50,11 @@ class InputObserver:
     def statistics(self) -> dict[str, Statistic]:
         """Statistic by linear, without those that no token reached.
 
-        They are an expert that no token chose, and a linear whose weight alone is read.
+        They are an expert that no token chose, a linear whose weight alone is read, and one that
+        was handed zeros alone, from which no weight can be told from another.
         """
-        leaders = {name: self._leader[name] for name in self._linears if name in self._leader}
+        reached = {leader for leader, any_input in self._reached.items() if any_input}
+        leaders = {n: self._leader[n] for n in self._linears if self._leader.get(n) in reached}
         return {name: self._by_leader[leader] for name, leader in leaders.items()}
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -74,6 +77,8 @@ class InputObserver:
         if self._leader.setdefault(name, leader) != leader:
             raise RuntimeError(f"{name} shares its input with another linear only in some batches")
         if leader == name:
+            seen = self._reached.get(name)
+            self._reached[name] = inputs.any() if seen is None else seen | inputs.any()
             if name not in self._by_leader:
                 linear = self._linears[name]
                 self._by_leader[name] = self._factory(linear.in_features, linear.weight.device)
