@@ -127,6 +127,15 @@ def test_an_unknown_member_in_a_list_is_refused() -> None:
     assert "'perplexty'" in refusal("evaluation=[perplexty]")
 
 
+@pytest.mark.parametrize("line", ["debug=null", "method=null", "method=", "evaluation=[null]"])
+def test_a_choice_that_names_no_member_is_refused_with_the_members(line: str) -> None:
+    group = line.partition("=")[0]
+    message = refusal(line)
+    assert message.startswith(f"{line} names no {group}; leave {group} out for its default")
+    assert message.endswith({"debug": "fast", "method": "spp", "evaluation": "zero_shot"}[group])
+    assert "\n" not in message
+
+
 def test_a_list_of_known_members_is_accepted() -> None:
     assert list(jobs("evaluation=[perplexity]")[0].evaluation) == ["perplexity"]
 

@@ -231,6 +231,7 @@ def packed(lines: list[str | None]) -> bytes:
         ("a.parquet", b"PAR1" + b"x" * 90, "is no whole parquet file"),
         ("a.parquet", b"", "is no whole parquet file"),
         ("a.jsonl", b'{"body": "x"}\n{"body": "y\n', "line 2 is not JSON: "),
+        ("a.jsonl", b'{"body": "y', "line 1 is not JSON: Unterminated string starting at column"),
         ("a.jsonl", b'[{"body": "x"}, {"body": 1}]', r"row 1 \(line 1\) has body=1 of type int"),
         ("a.jsonl", b'[{"body": "x"}] and', "line 1 is not JSON: text follows the end of the list"),
         ("a.jsonl", b'[{"body": "x"},]', r"row 1 \(line 1\) is not JSON: Expecting value"),

@@ -393,6 +393,27 @@ def test_a_missing_text_file_is_refused(model: Path, data: Path) -> None:
         check(model, "data=text", *files)
 
 
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [("train", "give one"), ("test", "give one"), ("calibration", "give one, or null")],
+)
+def test_an_empty_list_of_text_files_is_refused_by_its_key(
+    model: Path, tmp_path: Path, key: str, remedy: str
+) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    files = {"train": f"{tmp_path}/a.txt", "test": f"{tmp_path}/a.txt", key: "[]"}
+    lines = [f"data.{part}={file}" for part, file in files.items()]
+    with pytest.raises(ValueError, match=rf"^data\.{key}=\[\] names no file; {remedy}$"):
+        check(model, "data=text", *lines)
+
+
+def test_a_folder_given_for_a_text_file_is_called_one(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    files = [f"data.train={tmp_path}", f"data.test={tmp_path}/a.txt"]
+    with pytest.raises(ValueError, match=r"data\.train=.* is a folder; give its files"):
+        check(model, "data=text", *files)
+
+
 def instructions(folder: Path, *rows: dict[str, object], name: str = "train") -> Path:
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -112,6 +112,11 @@ class Names:
             return
         if not self.members(group):
             return  # a key, or no name at all: composing says which
+        if _names_nothing(override):
+            raise OverrideError(
+                f"{override.input_line} names no {group}; leave {group} out for its default, or "
+                f"choose one of {', '.join(self.members(group))}"
+            )
         for member in _members_named(override):
             inside, _, name = f"{group}/{member.removesuffix('.yaml')}".rpartition("/")
             if name not in (valid := self.members(inside)):
@@ -173,6 +178,14 @@ class Names:
             f"`{self.command} --help` lists the groups, `{self.command} --cfg job` every key; "
             f"+{key}=VALUE adds a new one"
         )
+
+
+def _names_nothing(override: Override) -> bool:
+    """Whether a choice is null or empty, or a list with such an entry, which Hydra cannot read."""
+    value = override.value()
+    if override.is_discrete_sweep():
+        return False  # its entries are names, as text
+    return value in (None, "") or (isinstance(value, list) and any(v in (None, "") for v in value))
 
 
 def _members_named(override: Override) -> list[str]:

@@ -123,7 +123,7 @@ def _items(path: Path, text: str) -> Iterator[PlacedRow]:
 
 def _why(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "values lie too deep in each other" if isinstance(error, RecursionError) else str(error)
 
 

@@ -60,6 +60,8 @@ def _documents(key: str, path: Path, column: str) -> Iterator[str]:
 
 
 def _check_name(key: str, path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{key}={path} is a folder; give its files, [FILE,FILE] for several")
     if not path.is_file():
         raise FileNotFoundError(f"{key}={path} does not exist; give a file")
     if not path.name.endswith(ENDINGS):
