@@ -51,3 +51,9 @@ def test_auto_follows_the_model_of_the_run(gemma: Path) -> None:
 def test_auto_follows_the_tokenizer_where_the_config_has_another_model(gemma: Path) -> None:
     tokenizer: Any = SimpleNamespace(name_or_path=str(gemma))
     assert with_bos(compose("run", []), tokenizer).data.bos is True
+
+
+def test_auto_says_when_nothing_tells_the_model(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer: Any = SimpleNamespace(name_or_path="")
+    assert with_bos(compose("run", []), tokenizer).data.bos is False
+    assert "so they begin without BOS; set data.bos=true" in caplog.text

@@ -67,6 +67,16 @@ def test_an_expert_that_no_token_chose_stays_dense(setting: str, tokens: Tensor)
     assert stays_dense(model, REACHED) == {UNCHOSEN: REACHED}
 
 
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_a_linear_that_is_handed_zeros_alone_stays_dense(pruner: str, tokens: Tensor) -> None:
+    model, name = random_model("llama"), "model.layers.0.mlp.down_proj"
+    nn.init.zeros_(model.get_submodule("model.layers.0.mlp.up_proj").weight)
+    before = weights(model, [name])
+    pruned(model, tokens, f"pruner={pruner}")
+    assert stays_dense(model, REACHED) == {name: REACHED}
+    assert torch.equal(model.get_submodule(name).weight, before[name])
+
+
 def test_what_stays_dense_is_named_and_counts_as_prunable(
     tokens: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -12,6 +13,8 @@ from sparsemend.checkpoint.model import read_config
 from sparsemend.config.locations import is_local, resolve_path
 from sparsemend.data.bos import asks_for_auto, needs_bos, resolve_bos_
 from sparsemend.errors import blame
+
+log = logging.getLogger(__name__)
 
 
 def with_bos(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> DictConfig:
@@ -23,6 +26,11 @@ def with_bos(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase | None = None) 
         return cfg
     resolved = copy.deepcopy(cfg)
     kind = model_type(cfg.model) if tokenizer is None else type_at(tokenizer.name_or_path)
+    if kind is None:
+        log.warning(
+            "data.bos=auto: nothing says what model these windows are for, so they begin without "
+            "BOS; set data.bos=true for one that needs it, as the Gemma families do"
+        )
     resolve_bos_(resolved.data, needs_bos(kind))
     return resolved
 

@@ -17,7 +17,7 @@ from sparsemend.sparse.linear import SparseLinear
 log = logging.getLogger(__name__)
 
 CALLED = "never called by the model, with inputs unknown"
-REACHED = "reached by no calibration token"
+REACHED = "reached by no calibration token, or by zeros alone"
 LISTED = "without a support in the masks file"
 SHOWN = 3  # names of a reason
 
