@@ -81,6 +81,8 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
         "seqlen": test.shape[1],
         "dtype": job.cfg.model.dtype,
         "data_hash": data.data_hash(),
+        "bos": False,
+        "chat_template": False,
         **data.framing(),
         "calibration_samples": data.calibration_samples,
         "statistics": job.cfg.statistics,
