@@ -37,7 +37,7 @@ def put_model(family: str, folder: Path) -> list[str]:
     return ["model=local", f"model.path={folder}", "model.dtype=float32", "model.attention=eager"]
 
 
-@pytest.mark.slow
+@pytest.mark.families
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", WORK)
 def test_a_repaired_model_is_exported_in_the_layout_of_its_class(
