@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from sparsemend.blocks.calls import StopForward
+from sparsemend.blocks.hooks import keep_hooks
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
 
 
@@ -38,14 +38,9 @@ class InputObserver:
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Keep hooks on inside; a forward may end in StopForward once all linears were called."""
-        handles: list[RemovableHandle] = []
-        try:
-            for name, linear in self._linears.items():
-                handles.append(linear.register_forward_pre_hook(self._hook(name)))
+        linears = self._linears.items()
+        with keep_hooks(m.register_forward_pre_hook(self._hook(name)) for name, m in linears):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def statistics(self) -> dict[str, Statistic]:
         """Statistic by linear, without those that no token reached.

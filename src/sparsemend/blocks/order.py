@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from sparsemend.blocks.hooks import keep_hooks
 
 
 class CallOrder:
@@ -32,14 +33,11 @@ class CallOrder:
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Keep hooks on inside, for one forward of the block."""
-        handles: list[RemovableHandle] = []
+        linears = self._linears.items()
         try:
-            for name, linear in self._linears.items():
-                handles.append(linear.register_forward_pre_hook(self._hook(name)))
-            yield
+            with keep_hooks(m.register_forward_pre_hook(self._hook(name)) for name, m in linears):
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
             self._inputs = []
 
     def groups(self) -> list[list[str]]:

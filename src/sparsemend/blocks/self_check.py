@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparsemend.blocks.arguments import Placement
 from sparsemend.blocks.calls import split_call
 from sparsemend.blocks.find import NEVER_CALLED, find_blocks, linears_of
+from sparsemend.blocks.hooks import keep_hooks
 from sparsemend.blocks.walk import Calibration
 
 # ||walk - model|| / ||model|| of the states.  The walk repeats the model's own operations, so that
@@ -104,11 +105,8 @@ def _watching(block: nn.Module, index: int, seen: _Seen) -> Iterator[None]:
         block.register_forward_hook(after),
         *(linear.register_forward_pre_hook(call) for linear in linears_of(block).values()),
     ]
-    try:
+    with keep_hooks(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -128,10 +126,9 @@ def _visiting(block: nn.Module, away: Placement, home: torch.device) -> Iterator
         block.register_forward_hook(back),
     ]
     try:
-        yield
+        with keep_hooks(handles):
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
         block.to(home)
 
 
