@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.choice import choose_, choose_as_, dense_linears, report_choice
 from sparsemend.blocks.find import check_prunable
+from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.self_check import check_walk
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.compose import compose_command
@@ -33,6 +34,7 @@ from sparsemend.data.base import Examples
 from sparsemend.errors import OverrideError
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.hardware import Hardware
+from sparsemend.layout.names import name_linears_
 from sparsemend.layout.unfold import fold_within, unfold_
 from sparsemend.logger.base import csv_logger
 from sparsemend.method.base import RepairMethod, Workbench
@@ -62,7 +64,8 @@ Dense = PreTrainedModel | Callable[[], PreTrainedModel]
 class PruneOutcome:
     """What `prune` did: the settings, the sparsity asked of every linear, the zeros counted.
 
-    stays_dense: the linears without a support, with the reason.
+    Linears are named by their modules, for `model.get_submodule`; messages name them as the
+    checkpoint does.  stays_dense: the linears without a support, with the reason.
     """
 
     settings: tuple[str, ...]
@@ -118,9 +121,9 @@ def prune(
     """Prune the linears in the decoder blocks of `model`, in place.
 
     calibration: token windows (N, T), None for a pruner and a schedule that read none.  include,
-    exclude: patterns of linears, the keys of `prunable` in run.yaml; None as it says there, all
-    linears but routers.  settings: sparsity, pattern, rounding, statistics, true_sequential, seed
-    and the groups pruner, sparsity_schedule, hardware.
+    exclude: patterns of linears, by saved or module names, the keys of `prunable` in run.yaml; None
+    as it says there, all linears but routers.  settings: sparsity, pattern, rounding, statistics,
+    true_sequential, seed and the groups pruner, sparsity_schedule, hardware.
     """
     names = {"include": include, "exclude": exclude}
     patterns = {key: list(value) for key, value in names.items() if value is not None}
@@ -130,6 +133,7 @@ def prune(
     check_pruner(cfg, pattern)
     check_rounding(cfg, pattern)
     unfold_(model)
+    name_linears_(model)
     check_true_sequential(cfg)
     _choose(model, cfg)
     check_prunable(model)
@@ -161,7 +165,7 @@ def prune(
             )
             asked = rules(model, Calibration(windows, device=device, offload=hardware.offload))
     dense = stays_dense(model, REACHED)
-    warn_dense(dense)
+    warn_dense(model, dense)
     return PruneOutcome(tuple(lines), asked, sparsity_report(model), dense)
 
 
@@ -191,6 +195,7 @@ def repair(
     method: RepairMethod = build(cfg.method)
     method_name, pattern = type(method).__name__, Pattern.parse(cfg.pattern)
     unfold_(model)
+    name_linears_(model)
     check_prunable(model)
     _check_folded(model)
     if folder is not None and any((Path(folder) / name).exists() for name in (PARTS, CHECKPOINTS)):
@@ -315,8 +320,8 @@ def export(
     apart = [name for name, linear in sparse.items() if not linear.holds_support]
     if apart and repaired is None:
         raise ValueError(
-            f"{apart[0]} carries an adapter that is not folded into its weight; give repaired, "
-            "what repair() returned, to export weights and adapter"
+            f"{saved_name(model, apart[0])} carries an adapter that is not folded into its weight; "
+            "give repaired, what repair() returned, to export weights and adapter"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -374,12 +379,16 @@ def _choose(model: PreTrainedModel, cfg: DictConfig) -> None:
     prunable = PrunableNames.of(cfg)
     sparse = [name for name, _ in sparse_linears(model)]
     for name in sparse:
-        if not prunable.allow(name):
-            raise ValueError(f"{name} is pruned already and cannot stay dense; load the model anew")
-    for name in dense_linears(model) if sparse else ():
-        if prunable.allow(name):
+        saved = saved_name(model, name)
+        if not prunable.allow(name, saved):
             raise ValueError(
-                f"{name} stayed dense when this model was pruned; load the model anew to prune it"
+                f"{saved} is pruned already and cannot stay dense; load the model anew"
+            )
+    for name in dense_linears(model) if sparse else ():
+        saved = saved_name(model, name)
+        if prunable.allow(name, saved):
+            raise ValueError(
+                f"{saved} stayed dense when this model was pruned; load the model anew to prune it"
             )
     choose_(model, prunable)
     report_choice(model, prunable)
@@ -394,7 +403,8 @@ def _check_folded(model: PreTrainedModel) -> None:
     for name, linear in sparse_linears(model):
         if type(linear) is not SparseLinear:
             raise ValueError(
-                f"{name} carries an earlier repair's adapter; export it, or load the model anew"
+                f"{saved_name(model, name)} carries an earlier repair's adapter; export it, or "
+                "load the model anew"
             )
 
 
