@@ -28,12 +28,12 @@ from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.result.window_losses import read_losses
 from sparsemend.sweep.arena.bootstrap import Ratio, perplexity_ratio
 from sparsemend.sweep.read import wide_console
+from sparsemend.sweep.variants.sweeper import VALIDATION
 from sparsemend.table.formats import markdown_table
 
 log = logging.getLogger(__name__)
 
 STEM = "variants"
-VALIDATION = "validation/loss"  # of a fit's best weights, in its diagnostics
 HEADINGS = (
     *("variant", "rate", "validation", "perplexity", "x first", "95 % interval"),
     *("sparsity", "beyond budget", "trained", "seconds"),

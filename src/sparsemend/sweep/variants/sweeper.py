@@ -15,10 +15,10 @@ from typing import Any
 from sparsemend.config.values import override_key
 from sparsemend.result.folder import read_result
 from sparsemend.sweep.sweeper import CellSweeper
-from sparsemend.sweep.variants.report import VALIDATION
 
 log = logging.getLogger(__name__)
 
+VALIDATION = "validation/loss"  # of a fit's best weights, in its diagnostics
 SEED, RATE = "seed", "method.learning_rate"
 Rest = tuple[str, ...]  # of a job, the lines that are neither its seed nor its rate
 
