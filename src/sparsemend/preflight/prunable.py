@@ -11,21 +11,7 @@ from omegaconf import DictConfig
 from sparsemend.checkpoint.architecture import renames_tensors
 from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.checkpoint.linears import has_experts, linear_shapes
-from sparsemend.config.prunable import PrunableNames, defaults, matches
-
-
-def prunable_shapes(
-    cfg: DictConfig, blocks: Mapping[str, TensorShape], config: Mapping[str, Any] | None = None
-) -> dict[str, TensorShape]:
-    """Name -> (O, I) of the linears inside the blocks that may lose weights.
-
-    config: the content of config.json.  The routers of a mixture are left out whatever the choice
-    is: most are no linears, and no file says which are.
-    """
-    shapes = linear_shapes(blocks, config)
-    if has_experts(shapes):
-        shapes = {name: s for name, s in shapes.items() if not matches(defaults(), name)}
-    return PrunableNames.of(cfg).without_dense(shapes)
+from sparsemend.config.prunable import PrunableNames
 
 
 def check_prunable(
