@@ -20,10 +20,11 @@ from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.names import saved_name, with_module_names, with_saved_names
 from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.checkpoint.model import find_model
+from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.config.prunable import PrunableNames
 from sparsemend.layout.names import name_linears_, saved_names
 from sparsemend.layout.unfold import unfold_
-from sparsemend.preflight.prunable import check_prunable, prunable_shapes
+from sparsemend.preflight.prunable import check_prunable
 from sparsemend.pretrained.checkpoint import Checkpoint
 from sparsemend.sparse.count import sparsity_report, sparsity_section
 

@@ -6,9 +6,10 @@ import pytest
 from support.configs import compose
 
 from sparsemend.checkpoint.headers import TensorShape
+from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.preflight import check as preflight
 from sparsemend.preflight.cache import pruned_bytes
-from sparsemend.preflight.prunable import check_prunable, prunable_shapes
+from sparsemend.preflight.prunable import check_prunable
 
 DECODER = {f"decoder.layers.{i}.{n}.weight": (8, 6) for i in (0, 1) for n in ("fc1", "fc2")}
 EXPERTS = {"model.layers.0.mlp.experts.0.w1.weight": (8, 6)}

@@ -79,6 +79,7 @@ PROTOCOL = {  # key of result.json's protocol -> its name in the card
     "chat_template": "examples in the chat template",
     "tokens": "tokens",
     "dtype": "dtype",
+    "stored_as": "weights of the base model, turned back into numbers",
     "calibration_samples": "calibration windows",
     "statistics": "statistics",
     "true_sequential": "true-sequential order inside a block",

@@ -120,7 +120,8 @@ def _no_match(key: str, pattern: str, saved: Mapping[str, str]) -> str:
     names = [name for both in saved.items() for name in both]
     close = nearest(pattern, _tails(_in_a_block(names))).strip()
     hint = f"; {close}" if close else ""
-    return f"{key}={pattern} matches no linear of this model{hint}; the blocks hold {_blocks_hold(saved)}"
+    held = _blocks_hold(saved)
+    return f"{key}={pattern} matches no linear of this model{hint}; the blocks hold {held}"
 
 
 def _in_a_block(names: Iterable[str]) -> list[str]:

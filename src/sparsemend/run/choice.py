@@ -33,3 +33,6 @@ class ChosenLinears(ModelSource):
 
     def companions(self) -> list[Path]:
         return self.source.companions()
+
+    def stored_as(self) -> str | None:
+        return self.source.stored_as()

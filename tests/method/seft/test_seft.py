@@ -75,9 +75,11 @@ def evolved(growth: str, *, protected: bool = True) -> tuple[float, float, int]:
         fold=False,
         within=None,
     )
-    schedule = RoundSchedule(interval=10, window=3, steps=300, initial=0.2, decay="linear")
+    schedule = RoundSchedule(
+        interval=10, window=3, steps=300, initial=0.2, first=None, decay="cosine"
+    )
     rounds = SeftRounds(
-        rule, schedule, lambda layer: Window(DELTAS, "mean", watched=0), seed_age_offset=1
+        rule, schedule, lambda layer: Window(DELTAS, "rms", watched=0), seed_age_offset=1
     )
     model = nn.ModuleList([layer])
     optimizer = SlotAdamW([layer.values], lr=0.05, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0)
@@ -120,7 +122,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "active": ("method.grow_scope=active", "method.adapt=false"),
     "candidates": ("method.sensitivity_gradient=candidates", "method.adapt_scope=global"),
     "last": ("method.sensitivity_gradient=last", "method.adapt_candidates=base_only"),
-    "magnitude": ("method.adapt_score=magnitude", "method.drop_schedule=cosine"),
+    "magnitude": ("method.adapt_score=magnitude", "method.first_drop_rate=1.0"),
+    "mean": ("method.sensitivity_gradient=mean", "method.drop_schedule=linear"),
     "refill": ("method.refill=true", "method.exclude_active_candidates=true"),
     "fold": ("method.fold_at_rounds=true",),
     "start anywhere": ("method.init_scope=all",),
@@ -309,7 +312,6 @@ def test_a_delta_costs_no_more_than_twenty_four_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("method.adapt=false",), r"set method.grow_scope=active and method.init_scope=active"),
         (("method.grow_scope=row",), r"method.grow_scope 'row' is not one of: active, all"),
         (("method.sensitivity_candidates=1",), r"sensitivity_candidates=1 is below 2"),
         (("method.refill=true", "method.sensitivity_gradient=last"), r"method.refill=true needs"),
