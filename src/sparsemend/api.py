@@ -35,7 +35,7 @@ from sparsemend.errors import OverrideError
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.hardware import Hardware
 from sparsemend.layout.names import name_linears_
-from sparsemend.layout.unfold import fold_within, unfold_
+from sparsemend.layout.unfold import unfold_
 from sparsemend.logger.base import csv_logger
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.names import ADAPTER, CHECKPOINTS, MASKS, PARTS
@@ -46,10 +46,11 @@ from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
 from sparsemend.run.adopt import adopt, check_existing
 from sparsemend.run.export import export as write_model
-from sparsemend.run.export import save_supports, to_dense_
+from sparsemend.run.export import save_supports
 from sparsemend.run.job import build
 from sparsemend.run.model_type import with_bos
 from sparsemend.run.prune import PruningRules
+from sparsemend.run.save import as_saved, open_adapters, save_as_class_does_
 from sparsemend.run.windows import Wanted, Windows, check_vocabulary, first_window
 from sparsemend.run.windows import read_windows as read_data
 from sparsemend.sparse.count import SparsityReport, sparsity_report
@@ -90,7 +91,9 @@ def load(
     """Load the dense model of the group `model`, on the CPU, and its tokenizer if it has one."""
     cfg = compose(overrides, settings)
     source = build(cfg.model)
-    return source.load(seed=cfg.seed), source.tokenizer()
+    model = source.load(seed=cfg.seed)
+    save_as_class_does_(model)
+    return model, source.tokenizer()
 
 
 def read_windows(
@@ -120,6 +123,8 @@ def prune(
 ) -> PruneOutcome:
     """Prune the linears in the decoder blocks of `model`, in place.
 
+    `export` writes it with its masks; its `save_pretrained` writes plain weights that load.
+
     calibration: token windows (N, T), None for a pruner and a schedule that read none.  include,
     exclude: patterns of linears, by saved or module names, the keys of `prunable` in run.yaml; None
     as it says there, all linears but routers.  settings: sparsity, pattern, rounding, statistics,
@@ -132,8 +137,7 @@ def prune(
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
     check_rounding(cfg, pattern)
-    unfold_(model)
-    name_linears_(model)
+    _open(model)
     check_true_sequential(cfg)
     _choose(model, cfg)
     check_prunable(model)
@@ -194,8 +198,7 @@ def repair(
     check_true_sequential(cfg)
     method: RepairMethod = build(cfg.method)
     method_name, pattern = type(method).__name__, Pattern.parse(cfg.pattern)
-    unfold_(model)
-    name_linears_(model)
+    _open(model)
     check_prunable(model)
     _check_folded(model)
     if folder is not None and any((Path(folder) / name).exists() for name in (PARTS, CHECKPOINTS)):
@@ -316,12 +319,10 @@ def export(
     if folder.exists() and not (folder.is_dir() and _may_replace(folder)):
         raise ValueError(f"{folder} is there and no export of a sparse model; give a new folder")
     check_supports(model)
-    sparse = dict(sparse_linears(model))
-    apart = [name for name, linear in sparse.items() if not linear.holds_support]
-    if apart and repaired is None:
+    if repaired is None and (names := open_adapters(model)):
         raise ValueError(
-            f"{saved_name(model, apart[0])} carries an adapter that is not folded into its weight; "
-            "give repaired, what repair() returned, to export weights and adapter"
+            f"{names[0]} carries an adapter that is not folded into its weight; give repaired, "
+            "what repair() returned, to export weights and adapter"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -329,12 +330,8 @@ def export(
         save_supports(model, masks)
         if repaired is not None:
             repaired.method.save_adapter(model, Path(temporary) / ADAPTER, base=str(folder))
-        try:
-            with fold_within(to_dense_(model)):
-                write_model(model, tokenizer, folder, masks=masks, card=None)
-        finally:
-            for name, linear in sparse.items():
-                model.set_submodule(name, linear)
+        with as_saved(model):
+            write_model(model, tokenizer, folder, masks=masks, card=None)
         if (adapter := Path(temporary) / ADAPTER).exists():
             adapter.replace(folder / ADAPTER)
     return folder
@@ -372,6 +369,16 @@ def _kept_lines(pruned: PruneOutcome | None, lines: list[str]) -> list[str]:
     chosen = {line.partition("=")[0] for line in lines if "." not in line.partition("=")[0]}
     kept = pruned.settings if pruned else ()
     return [line for line in kept if line.partition("=")[0].partition(".")[0] not in chosen]
+
+
+def _open(model: PreTrainedModel) -> None:
+    """Make every linear of `model` an nn.Linear with both its names; it still saves as its class.
+
+    In place.
+    """
+    unfold_(model)
+    name_linears_(model)
+    save_as_class_does_(model)
 
 
 def _choose(model: PreTrainedModel, cfg: DictConfig) -> None:

@@ -52,8 +52,8 @@ def _weights_of(cfg: DictConfig) -> list[int]:
     """Prunable weights per block, by the headers of the checkpoint.
 
     A model on the hub is built of its config.json without weights (the run would fetch that
-    anyway); other models without headers, and those of which headers do not say what the patterns of
-    `prunable` match, get blocks of equal size.
+    anyway); other models without headers get blocks of equal size, and so do those of which headers
+    do not say what the patterns of `prunable` match.
     """
     model = find_model(cfg.model)
     if model.blocks:
