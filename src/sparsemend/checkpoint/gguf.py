@@ -94,14 +94,12 @@ def ready_folder(file: Path) -> Path:
         text=True,
         check=False,
     )
-    whole.cache_clear()
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"]
         raise ValueError(lines[-1])
     return folder
 
 
-@cache
 def whole(folder: Path) -> bool:
     """Whether a folder is there with the weights that were written; says where they are spoilt."""
     try:
@@ -162,7 +160,7 @@ def check_header(file: Path, header: GgufHeader) -> None:
             f"transformers does not read from GGUF ({', '.join(sorted(readable))}); give the "
             "folder of safetensors that it was made from"
         )
-    if architecture == "llama" and header.stated("attention.head_count_kv") is None:
+    if architecture == "llama" and header.of_model("attention.head_count_kv") is None:
         raise ValueError(
             f"{file} does not say llama.attention.head_count_kv, without which the order of its "
             "query and key rows is not known; convert the model anew with a newer llama.cpp"
