@@ -621,7 +621,7 @@ def test_a_rank_larger_than_a_layer_allows_names_the_layer(model: Path, method: 
 def test_the_rank_counts_only_where_an_adapter_has_it(model: Path) -> None:
     check(model, "method=perp", "method.rank=17")
     with pytest.raises(ValueError, match="rank=17 exceeds"):
-        check(model, "method=perp", "method.rank=17", "method.adapter=scale_lora")
+        check(model, "method=perp", "method.rank=17", "method.trained=[scale_lora]")
 
 
 def test_groups_that_do_not_divide_the_outputs_are_refused(model: Path) -> None:
