@@ -97,6 +97,11 @@ def kinds(names: Iterable[str]) -> list[str]:
 
 
 def _no_match(key: str, pattern: str, names: Sequence[str]) -> str:
+    if not pattern.strip():
+        return (
+            f"{key} has an empty pattern ({_text([pattern])}), which no name matches; take it out, "
+            f"or name linears, the blocks hold {_kinds(names)}"
+        )
     close = nearest(pattern, _tails(_in_a_block(names))).strip()
     hint = f"; {close}" if close else ""
     return f"{key}={pattern} matches no linear of this model{hint}; the blocks hold {_kinds(names)}"
@@ -121,4 +126,6 @@ def _kinds(names: Sequence[str]) -> str:
 
 
 def _text(patterns: Sequence[str] | None) -> str:
-    return "null" if patterns is None else f"[{','.join(patterns)}]"
+    if patterns is None:
+        return "null"
+    return f"[{','.join(pattern if pattern.strip() else repr(pattern) for pattern in patterns)}]"
