@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.checkpoint.linears import other_weights, stored_linears
 from sparsemend.checkpoint.model import ModelConfig, find_model
+from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.config.asked import Asked
 from sparsemend.config.flags import says
 from sparsemend.config.renamed import check_config
@@ -29,7 +30,7 @@ from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_modules
-from sparsemend.preflight.prunable import check_prunable, prunable_shapes
+from sparsemend.preflight.prunable import check_prunable
 from sparsemend.preflight.steps import check_steps
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
