@@ -91,7 +91,7 @@ class TrainedRepair(TrainingFields, RepairMethod):
         if self.foldable and not self.validates_the_fold(model):
             loss = mean_loss(model, module.validation_examples, bench.device, self.at_once(bench))
             report[f"{VALIDATION_LOSS}/folded"] = loss
-        return {**report, "trained_parameters": parameters}
+        return {"trained_parameters": parameters, **report}
 
     def validates_the_fold(self, model: PreTrainedModel) -> bool:
         """Whether the fit measures the function of the folded `model`, but for fp32 rounding.

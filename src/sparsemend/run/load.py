@@ -80,6 +80,7 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
         "windows": test.shape[0],
         "seqlen": test.shape[1],
         "dtype": job.cfg.model.dtype,
+        "stored_as": job.parts.model.stored_as(),
         "data_hash": data.data_hash(),
         "bos": False,
         "chat_template": False,
