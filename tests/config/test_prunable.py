@@ -95,6 +95,11 @@ def test_the_patterns_of_the_yaml_may_match_nothing() -> None:
     prunable(f"prunable.exclude=[{defaults()[0]}]").check(SAME)
 
 
+def test_an_empty_pattern_is_refused_as_one() -> None:
+    with pytest.raises(ValueError, match=r"include has an empty pattern \(\[''\]\), .*take it out"):
+        prunable("prunable.include=['']").check(NAMES)
+
+
 def test_leaving_every_linear_dense_is_refused() -> None:
     with pytest.raises(ValueError, match="leave none of the 12 linears in the blocks to prune"):
         prunable("prunable.exclude=[self_attn.*,mlp.*]").check(SAME)
