@@ -78,7 +78,7 @@ LATER = {
     "debug",
     "prunable",
     "true_sequential",
-}  # keys that came after the digest was written down
+}  # later than the digest
 STORED = "7907ff5ad972f87fd8ed984deb06c7d64448b188a9dc9f609eb05632ba0a09e2"
 
 
