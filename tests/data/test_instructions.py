@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from sparsemend.data.base import UNLABELLED, DataSource, Examples
 from sparsemend.data.instructions import Instructions
 from sparsemend.data.prompts import Prompted
+from sparsemend.data.text import LocalText
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -118,6 +119,20 @@ def test_files_of_their_own_leave_train_whole(tmp_path: Path, lines: Path) -> No
     assert numbers(data.examples("validation")) == numbers(data.examples("test")) == [50, 51]
 
 
+@pytest.mark.parametrize("on_the_hub", [False, True])
+def test_validation_from_a_range_of_train_leaves_the_rows_of_train_as_numbered(
+    lines: Path, monkeypatch: pytest.MonkeyPatch, *, on_the_hub: bool
+) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, split: [row(i) for i in range(20)])
+    where = {"path": "org/name"} if on_the_hub else {"path": str(lines)}
+    data = source(**where, validation="train[-4:]", test="train[2:4]")
+    assert numbers(data.examples("train")) == list(range(20))
+    assert numbers(data.examples("validation")) == [16, 17, 18, 19]
+    assert numbers(data.examples("test")) == [2, 3]
+    with pytest.raises(ValueError, match=r"data\.validation=train\[20:\] is none of the 20 rows"):
+        source(**where, validation="train[20:]").examples("train")
+
+
 def test_calibration_may_be_windows_over_the_training_examples(
     lines: Path, byte_tokenizer: Tokenizer
 ) -> None:
@@ -132,6 +147,18 @@ def test_calibration_may_be_windows_over_the_training_examples(
         assert window.startswith("<|endoftext|>")
         assert window.replace("<|endoftext|>", "") in text
     assert data.framing() == {"bos": True, "chat_template": True}
+
+
+def test_a_text_inside_names_its_keys(lines: Path, byte_tokenizer: Tokenizer) -> None:
+    files = {"train": lines, "calibration": None, "validation": None, "test": lines}
+    settings = {"column": "text", "separator": "", "calibration_samples": 3, "bos": False}
+    text = LocalText(name="t", seqlen=8, **files, **settings)
+    data = source(train=str(lines), text=text)
+    with pytest.raises(ValueError, match=r"^data\.text\.test=.*set data\.text\.column to a text"):
+        data.test(byte_tokenizer)
+    write_lines(lines, [{"text": "short"}])
+    with pytest.raises(ValueError, match=r"data\.text\.seqlen=8.*lower data\.text\.seqlen to at"):
+        data.test(byte_tokenizer)
 
 
 def test_holding_out_every_example_is_refused_with_the_counts(lines: Path) -> None:

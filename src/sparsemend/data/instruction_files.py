@@ -16,6 +16,30 @@ from sparsemend.data.row_files import PlacedRow, json_rows, parquet_rows
 
 JSON = (".json", ".jsonl")
 SUFFIXES = (*JSON, ".parquet")
+SLICED = re.compile(r"(?P<split>[^\[\]]+)\[(?P<first>-?\d*):(?P<end>-?\d*)\]")
+
+
+def split_rows(place: str) -> tuple[str, slice]:
+    """A split or file and the rows that are meant: `train[-2000:]`, the last 2000 of train."""
+    match = SLICED.fullmatch(place)
+    if match is None:
+        return place, slice(None)
+    first, end = (int(number) if number else None for number in match.group("first", "end"))
+    return match["split"], slice(first, end)
+
+
+def check_some(key: str, place: str, total: int) -> int:
+    """The number of rows of `place`, of whose split or file there are `total`.
+
+    Raises ValueError where no row is meant.
+    """
+    count = len(range(total)[split_rows(place)[1]])
+    if not count:
+        raise ValueError(
+            f"data.{key}={place} is none of the {total} rows; give a range inside them, such as "
+            f"{split_rows(place)[0]}[-{max(1, total // 10)}:]"
+        )
+    return count
 
 
 def split_files(key: str, path: str | None, config: str | None, split: str) -> list[Path] | None:
@@ -76,11 +100,18 @@ def _files_in(key: str, folder: Path, config: str | None, split: str) -> list[Pa
     return files
 
 
-def file_examples(path: Path, row_format: RowFormat) -> Iterator[Prompted]:
-    """The examples of one file; every row is checked, and there is at least one."""
-    return examples_of(
-        str(path), json_rows(path) if path.suffix in JSON else parquet_rows(path), row_format
-    )
+def file_examples(path: Path, row_format: RowFormat, what: str) -> Iterator[Prompted]:
+    """The examples of one file; every row is checked, and there is at least one.
+
+    what: the file as messages name it.
+    """
+    read = json_rows if path.suffix in JSON else parquet_rows
+    return examples_of(what, read(path, what), row_format)
+
+
+def key_and_file(key: str, split: str, path: Path) -> str:
+    """A file of the split that `data.<key>` gives: by that key, and by where it lies."""
+    return f"data.{key}={path}" if split == str(path) else f"data.{key}={split} ({path})"
 
 
 def examples_of(what: str, rows: Iterable[PlacedRow], row_format: RowFormat) -> Iterator[Prompted]:
