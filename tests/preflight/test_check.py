@@ -629,7 +629,7 @@ def test_training_without_a_pruner_is_refused(model: Path, method: str) -> None:
 
 
 def test_a_float16_model_trains_with_its_loss_scaled_only(model: Path) -> None:
-    with pytest.raises(ValueError, match="set method.precision=16-mixed, which scales it"):
+    with pytest.raises(ValueError, match=r"set method\.precision=16-mixed, which scales it"):
         check(model, "method=lors", "model.dtype=float16")
     check(model, "method=lors", "model.dtype=float16", "method.precision=16-mixed")
     check(model, "method=dsnot", "model.dtype=float16")
