@@ -628,6 +628,13 @@ def test_training_without_a_pruner_is_refused(model: Path, method: str) -> None:
         check(model, f"method={method}", "pruner=none", "sparsity=0")
 
 
+def test_a_float16_model_trains_with_its_loss_scaled_only(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"set method\.precision=16-mixed, which scales it"):
+        check(model, "method=lors", "model.dtype=float16")
+    check(model, "method=lors", "model.dtype=float16", "method.precision=16-mixed")
+    check(model, "method=dsnot", "model.dtype=float16")
+
+
 @pytest.mark.parametrize("method", ["masked_lora", "lors", "lora", "lora_prune"])
 def test_a_rank_larger_than_a_layer_allows_names_the_layer(model: Path, method: str) -> None:
     with pytest.raises(ValueError, match=r"rank=17 exceeds .* = 16 of .*layers\.0.*rank=16"):
