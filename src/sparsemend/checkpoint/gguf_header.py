@@ -72,7 +72,7 @@ class GgufHeader:
             held[tensor.type] += prod(tensor.shape)
         return int(re.findall(r"\d+", held.most_common(1)[0][0])[0])
 
-    def stated(self, key: str) -> Any:
+    def of_model(self, key: str) -> Any:
         """The value of a key of the architecture's own, None where the file does not have it."""
         return self.values.get(f"{self.architecture}.{key}")
 

@@ -76,14 +76,14 @@ def agrees(cell: Published, protocol: Protocol) -> bool:
     An accuracy is comparable where all items were asked after equally many solved examples, in any
     version of the harness; a mean is comparable where it is over the paper's tasks.
     """
+    as_published = (protocol.statistics, protocol.calibration) == ("exact", "text")
     if protocol.text == HARNESS:
         same = cell.dataset != AVERAGE or protocol.split == AVERAGED.get(cell.paper)
         same = same and published_shots(cell) in (None, protocol.shots)
-        return same and protocol.items == "all" and protocol.statistics == "exact"
+        return same and protocol.items == "all" and as_published
     theirs = (cell.dataset, cell.split, cell.seqlen)
-    return theirs == (protocol.text, protocol.split, str(protocol.seqlen)) and (
-        protocol.statistics == "exact"
-    )
+    ours = (protocol.text, protocol.split, str(protocol.seqlen))
+    return theirs == ours and as_published
 
 
 def _doubt(cell: Published, protocol: Protocol | None) -> tuple[bool, bool, bool]:

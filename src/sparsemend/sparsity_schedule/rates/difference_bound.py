@@ -52,12 +52,14 @@ def _weights_of(cfg: DictConfig) -> list[int]:
     """Prunable weights per block, by the headers of the checkpoint.
 
     A model on the hub is built of its config.json without weights (the run would fetch that
-    anyway); other models without headers get blocks of equal size.
+    anyway); other models without headers get blocks of equal size, and so do those of which headers
+    do not say what the patterns of `prunable` match.
     """
     model = find_model(cfg.model)
     if model.blocks:
         config = model.config.values if model.config is not None else {}
-        return weights_per_block(prunable_shapes(cfg, model.blocks, config))
+        if linears := prunable_shapes(cfg, model.blocks, config):
+            return weights_per_block(linears)
     if model.config is None:
         return _hub_weights(cfg)
     if model.config.blocks is None:
@@ -93,10 +95,14 @@ def weights_of_config(
     from transformers import AutoModelForCausalLM
 
     from sparsemend.blocks.find import prunable_linears
+    from sparsemend.blocks.names import saved_name
+    from sparsemend.layout.names import name_linears_
     from sparsemend.layout.unfold import unfold_
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     unfold_(model)
-    linears = prunable.without_dense(prunable_linears(model))
-    return weights_per_block({name: tuple(m.weight.shape) for name, m in linears.items()})
+    name_linears_(model)
+    shapes = {name: tuple(m.weight.shape) for name, m in prunable_linears(model).items()}
+    allowed = {n: s for n, s in shapes.items() if prunable.allow(n, saved_name(model, n))}
+    return weights_per_block(allowed)
