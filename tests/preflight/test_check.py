@@ -232,9 +232,7 @@ def test_text_for_a_model_without_a_tokenizer_is_refused(data: Path) -> None:
     files = [f"data.{k}={data / k}.safetensors" for k in ("calibration", "train", "test")]
     lines += ["data=tokens", *files, "data.calibration_samples=4"]
     preflight.check(compose("run", overrides=lines))
-    with pytest.raises(
-        ValueError, match=r"^evaluation=zero_shot reads text, .*leave zero_shot"
-    ):
+    with pytest.raises(ValueError, match=r"^evaluation=zero_shot reads text, .*leave zero_shot"):
         preflight.check(compose("run", overrides=[*lines, "evaluation=[zero_shot]"]))
 
 
