@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from sparsemend.names import HARNESS
 from sparsemend.result.protocol import Protocol
 from sparsemend.result.runs import DENSE, Row
-from sparsemend.table.measurement import AVERAGE, AVERAGED, measurement_of, published_shots
+from sparsemend.table.measurement import (
+    AVERAGE,
+    AVERAGED,
+    WORDS,
+    measurement_of,
+    published_shots,
+)
 from sparsemend.table.published import UNKNOWN, Published, published_numbers
 
 
@@ -82,12 +88,15 @@ def agrees(cell: Published, protocol: Protocol) -> bool:
     """Whether a published number was measured like ours; what it does not state counts against it.
 
     An accuracy is comparable where all items of the task's own split were asked after equally many
-    solved examples, in any version of the harness; a mean where it is over the paper's tasks.
+    solved examples, in any version of the harness; a mean where it is over the paper's tasks; a
+    perplexity of words where windows are as long.
     """
     as_published = (protocol.statistics, protocol.calibration) == ("exact", "text")
     if protocol.text == HARNESS:
         same = cell.dataset != AVERAGE or protocol.split == AVERAGED.get(cell.paper)
         same = same and published_shots(cell) in (None, protocol.shots) and cell.split == UNKNOWN
+        if cell.metric == WORDS:
+            same = same and cell.seqlen == str(protocol.seqlen)
         return same and protocol.items == "all" and as_published
     theirs = (cell.dataset, cell.split, cell.seqlen)
     ours = (protocol.text, protocol.split, str(protocol.seqlen))
