@@ -59,6 +59,9 @@ def test_a_pattern_matches_a_whole_name_or_all_after_a_dot(
         "ffn.router.layer",  # DBRX
         "mlp.shared_expert_gate",  # Qwen2-MoE
         "mlp.router_gate",  # Doge
+        "altup.prediction_coefs",  # Gemma-3n, and what follows
+        "altup.correction_coefs",
+        "altup.modality_router",
     ],
 )
 def test_routers_stay_dense_unless_asked(router: str) -> None:

@@ -28,10 +28,10 @@ from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.checkpoint import check_checkpoint
 from sparsemend.preflight.data import check_paths, check_tokenizers, data_sources
 from sparsemend.preflight.declared import check_declared
+from sparsemend.preflight.linear_names import check_linear_names
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_modules
-from sparsemend.preflight.prunable import check_prunable
 from sparsemend.preflight.steps import check_steps
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
@@ -95,7 +95,7 @@ def check(cfg: DictConfig) -> None:
     if model.blocks is not None:
         config = model.config.values if model.config is not None else {}
         check_linears(model.path, model.blocks, config)
-        check_prunable(cfg, model.blocks, config)
+        check_linear_names(cfg, model.blocks, config)
         linears = prunable_shapes(cfg, model.blocks, config)
         check_widths(cfg, pattern, linears)
     asked = Asked(cfg=cfg, pattern=pattern, model=model, linears=linears, key="", section=cfg)

@@ -141,20 +141,21 @@ def _factor_gradients(
     packed_keep: Tensor | None,
     settings: LorsSettings,
 ) -> tuple[Tensor, Tensor]:
-    """(dA (R, I), dB (O, R)) in the factors' dtype from x (T, I) and d (T, O)."""
+    """(dA (R, I), dB (O, R)) in the factors' dtype, summed in fp32, from x (T, I) and d (T, O)."""
     if settings.grad_mode in ("ste", "released"):
         scale = settings.scale if settings.grad_mode == "ste" else 1.0
         return rank_first(x, d, a, b, scale)
     strip = settings.tile_rows if settings.grad_mode == "exact_tiled" else weight.shape[0]
-    da = torch.zeros_like(a)
+    wide = torch.promote_types(a.dtype, torch.float32)  # of the sum over strips
+    da = torch.zeros_like(a, dtype=wide)
     db = torch.empty_like(b)
     for start in range(0, weight.shape[0], strip):
         part = slice(start, start + strip)
         g = d[:, part].T @ x
         g = zero_off_(g, _support_rows(weight, packed_keep, part)).to(a.dtype)
         db[part] = settings.scale * (g @ a.T)
-        da.addmm_(b[part].T, g, alpha=settings.scale)
-    return da, db
+        da.addmm_(b[part].T.to(wide), g.to(wide), alpha=settings.scale)
+    return da.to(a.dtype), db
 
 
 def rank_first(x: Tensor, d: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -137,11 +137,12 @@ class Rounds:
         seed = mix_seed(work.bench.seed, progress.round) * 101 + 1
         generator = torch.Generator().manual_seed(seed)
         capped = self.method.rank_cap is not None
+        used = {name: linear.rank for name, linear in losa_linears(work.model).items()}
         for rank, linears in zip(ranks, by_block(work.model), strict=True):
             for linear in linears.values():
                 start = None if capped else kaiming_start(rank, linear.in_features, generator)
                 linear.set_rank_(rank, start)
-        progress.moments = resize_moments(progress.moments, work.model)
+        progress.moments = resize_moments(progress.moments, work.model, used)
 
     def train(self) -> None:
         """Run one fit on the round's share of the data, resumed from where it was killed, if so."""

@@ -86,7 +86,7 @@ class MaskedFull(TrainedRepair):
             linears = dict(sparse_linears(model))
             report["evolution"] = {
                 "linears": list(linears),
-                "kept": [int(linear.keep.sum()) for linear in linears.values()],
+                "kept": [int(linear.keep.count_nonzero()) for linear in linears.values()],
                 "rounds": self.evolution.records,
             }
         return report
