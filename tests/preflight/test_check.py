@@ -232,9 +232,7 @@ def test_text_for_a_model_without_a_tokenizer_is_refused(data: Path) -> None:
     files = [f"data.{k}={data / k}.safetensors" for k in ("calibration", "train", "test")]
     lines += ["data=tokens", *files, "data.calibration_samples=4"]
     preflight.check(compose("run", overrides=lines))
-    with pytest.raises(
-        ValueError, match=r"^evaluation=zero_shot reads text, .*leave zero_shot"
-    ):
+    with pytest.raises(ValueError, match=r"^evaluation=zero_shot reads text, .*leave zero_shot"):
         preflight.check(compose("run", overrides=[*lines, "evaluation=[zero_shot]"]))
 
 
@@ -336,6 +334,18 @@ def test_a_model_with_weights_outside_linears_is_refused_by_the_largest(tmp_path
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"75% of the weights .* first layer\.0\.rel_attn\.big"):
         check(tmp_path)
+
+
+def test_a_linear_that_its_class_never_calls_is_not_held_to_a_pattern(tmp_path: Path) -> None:
+    config = transformers.MambaConfig(
+        hidden_size=16, state_size=4, num_hidden_layers=1, vocab_size=VOCABULARY, time_step_rank=1
+    )
+    transformers.MambaForCausalLM(config).save_pretrained(
+        tmp_path
+    )  # x_proj (9, 32), dt_proj (32, 1)
+    check(tmp_path, "pattern=2:4", "sparsity=0.5", "method=lora", "method.rank=9")
+    with pytest.raises(ValueError, match=r"in_proj has 16 inputs, not a multiple of 32"):
+        check(tmp_path, "pattern=16:32", "sparsity=0.5")
 
 
 def test_a_window_longer_than_the_positions_is_refused(model: Path) -> None:
