@@ -40,6 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(model: Path | str, *overrides: str) -> None:
     lines = ["model=local", f"model.path={model}", "model.context_length=16", *overrides]
+    if Path(model).is_dir():
+        (Path(model) / "tokenizer.json").touch()  # there, and not read early
     preflight.check(compose("run", overrides=lines))
 
 
@@ -220,6 +222,18 @@ def test_a_common_difference_on_the_bound_is_legal(tmp_path: Path) -> None:
 def test_the_blocks_are_counted_in_a_nested_text_config(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="L=32"):
         check_difference(stated_blocks(tmp_path, 32, nested=True), "0.02")
+
+
+def test_text_for_a_model_without_a_tokenizer_is_refused(data: Path) -> None:
+    lines = ["model=local", f"model.path={llama(data / 'model')}", "model.context_length=16"]
+    message = r"^data \(python_docs\) reads text, and .*model has no tokenizer.*give data=tokens"
+    with pytest.raises(ValueError, match=message):
+        preflight.check(compose("run", overrides=lines))
+    files = [f"data.{k}={data / k}.safetensors" for k in ("calibration", "train", "test")]
+    lines += ["data=tokens", *files, "data.calibration_samples=4"]
+    preflight.check(compose("run", overrides=lines))
+    with pytest.raises(ValueError, match=r"^evaluation=zero_shot reads text, .*leave zero_shot"):
+        preflight.check(compose("run", overrides=[*lines, "evaluation=[zero_shot]"]))
 
 
 def test_a_missing_model_folder_is_refused(tmp_path: Path) -> None:
@@ -482,7 +496,9 @@ def test_data_on_the_hub_passes(model: Path, data: str) -> None:
 
 def test_the_file_of_a_paper_s_data_is_checked_like_any_other(model: Path, tmp_path: Path) -> None:
     train = instructions(tmp_path, {"question": "1 + 2?", "solution": "3"})
-    with pytest.raises(ValueError, match=r"train\.jsonl line 1 has no field answer"):
+    with pytest.raises(
+        ValueError, match=r"data\.train=train \(.*train\.jsonl\) line 1 has no field answer"
+    ):
         check(model, "data=gsm8k", f"data.path={train.parent}", "data.seqlen=16")
 
 
@@ -610,6 +626,13 @@ def test_a_learning_rate_that_trains_nothing_is_refused(model: Path, rate: str) 
 def test_training_without_a_pruner_is_refused(model: Path, method: str) -> None:
     with pytest.raises(ValueError, match="pruner=none leaves nothing to repair"):
         check(model, f"method={method}", "pruner=none", "sparsity=0")
+
+
+def test_a_float16_model_trains_with_its_loss_scaled_only(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"set method\.precision=16-mixed, which scales it"):
+        check(model, "method=lors", "model.dtype=float16")
+    check(model, "method=lors", "model.dtype=float16", "method.precision=16-mixed")
+    check(model, "method=dsnot", "model.dtype=float16")
 
 
 @pytest.mark.parametrize("method", ["masked_lora", "lors", "lora", "lora_prune"])

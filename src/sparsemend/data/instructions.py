@@ -21,6 +21,7 @@ from sparsemend.data.instruction_files import (
     check_some,
     examples_of,
     file_examples,
+    key_and_file,
     split_files,
     split_rows,
 )
@@ -100,8 +101,12 @@ class Instructions(PromptedSource):
             assert self.path is not None
             rows = load_rows(self.path, self.config, split=name)
             numbered = ((f"row {number}", row) for number, row in enumerate(rows))
-            return list(examples_of(f"{self.path} {name}", numbered, self.row_format))
-        return [example for file in files for example in file_examples(file, self.row_format)]
+            return list(examples_of(f"data.{key}={name} ({self.path})", numbered, self.row_format))
+        return [
+            example
+            for file in files
+            for example in file_examples(file, self.row_format, key_and_file(key, name, file))
+        ]
 
 
 def held_out(

@@ -10,6 +10,7 @@ from sparsemend.data.instruction_files import (
     check_held_out,
     check_some,
     file_examples,
+    key_and_file,
     split_files,
     split_rows,
 )
@@ -23,7 +24,7 @@ def check(asked: Asked) -> None:
         check_chat_template(f"{asked.key}.chat_template", asked.cfg.model)
     row_format = RowFormat(data.template, tuple(data.fields), data.empty_answers)
     counted = {
-        key: _count_rows(key, data, row_format)
+        key: _count_rows(key, data[key], data, row_format)
         for key in ("train", "validation", "test")
         if data[key] is not None
     }
@@ -33,11 +34,13 @@ def check(asked: Asked) -> None:
         check_held_out(counted["train"], wanted)
 
 
-def _count_rows(key: str, data: DictConfig, row_format: RowFormat) -> int | None:
+def _count_rows(key: str, place: str, data: DictConfig, row_format: RowFormat) -> int | None:
     """The number of rows of a split, all of them sound; None where they lie on the hub."""
-    place = data[key]
-    files = split_files(key, data.path, data.config, split_rows(place)[0])
+    name, _ = split_rows(place)
+    files = split_files(key, data.path, data.config, name)
     if files is None:
         return None
-    total = sum(1 for path in files for _ in file_examples(path, row_format))
+    total = sum(
+        1 for path in files for _ in file_examples(path, row_format, key_and_file(key, name, path))
+    )
     return check_some(key, place, total)

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import called_linears
+from sparsemend.blocks.names import saved_name
 from sparsemend.method.adapter.fold import adapters, rounds_when_folded
 from sparsemend.method.adapter.low_rank import attach_started, wider
 from sparsemend.method.base import Workbench
@@ -107,7 +108,7 @@ class Spp(TrainedRepair):
             if linear.out_features % self.groups:
                 raise ValueError(
                     f"method.groups={self.groups} does not divide the {linear.out_features} "
-                    f"outputs of {name}; set method.groups to a divisor of them"
+                    f"outputs of {saved_name(model, name)}; set method.groups to a divisor of them"
                 )
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:

@@ -85,6 +85,7 @@ class Conditions(ResultSection):
     bos: bool = False  # whether every window begins with the tokenizer's BOS token
     chat_template: bool = False  # whether examples were turns of the tokenizer's chat template
     calibration_samples: int | None = None
+    calibration_from: str = "text"  # or train: calibration windows over the training examples
     attention: str | None = None
     statistics: str = "exact"
     true_sequential: bool = False

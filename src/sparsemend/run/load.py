@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsemend.blocks.find import check_prunable
+from sparsemend.blocks.find import check_blocks
 from sparsemend.blocks.self_check import check_walk
 from sparsemend.errors import blame
 from sparsemend.prune import check_widths
@@ -59,12 +59,18 @@ def _needs(job: RunJob) -> Wanted:
     parts, again = job.parts, job.cfg.from_run is not None
     trained = parts.method.trains and not again
     measured = any(e.needs_validation for e in parts.evaluation.values())
-    readers = (parts.pruner, parts.sparsity_schedule, parts.method)
     return Wanted(
         train=trained,
         validation=trained or measured,
-        calibration=any(part.needs_calibration for part in readers) and not again,
+        calibration=_calibrates(job) and not again,
     )
+
+
+def _calibrates(job: RunJob) -> bool:
+    """Whether calibration windows decide numbers of this run, or of the finished one it reads."""
+    parts = job.parts
+    readers = (parts.pruner, parts.sparsity_schedule, parts.method)
+    return any(part.needs_calibration for part in readers)
 
 
 def record_protocol(job: RunJob, test: Tensor) -> None:
@@ -86,6 +92,7 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
         "chat_template": False,
         **data.framing(),
         "calibration_samples": data.calibration_samples,
+        "calibration_from": data.calibration_from if _calibrates(job) else "text",
         "statistics": job.cfg.statistics,
         "true_sequential": job.cfg.true_sequential,
     }
@@ -101,7 +108,7 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
 def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
     """Load the dense model, place it, and check it against what the run will do with it."""
     model = _dense_model(job)
-    check_prunable(model)
+    check_blocks(model)
     labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
     vocabulary = model.config.get_text_config().vocab_size
     for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.data.bos import needs_bos
 from sparsemend.data.by_content import content_decides
-from sparsemend.data.chat_template import lacks_template
+from sparsemend.data.chat_template import check_renders
 from sparsemend.errors import blame
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import folders_of
@@ -37,6 +37,7 @@ from sparsemend.terminal import BarLines
 log = logging.getLogger(__name__)
 
 METRICS = ("acc", "acc_norm")
+WORDS = "word_perplexity,none"  # what a task reports that reads a text and asks nothing
 REMEDY = "look at the task's yaml and its data, at include_path and max_length, or leave it out"
 
 
@@ -45,6 +46,8 @@ class ZeroShot(Evaluation):
     """`zero_shot/<task>`, their mean, and every number of each as `zero_shot/<task>/<metric>`.
 
     `zero_shot/mean/<metric>` is the mean in acc and in acc_norm, the latter where a task has it.
+    A task that reads a text, as wikitext, has no accuracy and no part in the mean:
+    `zero_shot/wikitext/word_perplexity`.
     """
 
     suite: str
@@ -83,14 +86,15 @@ class ZeroShot(Evaluation):
         return self.suites[self.suite] if self.tasks is None else solved_examples(self.tasks)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Raise ValueError without a tokenizer, or without the chat template that is asked for."""
+        """Raise ValueError without a tokenizer, or the chat template that is asked for."""
         if tokenizer is None:
             raise ValueError(
                 "evaluation=zero_shot reads text and the model folder has no tokenizer; put one "
                 "there, or leave zero_shot out"
             )
-        if self.chat_template and not tokenizer.chat_template:
-            raise ValueError(lacks_template("evaluation.zero_shot.chat_template"))
+        if self.chat_template:
+            solved = any(self.chosen.values())
+            check_renders("evaluation.zero_shot.chat_template", tokenizer, solved=solved)
 
     def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         if inputs.state not in self.states:
@@ -106,10 +110,12 @@ class ZeroShot(Evaluation):
         for part in raw:
             results |= part["results"]
             self._versions |= part["versions"]
-        metrics = {f"{HARNESS}/{task}": figure(results[task], self.metric) for task in self.chosen}
-        metrics[MEAN] = fmean(metrics.values())
-        for metric in METRICS:
-            metrics[f"{MEAN}/{metric}"] = fmean(figure(results[t], metric) for t in self.chosen)
+        asked = [task for task in self.chosen if WORDS not in results[task]]
+        metrics = {f"{HARNESS}/{task}": figure(results[task], self.metric) for task in asked}
+        if asked:
+            metrics[MEAN] = fmean(metrics.values())
+            for metric in METRICS:
+                metrics[f"{MEAN}/{metric}"] = fmean(figure(results[t], metric) for t in asked)
         for task in self.chosen:
             metrics |= {f"{HARNESS}/{task}/{k}": v for k, v in numbers(results[task]).items()}
         return metrics

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.names import saved_name
 from sparsemend.files import replacing, write_json
 from sparsemend.layout.fused import Unfolded
 from sparsemend.method.adapter.low_rank import SCALE_RULES, scale_of
@@ -56,7 +57,7 @@ def save_peft(
             "experts' linears, first %s, and would leave them out; from_run reads them, and "
             "method=masked_lora folds its factors into the weights",
             len(inside),
-            inside[0],
+            saved_name(model, inside[0]),
         )
         return
     rank = next(iter(factors.values()))[0].shape[0]
