@@ -55,11 +55,11 @@ def check_difference(
     )
 
 
-def _differ(weights: Sequence[int] | None) -> TypeGuard[Sequence[int]]:
+def _differ(weights: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
     return weights is not None and len(set(weights)) > 1
 
 
-def _centre(weights: Sequence[int]) -> float:
+def _centre(weights: Sequence[float]) -> float:
     """The weighted mean of the block numbers 0..L-1."""
     return sum(i * w for i, w in enumerate(weights)) / sum(weights)
 
