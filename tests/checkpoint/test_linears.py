@@ -96,6 +96,20 @@ def test_the_linears_of_a_stack_are_told_apart() -> None:
     }
 
 
+def test_the_config_says_how_a_tensor_holds_its_experts() -> None:
+    blocks = {f"l.0.experts.mlp.{name}": (12, 8) for name in ("w1", "w2")}
+    config = {**CONFIG, "ffn_config": {"moe_num_experts": 2}}
+    shapes = linear_shapes(blocks, config)
+    assert shapes["l.0.experts.mlp.w1[1]"] == (6, 8)
+    assert shapes["l.0.experts.mlp.w2[0]"] == (8, 6)
+    whole = {"l.0.mlp.input_linear.weight": (2, 12, 8)}
+    assert len(linear_shapes(whole, {**CONFIG, "model_type": "granitemoe"})) == 4
+    assert linear_shapes(whole, {**CONFIG, "model_type": "jetmoe"}) == {
+        f"l.0.mlp.input_linear[{expert}]": (12, 8) for expert in range(2)
+    }
+    assert list(linear_shapes(blocks, CONFIG)) == ["l.0.experts.mlp.w1", "l.0.experts.mlp.w2"]
+
+
 def test_the_blocks_are_those_of_the_text_and_not_of_a_larger_tower() -> None:
     shapes = {
         "model.vision_tower.encoder.layers.0.fc.weight": (64, 64),

@@ -640,6 +640,13 @@ def test_training_without_a_pruner_is_refused(model: Path, method: str) -> None:
         check(model, f"method={method}", "pruner=none", "sparsity=0")
 
 
+def test_a_float16_model_trains_with_its_loss_scaled_only(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"set method\.precision=16-mixed, which scales it"):
+        check(model, "method=lors", "model.dtype=float16")
+    check(model, "method=lors", "model.dtype=float16", "method.precision=16-mixed")
+    check(model, "method=dsnot", "model.dtype=float16")
+
+
 @pytest.mark.parametrize("method", ["masked_lora", "lors", "lora", "lora_prune"])
 def test_a_rank_larger_than_a_layer_allows_names_the_layer(model: Path, method: str) -> None:
     with pytest.raises(ValueError, match=r"rank=17 exceeds .* = 16 of .*layers\.0.*rank=16"):
@@ -649,7 +656,7 @@ def test_a_rank_larger_than_a_layer_allows_names_the_layer(model: Path, method: 
 def test_the_rank_counts_only_where_an_adapter_has_it(model: Path) -> None:
     check(model, "method=perp", "method.rank=17")
     with pytest.raises(ValueError, match="rank=17 exceeds"):
-        check(model, "method=perp", "method.rank=17", "method.adapter=scale_lora")
+        check(model, "method=perp", "method.rank=17", "method.trained=[scale_lora]")
 
 
 def test_groups_that_do_not_divide_the_outputs_are_refused(model: Path) -> None:
@@ -705,7 +712,8 @@ def test_a_budget_without_its_number_is_refused(model: Path, match: str) -> None
     [
         ("refill=true", r"compares all weights of a group; set method\.refill=false"),
         ("adapt_scope=global", r"set method\.adapt_scope=layer"),
-        ("sensitivity_gradient=last", r"set method\.sensitivity_gradient=mean"),
+        ("sensitivity_gradient=last", r"set method\.sensitivity_gradient=rms"),
+        ("adapt=false", r"set method\.adapt=true"),
         ("adapt_candidates=base_only", r"set method\.adapt_candidates=all"),
     ],
 )
@@ -735,9 +743,13 @@ def test_deltas_that_can_evolve_pass(model: Path) -> None:
     check(model, "method=spiel", "method.selection=moments")
 
 
-def test_growth_that_nothing_would_prune_back_is_refused(model: Path) -> None:
-    with pytest.raises(ValueError, match=r"set method\.grow_scope=active"):
-        check(model, "method=seft", "method.adapt=false")
+def test_growth_beyond_the_budget_is_measured_and_not_exported(model: Path) -> None:
+    control = ("method=seft", "method.adapt=false")
+    check(model, *control)
+    check(model, *control, "method.grow_scope=active", "export=true")
+    check(model, *control, "pattern=2:4", "sparsity=0.5", "export=true")  # growth stays on it
+    with pytest.raises(ValueError, match=r"ends denser than sparsity=0\.6, .*export=false"):
+        check(model, *control, "export=true")
 
 
 @pytest.mark.parametrize(

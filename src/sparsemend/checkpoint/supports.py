@@ -19,13 +19,13 @@ from sparsemend.checkpoint.headers import (
 )
 from sparsemend.checkpoint.linears import BLOCK_TENSOR
 from sparsemend.checkpoint.masks import Masks, read_masks
-from sparsemend.checkpoint.prunable import (
-    Prunable,
-    prunable_of_masks,
-    prunable_of_names,
+from sparsemend.checkpoint.pruned_tensors import (
+    PrunedTensors,
     tensor_of,
+    tensors_by_masks,
+    tensors_by_names,
 )
-from sparsemend.config.prunable import kinds
+from sparsemend.config.kinds import kinds
 from sparsemend.names import MASKS, MODEL, RESULT
 from sparsemend.sparse.pattern import Pattern
 
@@ -43,7 +43,7 @@ class Checked:
 
     path: Path
     masks: Path | None
-    prunable: Prunable
+    prunable: PrunedTensors
     tensors: Mapping[str, str]
     supports: Mapping[str, Support]
     all_weights: int
@@ -103,17 +103,19 @@ class Checked:
         if dense := self.prunable.stays_dense:
             share = self.zeros / (self.weights + self.dense_weights)
             lines.append(
-                f"{len(dense)} linears stay dense, as the masks file says: {_kinds(dense)}; "
+                f"{len(dense)} linears stay dense, as the masks file says: {self._kinds(dense)}; "
                 f"{self.dense_weights:,} weights, with which the sparsity is {share:.6f}"
             )
         if kept := {name: s.dense for name, s in self.supports.items() if s.dense}:
-            lines.append(
-                f"{sum(kept.values()):,} weights are kept whole by their masks, in {_kinds(kept)}"
-            )
+            whole = f"{sum(kept.values()):,} weights are kept whole by their masks"
+            lines.append(f"{whole}, in {self._kinds(kept)}")
         if others := self.prunable.left_out:
             why = "they have no mask" if self.masks else "routers are not pruned"
-            lines.append(f"{len(others)} left out, {why}: {_kinds(others)}")
+            lines.append(f"{len(others)} left out, {why}: {self._kinds(others)}")
         return lines
+
+    def _kinds(self, names: Iterable[str]) -> str:
+        return ", ".join(kinds(names, self.tensors))
 
     def _names(self, linears: Iterable[str]) -> str:
         """Tensors by name, at most NAMED of them, and of how many."""
@@ -162,12 +164,12 @@ def _prunable(
     folder: Path,
     masks: Path | None,
     written: Masks,
-) -> Prunable:
+) -> PrunedTensors:
     config = folder / "config.json"
     values = json_object(config) if config.is_file() else None
     if masks is None:
-        return prunable_of_names(path, headers, values)
-    return prunable_of_masks(path, headers, values, masks, written)
+        return tensors_by_names(path, headers, values)
+    return tensors_by_masks(path, headers, values, masks, written)
 
 
 def _those_of(path: Path, headers: Mapping[str, object], masks: Masks) -> Masks:
@@ -199,10 +201,6 @@ def _headers(path: Path) -> dict[str, tuple[Path, TensorHeader]]:
             "writes safetensors"
         )
     return headers
-
-
-def _kinds(names: Iterable[str]) -> str:
-    return ", ".join(kinds(names))
 
 
 def _block(linear: str) -> str:

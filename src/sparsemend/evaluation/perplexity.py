@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import Evaluation, EvaluationInput, Unfinished
-from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
+from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC, weights_of
 from sparsemend.terminal import track
 
 Batch = TypeVar("Batch")
@@ -52,14 +52,18 @@ class Perplexity(Evaluation):
         inputs.window_losses[METRIC] = losses
         metrics = {METRIC: _perplexity(losses)}
         if inputs.task is not None:
-            metrics[TASK_METRIC] = self._task_perplexity(model, inputs.task, inputs, "task")
+            sums, counts = self._each_example(model, inputs.task, inputs, "task")
+            metrics[TASK_METRIC] = exponential(float(sums.sum() / counts.sum()))
+            inputs.window_losses[TASK_METRIC] = sums / counts.clamp(min=1)
+            inputs.window_losses[weights_of(TASK_METRIC)] = counts
         if self.validation:
             rows = inputs.validation
             if torch.equal(rows.tokens, rows.labels):
                 losses = self._each_window(model, rows.tokens, inputs, "validation")
                 perplexity = _perplexity(losses)
             else:
-                perplexity = self._task_perplexity(model, rows, inputs, "validation")
+                sums, counts = self._each_example(model, rows, inputs, "validation")
+                perplexity = exponential(float(sums.sum() / counts.sum()))
             metrics[VALIDATION_METRIC] = perplexity
         return metrics
 
@@ -74,21 +78,22 @@ class Perplexity(Evaluation):
         batches = rows.split(self._batch_size(model, rows, inputs))
         return in_order(batches, measure, inputs.unfinished, part, tokens=rows.numel())
 
-    def _task_perplexity(
+    def _each_example(
         self, model: PreTrainedModel, rows: Examples, inputs: EvaluationInput, part: str
-    ) -> float:
+    ) -> tuple[Tensor, Tensor]:
+        """The summed loss and the labelled positions of every example, (N,) fp64 on the host."""
+
         def measure(pair: tuple[Tensor, Tensor]) -> Tensor:
-            """(sum of the losses, labelled positions) of a batch, (1, 2) fp64."""
+            """(sum of the losses, labelled positions) of a batch's examples, (B, 2)."""
             tokens, labels = pair
             losses = self._losses(model, tokens.to(inputs.device), labels.to(inputs.device))
-            count = int((labels[:, 1:] != UNLABELLED).sum())
-            return torch.tensor([[float(losses.double().sum()), count]], dtype=torch.float64)
+            counts = (labels[:, 1:] != UNLABELLED).sum(dim=1)
+            return torch.stack([losses.double().sum(dim=1).cpu(), counts.double().cpu()], dim=1)
 
         batch = self._batch_size(model, rows.tokens, inputs)
         pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))
-        sums = in_order(pairs, measure, inputs.unfinished, part, tokens=rows.tokens.numel())
-        total, count = (sum(column) for column in zip(*sums.tolist(), strict=True))
-        return exponential(total / count)
+        both = in_order(pairs, measure, inputs.unfinished, part, tokens=rows.tokens.numel())
+        return both[:, 0], both[:, 1]
 
     def window_losses(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         """Mean next-token cross-entropy of each window: tokens (B, T) -> (B,) fp32."""

@@ -21,6 +21,7 @@ from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.checkpoint.linears import other_weights, stored_linears
 from sparsemend.checkpoint.model import ModelConfig, find_model
 from sparsemend.checkpoint.places import uncalled_linears
+from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.config.asked import Asked
 from sparsemend.config.flags import says
 from sparsemend.config.renamed import check_config
@@ -30,10 +31,10 @@ from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.checkpoint import check_checkpoint
 from sparsemend.preflight.data import check_paths, check_tokenizers, data_sources
 from sparsemend.preflight.declared import check_declared
+from sparsemend.preflight.linear_names import check_linear_names
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_modules
-from sparsemend.preflight.prunable import check_prunable, prunable_shapes
 from sparsemend.preflight.steps import check_steps
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
@@ -98,7 +99,7 @@ def check(cfg: DictConfig) -> None:
     if model.blocks is not None:
         config = model.config.values if model.config is not None else {}
         check_linears(model.path, model.blocks, config)
-        check_prunable(cfg, model.blocks, config)
+        check_linear_names(cfg, model.blocks, config)
         linears = prunable_shapes(cfg, model.blocks, config)
         called = _without_uncalled(linears, config)
         check_widths(cfg, pattern, called)

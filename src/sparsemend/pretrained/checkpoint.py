@@ -29,10 +29,12 @@ from transformers.utils import (
 )
 
 from sparsemend.checkpoint.architecture import CAUSAL, Architecture, installed_tables
+from sparsemend.checkpoint.gguf import ready_folder
 from sparsemend.checkpoint.headers import read_header, weight_files
 from sparsemend.checkpoint.model import check_pickled
 from sparsemend.checkpoint.quantisation import check_quantisation
 from sparsemend.checkpoint.tokenizer import INSTALL, check_tokenizer, has_tokenizer
+from sparsemend.config.gguf import gguf_file
 from sparsemend.config.locations import resolve_path
 from sparsemend.errors import blame
 from sparsemend.pretrained.attention import check_attention
@@ -56,6 +58,9 @@ class Checkpoint:
 
     @property
     def place(self) -> str:
+        """The folder or hub id; of a GGUF file the folder that is made of it."""
+        if (file := gguf_file(self.path)) is not None:
+            return str(ready_folder(file))
         return resolve_path(self.path)
 
     @property

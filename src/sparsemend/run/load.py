@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsemend.blocks.find import check_prunable
+from sparsemend.blocks.find import check_blocks
 from sparsemend.blocks.self_check import check_walk
 from sparsemend.errors import blame
 from sparsemend.prune import check_widths
@@ -86,6 +86,7 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
         "windows": test.shape[0],
         "seqlen": test.shape[1],
         "dtype": job.cfg.model.dtype,
+        "stored_as": job.parts.model.stored_as(),
         "data_hash": data.data_hash(),
         "bos": False,
         "chat_template": False,
@@ -107,7 +108,7 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
 def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
     """Load the dense model, place it, and check it against what the run will do with it."""
     model = _dense_model(job)
-    check_prunable(model)
+    check_blocks(model)
     labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
     vocabulary = model.config.get_text_config().vocab_size
     for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):

@@ -3,8 +3,10 @@
     perplexity                          perplexity/test
     acc, acc_norm of a task             zero_shot/<task>/acc, zero_shot/<task>/acc_norm
     accuracy_percent of a task          zero_shot/<task>, a fraction
-    acc of zero_shot_average_7          zero_shot/mean/acc
+    acc, percent of zero_shot_average_7  zero_shot/mean/acc
     acc_norm_if_available of it         zero_shot/mean/acc_norm: acc where a task has no acc_norm
+
+    word_perplexity of a task           zero_shot/<task>/word_perplexity, no other perplexity
 
 A difference of rows is not one of these; its two sides are (published.sides).
 """
@@ -23,9 +25,10 @@ from sparsemend.table.published import PERCENT, Published
 PERPLEXITY = "perplexity"
 AVERAGE = "zero_shot_average_7"
 # paper -> the suite of conf/evaluation/zero_shot.yaml whose seven tasks it averages
-AVERAGED = {"atp": "atp", "sp_lora": "wanda"}
-NAMES = ("acc", "acc_norm")
-NAMES_OF_MEANS = {"acc": "acc", "acc_norm_if_available": "acc_norm"}
+AVERAGED = {"atp": "atp", "sp_lora": "wanda", "rethinking": "wanda", "lsa": "atp"}
+WORDS = "word_perplexity"
+NAMES = ("acc", "acc_norm", WORDS)
+NAMES_OF_MEANS = {"acc": "acc", PERCENT: "acc", "acc_norm_if_available": "acc_norm"}
 
 
 @cache

@@ -31,7 +31,7 @@ from typing import Any
 from sparsemend.config.flags import says
 from sparsemend.config.locations import PACKAGE
 from sparsemend.config.members import member_yaml
-from sparsemend.table.experiments import CONTEXT, SAMPLES, SEQLEN, Job
+from sparsemend.table.job import CONTEXT, SAMPLES, SEQLEN, Job
 
 MODELS = PACKAGE / "assets" / "models.csv"
 TEST_TOKENS = 340_000  # WikiText-2 test under LLaMA's tokenizer: 166 windows of 2048
@@ -53,12 +53,13 @@ class TransformerSize:
     mlp_matrices: int
     tied: int
     positions: int
+    head_size: int = 0  # of a head that is not hidden / heads wide
 
     @property
     def prunable(self) -> int:
         """Weights of the linears inside blocks."""
-        key_value = self.hidden // self.heads * self.key_value_heads
-        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * key_value
+        head = self.head_size or self.hidden // self.heads
+        attention = 2 * self.hidden * head * (self.heads + self.key_value_heads)
         return self.blocks * (attention + self.mlp_matrices * self.hidden * self.intermediate)
 
     @property
@@ -98,7 +99,7 @@ def shapes() -> Mapping[str, TransformerSize]:
     with MODELS.open(encoding="utf-8", newline="") as file:
         rows = {row.pop("model"): row for row in csv.DictReader(file)}
     return {
-        name: TransformerSize(**{key: int(v) for key, v in row.items()})
+        name: TransformerSize(**{key: int(v) for key, v in row.items() if v})
         for name, row in rows.items()
     }
 
@@ -144,7 +145,12 @@ def _flops(values: Mapping[str, Any], shape: TransformerSize, tokens: int) -> fl
 
 def _flag(values: Mapping[str, Any], group: str, flag: str) -> Any:
     """A flag of the class of the member that a job takes of a group."""
-    return says(member_yaml(group, str(values[group])), flag)
+    return _flag_of(group, str(values[group]), flag)
+
+
+@cache
+def _flag_of(group: str, member: str, flag: str) -> Any:
+    return says(member_yaml(group, member), flag)
 
 
 @cache

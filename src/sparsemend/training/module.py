@@ -105,12 +105,16 @@ class RepairModule(LightningModule):
             enable_version_counter=False,
         )
         last = LastCheckpoint(self.plan, out / LAST_CHECKPOINT)
-        stop = EarlyStopping(
-            VALIDATION_LOSS, patience=self.plan.patience, check_on_train_epoch_end=False
-        )
+        stop: list[Callback] = []
+        if self.plan.patience is not None:
+            stop += [
+                EarlyStopping(
+                    VALIDATION_LOSS, patience=self.plan.patience, check_on_train_epoch_end=False
+                )
+            ]
         lines = StepLines(self.plan, self.train_examples.tokens.shape[1])
         trainer = make_trainer(
-            callbacks=[best, last, stop, Pace(self.plan), lines],
+            callbacks=[best, last, *stop, Pace(self.plan), lines],
             max_steps=self.plan.max_steps,
             max_epochs=1,
             # for bf16-true the method rounds the parameters: Lightning would round every buffer of
@@ -282,7 +286,7 @@ class RepairModule(LightningModule):
             steps=self.first_step + self.plan.max_steps,
             start=lambda: self.first_step + self.global_step,
         )
-        return loader(self.train_examples, batches)
+        return loader(self.train_examples, batches, whole=self.plan.compile)
 
     def val_dataloader(self) -> DataLoader[Any]:
         examples = self.validation_examples
@@ -296,7 +300,7 @@ class RepairModule(LightningModule):
             )
         size = self.split.at_once
         batches = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
-        return loader(examples, batches)
+        return loader(examples, batches, whole=self.plan.compile)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer(self.model)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks.find import called_linears
+from sparsemend.blocks.names import saved_name
 from sparsemend.method.adapter.fold import adapters
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
@@ -35,8 +36,12 @@ class LowRankLinear(SparseLinear):
         self.scale = scale
 
     def update(self) -> Tensor:
-        """scale * B A, (O, I), not masked."""
-        return self.scale * (self.lora_b @ self.lora_a)
+        """scale * B A, (O, I), not masked, in the factors' dtype under autocast too.
+
+        The fold adds it in fp32; a product that autocast rounds to bf16 would be another function.
+        """
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.scale * (self.lora_b @ self.lora_a)
 
     @torch.no_grad()
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
@@ -110,6 +115,7 @@ def check_ranks(model: nn.Module, rank: int, key: str = "rank") -> None:
         limit = min(linear.in_features, linear.out_features)
         if rank > limit:
             raise ValueError(
-                f"method.{key}={rank} exceeds min(inputs, outputs) = {limit} of {name}; "
+                f"method.{key}={rank} exceeds min(inputs, outputs) = {limit} of "
+                f"{saved_name(model, name)}; "
                 f"set method.{key}={limit} or lower"
             )
