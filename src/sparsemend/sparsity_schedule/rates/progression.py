@@ -55,17 +55,17 @@ def check_difference(
     )
 
 
-def _differ(weights: Sequence[int] | None) -> TypeGuard[Sequence[int]]:
+def _differ(weights: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
     return weights is not None and len(set(weights)) > 1
 
 
-def _centre(weights: Sequence[int]) -> float:
+def _centre(weights: Sequence[float]) -> float:
     """The weighted mean of the block numbers 0..L-1."""
     return sum(i * w for i, w in enumerate(weights)) / sum(weights)
 
 
 def rates(
-    difference: float, sparsity: float, blocks: int, weights: Sequence[int] | None = None
+    difference: float, sparsity: float, blocks: int, weights: Sequence[float] | None = None
 ) -> list[float]:
     """s_1..s_L in float64, multiplied (not accumulated) as in the reference code.
 
@@ -85,10 +85,17 @@ def rates(
     return [min(max(value, 0.0), 1.0) for value in values]
 
 
-def mixed_kept(block_rates: Sequence[float], group_size: int, sparsity: float) -> list[int]:
-    """N per block for a mixed N:M pattern, by largest remainder.
+def mixed_kept(
+    block_rates: Sequence[float],
+    group_size: int,
+    sparsity: float,
+    weights: Sequence[float] | None = None,
+) -> list[int]:
+    """N per block for a mixed N:M pattern, by largest remainder; ties go to the earlier block.
 
-    The N sum to round(L * M * (1 - s)); ties go to the earlier block; each is clamped to 1..M.
+    The N sum to round(L * M * (1 - s)); each is clamped to 1..M.  weights: parameters per block;
+    where blocks differ in size, each N goes up or down to a whole one so that the mean over the
+    weights is near the target, which the plain sum can miss by an N of the largest block.
     """
     ideal = [group_size * (1 - rate) for rate in block_rates]
     # a remainder within rounding error of a whole number is that number
@@ -104,4 +111,28 @@ def mixed_kept(block_rates: Sequence[float], group_size: int, sparsity: float) -
         free = [i for i, n in enumerate(kept) if 1 <= n + step <= group_size]
         chosen = max(free, key=lambda i: (round(step * (ideal[i] - kept[i]), 9), -step * i))
         kept[chosen] += step
-    return kept
+    return kept if weights is None else _nearest(kept, ideal, group_size, sparsity, weights)
+
+
+def _nearest(
+    kept: list[int],
+    ideal: Sequence[float],
+    group_size: int,
+    sparsity: float,
+    weights: Sequence[float],
+) -> list[int]:
+    """N moved, where it costs least and never a whole one off, while the mean gets nearer."""
+    target = group_size * (1 - sparsity) * sum(weights)
+    while True:
+        missing = target - sum(n * w for n, w in zip(kept, weights, strict=True))
+        step = 1 if missing > 0 else -1
+        apart = [abs(missing - step * weight) < abs(missing) - 1e-6 for weight in weights]
+        nearer = [
+            i
+            for i, n in enumerate(kept)
+            if 1 <= n + step <= group_size and abs(n + step - ideal[i]) < 1 and apart[i]
+        ]
+        if not nearer:
+            return kept
+        chosen = max(nearer, key=lambda i: (round(step * (ideal[i] - kept[i]), 9), -step * i))
+        kept[chosen] += step
