@@ -22,12 +22,14 @@ from sparsemend.preflight.device import check_device
 from sparsemend.sweep import cells as sweep
 from sparsemend.sweep.arena.sweeper import ArenaSweeper
 from sparsemend.sweep.checks import check_sweep
+from sparsemend.sweep.claims.sweeper import ClaimSweeper
 
 CONFIG_NAME = "run"
 TARGETS = [
     *LOGGING_TARGETS,
     "sparsemend.sweep.report.SweepReport",
     "sparsemend.sweep.arena.report.ArenaReport",
+    "sparsemend.sweep.claims.report.ClaimReport",
     "sparsemend.sweep.search.report.SearchReport",
 ]
 
@@ -93,6 +95,7 @@ def check_run(cfg: DictConfig, search: list[str]) -> None:
 def _register_sweepers() -> None:
     """Register the sweepers of this command with Hydra."""
     Plugins.instance().register(ArenaSweeper)
+    Plugins.instance().register(ClaimSweeper)
     if any(override_key(argument) == "search" for argument in sys.argv):
         from sparsemend.sweep.search.sweeper import SearchSweeper
 

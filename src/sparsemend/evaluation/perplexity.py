@@ -31,14 +31,16 @@ Batch = TypeVar("Batch")
 class Perplexity(Evaluation):
     """`perplexity/test` over all test windows; `perplexity/task` where the data has a task.
 
-    The task's is exp of the mean over all labelled tokens: its examples differ in length.
+    The task's is exp of the mean over all labelled tokens: its examples differ in length, so that
+    the loss kept of an example is its part of that mean.
     `validation` adds `perplexity/validation`, which searches select by: it is computed as for test
-    where every token counts, else as for the task.
+    where every token counts, else as for the task.  `windows` limits each of the three texts.
     """
 
     repeatable: ClassVar[bool] = True
 
     validation: bool
+    windows: int | None
     logits_fp32: bool
     chunk_tokens: int
     logits_bytes: int
@@ -47,20 +49,26 @@ class Perplexity(Evaluation):
     def needs_validation(self) -> bool:
         return self.validation
 
+    @property
+    def first_windows(self) -> int | None:
+        return self.windows
+
     def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         losses = self._each_window(model, inputs.test, inputs, "test")
         inputs.window_losses[METRIC] = losses
         metrics = {METRIC: _perplexity(losses)}
         if inputs.task is not None:
-            metrics[TASK_METRIC] = self._task_perplexity(model, inputs.task, inputs, "task")
+            losses = self._labelled_losses(model, inputs.task, inputs, "task")
+            inputs.window_losses[TASK_METRIC] = losses.float()
+            metrics[TASK_METRIC] = _perplexity(losses)
         if self.validation:
             rows = inputs.validation
+            rows = rows if self.windows is None else rows.first(self.windows)
             if torch.equal(rows.tokens, rows.labels):
                 losses = self._each_window(model, rows.tokens, inputs, "validation")
-                perplexity = _perplexity(losses)
             else:
-                perplexity = self._task_perplexity(model, rows, inputs, "validation")
-            metrics[VALIDATION_METRIC] = perplexity
+                losses = self._labelled_losses(model, rows, inputs, "validation")
+            metrics[VALIDATION_METRIC] = _perplexity(losses)
         return metrics
 
     def _each_window(
@@ -74,21 +82,26 @@ class Perplexity(Evaluation):
         batches = rows.split(self._batch_size(model, rows, inputs))
         return in_order(batches, measure, inputs.unfinished, part, tokens=rows.numel())
 
-    def _task_perplexity(
+    def _labelled_losses(
         self, model: PreTrainedModel, rows: Examples, inputs: EvaluationInput, part: str
-    ) -> float:
+    ) -> Tensor:
+        """The part of every example, (N,) fp64, whose mean is the loss over labelled tokens.
+
+        That is the sum of an example's losses over the mean number of its labelled tokens.
+        """
+
         def measure(pair: tuple[Tensor, Tensor]) -> Tensor:
-            """(sum of the losses, labelled positions) of a batch, (1, 2) fp64."""
+            """(sum of the losses, labelled positions) of each example of a batch, (B, 2) fp64."""
             tokens, labels = pair
             losses = self._losses(model, tokens.to(inputs.device), labels.to(inputs.device))
-            count = int((labels[:, 1:] != UNLABELLED).sum())
-            return torch.tensor([[float(losses.double().sum()), count]], dtype=torch.float64)
+            counts = (labels[:, 1:] != UNLABELLED).sum(dim=1).double()
+            return torch.stack([losses.double().sum(dim=1).cpu(), counts], dim=1)
 
         batch = self._batch_size(model, rows.tokens, inputs)
         pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))
         sums = in_order(pairs, measure, inputs.unfinished, part, tokens=rows.tokens.numel())
-        total, count = (sum(column) for column in zip(*sums.tolist(), strict=True))
-        return exponential(total / count)
+        totals, counts = sums.unbind(dim=1)
+        return totals / counts.mean()
 
     def window_losses(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         """Mean next-token cross-entropy of each window: tokens (B, T) -> (B,) fp32."""

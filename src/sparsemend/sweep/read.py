@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sparsemend.names import STATES
+from sparsemend.names import STATES, SWEEP
 from sparsemend.result.folder import alive, read_result
 from sparsemend.result.format import format_metric
 from sparsemend.result.run_result import RunResult
@@ -88,6 +89,15 @@ class Cell:
 def wide_console() -> Console:
     """The terminal, or a log file that is wide enough for a row per cell."""
     return console(CELLS_WIDTH)
+
+
+def sweep_overrides(folder: Path) -> list[str]:
+    """The overrides of the sweep in a folder; empty where it holds none."""
+    try:
+        content = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [str(line) for line in content.get("overrides", [])]
 
 
 def read_cells(folder: Path) -> list[Cell]:

@@ -28,6 +28,7 @@ from sparsemend.table.measurement import AVERAGE, AVERAGED, PERPLEXITY, measurem
 from sparsemend.table.published import UNKNOWN, Published
 
 GROUPS = ("model", "data", "pruner", "sparsity_schedule", "method", "evaluation")
+CLAIMS = "claims"  # a folder of experiments that repeat no table
 TEXTS = (WIKITEXT, "wikitext")  # a source that only says wikitext is repeated on WikiText-2
 CONTEXT = "model.context_length"
 DIFFERENCE = "sparsity_schedule.common_difference"
@@ -121,7 +122,8 @@ class Experiment:
 def experiments() -> tuple[Experiment, ...]:
     """Every paper's experiments, by name."""
     folder = conf_folder() / "experiment"
-    return tuple(_read(path, folder) for path in sorted(folder.glob("*/*.yaml")))
+    paths = (path for path in folder.glob("*/*.yaml") if path.parent.name != CLAIMS)
+    return tuple(_read(path, folder) for path in sorted(paths))
 
 
 def job_for(cell: Published) -> Job | None:
