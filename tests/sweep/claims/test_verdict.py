@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsemend.sweep.arena.bootstrap import Ratio
-from sparsemend.sweep.claims.choice import best_value, bracket, listed
+from sparsemend.sweep.claims.choice import best_value, bracket, try_each
 from sparsemend.sweep.claims.verdict import (
     FAILS,
     HOLDS,
@@ -99,5 +99,5 @@ def test_a_bracket_of_failed_trials_ends() -> None:
 
 def test_listed_values_are_tried_once_in_their_order() -> None:
     asked: list[float] = []
-    listed([3.0, 1.0, 3.0], lambda value: asked.append(value) or value)
+    try_each([3.0, 1.0, 3.0], lambda value: asked.append(value) or value)
     assert asked == [3.0, 1.0]

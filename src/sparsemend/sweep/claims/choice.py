@@ -38,6 +38,6 @@ def bracket(
     return {at(k): tried[k] for k in sorted(tried)}
 
 
-def listed(values: Sequence[float], objective: Callable[[float], float]) -> dict[float, float]:
+def try_each(values: Sequence[float], objective: Callable[[float], float]) -> dict[float, float]:
     """Objectives of the values, each tried once, in their order."""
     return {value: objective(value) for value in dict.fromkeys(values)}

@@ -19,7 +19,7 @@ NO_ROW = "none"
 
 
 @dataclass(frozen=True, order=True)
-class Setting:
+class ComparedAt:
     """What both sides of a comparison have in common beside the seed."""
 
     model: str
@@ -44,13 +44,13 @@ class MeasuredState:
     row: Row
     state: str
 
-    def setting(self, measure: str) -> Setting:
+    def setting(self, measure: str) -> ComparedAt:
         """The setting in which it is compared by a measure."""
         text, data = measured_text(self.run.config["data"]), str(self.run.config["data"]["name"])
         if measure == TASK_METRIC:
             text, data = data, ""
         trained = data if data != text else ""
-        return Setting(self.run.model, text, trained, self.row.pruner, self.row.amount)
+        return ComparedAt(self.run.model, text, trained, self.row.pruner, self.row.amount)
 
     def meets(self, conditions: Mapping[str, Any]) -> bool:
         """Whether every condition is a fact: row, method, schedule, task, or a dotted key."""

@@ -22,6 +22,7 @@ from sparsemend.sweep.claims.facts import MeasuredState, dense_perplexity
 from sparsemend.sweep.claims.published import published_lines
 from sparsemend.sweep.claims.read import Chosen, Claim, Comparison, Judged
 from sparsemend.sweep.claims.statements import MEASURES
+from sparsemend.sweep.claims.verdict import FAILS, HOLDS, OPEN
 from sparsemend.sweep.read import sweep_overrides
 from sparsemend.table.formats import markdown_table
 
@@ -238,7 +239,7 @@ def index(folder: Path) -> str:
     notes = [
         "effect: ours over the rival, perplexity unless the sentence says otherwise, with its "
         f"paired {LEVEL:.0%} interval over seeds and test windows; below 1 is as the paper says",
-        "verdict: holds here / does not hold here / not told apart, by the rule that the yaml of "
+        f"verdict: {HOLDS} / {FAILS} / {OPEN}, by the rule that the yaml of "
         "the claim states; over all settings, and how many settings hold, do not, are open",
     ]
     return markdown_table("What the papers claim, measured here", heads, rows, 3, notes) + "\n"
@@ -262,10 +263,7 @@ def _index_row(claim: str, key: tuple[str, str, str], lines: Sequence[dict[str, 
         f"{key[1]}, {key[2]}",
         "-" if shown is None else f"**{shown['verdict']}**",
         effect,
-        " / ".join(
-            str(counts[verdict])
-            for verdict in ("holds here", "does not hold here", "not told apart")
-        ),
+        " / ".join(str(counts[verdict]) for verdict in (HOLDS, FAILS, OPEN)),
         lines[0]["hours"],
     ]
 

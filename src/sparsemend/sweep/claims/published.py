@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsemend.sweep.claims.facts import Setting
+from sparsemend.sweep.claims.facts import ComparedAt
 from sparsemend.sweep.claims.statements import Statement
 from sparsemend.table.published import UNKNOWN, Published, find_cell, published_numbers
 
@@ -31,7 +31,7 @@ class PublishedRatio:
         return f"x {self.ratio:.3f} ({figures})"
 
 
-def published_ratio(statement: Statement, setting: Setting) -> PublishedRatio | None:
+def published_ratio(statement: Statement, setting: ComparedAt) -> PublishedRatio | None:
     """The first pair of published cells that a statement may stand beside in a setting.
 
     Both are perplexities of one table, model, text, pruner and amount; None where no table of
@@ -59,7 +59,7 @@ def _perplexities(title: str) -> Sequence[Published]:
     ]
 
 
-def _of(cell: Published, setting: Setting) -> bool:
+def _of(cell: Published, setting: ComparedAt) -> bool:
     if cell.pattern in (UNKNOWN, "unstructured"):
         amount = UNKNOWN if cell.sparsity == UNKNOWN else f"{float(cell.sparsity):g}"
     else:

@@ -13,7 +13,7 @@ from sparsemend.names import METRIC, VALIDATION_METRIC
 from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.sweep.arena.bootstrap import Ratio
 from sparsemend.sweep.claims.choice import best_value
-from sparsemend.sweep.claims.facts import MeasuredState, Setting, measured_states
+from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState, measured_states
 from sparsemend.sweep.claims.published import PublishedRatio, published_ratio
 from sparsemend.sweep.claims.statements import PER_WINDOW, Rules, Statement, read_rules
 from sparsemend.sweep.claims.verdict import effect_of, pooled_effect, verdict
@@ -26,7 +26,7 @@ BySeed = Mapping[int, MeasuredState]
 class Comparison:
     """A statement in one setting."""
 
-    setting: Setting
+    setting: ComparedAt
     ours: BySeed
     rival: BySeed
     effect: Ratio
@@ -53,7 +53,7 @@ class Chosen:
     """What validation chose for a side, and what the test text would have chosen."""
 
     side: str
-    setting: Setting
+    setting: ComparedAt
     key: str
     validation: Mapping[float, float]  # value -> perplexity, on the seed where values were tried
     value: float
@@ -93,7 +93,7 @@ def _claim(name: str, runs: Sequence[RunRecord]) -> Claim:
     rules = _rules_of(name, runs)
     states = list(measured_states(runs))
     judged: list[Judged] = []
-    chosen: dict[tuple[str, Setting], Chosen] = {}
+    chosen: dict[tuple[str, ComparedAt], Chosen] = {}
     for statement in rules.statements:
         comparisons = _compare(statement, states, rules, chosen)
         places = dict.fromkeys((c.setting.model, c.setting.text) for c in comparisons)
@@ -125,12 +125,12 @@ def _compare(
     statement: Statement,
     states: Sequence[MeasuredState],
     rules: Rules,
-    chosen: dict[tuple[str, Setting], Chosen],
+    chosen: dict[tuple[str, ComparedAt], Chosen],
 ) -> list[Comparison]:
     """The statement in every setting that has both sides; adds to `chosen`."""
-    sides: list[dict[Setting, BySeed]] = []
+    sides: list[dict[ComparedAt, BySeed]] = []
     for conditions in (statement.ours, statement.rival):
-        by_setting: dict[Setting, list[MeasuredState]] = {}
+        by_setting: dict[ComparedAt, list[MeasuredState]] = {}
         for state in states:
             if state.meets(conditions) and state.value(statement.measure) is not None:
                 by_setting.setdefault(state.setting(statement.measure), []).append(state)
@@ -144,9 +144,9 @@ def _compare(
     comparisons = []
     for setting in sorted(sides[0].keys() & sides[1].keys()):
         ours, rival = sides[0][setting], sides[1][setting]
-        found = effect_of(*(_logarithms(side, statement.measure) for side in (ours, rival)))
-        if found is not None:
-            effect, seeds = found
+        outcome = effect_of(*(_logarithms(side, statement.measure) for side in (ours, rival)))
+        if outcome is not None:
+            effect, seeds = outcome
             comparisons.append(
                 Comparison(
                     setting,
@@ -169,7 +169,7 @@ def _name(conditions: Mapping[str, Any]) -> str:
 
 
 def _by_seed(
-    side: str, setting: Setting, members: Sequence[MeasuredState], rules: Rules, metric: str
+    side: str, setting: ComparedAt, members: Sequence[MeasuredState], rules: Rules, metric: str
 ) -> tuple[BySeed, Chosen | None]:
     """One state per seed: of several values of the chosen key, that which validation chooses.
 

@@ -21,7 +21,7 @@ from sparsemend.config.values import override_key
 from sparsemend.names import VALIDATION_METRIC
 from sparsemend.result.folder import read_result
 from sparsemend.sweep.cells import identity
-from sparsemend.sweep.claims.choice import best_value, bracket, listed
+from sparsemend.sweep.claims.choice import best_value, bracket, try_each
 from sparsemend.sweep.search.space import space_of
 from sparsemend.sweep.sweeper import CellSweeper
 
@@ -84,7 +84,7 @@ class ClaimSweeper(CellSweeper):
             start = float(OmegaConf.select(config, key))
             tried = bracket(start, float(self.choose["factor"]), objective, most=MOST)
         else:
-            tried = listed(self._points(config), objective)
+            tried = try_each(self._points(config), objective)
         value = best_value(tried)
         log.info("validation chooses %s=%s of %s", key, value, ", ".join(map(str, sorted(tried))))
         return value
