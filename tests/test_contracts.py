@@ -86,8 +86,9 @@ VARIANTS = {
     "lors derived": ("lors", "method.mask=derived"),
     "lors kaiming": ("lors", "method.init=kaiming"),
     "lors bf16-mixed": ("lors", "method.precision=bf16-mixed"),
-    "perp scale_lora": ("perp", "method.adapter=scale_lora"),
-    "perp perturbed": ("perp", "method.adapter=scale_lora", "method.init=perturbed"),
+    "perp released": ("perp", "method.trained=[biases,norms,lm_head,mask_lora]"),
+    "perp scale_lora": ("perp", "method.trained=[biases,norms,scale_lora]"),
+    "perp perturbed": ("perp", "method.trained=[norms,scale_lora]", "method.init=perturbed"),
     "masked_lora distilled": (
         "masked_lora",
         "method.distill.weight=0.5",

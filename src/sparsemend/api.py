@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.choice import choose_, choose_as_, dense_linears, report_choice
 from sparsemend.blocks.find import check_prunable
+from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.self_check import check_walk
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.compose import compose_command
@@ -33,7 +34,8 @@ from sparsemend.data.base import Examples
 from sparsemend.errors import OverrideError
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.hardware import Hardware
-from sparsemend.layout.unfold import fold_within, unfold_
+from sparsemend.layout.names import name_linears_
+from sparsemend.layout.unfold import unfold_
 from sparsemend.logger.base import csv_logger
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.names import ADAPTER, CHECKPOINTS, MASKS, PARTS
@@ -44,10 +46,11 @@ from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
 from sparsemend.run.adopt import adopt, check_existing
 from sparsemend.run.export import export as write_model
-from sparsemend.run.export import save_supports, to_dense_
+from sparsemend.run.export import save_supports
 from sparsemend.run.job import build
 from sparsemend.run.model_type import with_bos
 from sparsemend.run.prune import PruningRules
+from sparsemend.run.save import as_saved, open_adapters, save_as_class_does_
 from sparsemend.run.windows import Wanted, Windows, check_vocabulary, first_window
 from sparsemend.run.windows import read_windows as read_data
 from sparsemend.sparse.count import SparsityReport, sparsity_report
@@ -62,7 +65,8 @@ Dense = PreTrainedModel | Callable[[], PreTrainedModel]
 class PruneOutcome:
     """What `prune` did: the settings, the sparsity asked of every linear, the zeros counted.
 
-    stays_dense: the linears without a support, with the reason.
+    Linears are named by their modules, for `model.get_submodule`; messages name them as the
+    checkpoint does.  stays_dense: the linears without a support, with the reason.
     """
 
     settings: tuple[str, ...]
@@ -87,7 +91,9 @@ def load(
     """Load the dense model of the group `model`, on the CPU, and its tokenizer if it has one."""
     cfg = compose(overrides, settings)
     source = build(cfg.model)
-    return source.load(seed=cfg.seed), source.tokenizer()
+    model = source.load(seed=cfg.seed)
+    save_as_class_does_(model)
+    return model, source.tokenizer()
 
 
 def read_windows(
@@ -117,10 +123,12 @@ def prune(
 ) -> PruneOutcome:
     """Prune the linears in the decoder blocks of `model`, in place.
 
+    `export` writes it with its masks; its `save_pretrained` writes plain weights that load.
+
     calibration: token windows (N, T), None for a pruner and a schedule that read none.  include,
-    exclude: patterns of linears, the keys of `prunable` in run.yaml; None as it says there, all
-    linears but routers.  settings: sparsity, pattern, rounding, statistics, true_sequential, seed
-    and the groups pruner, sparsity_schedule, hardware.
+    exclude: patterns of linears, by saved or module names, the keys of `prunable` in run.yaml; None
+    as it says there, all linears but routers.  settings: sparsity, pattern, rounding, statistics,
+    true_sequential, seed and the groups pruner, sparsity_schedule, hardware.
     """
     names = {"include": include, "exclude": exclude}
     patterns = {key: list(value) for key, value in names.items() if value is not None}
@@ -129,7 +137,7 @@ def prune(
     pattern = check_pattern(cfg)
     check_pruner(cfg, pattern)
     check_rounding(cfg, pattern)
-    unfold_(model)
+    _open(model)
     check_true_sequential(cfg)
     _choose(model, cfg)
     check_prunable(model)
@@ -161,7 +169,7 @@ def prune(
             )
             asked = rules(model, Calibration(windows, device=device, offload=hardware.offload))
     dense = stays_dense(model, REACHED)
-    warn_dense(dense)
+    warn_dense(model, dense)
     return PruneOutcome(tuple(lines), asked, sparsity_report(model), dense)
 
 
@@ -190,7 +198,7 @@ def repair(
     check_true_sequential(cfg)
     method: RepairMethod = build(cfg.method)
     method_name, pattern = type(method).__name__, Pattern.parse(cfg.pattern)
-    unfold_(model)
+    _open(model)
     check_prunable(model)
     _check_folded(model)
     if folder is not None and any((Path(folder) / name).exists() for name in (PARTS, CHECKPOINTS)):
@@ -311,11 +319,9 @@ def export(
     if folder.exists() and not (folder.is_dir() and _may_replace(folder)):
         raise ValueError(f"{folder} is there and no export of a sparse model; give a new folder")
     check_supports(model)
-    sparse = dict(sparse_linears(model))
-    apart = [name for name, linear in sparse.items() if not linear.holds_support]
-    if apart and repaired is None:
+    if repaired is None and (names := open_adapters(model)):
         raise ValueError(
-            f"{apart[0]} carries an adapter that is not folded into its weight; give repaired, "
+            f"{names[0]} carries an adapter that is not folded into its weight; give repaired, "
             "what repair() returned, to export weights and adapter"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -324,12 +330,8 @@ def export(
         save_supports(model, masks)
         if repaired is not None:
             repaired.method.save_adapter(model, Path(temporary) / ADAPTER, base=str(folder))
-        try:
-            with fold_within(to_dense_(model)):
-                write_model(model, tokenizer, folder, masks=masks, card=None)
-        finally:
-            for name, linear in sparse.items():
-                model.set_submodule(name, linear)
+        with as_saved(model):
+            write_model(model, tokenizer, folder, masks=masks, card=None)
         if (adapter := Path(temporary) / ADAPTER).exists():
             adapter.replace(folder / ADAPTER)
     return folder
@@ -369,17 +371,31 @@ def _kept_lines(pruned: PruneOutcome | None, lines: list[str]) -> list[str]:
     return [line for line in kept if line.partition("=")[0].partition(".")[0] not in chosen]
 
 
+def _open(model: PreTrainedModel) -> None:
+    """Make every linear of `model` an nn.Linear with both its names; it still saves as its class.
+
+    In place.
+    """
+    unfold_(model)
+    name_linears_(model)
+    save_as_class_does_(model)
+
+
 def _choose(model: PreTrainedModel, cfg: DictConfig) -> None:
     """Mark the linears that stay dense; ValueError where a pruned model was chosen otherwise."""
     prunable = PrunableNames.of(cfg)
     sparse = [name for name, _ in sparse_linears(model)]
     for name in sparse:
-        if not prunable.allow(name):
-            raise ValueError(f"{name} is pruned already and cannot stay dense; load the model anew")
-    for name in dense_linears(model) if sparse else ():
-        if prunable.allow(name):
+        saved = saved_name(model, name)
+        if not prunable.allow(name, saved):
             raise ValueError(
-                f"{name} stayed dense when this model was pruned; load the model anew to prune it"
+                f"{saved} is pruned already and cannot stay dense; load the model anew"
+            )
+    for name in dense_linears(model) if sparse else ():
+        saved = saved_name(model, name)
+        if prunable.allow(name, saved):
+            raise ValueError(
+                f"{saved} stayed dense when this model was pruned; load the model anew to prune it"
             )
     choose_(model, prunable)
     report_choice(model, prunable)
@@ -394,7 +410,8 @@ def _check_folded(model: PreTrainedModel) -> None:
     for name, linear in sparse_linears(model):
         if type(linear) is not SparseLinear:
             raise ValueError(
-                f"{name} carries an earlier repair's adapter; export it, or load the model anew"
+                f"{saved_name(model, name)} carries an earlier repair's adapter; export it, or "
+                "load the model anew"
             )
 
 

@@ -26,19 +26,23 @@ LONGEST = 400  # characters of a library's message that a line repeats
 
 
 @contextmanager
-def blame(what: str, remedy: str) -> Iterator[None]:
+def blame(
+    what: str, remedy: str = "", *, say: Callable[[Exception], str] | None = None
+) -> Iterator[None]:
     """Turn an error that a library raises inside into a ValueError of one line.
 
     what: the user's input by key and value, such as `model.path=/models/x`; remedy: what to give
-    instead.  An error that this package itself raised passes as it is: it has its own words, or is
-    a fault of ours.  So do a lack of memory and an error of CUDA, which no input causes.
+    instead, empty where the error tells it; say: words an error, `brief` unless given.  An error
+    that this package itself raised passes as it is: it has its own words, or is a fault of ours.
+    So do a lack of memory and an error of CUDA, which no input causes.
     """
     try:
         yield
     except Exception as error:
         if raised_here(error) or lacks_memory(error) or "CUDA error" in str(error):
             raise
-        raise ValueError(f"{what}: {brief(error)}; {remedy}") from error
+        line = f"{what}: {(say or brief)(error)}"
+        raise ValueError(f"{line}; {remedy}" if remedy else line) from error
 
 
 def raised_here(error: BaseException) -> bool:

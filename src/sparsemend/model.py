@@ -1,9 +1,10 @@
-"""Sources of a model: a hub id, a local folder, the shipped tiny model, or random weights."""
+"""Sources of a model: hub id, local folder, GGUF file, the shipped tiny model, random weights."""
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sparsemend.checkpoint.gguf import ready_folder, remarks, stored_as
+from sparsemend.config.gguf import gguf_file
 from sparsemend.layout.unfold import unfold_
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.pretrained.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -40,6 +45,10 @@ class ModelSource(ABC):
     def companions(self) -> list[Path]:
         """Files that an export carries along as they are."""
         return []
+
+    def stored_as(self) -> str | None:
+        """The types in which its weights were stored, where they are not numbers in the file."""
+        return None
 
 
 @dataclass(kw_only=True)
@@ -70,6 +79,30 @@ class PretrainedModel(ModelSource):
         return Checkpoint(
             path=self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
         )
+
+
+@dataclass(kw_only=True)
+class GgufModel(PretrainedModel):
+    """A causal LM in a GGUF file, whose weights are turned back into numbers once.
+
+    path: the file, or `package:NAME`.  digest: the SHA-256 of the file, which the configuration
+    holds in place of the folder that was made of it.
+    """
+
+    digest: str
+    reported: bool = field(default=False, init=False)  # a run may load its dense model again
+
+    def load(self, *, seed: int) -> PreTrainedModel:
+        model = super().load(seed=seed)
+        file = gguf_file(self.path)
+        if file is not None and not self.reported:
+            for line in remarks(ready_folder(file)):
+                log.warning("%s", line)
+            self.reported = True
+        return model
+
+    def stored_as(self) -> str | None:
+        return stored_as(self.path)
 
 
 @dataclass(kw_only=True)

@@ -32,3 +32,8 @@ WANDB_RUN_ID = "wandb_run_id"
 
 # what logger=wandb may upload -> its place in the run folder
 ARTIFACTS = {"result": RESULT, "masks": MASKS, "adapter": ADAPTER, "model": MODEL}
+
+
+def weights_of(metric: str) -> str:
+    """The name of the windows' weights in a metric's mean, beside their losses."""
+    return f"{metric}/weights"

@@ -23,6 +23,7 @@ from torch import nn
 
 from sparsemend.blocks.arguments import Recorded
 from sparsemend.blocks.find import called_linears, find_blocks, is_never_called, linears_of
+from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.statistics import Statistic
 from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.pruner.base import Pruner
@@ -259,12 +260,12 @@ def check_widths(model: nn.Module, pattern: Pattern, *, tail: str) -> None:
     if pattern.unstructured:
         return
     for name, linear in called_linears(model).items():
-        rest = linear.in_features % pattern.group_size
+        rest, called = linear.in_features % pattern.group_size, saved_name(model, name)
         if rest and tail == "error":
             raise ValueError(
-                f"{name} has {linear.in_features} inputs, not a multiple of {pattern.group_size} "
+                f"{called} has {linear.in_features} inputs, not a multiple of {pattern.group_size} "
                 f"as pattern {pattern} needs; pattern_tail=reference prunes the short last group "
                 "as the reference codes do"
             )
         if rest:
-            log.warning("%s: last group has %d of %d inputs", name, rest, pattern.group_size)
+            log.warning("%s: last group has %d of %d inputs", called, rest, pattern.group_size)

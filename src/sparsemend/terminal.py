@@ -135,3 +135,8 @@ def say(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(
         f"error: {message}", style="bold red", highlight=False, markup=False
     )
+
+
+def note(message: str) -> None:
+    """Print a line on the error stream, never wrapped, where no log is set up yet."""
+    Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)

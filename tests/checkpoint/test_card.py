@@ -121,8 +121,9 @@ def test_what_overflowed_has_no_difference() -> None:
 def test_linears_that_stay_dense_are_named_with_the_reason() -> None:
     reason = "no calibration token reached it"
     dense = {f"model.layers.{block}.mlp.experts.3.up_proj": reason for block in range(2)}
-    text = model_card(result(stays_dense=dense), "sparsemend")
-    assert f"Of them 2 stay dense ({reason}): `model.layers.*.mlp.experts.*.up_proj`." in text
+    every = [f"model.layers.{b}.mlp.experts.{e}.up_proj" for b in range(2) for e in range(8)]
+    text = model_card(result(stays_dense=dense, per_linear=dict.fromkeys(every)), "sparsemend")
+    assert f"Of them 2 stay dense ({reason}): `model.layers.*.mlp.experts.3.up_proj`." in text
     assert "stay dense" not in model_card(result(), "sparsemend")
 
 

@@ -96,6 +96,15 @@ def test_the_linears_of_a_stack_are_told_apart() -> None:
     }
 
 
+def test_experts_in_rows_of_one_tensor_are_told_apart_where_the_config_counts_them() -> None:
+    blocks = {f"l.0.experts.mlp.{name}": (12, 8) for name in ("w1", "w2")}
+    config = {**CONFIG, "ffn_config": {"moe_num_experts": 2}}
+    shapes = linear_shapes(blocks, config)
+    assert shapes["l.0.experts.mlp.w1[1]"] == (6, 8)
+    assert shapes["l.0.experts.mlp.w2[0]"] == (8, 6)
+    assert list(linear_shapes(blocks, CONFIG)) == ["l.0.experts.mlp.w1", "l.0.experts.mlp.w2"]
+
+
 def test_the_blocks_are_those_of_the_text_and_not_of_a_larger_tower() -> None:
     shapes = {
         "model.vision_tower.encoder.layers.0.fc.weight": (64, 64),

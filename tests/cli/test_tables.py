@@ -80,7 +80,7 @@ def test_listing_counts_published_configured_and_runnable_cells(capsys) -> None:
     assert len(found) == 30
     assert all(entry.job is not None for entry in found)
     columns = [list(column.cells) for column in counts(found).columns]
-    assert [column[0] for column in columns][:3] == ["wanda", "30", "30"]
+    assert [column[0] for column in columns][:4] == ["wanda", "30", "9", "30"]
     tables.main(["list", "--paper", "wanda"])
     printed = capsys.readouterr().out
     assert printed.count("wanda/readme/") == printed.count("  wanda/readme  ") == 30

@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 from support.configs import compose
 
-from sparsemend.config.prunable import PrunableNames, defaults, kinds, matches
+from sparsemend.config.prunable import PrunableNames, defaults, matches
 
 BLOCK = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
 NAMES = [f"model.layers.{block}.{name}" for block in (0, 1, 10) for name in BLOCK]
+SAME = {name: name for name in NAMES}
+EXPERT = "model.layers.0.mlp.experts.1"
+SAVED = {  # module name -> saved name, of a Mixtral and of a tensor of all experts
+    f"{EXPERT}.gate_proj": "model.layers.0.block_sparse_moe.experts.1.w1",
+    f"{EXPERT}.up_proj": "model.layers.0.mlp.experts.gate_up_proj[1, up]",
+}
 
 
 def prunable(*overrides: str) -> PrunableNames:
@@ -74,7 +80,7 @@ def test_a_linear_is_prunable_where_include_matches_and_exclude_does_not() -> No
 def test_a_pattern_that_matches_nothing_is_named_with_the_nearest_linears() -> None:
     wrong = prunable("prunable.include=[q_proj,self_attn.o_porj]")
     with pytest.raises(ValueError, match=r"prunable\.include=self_attn\.o_porj matches no") as e:
-        wrong.check(NAMES)
+        wrong.check(SAME)
     assert "nearest: self_attn.o_proj" in str(e.value)
     assert "the blocks hold self_attn.q_proj, self_attn.o_proj, mlp.gate_proj" in str(e.value)
     assert "\n" not in str(e.value)
@@ -82,25 +88,51 @@ def test_a_pattern_that_matches_nothing_is_named_with_the_nearest_linears() -> N
 
 def test_the_patterns_of_the_yaml_may_match_nothing() -> None:
     assert not any(matches(defaults(), name) for name in NAMES)
-    prunable().check(NAMES)
-    prunable(f"prunable.exclude=[{defaults()[0]}]").check(NAMES)
+    prunable().check(SAME)
+    prunable(f"prunable.exclude=[{defaults()[0]}]").check(SAME)
+
+
+def test_an_empty_pattern_is_refused_as_one() -> None:
+    with pytest.raises(ValueError, match=r"include has an empty pattern \(\[''\]\), .*take it out"):
+        prunable("prunable.include=['']").check(NAMES)
 
 
 def test_leaving_every_linear_dense_is_refused() -> None:
     with pytest.raises(ValueError, match="leave none of the 12 linears in the blocks to prune"):
-        prunable("prunable.exclude=[self_attn.*,mlp.*]").check(NAMES)
+        prunable("prunable.exclude=[self_attn.*,mlp.*]").check(SAME)
 
 
 def test_routers_that_a_list_of_ones_own_lets_in_are_named() -> None:
-    names = [*NAMES, "model.layers.0.mlp.gate"]
-    assert prunable().routers_let_in(names) == []
-    assert prunable("prunable.exclude=[o_proj]").routers_let_in(names) == names[-1:]
+    gate = "model.layers.0.mlp.gate"
+    assert prunable().routers_let_in({**SAME, gate: gate}) == []
+    assert prunable("prunable.exclude=[o_proj]").routers_let_in({**SAME, gate: gate}) == [gate]
 
 
-def test_a_kind_of_linears_is_one_line_for_all_blocks_and_experts() -> None:
-    names = [f"layers.{b}.experts.{e}.up" for b in (0, 1) for e in (0, 1)]
-    assert kinds([*names, "0.fc1", "layers.0.up"]) == [
-        "layers.*.experts.*.up",
-        "0.fc1",
-        "layers.0.up",
-    ]
+@pytest.mark.parametrize(
+    ("pattern", "hits"),
+    [
+        ("gate_proj", [True, False]),
+        ("w1", [True, False]),
+        ("block_sparse_moe.*", [True, False]),
+        ("mlp.experts.1.*", [True, True]),
+        ("experts.gate_up_proj", [False, True]),  # the tensor, and so all linears in it
+        ("gate_up_proj[1, up]", [False, True]),  # a name with brackets, which a glob has too
+        ("gate_up_proj[1, gate]", [False, False]),
+    ],
+)
+def test_a_pattern_may_be_of_the_saved_name_or_of_the_modules(
+    pattern: str, hits: list[bool]
+) -> None:
+    only = PrunableNames(include=(pattern,), exclude=())
+    never = PrunableNames(include=None, exclude=(pattern,))
+    assert [only.allow(*names) for names in SAVED.items()] == hits
+    assert [never.allow(*names) for names in SAVED.items()] == [not hit for hit in hits]
+    assert bool(only.patterns_without_match(SAVED)) != any(hits)
+
+
+def test_a_pattern_that_matches_nothing_is_answered_with_names_of_both_kinds() -> None:
+    for wrong, near in (("gate_porj", "gate_proj"), ("w11", "w1")):
+        with pytest.raises(ValueError, match=f"={wrong} matches no .*; nearest: .*{near}") as e:
+            PrunableNames(include=None, exclude=(wrong,)).check(SAVED)
+        assert "blocks hold block_sparse_moe.experts.*.w1, mlp.experts.gate_up_proj" in str(e.value)
+        assert "in memory mlp.experts.*.gate_proj, mlp.experts.*.up_proj" in str(e.value)

@@ -52,7 +52,7 @@ WHOLE: dict[str, bytes] = {
 
 def ours(path: Path) -> object:
     if path.name == "alpaca.json":
-        return [(e.prompt, e.answer) for e in file_examples(path, FORMAT)]
+        return [(e.prompt, e.answer) for e in file_examples(path, FORMAT, str(path))]
     if path.suffix == ".safetensors":
         files: dict[str, Any] = {"calibration": path, "train": path, "validation": None}
         data = Tokens(name="t", **files, test=path, seqlen=10, calibration_samples=1)

@@ -12,7 +12,7 @@ from support.configs import compose
 from transformers import PreTrainedTokenizerFast
 
 from sparsemend.data.base import UNLABELLED
-from sparsemend.data.chat_template import check_chat_template
+from sparsemend.data.chat_template import check_chat_template, check_renders
 from sparsemend.data.examples import Wording, encode_examples, render
 from sparsemend.data.prompts import Prompted, RowFormat
 from sparsemend.preflight.check import check
@@ -107,6 +107,51 @@ def test_the_tokenizers_config_may_have_it(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is not valid JSON"):
         check_chat_template("data.chat_template", model)
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% for m in messages %}{{ m }}", r"line 1 of its chat template: Unexpected end"),
+        ("{{ messages | nosuch }}", r"line 1 of its chat template: No filter named 'nosuch'"),
+    ],
+)
+def test_a_template_that_is_not_jinja_is_refused_with_its_file(
+    tmp_path: Path, template: str, why: str
+) -> None:
+    model = OmegaConf.create({"path": str(tmp_path)})
+    file = tmp_path / "tokenizer_config.json"
+    for value in (template, [{"name": "default", "template": template}]):
+        file.write_text(json.dumps({"chat_template": value}))
+        with pytest.raises(
+            ValueError, match=rf"=true: .*tokenizer_config\.json is not valid.*{why}"
+        ):
+            check_chat_template("data.chat_template", model)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)  # which is taken first
+    check_chat_template("data.chat_template", model)
+    file.unlink()
+    (tmp_path / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match=rf"chat_template\.jinja is not valid Jinja \({why}"):
+        check_chat_template("data.chat_template", model)
+
+
+def test_the_marks_of_transformers_are_jinja_too(tmp_path: Path) -> None:
+    marked = (
+        "{% for m in messages %}{%- generation -%}{{ m }}{% endgeneration %}{% break %}{% endfor %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(marked)
+    check_chat_template("data.chat_template", OmegaConf.create({"path": str(tmp_path)}))
+
+
+def test_a_template_that_refuses_a_question_is_named_by_the_models_folder(
+    chat_tokenizer: Tokenizer,
+) -> None:
+    check_renders("k", chat_tokenizer, solved=True)
+    chat_tokenizer.name_or_path = "/models/x"
+    chat_tokenizer.chat_template = "{{ messages[2].content }}"
+    check_renders("k", chat_tokenizer, solved=True)
+    with pytest.raises(ValueError, match=r"k=true: the chat template .* in /models/x: .*k=false"):
+        check_renders("k", chat_tokenizer, solved=False)
 
 
 def test_the_hub_is_not_asked_early() -> None:

@@ -24,7 +24,7 @@ def written(path: Path, text: str, *, encoding: str = "utf-8") -> Path:
 
 
 def read(path: Path, text: str, *, encoding: str = "utf-8") -> list[Prompted]:
-    return list(file_examples(written(path, text, encoding=encoding), PLAIN))
+    return list(file_examples(written(path, text, encoding=encoding), PLAIN, str(path)))
 
 
 def refused(path: Path, text: str) -> str:
@@ -84,7 +84,7 @@ WITH, WITHOUT = (
 
 def test_a_row_that_lacks_the_input_has_an_empty_one(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", json.dumps([WITH, WITHOUT]))
-    first, second = file_examples(path, ALPACA)
+    first, second = file_examples(path, ALPACA, str(path))
     assert "### Input:\n1 2\n" in first.prompt
     assert "### Input" not in second.prompt
     assert second == ALPACA.example({**WITHOUT, "input": ""}, where="")
@@ -94,16 +94,16 @@ def test_an_input_that_no_row_has_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", json.dumps([WITHOUT, {**WITHOUT, "context": "1 2"}]))
     message = r"a\.json has no field input in any row; name .* or give null in its place"
     with pytest.raises(ValueError, match=message):
-        list(file_examples(path, ALPACA))
+        list(file_examples(path, ALPACA, str(path)))
 
 
 def test_a_parquet_file_is_read_and_its_bad_row_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
-    assert list(file_examples(path, PLAIN)) == TWO
+    assert list(file_examples(path, PLAIN, str(path))) == TWO
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([*ROWS, {"q": None, "a": "x"}]), path)
     with pytest.raises(ValueError, match=r"a\.parquet row 2 has q=None of type NoneType"):
-        list(file_examples(path, PLAIN))
+        list(file_examples(path, PLAIN, str(path)))
 
 
 def test_a_line_that_is_not_json_is_refused_with_its_line(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, text: str) -> None:
 def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"q": "x", "a": "\xe9"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl is not UTF-8 text"):
-        list(file_examples(tmp_path / "a.jsonl", PLAIN))
+        list(file_examples(tmp_path / "a.jsonl", PLAIN, "data.train=a.jsonl"))
 
 
 def test_a_file_stands_for_itself(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from sparsemend.data.base import UNLABELLED, DataSource, Examples
 from sparsemend.data.instructions import Instructions
 from sparsemend.data.prompts import Prompted
+from sparsemend.data.text import LocalText
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -132,6 +133,18 @@ def test_calibration_may_be_windows_over_the_training_examples(
         assert window.startswith("<|endoftext|>")
         assert window.replace("<|endoftext|>", "") in text
     assert data.framing() == {"bos": True, "chat_template": True}
+
+
+def test_a_text_inside_names_its_keys(lines: Path, byte_tokenizer: Tokenizer) -> None:
+    files = {"train": lines, "calibration": None, "validation": None, "test": lines}
+    settings = {"column": "text", "separator": "", "calibration_samples": 3, "bos": False}
+    text = LocalText(name="t", seqlen=8, **files, **settings)
+    data = source(train=str(lines), text=text)
+    with pytest.raises(ValueError, match=r"^data\.text\.test=.*set data\.text\.column to a text"):
+        data.test(byte_tokenizer)
+    write_lines(lines, [{"text": "short"}])
+    with pytest.raises(ValueError, match=r"data\.text\.seqlen=8.*lower data\.text\.seqlen to at"):
+        data.test(byte_tokenizer)
 
 
 def test_holding_out_every_example_is_refused_with_the_counts(lines: Path) -> None:

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.optim import AdamW
+from transformers import AutoModelForCausalLM
 
 from sparsemend.method.adapter.fold import fold_linear
+from sparsemend.method.adapter.head import head_factors
 from sparsemend.method.perp import Perp, ScaleLoraLinear
+from sparsemend.run.export import to_dense_
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
 OUTPUTS, INPUTS, RANK = 12, 20, 3
@@ -42,36 +45,87 @@ def test_of_llama_the_norms_train(tmp_path: Path) -> None:
 def test_of_opt_the_biases_and_layer_norms_train(tmp_path: Path) -> None:
     model = pruned_model(family="opt")
     norms = {n for n, _ in model.named_parameters() if "layer_norm" in n}
-    biases = {f"{n}.bias" for n, _ in sparse_linears(model)}
+    biases = {n for n, _ in model.named_parameters() if n.endswith(".bias")}
+    assert biases & norms  # those of layer norms are both
     assert trained_names(perp(), model, tmp_path / "both") == norms | biases
-    only = perp("method.norms=false"), perp("method.biases=false")
+    only = perp("method.trained=[biases]"), perp("method.trained=[norms]")
     assert trained_names(only[0], model, tmp_path / "biases") == biases
     assert trained_names(only[1], model, tmp_path / "norms") == norms
 
 
 def test_scale_lora_trains_its_factors_besides(tmp_path: Path) -> None:
     model = pruned_model()
-    names = trained_names(perp("method.adapter=scale_lora"), model, tmp_path)
+    names = trained_names(perp("method.trained=[norms,scale_lora]"), model, tmp_path)
     suffixes = {name.rpartition(".")[2] for name in names if "norm" not in name}
     assert suffixes == {"scale_a", "scale_b"}
     assert len([n for n in names if "scale_" in n]) == 2 * len(list(sparse_linears(model)))
 
 
 def test_a_model_without_biases_is_refused_when_only_they_train() -> None:
-    method = perp("method.norms=false")
+    method = perp("method.trained=[biases]")
     with pytest.raises(ValueError, match="finds no bias or norm to train in this model"):
         method.check_model(pruned_model(), None)
     method.check_model(pruned_model(family="opt"), None)
 
 
 def test_switching_everything_off_is_refused() -> None:
-    settings = {**vars(method_of("perp")), "biases": False, "norms": False}
-    with pytest.raises(ValueError, match="method=perp has nothing to train"):
-        Perp(**settings)
+    for trained, wanted in (
+        ([], "method.trained is empty"),
+        (["norms", "head"], "method.trained 'head' is not one of: biases, norms, lm_head"),
+        (["mask_lora", "scale_lora"], "a linear takes one of them"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            Perp(**{**vars(method_of("perp")), "trained": trained})
+
+
+RELEASED = "method.trained=[biases,norms,lm_head,mask_lora]"
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_the_released_set_is_biases_norms_head_and_masked_updates(
+    family: str, tmp_path: Path
+) -> None:
+    model = pruned_model(family=family)
+    vectors = {n for n, p in model.named_parameters() if p.ndim == 1}
+    linears = {n for n, _ in sparse_linears(model)} | {"lm_head"}
+    factors = {f"{name}.lora_{letter}" for name in linears for letter in "ab"}
+    assert trained_names(perp(RELEASED), model, tmp_path) == vectors | factors
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_the_heads_update_folds_into_a_head_of_its_own(family: str, tmp_path: Path) -> None:
+    """OPT's head is its embedding, which stays as it was."""
+    model = pruned_model(family=family)
+    supports = {name: linear.keep.clone() for name, linear in sparse_linears(model)}
+    embedding = model.get_input_embeddings().weight.clone()
+    method = perp(RELEASED)
+    method.attach(model, bench_for(tmp_path))
+    with torch.no_grad():
+        for factor in head_factors(model):
+            factor.normal_(generator=torch.Generator().manual_seed(1))
+    open_logits = logits(model)
+    method.fold(model)
+    head = model.get_output_embeddings()
+    assert type(head) is nn.Linear
+    torch.testing.assert_close(logits(model), open_logits, rtol=1e-5, atol=1e-4)
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
+    assert not torch.equal(head.weight, embedding)
+    for name, linear in sparse_linears(model):
+        assert torch.equal(linear.keep, supports[name])
+    folded = logits(model)
+    to_dense_(model).save_pretrained(tmp_path / "model")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert not again.config.tie_word_embeddings
+    assert torch.equal(logits(again), folded)
+
+
+def test_a_rank_that_the_head_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"method\.rank=33 exceeds .* of the output head"):
+        perp("method.trained=[lm_head]", "method.rank=33").check_model(pruned_model(), None)
 
 
 def test_a_rank_that_no_linear_has_is_refused_by_name() -> None:
-    settings = {**vars(perp("method.adapter=scale_lora")), "rank": 17}
+    settings = {**vars(perp("method.trained=[scale_lora]")), "rank": 17}
     wanted = r"method.rank=17 exceeds .* = 16 of model\.layers\.0\.self_attn\.k_proj"
     with pytest.raises(ValueError, match=wanted):
         Perp(**settings).check_model(pruned_model(), None)
@@ -154,7 +208,8 @@ def test_only_the_perturbed_start_tells_components_apart(
     init: str, alike: bool, tmp_path: Path
 ) -> None:
     model = pruned_model()
-    perp("method.adapter=scale_lora", f"method.init={init}").attach(model, bench_for(tmp_path))
+    method = perp("method.trained=[norms,scale_lora]", f"method.init={init}")
+    method.attach(model, bench_for(tmp_path))
     for _, layer in sparse_linears(model):
         assert isinstance(layer, ScaleLoraLinear)
         assert torch.equal(layer.scale_a[0], layer.scale_a[1]) == alike

@@ -40,6 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(model: Path | str, *overrides: str) -> None:
     lines = ["model=local", f"model.path={model}", "model.context_length=16", *overrides]
+    if Path(model).is_dir():
+        (Path(model) / "tokenizer.json").touch()  # there, and not read early
     preflight.check(compose("run", overrides=lines))
 
 
@@ -220,6 +222,18 @@ def test_a_common_difference_on_the_bound_is_legal(tmp_path: Path) -> None:
 def test_the_blocks_are_counted_in_a_nested_text_config(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="L=32"):
         check_difference(stated_blocks(tmp_path, 32, nested=True), "0.02")
+
+
+def test_text_for_a_model_without_a_tokenizer_is_refused(data: Path) -> None:
+    lines = ["model=local", f"model.path={llama(data / 'model')}", "model.context_length=16"]
+    message = r"^data \(python_docs\) reads text, and .*model has no tokenizer.*give data=tokens"
+    with pytest.raises(ValueError, match=message):
+        preflight.check(compose("run", overrides=lines))
+    files = [f"data.{k}={data / k}.safetensors" for k in ("calibration", "train", "test")]
+    lines += ["data=tokens", *files, "data.calibration_samples=4"]
+    preflight.check(compose("run", overrides=lines))
+    with pytest.raises(ValueError, match=r"^evaluation=zero_shot reads text, .*leave zero_shot"):
+        preflight.check(compose("run", overrides=[*lines, "evaluation=[zero_shot]"]))
 
 
 def test_a_missing_model_folder_is_refused(tmp_path: Path) -> None:
@@ -482,7 +496,9 @@ def test_data_on_the_hub_passes(model: Path, data: str) -> None:
 
 def test_the_file_of_a_paper_s_data_is_checked_like_any_other(model: Path, tmp_path: Path) -> None:
     train = instructions(tmp_path, {"question": "1 + 2?", "solution": "3"})
-    with pytest.raises(ValueError, match=r"train\.jsonl line 1 has no field answer"):
+    with pytest.raises(
+        ValueError, match=r"data\.train=train \(.*train\.jsonl\) line 1 has no field answer"
+    ):
         check(model, "data=gsm8k", f"data.path={train.parent}", "data.seqlen=16")
 
 
@@ -621,7 +637,7 @@ def test_a_rank_larger_than_a_layer_allows_names_the_layer(model: Path, method: 
 def test_the_rank_counts_only_where_an_adapter_has_it(model: Path) -> None:
     check(model, "method=perp", "method.rank=17")
     with pytest.raises(ValueError, match="rank=17 exceeds"):
-        check(model, "method=perp", "method.rank=17", "method.adapter=scale_lora")
+        check(model, "method=perp", "method.rank=17", "method.trained=[scale_lora]")
 
 
 def test_groups_that_do_not_divide_the_outputs_are_refused(model: Path) -> None:
@@ -677,7 +693,8 @@ def test_a_budget_without_its_number_is_refused(model: Path, match: str) -> None
     [
         ("refill=true", r"compares all weights of a group; set method\.refill=false"),
         ("adapt_scope=global", r"set method\.adapt_scope=layer"),
-        ("sensitivity_gradient=last", r"set method\.sensitivity_gradient=mean"),
+        ("sensitivity_gradient=last", r"set method\.sensitivity_gradient=rms"),
+        ("adapt=false", r"set method\.adapt=true"),
         ("adapt_candidates=base_only", r"set method\.adapt_candidates=all"),
     ],
 )
@@ -707,9 +724,13 @@ def test_deltas_that_can_evolve_pass(model: Path) -> None:
     check(model, "method=spiel", "method.selection=moments")
 
 
-def test_growth_that_nothing_would_prune_back_is_refused(model: Path) -> None:
-    with pytest.raises(ValueError, match=r"set method\.grow_scope=active"):
-        check(model, "method=seft", "method.adapt=false")
+def test_growth_beyond_the_budget_is_measured_and_not_exported(model: Path) -> None:
+    control = ("method=seft", "method.adapt=false")
+    check(model, *control)
+    check(model, *control, "method.grow_scope=active", "export=true")
+    check(model, *control, "pattern=2:4", "sparsity=0.5", "export=true")  # growth stays on it
+    with pytest.raises(ValueError, match=r"ends denser than sparsity=0\.6, .*export=false"):
+        check(model, *control, "export=true")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from omegaconf import OmegaConf
-from support.checkpoints import changed, packed, pickled, prefixed, without
+from support.checkpoints import changed, fused_attention, packed, pickled, prefixed, without
 from support.families import random_model
 
 from sparsemend.checkpoint.model import find_model
@@ -86,6 +86,49 @@ def test_a_missing_head_is_refused_unless_it_is_the_embedding(llama: Path, tmp_p
     check(
         changed(tmp_path, llama, tensors=without("lm_head"), config={"tie_word_embeddings": True})
     )
+
+
+def test_fused_attention_has_no_place_in_a_class_that_splits_it(
+    llama: Path, tmp_path: Path
+) -> None:
+    folder = changed(tmp_path, llama, tensors=fused_attention)
+    message = r"does not fit LlamaForCausalLM.*without a place for it, .*qkv_proj\.weight.*3 in all"
+    with pytest.raises(ValueError, match=message):
+        check(folder)
+
+
+def test_split_attention_has_no_place_in_a_class_that_fuses_it(llama: Path, tmp_path: Path) -> None:
+    folder = changed(tmp_path, llama, config={"model_type": "phi3", "architectures": ["Phi3"]})
+    with pytest.raises(ValueError, match=r"does not fit Phi3ForCausalLM.*gate_proj\.weight"):
+        check(folder)
+
+
+def test_biases_that_the_config_does_not_name_are_refused_and_so_are_those_missing(
+    llama: Path, tmp_path: Path
+) -> None:
+    folder = changed(tmp_path, llama, config={"attention_bias": True})
+    with pytest.raises(ValueError, match=r"lacks.*self_attn\.k_proj\.bias.*12 in all"):
+        check(folder)
+    bias = {"model.layers.1.self_attn.o_proj.bias": torch.zeros(32)}
+    more = changed(tmp_path / "more", llama, tensors=lambda tensors: tensors | bias)
+    with pytest.raises(ValueError, match=r"without a place.*1\.self_attn\.o_proj\.bias.*1 in all"):
+        check(more)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"intermediate_size": 64}, r"mlp\.\w+\.weight is .*48.* in the file and .*64.*9 tensors"),
+        ({"num_key_value_heads": 4}, r"k_proj\.weight is \(16, 32\) .* and \(32, 32\) .*6 tensors"),
+        ({"head_dim": 16}, r"\(12 tensors differ in size\)"),
+        ({"vocab_size": 128}, r"weight is \(96, 32\) in the file and \(128, 32\).*2 tensors"),
+    ],
+)
+def test_sizes_that_the_config_contradicts_are_refused(
+    llama: Path, tmp_path: Path, config: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(changed(tmp_path, llama, config=config))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import pytest
 from support.configs import compose
 
 from sparsemend.checkpoint.headers import TensorShape
+from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.preflight import check as preflight
 from sparsemend.preflight.cache import pruned_bytes
-from sparsemend.preflight.prunable import check_prunable, prunable_shapes
+from sparsemend.preflight.prunable import check_prunable
 
 DECODER = {f"decoder.layers.{i}.{n}.weight": (8, 6) for i in (0, 1) for n in ("fc1", "fc2")}
 EXPERTS = {"model.layers.0.mlp.experts.0.w1.weight": (8, 6)}
@@ -53,6 +54,22 @@ def test_linears_that_are_named_when_they_are_loaded_are_not_asked_for_before() 
     check(["prunable.exclude=[gate_proj]"], model_type="dory")  # g_proj in its files
     with pytest.raises(ValueError, match="matches no linear"):
         check(["prunable.exclude=[gate_proj]"])
+
+
+def test_both_names_of_an_expert_are_asked_where_only_its_tensor_is_taken_apart() -> None:
+    stack = {f"model.layers.0.mlp.experts.{n}": (4, 8, 6) for n in ("gate_up_proj", "down_proj")}
+    for pattern in ("experts.gate_up_proj", "gate_proj", "experts.3.*", '"down_proj[2]"'):
+        check([f"prunable.exclude=[{pattern}]"], stack, model_type="gpt_oss")
+    with pytest.raises(ValueError, match=r"matches no .* in memory mlp\.experts\.\*\.gate_proj"):
+        check(["prunable.exclude=[w1]"], stack, model_type="gpt_oss")
+
+
+def test_linears_are_unknown_where_a_pattern_may_be_of_a_name_to_come() -> None:
+    config = {"model_type": "mixtral"}
+    assert list(prunable_shapes(compose("run", []), EXPERTS, config)) == [
+        "model.layers.0.mlp.experts.0.w1"
+    ]
+    assert not prunable_shapes(compose("run", ["prunable.exclude=[gate_proj]"]), EXPERTS, config)
 
 
 def test_what_stays_dense_is_held_to_no_pattern_and_takes_no_room_in_the_cache() -> None:

@@ -118,7 +118,7 @@ def test_what_would_change_the_run_is_refused(
     run = stored_run(tmp_path / "run")
     cfg = composed(overrides, f"from_run={run}")
     overrides.append(line)
-    with pytest.raises(ValueError, match=r"would not change what from_run reads"):
+    with pytest.raises(ValueError, match=r"is not for a run that is measured again"):
         resolve_from_run(cfg)
 
 

@@ -32,6 +32,7 @@ def whole() -> dict[str, Any]:
         "true_sequential": True,
         "bos": True,
         "chat_template": True,
+        "calibration_from": "train",
         "zero_shot": {"items": 5},
     }
     content["sparsity"] |= {

@@ -86,7 +86,7 @@ def test_a_run_measured_again_has_the_choice_of_the_run(run: Path, tmp_path: Pat
     assert again["metrics"]["repaired"] == before["metrics"]["repaired"]
     changed = sparsemend_here([f"from_run={run}", "prunable.exclude=[]"], tmp_path)
     assert changed.returncode == 1
-    assert "prunable.exclude=[] would not change what from_run reads" in changed.stderr
+    assert "prunable.exclude=[] is not for a run that is measured again" in changed.stderr
 
 
 @pytest.mark.slow

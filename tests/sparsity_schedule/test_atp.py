@@ -1,6 +1,7 @@
 import pytest
 from oracles import atp_oracle
 from support.families import random_model
+from support.unusual import unusual_model
 
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
@@ -11,6 +12,7 @@ from sparsemend.sparsity_schedule.rates.progression import (
     mixed_kept,
     rates,
 )
+from sparsemend.sparsity_schedule.rates.units import Units
 
 UNSTRUCTURED = Pattern.parse("unstructured")
 
@@ -66,6 +68,25 @@ def test_blocks_of_different_size_keep_the_weighted_mean() -> None:
         0.5, abs=1e-12
     )
     assert values[1] - values[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("falling", [False, True])
+def test_blocks_of_two_kinds_take_every_difference_up_to_their_bound(*, falling: bool) -> None:
+    model = unusual_model("jamba")
+    weights = Units.of(model, "block").weights
+    assert len(set(weights)) == 2
+    limit = bound(0.6, len(weights), weights, falling=falling)
+    for share in (0.5, 1.0):
+        difference = -share * limit if falling else share * limit
+        allocation = Atp(common_difference=difference).allocate(
+            model, Calibration(()), 0.6, UNSTRUCTURED
+        )
+        assert allocation.mean == pytest.approx(0.6, abs=1e-9)
+    assert max(abs(rate - round(rate)) < 1e-9 for rate in allocation.values())  # 0 or 1
+    with pytest.raises(ValueError, match="blocks of different size"):
+        Atp(common_difference=1.001 * difference).allocate(
+            model, Calibration(()), 0.6, UNSTRUCTURED
+        )
 
 
 def test_a_fixed_pattern_is_refused() -> None:

@@ -8,7 +8,7 @@ from support.schedules import schedule_of
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
-from sparsemend.sparsity_schedule.rates.rates_file import by_linear, read_rates
+from sparsemend.sparsity_schedule.rates.rates_file import by_linear, by_module, read_rates
 
 FREE = Pattern()
 NAMES = ["model.layers.0.fc1", "model.layers.0.fc2", "model.layers.1.fc1", "model.layers.1.fc2"]
@@ -41,6 +41,18 @@ def test_rates_by_block_are_read_from_every_format(tmp_path: Path, name: str, te
 def test_a_linear_s_own_rate_goes_before_its_block_s() -> None:
     rates = {"0": 0.5, "1.fc2": 0.9, "layers.1": 0.1, "model.layers.0.fc1": 0.2}
     assert by_linear(rates, NAMES) == dict(zip(NAMES, [0.2, 0.5, 0.1, 0.9], strict=True))
+
+
+def test_rates_have_saved_names_or_those_of_modules() -> None:
+    saved = {
+        "m.layers.0.mlp.experts.1.gate_proj": "m.layers.0.moe.experts.1.w1",
+        "m.layers.0.mlp.experts.1.up_proj": "m.layers.0.mlp.experts.gate_up_proj[1, up]",
+    }
+    rates = {"0.moe.experts.1.w1": 0.5, "m.layers.0.mlp.experts.gate_up_proj[1, up]": 0.6, "0": 0.1}
+    of_modules = dict(zip([*saved, "0"], [0.5, 0.6, 0.1], strict=True))
+    assert by_module(rates, saved) == by_module(of_modules, saved) == of_modules
+    with pytest.raises(ValueError, match="name the same place"):
+        by_module({**rates, "m.layers.0.mlp.experts.1.gate_proj": 0.5}, saved)
 
 
 def test_the_result_of_a_run_gives_its_rates(tmp_path: Path) -> None:

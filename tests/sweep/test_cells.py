@@ -82,7 +82,7 @@ def test_a_sweep_over_names_is_found_to_be_resumed(command, tmp_path) -> None:
     ("override", "said"),
     [
         ("hydra.sweep.subdir=${sparsity}/${hydra:job.num}", "hydra.sweep.subdir=${sparsity}/"),
-        ("hydra.output_subdir=null", "hydra.output_subdir=None would hide the cells"),
+        ("hydra.output_subdir=null", "hydra.output_subdir=null would hide the cells"),
     ],
 )
 def test_a_sweep_that_would_hide_its_cells_is_refused_before_its_first_job(

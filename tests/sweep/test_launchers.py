@@ -146,6 +146,7 @@ def test_the_trials_of_a_search_equal_single_runs(
         "statistics=dense",
         "sparsity_schedule=atp",
         f"{DIFFERENCE}={differences[3]}",
+        "rounding=exact_budget",
         "evaluation.perplexity.validation=true",
         f"hydra.run.dir={tmp_path / 'single'}",
     )

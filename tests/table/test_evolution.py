@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sparsemend.cli.evolution import main
-from sparsemend.table.evolution import PICTURE, read_evolution, remaining, shares
+from sparsemend.table.evolution import PICTURE, effects, read_evolution, remaining, shares
 
 EVOLUTION: dict[str, Any] = {
     "linears": ["a", "b"],
@@ -32,12 +32,21 @@ def test_shares_are_of_all_deltas_and_overlaps_of_each_support() -> None:
     assert remaining(EVOLUTION) == [[0.9, 0.8], [0.9, 0.9]]
 
 
+def test_the_loss_says_what_the_move_and_the_pruning_changed() -> None:
+    assert effects(EVOLUTION) == {}
+    losses = {"loss_before": 4.0, "loss_moved": 3.5, "loss_settled": 3.75}
+    measured = {**EVOLUTION, "rounds": [{**one, **losses} for one in EVOLUTION["rounds"]]}
+    assert effects(measured) == {"the move": [-0.5, -0.5], "the pruning": [0.25, 0.25]}
+
+
 @pytest.mark.parametrize("left_out", [None, "overlap"])
 def test_the_command_writes_a_png(
     left_out: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of a method that says nothing of overlaps."""
     rounds = [{k: v for k, v in one.items() if k != left_out} for one in EVOLUTION["rounds"]]
+    if left_out is None:
+        rounds = [{**one, "loss_before": 4, "loss_moved": 3, "loss_settled": 3} for one in rounds]
     run_folder(tmp_path, {"evolution": {**EVOLUTION, "rounds": rounds}})
     monkeypatch.setattr("sys.argv", ["sparsemend-evolution", str(tmp_path)])
     main()

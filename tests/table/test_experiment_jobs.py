@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from support.families import random_model
 
 from sparsemend.config.locations import conf_folder
-from sparsemend.table.experiments import STEPS, Experiment, experiments
+from sparsemend.table.experiments import Experiment, experiments
+from sparsemend.table.job import STEPS
 
 SEQLEN = 32
 # what a random model of two small blocks needs set smaller

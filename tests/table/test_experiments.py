@@ -11,7 +11,8 @@ from support.tiers import slow_but_for
 from sparsemend.config.compose import compose_command
 from sparsemend.config.locations import conf_folder
 from sparsemend.preflight import check as preflight
-from sparsemend.table.experiments import CONTEXT, Job, experiments, job_for
+from sparsemend.table.experiments import experiments, job_for
+from sparsemend.table.job import CONTEXT, Job
 from sparsemend.table.listing import command_of
 from sparsemend.table.needs import needs_of
 from sparsemend.table.published import find_cell, published_numbers

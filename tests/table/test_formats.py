@@ -24,6 +24,7 @@ def test_markdown_has_a_row_per_method_with_ours_theirs_and_runs() -> None:
     assert lines[2] == "| sparsity | row | tiny | paper (llama_7b) | difference | runs |"
     assert lines[4] == "| - | dense | 15.000 ± 0.000 | 5.68 (~) | - | 3 |"
     assert lines[6] == "| 0.6 | wanda + dsnot | 21.000 ± 1.000 | 10.22 (~) | - | 3 |"
+    assert lines[5] == "| 0.6 | wanda | 30.000 ± 0.000 | 10.69 (~s) | - | 3 |"
 
 
 def test_markdown_names_protocol_marks_and_source() -> None:

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from sparsemend.config.locations import PACKAGE
-from sparsemend.table.experiments import Job, experiments
+from sparsemend.table.experiments import experiments
+from sparsemend.table.job import Job
 from sparsemend.table.needs import Machine, Needs, needs_of, shapes
 
 

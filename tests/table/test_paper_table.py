@@ -91,7 +91,14 @@ def test_runs_of_no_published_table_are_compared_with_any_by_the_same_protocol()
 
 
 @pytest.mark.parametrize(
-    "other", [{"seqlen": 128}, {"dtype": "bfloat16"}, {"tokens": 99}, {"statistics": "dense"}]
+    "other",
+    [
+        {"seqlen": 128},
+        {"dtype": "bfloat16"},
+        {"tokens": 99},
+        {"statistics": "dense"},
+        {"calibration_from": "train"},
+    ],
 )
 def test_two_protocols_in_one_table_are_refused_naming_both(other: dict[str, Any]) -> None:
     runs = [run("one"), run("two", protocol=other)]

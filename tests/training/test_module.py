@@ -155,6 +155,17 @@ def test_the_best_validation_weights_are_kept(tmp_path: Path) -> None:
         assert torch.equal(best["state_dict"][f"model.{name}.weight"], linear.weight)
 
 
+@pytest.mark.parametrize(("patience", "steps"), [(1, 2), (None, 4)])
+def test_without_patience_a_fit_that_gets_no_better_goes_on(
+    patience: int | None, steps: int, tmp_path: Path
+) -> None:
+    method = method_of("masked_full", "method.schedule=constant", "method.gradient_clip=0")
+    assert isinstance(method, MaskedFull)
+    method.learning_rate, method.validate_every, method.max_steps = 1e-30, 1, 4
+    method.patience = patience
+    assert method.repair(pruned_model(), bench_for(tmp_path))["steps"] == steps
+
+
 def test_an_interrupted_fit_keeps_its_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(contracts.Interrupt):
         method_of("masked_lora").repair(

@@ -7,11 +7,14 @@ such a linear from what is no linear at all.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
 from sparsemend.blocks.find import LEFT_DENSE, find_blocks, prunable_linears
-from sparsemend.config.prunable import PrunableNames, kinds
+from sparsemend.blocks.names import saved_name
+from sparsemend.config.kinds import kinds
+from sparsemend.config.prunable import PrunableNames
 
 log = logging.getLogger(__name__)
 
@@ -23,24 +26,28 @@ def choose_(model: nn.Module, prunable: PrunableNames) -> None:
     linear is left.
     """
     linears = _every_linear(model)
-    prunable.check(list(linears))
-    _mark_(model, {name for name in linears if not prunable.allow(name)})
+    saved = {name: saved_name(model, name) for name in linears}
+    prunable.check(saved)
+    _mark_(linears, {name for name, other in saved.items() if not prunable.allow(name, other)})
 
 
 def choose_as_(model: nn.Module, other: nn.Module) -> None:
     """Leave dense in `model`, in place, the linears that stay dense in `other`, by name."""
-    _mark_(model, set(dense_linears(other)))
+    _mark_(_every_linear(model), dense_linears(other).keys())
 
 
 def report_choice(model: nn.Module, prunable: PrunableNames) -> None:
     """Log which linears stay dense, and warn where the patterns let routers be pruned."""
+    every = [saved_name(model, name) for name in _every_linear(model)]
     if dense := dense_linears(model):
-        log.info("%d linears stay dense: %s", len(dense), ", ".join(kinds(dense)))
-    if routers := prunable.routers_let_in(prunable_linears(model)):
+        names = kinds((saved_name(model, name) for name in dense), every)
+        log.info("%d linears stay dense: %s", len(dense), ", ".join(names))
+    saved = {name: saved_name(model, name) for name in prunable_linears(model)}
+    if routers := prunable.routers_let_in(saved):
         log.warning(
-            "%s may be pruned: the default prunable.exclude leaves routers dense, and yours lacks "
-            "its patterns",
-            ", ".join(kinds(routers)),
+            "%s may be pruned: the default prunable.exclude leaves them dense, and yours lacks its "
+            "patterns",
+            ", ".join(kinds((saved[name] for name in routers), every)),
         )
 
 
@@ -50,8 +57,8 @@ def dense_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: linear for name, linear in linears.items() if LEFT_DENSE in vars(linear)}
 
 
-def _mark_(model: nn.Module, dense: set[str]) -> None:
-    for name, linear in _every_linear(model).items():
+def _mark_(linears: Mapping[str, nn.Linear], dense: Collection[str]) -> None:
+    for name, linear in linears.items():
         vars(linear).pop(LEFT_DENSE, None)
         if name in dense:
             vars(linear)[LEFT_DENSE] = True

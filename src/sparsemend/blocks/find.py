@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.plain import multiplies
 
 LEFT_DENSE = "left_dense"  # an attribute of the linears that `choice.choose_` leaves dense
@@ -111,7 +112,8 @@ def check_prunable(model: nn.Module) -> None:
         owner = owners.setdefault(id(linear.weight), name)
         if owner != name:
             raise ValueError(
-                f"{owner} and {name} of {type(model).__name__} are one weight, which each of its "
+                f"{saved_name(model, owner)} and {saved_name(model, name)} of "
+                f"{type(model).__name__} are one weight, which each of its "
                 "blocks would prune anew; models whose blocks share weights are not supported"
             )
 

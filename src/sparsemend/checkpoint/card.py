@@ -5,13 +5,13 @@ Everything comes from the run's result.json, except the licence, which the base 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from sparsemend.checkpoint.licence import BaseModel, base_model
-from sparsemend.config.prunable import kinds
+from sparsemend.config.kinds import kinds
 from sparsemend.names import STATES
 from sparsemend.result.format import format_metric
 
@@ -34,7 +34,7 @@ the zeros are exact and `masks.safetensors` holds the supports (one bit per weig
 | sparsity of all parameters | {of_all:.6f} |
 | prunable weights that are not zero | {nonzero:,} of {prunable:,} |
 
-Prunable weights are those of `nn.Linear` modules inside decoder blocks{dense}.{kept}
+Prunable weights are those of the linears inside decoder blocks{dense}.{kept}
 
 ## Metrics
 
@@ -79,7 +79,9 @@ PROTOCOL = {  # key of result.json's protocol -> its name in the card
     "chat_template": "examples in the chat template",
     "tokens": "tokens",
     "dtype": "dtype",
+    "stored_as": "weights of the base model, turned back into numbers",
     "calibration_samples": "calibration windows",
+    "calibration_from": "calibration windows from",
     "statistics": "statistics",
     "true_sequential": "true-sequential order inside a block",
     "data_hash": "SHA-256 of the data",
@@ -106,8 +108,8 @@ def model_card(result: Mapping[str, Any], command: str) -> str:
         of_all=sparsity["achieved_of_all_parameters"],
         nonzero=sparsity["prunable_weights"] - sparsity["zeros"],
         prunable=sparsity["prunable_weights"],
-        dense=_dense_phrase(sparsity.get("excluded", [])),
-        kept=_kept_dense(sparsity.get("stays_dense", {})),
+        dense=_dense_phrase(sparsity.get("excluded", []), _linears(sparsity)),
+        kept=_kept_dense(sparsity.get("stays_dense", {}), _linears(sparsity)),
         metrics=metrics_table(result["metrics"]),
         protocol="\n".join(_protocol_rows(result)),
         cost="\n".join(_cost_rows(result["cost"])),
@@ -117,20 +119,26 @@ def model_card(result: Mapping[str, Any], command: str) -> str:
     )
 
 
-def _dense_phrase(excluded: list[str]) -> str:
+def _linears(sparsity: Mapping[str, Any]) -> list[str]:
+    """Every linear inside the decoder blocks, prunable or not."""
+    return [*sparsity.get("per_linear", {}), *sparsity.get("excluded", [])]
+
+
+def _dense_phrase(excluded: Sequence[str], among: Sequence[str]) -> str:
     """What a run left dense by choice, a name for all blocks; empty where it left nothing."""
     if not excluded:
         return ""
-    return f", but for {len(excluded)} that were left dense: `{'`, `'.join(kinds(excluded))}`"
+    names = "`, `".join(kinds(excluded, among))
+    return f", but for {len(excluded)} that were left dense: `{names}`"
 
 
-def _kept_dense(reasons: Mapping[str, str]) -> str:
+def _kept_dense(reasons: Mapping[str, str], among: Sequence[str]) -> str:
     """A sentence for each reason for which linears that count as prunable lost no weight."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         by_reason.setdefault(reason, []).append(name)
     return "".join(
-        f"\nOf them {len(names)} stay dense ({reason}): `{'`, `'.join(kinds(names))}`."
+        f"\nOf them {len(names)} stay dense ({reason}): `{'`, `'.join(kinds(names, among))}`."
         for reason, names in by_reason.items()
     )
 

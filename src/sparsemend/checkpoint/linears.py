@@ -34,6 +34,7 @@ DOWN = re.compile(r"down|output|w2\b|w2_|fc2|c_proj|linear_2")  # the last linea
 GATED = re.compile(r"gate_(and_)?up|w13|input_linear|fc1")  # gate and up in one tensor
 
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # transformers' Conv1D
+UNGATED = ("jetmoe",)  # its input_linear is one linear of an expert
 INPUTS_FIRST = ("gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "openai_privacy_filter")
 
 
@@ -223,22 +224,36 @@ def linear_shapes(
     """Name -> (O, I) of every linear inside the blocks; those of a stack are told apart.
 
     The linears of expert 3 are `...experts.down_proj[3]`, and of a tensor with gate and up in one
-    `...experts.gate_up_proj[3, gate]` and `[3, up]`.
+    `...experts.gate_up_proj[3, gate]` and `[3, up]`: the forms of `layout/README.md`.
     """
+    text = text_values(config)
     shapes: dict[str, TensorShape] = {}
     for name, stored in stored_linears(blocks, config).items():
-        if len(stored.shape) == 2:
-            shapes[name] = stored.matrix
-            continue
         outputs, inputs = stored.matrix
-        halves = GATED.search(name.rpartition(".")[2]) and outputs % 2 == 0
-        for expert in range(stored.stack):
+        experts = stored.stack
+        if len(stored.shape) == 2:
+            experts = _experts_in_rows(text) if DBRX.search(name) else 0
+            if not experts or stored.shape[0] % experts:
+                shapes[name] = stored.matrix
+                continue
+            rows, columns = stored.shape[0] // experts, stored.shape[1]
+            outputs, inputs = (rows, columns) if stored.inputs_last else (columns, rows)
+        gated = text.get("model_type") not in UNGATED and GATED.search(name.rpartition(".")[2])
+        halves = gated and outputs % 2 == 0
+        for expert in range(experts):
             if halves:
                 shapes[f"{name}[{expert}, gate]"] = (outputs // 2, inputs)
                 shapes[f"{name}[{expert}, up]"] = (outputs // 2, inputs)
             else:
                 shapes[f"{name}[{expert}]"] = (outputs, inputs)
     return shapes
+
+
+def _experts_in_rows(text: Mapping[str, Any]) -> int:
+    """The number of experts of DBRX, whose tensors have them one after the other; 0 if unknown."""
+    section = text.get("ffn_config")
+    experts = section.get("moe_num_experts") if isinstance(section, Mapping) else None
+    return experts if type(experts) is int and experts > 0 else 0
 
 
 def other_weights(

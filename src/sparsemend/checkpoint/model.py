@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.checkpoint.gguf import ready_section
 from sparsemend.checkpoint.headers import (
     TensorHeader,
     TensorShape,
@@ -102,7 +103,7 @@ def check_pickled(path: str, *, trust_remote_code: bool) -> None:
 
 
 def find_model(model: DictConfig) -> Model:
-    """The model of a `model` group.
+    """The model of a `model` group; of a GGUF file once it is turned into a folder.
 
     Raises FileNotFoundError on an incomplete or missing folder, ValueError on a quantised model.
     """
@@ -113,6 +114,7 @@ def find_model(model: DictConfig) -> Model:
         config = ModelConfig({"vocab_size": model.get("vocabulary"), **architecture})
         return Model(str(model.name), config, None)
     path = str(model.get("path", ""))
+    ready_section(model)
     folder = Path(resolve_path(path))
     if not folder.is_dir():
         if is_local(path):

@@ -109,14 +109,14 @@ def check_depth(path: str, config: ModelConfig, shapes: Mapping[str, TensorShape
     if config.blocks is None or any(isinstance(v, dict) for v in _encoders(config.values)):
         return
     lists = _block_lists(shapes)
-    extra = max((_number(config.values, key) for key in EXTRA), default=0)
+    extra = max((_largest(config.values, key) for key in EXTRA), default=0)
     lengths = [len(indices) for indices in lists.values()]
     fits = any(length - more in stated for length in lengths for more in range(extra + 1))
     repeated = any(length > 1 and config.blocks % length == 0 for length in lengths)
     if not lists or fits or repeated:
         return
     prefix, indices = max(lists.items(), key=lambda item: len(item[1]))
-    key = next(name for name in DEPTHS if config.blocks == _number(config.values, name))
+    key = next(name for name in DEPTHS if config.blocks == _largest(config.values, name))
     missing = sorted(set(range(config.blocks)) - indices)
     what = (
         f"what is missing (number {name_some(map(str, missing))}) would be random"
@@ -150,7 +150,8 @@ def _levels(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [values, *(values[key] for key in NESTED if isinstance(values.get(key), dict))]
 
 
-def _number(values: Mapping[str, Any], key: str) -> int:
+def _largest(values: Mapping[str, Any], key: str) -> int:
+    """The largest integer that a config states under a key, on any level; 0 without one."""
     stated = [level[key] for level in _levels(values) if isinstance(level.get(key), int)]
     return max(stated, default=0)
 

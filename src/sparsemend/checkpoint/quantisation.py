@@ -67,7 +67,8 @@ def check_no_gguf(folder: Path) -> None:
     """Raise ValueError on a folder whose weights are a GGUF file and nothing else."""
     files = sorted(file.name for file in folder.glob("*.gguf"))
     if files and not any(folder.glob("*.safetensors")):
-        raise ValueError(_refusal(str(folder), "GGUF", f"{files[0]} is its only weight file"))
+        line = _refusal(str(folder), "GGUF", f"{files[0]} is its only weight file")
+        raise ValueError(f"{line}, or model=gguf model.path={folder / files[0]}")
 
 
 def _refusal(path: str, method: str, why: str) -> str:

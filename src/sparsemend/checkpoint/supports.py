@@ -25,7 +25,7 @@ from sparsemend.checkpoint.prunable import (
     prunable_of_names,
     tensor_of,
 )
-from sparsemend.config.prunable import kinds
+from sparsemend.config.kinds import kinds
 from sparsemend.names import MASKS, MODEL, RESULT
 from sparsemend.sparse.pattern import Pattern
 
@@ -103,17 +103,19 @@ class Checked:
         if dense := self.prunable.stays_dense:
             share = self.zeros / (self.weights + self.dense_weights)
             lines.append(
-                f"{len(dense)} linears stay dense, as the masks file says: {_kinds(dense)}; "
+                f"{len(dense)} linears stay dense, as the masks file says: {self._kinds(dense)}; "
                 f"{self.dense_weights:,} weights, with which the sparsity is {share:.6f}"
             )
         if kept := {name: s.dense for name, s in self.supports.items() if s.dense}:
-            lines.append(
-                f"{sum(kept.values()):,} weights are kept whole by their masks, in {_kinds(kept)}"
-            )
+            whole = f"{sum(kept.values()):,} weights are kept whole by their masks"
+            lines.append(f"{whole}, in {self._kinds(kept)}")
         if others := self.prunable.left_out:
             why = "they have no mask" if self.masks else "routers are not pruned"
-            lines.append(f"{len(others)} left out, {why}: {_kinds(others)}")
+            lines.append(f"{len(others)} left out, {why}: {self._kinds(others)}")
         return lines
+
+    def _kinds(self, names: Iterable[str]) -> str:
+        return ", ".join(kinds(names, self.tensors))
 
     def _names(self, linears: Iterable[str]) -> str:
         """Tensors by name, at most NAMED of them, and of how many."""
@@ -199,10 +201,6 @@ def _headers(path: Path) -> dict[str, tuple[Path, TensorHeader]]:
             "writes safetensors"
         )
     return headers
-
-
-def _kinds(names: Iterable[str]) -> str:
-    return ", ".join(kinds(names))
 
 
 def _block(linear: str) -> str:

@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from sparsemend.config.declaration import text_of
 from sparsemend.config.jobs import Choices, cells_of, defer, expand, keys_in
 from sparsemend.config.locations import conf_folder
 from sparsemend.config.override_names import Names, is_search_line
@@ -101,8 +102,8 @@ def check_places(hydra: DictConfig) -> None:
         )
     if hydra.output_subdir != OVERRIDES:
         raise OverrideError(
-            f"hydra.output_subdir={hydra.output_subdir} would hide the cells of this sweep, whose "
-            f"overrides are read from there; leave it at {OVERRIDES}"
+            f"hydra.output_subdir={text_of(hydra.output_subdir)} would hide the cells of this "
+            f"sweep, whose overrides are read from there; leave it at {OVERRIDES}"
         )
 
 

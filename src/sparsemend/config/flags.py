@@ -1,7 +1,8 @@
 """The flags of a class that are read before torch is imported, from the text of its file.
 
-A flag is a constant `ClassVar`, written in the class or inherited.  The contract of the group
-states every flag's default and meaning; ours and a user's own class are read alike.
+A flag is a constant `ClassVar`, written in the class or inherited; `defines` asks for a method in
+the same way.  The contract of the group states every flag's default and meaning; ours and a user's
+own class are read alike.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ PRUNER = "sparsemend.pruner.base.Pruner"
 SCHEDULE = "sparsemend.sparsity_schedule.base.SparsitySchedule"
 METHOD = "sparsemend.method.base.RepairMethod"
 HARDWARE = "sparsemend.hardware.Hardware"
+DATA = "sparsemend.data.base.DataSource"
 FLAGS = {  # flag -> the contract that states its default
     "needs_calibration": PRUNER,
     "prunes": PRUNER,
@@ -30,6 +32,7 @@ FLAGS = {  # flag -> the contract that states its default
     "low_rank": METHOD,
     "calibration_passes": METHOD,
     "parallel": HARDWARE,
+    "needs_tokenizer": DATA,
 }
 
 
@@ -65,6 +68,22 @@ def _class_value(target: str, attribute: str) -> Any:
         if inherited is not None:
             return inherited
     return None
+
+
+def defines(target: str, method: str) -> bool:
+    """Whether the class of a `_target_`, or a base of it below the contract, defines a method.
+
+    The contracts' own classes are left out: what they define may say no more than that there is
+    none.
+    """
+    module, _, name = target.rpartition(".")
+    definition = _definition(module, name)
+    if definition is None or f"{definition[0]}.{name}" in FLAGS.values():
+        return False
+    module, node = definition
+    if any(isinstance(line, ast.FunctionDef) and line.name == method for line in node.body):
+        return True
+    return any(defines(_written_name(module, base), method) for base in node.bases)
 
 
 def _constant(line: ast.stmt) -> Any:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from sparsemend.config.gguf import PACKAGED, converted_folder, gguf_digest, gguf_file
+
 PACKAGE = Path(__file__).resolve().parents[1]
 EMBEDDED = "embedded:"
 
@@ -24,10 +26,13 @@ def conf_folder() -> Path:
 
 
 def resolve_path(path: str) -> str:
-    """`embedded:NAME` as the folder inside this package; anything else unchanged."""
+    """The folder of a model's weights: of `embedded:NAME` inside this package, of a GGUF file the
+    one that it is turned into.  Anything else is unchanged.
+    """
     if path.startswith(EMBEDDED):
         return str(PACKAGE / "assets" / path.removeprefix(EMBEDDED))
-    return path
+    file = gguf_file(path)
+    return path if file is None else str(converted_folder(file))
 
 
 def model_name(path: str) -> str:
@@ -47,11 +52,16 @@ def model_name(path: str) -> str:
 
 # before any config is composed: every command and every test finds the configs by this module
 OmegaConf.register_resolver("model_name", model_name, replace=True)
+OmegaConf.register_resolver("gguf_digest", gguf_digest, replace=True)
 
 
 def is_local(path: str) -> bool:
     """Whether a name can only mean a place on this machine: hub ids are `name` or `org/name`."""
-    return path.startswith((EMBEDDED, "/", ".", "~")) or path.endswith("/") or path.count("/") > 1
+    return (
+        path.startswith((EMBEDDED, PACKAGED, "/", ".", "~"))
+        or path.endswith("/")
+        or path.count("/") > 1
+    )
 
 
 def tilde_hint(path: str) -> str:

@@ -72,7 +72,7 @@ def member_yaml(group: str, name: str) -> Mapping[str, Any]:
         elif isinstance(entry, dict):
             for place, member in entry.items():
                 inner, _, key = place.partition("@")
-                if key.isidentifier() and inner == f"/{group}":
+                if member is not None and key.isidentifier() and inner == f"/{group}":
                     keys[key] = member_yaml(group, str(member))
     inside = {key: {**keys[key], **content[key]} for key in content if _both(keys, content, key)}
     return {**keys, **content, **inside}

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from sparsemend.config.values import override_key
 
 GONE = ("batch_size", "accumulate")
+PERP = ("method.biases", "method.norms", "method.adapter")
 FORMER = {  # their values where nobody set them
     "method": {"batch_size": 8, "accumulate": 1},
     "arena": {"batch_size": 2, "accumulate": 1},
@@ -31,6 +32,11 @@ def explain_override(key: str, lines: Sequence[str]) -> str | None:
     if key == "hardware.walk_batch":
         return (
             f"{key} is gone: calibration sees one window at a time, and masks do not depend on it"
+        )
+    if key in PERP and "method=perp" in lines:
+        return (
+            f"{key} is gone: what trains is a list; give method.trained=[biases,norms] or others "
+            "of lm_head, mask_lora, scale_lora"
         )
     section, _, name = key.rpartition(".")
     if section not in FORMER or name not in GONE:

@@ -11,6 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,11 +46,20 @@ class Examples:
 
 
 class DataSource(ABC):
-    """Windows of `seqlen` tokens for calibration, training, validation and test."""
+    """Windows of `seqlen` tokens for calibration, training, validation and test.
+
+    needs_tokenizer: a model folder without one does not serve.  key: that of its section in the
+    config, which messages name.  calibration_from: `text`, or `train` where calibration windows lie
+    over the examples that repair trains on.
+    """
+
+    needs_tokenizer: ClassVar[bool] = True
 
     name: str
     seqlen: int
     calibration_samples: int
+    key: str = "data"
+    calibration_from: str = "text"
 
     @abstractmethod
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
@@ -85,7 +95,9 @@ class DataSource(ABC):
         return digest({"texts": self.fingerprint(), **unusual}) if unusual else self.fingerprint()
 
 
-def windows(ids: Tensor, seqlen: int, *, what: str, bos: int | None = None) -> Tensor:
+def windows(
+    ids: Tensor, seqlen: int, *, what: str, bos: int | None = None, key: str = "data"
+) -> Tensor:
     """Cut a token stream (n,) into its floor(n / seqlen) full windows (N, seqlen).
 
     The remainder is dropped (WikiText-2 protocol of SparseGPT and Wanda).  With a BOS token, which
@@ -96,7 +108,7 @@ def windows(ids: Tensor, seqlen: int, *, what: str, bos: int | None = None) -> T
     if count == 0:
         raise ValueError(
             f"the {what} text has {ids.numel()} tokens, shorter than one window of "
-            f"data.seqlen={seqlen}; give more text or lower data.seqlen to at most {ids.numel()}"
+            f"{key}.seqlen={seqlen}; give more text or lower {key}.seqlen to at most {ids.numel()}"
         )
     if bos is None:
         return ids[: count * seqlen].view(count, seqlen)
@@ -155,8 +167,12 @@ def held_out_rows(rows: Tensor, *, fraction: float = 0.05) -> tuple[Tensor, Tens
     return rows[:-held], rows[-held:]
 
 
-def check_follows(source: DataSource, text: DataSource) -> None:
-    """Raise ValueError where the text that a source holds differs from it in a key of both."""
+def adopt_text_(source: DataSource, text: DataSource) -> None:
+    """Tell the text that a source holds by which key it does.
+
+    Raises ValueError where the two differ in a key of both.
+    """
+    text.key = f"{source.key}.text"
     for key in ("calibration_samples", "bos"):
         outer, inner = getattr(source, key), getattr(text, key, getattr(source, key))
         if outer != inner:

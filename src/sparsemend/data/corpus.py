@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from sparsemend.data.base import (
     DataSource,
     Examples,
+    adopt_text_,
     bos_token,
-    check_follows,
     fingerprint_texts,
 )
 from sparsemend.data.hub_files import document_windows, first_documents, text_column
@@ -43,7 +43,7 @@ class Corpus(DataSource):
     text: DataSource
 
     def __post_init__(self) -> None:
-        check_follows(self, self.text)
+        adopt_text_(self, self.text)
 
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
         return self.text.calibration(tokenizer, seed=seed)
@@ -70,13 +70,15 @@ class Corpus(DataSource):
         self, tokenizer: PreTrainedTokenizerBase | None, texts: Sequence[str], what: str
     ) -> Examples:
         bos = bos_token(tokenizer, self.bos)
-        return Examples.of(document_windows(tokenizer, texts, self.seqlen, what=what, bos=bos))
+        return Examples.of(
+            document_windows(tokenizer, texts, self.seqlen, what=what, bos=bos, key=self.key)
+        )
 
     def _train(self) -> Sequence[str]:
         return first_documents(
             self._documents("train", self.files),
             self.documents,
-            key="data.documents",
+            key=f"{self.key}.documents",
             where=self.files,
         )
 
@@ -86,7 +88,7 @@ class Corpus(DataSource):
         return first_documents(
             texts,
             self.validation_documents,
-            key="data.validation_documents",
+            key=f"{self.key}.validation_documents",
             where=files or f"{self.files} after the first {self.documents}",
         )
 

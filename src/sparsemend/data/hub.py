@@ -33,7 +33,8 @@ from sparsemend.data.hub_files import (
     load_rows,
     text_column,
 )
-from sparsemend.data.sampling import from_documents, from_stream
+from sparsemend.data.sampling import from_documents
+from sparsemend.data.streams import StreamSource
 
 C4_TEST_ROWS = 1100  # SparseGPT's C4 perplexity: the first rows of the validation shard ...
 C4_TEST_WINDOWS = 256  # ... and their first 256 windows
@@ -41,7 +42,7 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(kw_only=True)
-class WikiText2(DataSource):
+class WikiText2(StreamSource):
     """WikiText-2 raw; rows of train joined by a space, of validation and test by two newlines."""
 
     name: str
@@ -51,38 +52,11 @@ class WikiText2(DataSource):
     calibration_samples: int
     bos: bool
 
-    def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
-        return from_stream(
-            self._stream(tokenizer, "train"),
-            samples=self.calibration_samples,
-            seqlen=self.seqlen,
-            seed=seed,
-            bos=bos_token(tokenizer, self.bos),
-        )
-
-    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-        """Windows of the stream that calibration draws from."""
-        return Examples.of(self._windows(tokenizer, "train"))
-
-    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-        """Windows cut in the same way as those of test, in whose place validation is read."""
-        return Examples.of(self._windows(tokenizer, "validation"))
-
-    def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        return self._windows(tokenizer, "test")
-
     def fingerprint(self) -> str:
         return fingerprint_texts(wikitext(self.path, self.config, split) for split in SPLITS)
 
-    def framing(self) -> Mapping[str, bool]:
-        return {"bos": self.bos}
-
-    def _windows(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
-        bos = bos_token(tokenizer, self.bos)
-        return windows(self._stream(tokenizer, split), self.seqlen, what=split, bos=bos)
-
-    def _stream(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
-        return encode(tokenizer, wikitext(self.path, self.config, split))
+    def read(self, split: str) -> str:
+        return wikitext(self.path, self.config, split)
 
 
 @dataclass(kw_only=True)
@@ -116,6 +90,7 @@ class C4(DataSource):
             seqlen=self.seqlen,
             seed=seed,
             bos=bos_token(tokenizer, self.bos),
+            key=self.key,
         )
 
     def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
@@ -129,7 +104,8 @@ class C4(DataSource):
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
         """WikiText-2 test windows, or the first 256 of the first 1100 C4 validation rows."""
         bos = bos_token(tokenizer, self.bos)
-        rows = windows(encode(tokenizer, self._test_text()), self.seqlen, what="test", bos=bos)
+        ids = encode(tokenizer, self._test_text())
+        rows = windows(ids, self.seqlen, what="test", bos=bos, key=self.key)
         return rows[:C4_TEST_WINDOWS] if self.test_on == "c4" else rows
 
     def fingerprint(self) -> str:
@@ -146,11 +122,11 @@ class C4(DataSource):
         texts = first_documents(
             self._shard(),
             self.train_documents,
-            key="data.train_documents",
+            key=f"{self.key}.train_documents",
             where=self.train_file,
         )
         bos = bos_token(tokenizer, self.bos)
-        return document_windows(tokenizer, texts, self.seqlen, what="train", bos=bos)
+        return document_windows(tokenizer, texts, self.seqlen, what="train", bos=bos, key=self.key)
 
     def _test_text(self) -> str:
         if self.test_on == "wikitext2":
@@ -160,7 +136,7 @@ class C4(DataSource):
 
 
 @dataclass(kw_only=True)
-class PennTreebank(DataSource):
+class PennTreebank(StreamSource):
     """Penn Treebank sentences joined by a space, from the parquet files of each split."""
 
     name: str
@@ -171,35 +147,10 @@ class PennTreebank(DataSource):
     calibration_samples: int
     bos: bool
 
-    def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
-        return from_stream(
-            encode(tokenizer, self._text("train")),
-            samples=self.calibration_samples,
-            seqlen=self.seqlen,
-            seed=seed,
-            bos=bos_token(tokenizer, self.bos),
-        )
-
-    def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-        return Examples.of(self._windows(tokenizer, "train"))
-
-    def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
-        return Examples.of(self._windows(tokenizer, "validation"))
-
-    def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        return self._windows(tokenizer, "test")
-
     def fingerprint(self) -> str:
-        return fingerprint_texts(self._text(split) for split in SPLITS)
+        return fingerprint_texts(self.read(split) for split in SPLITS)
 
-    def framing(self) -> Mapping[str, bool]:
-        return {"bos": self.bos}
-
-    def _windows(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
-        bos = bos_token(tokenizer, self.bos)
-        return windows(encode(tokenizer, self._text(split)), self.seqlen, what=split, bos=bos)
-
-    def _text(self, split: str) -> str:
+    def read(self, split: str) -> str:
         """The sentences of one split, joined by a space.
 
         Its files lie as the hub's parquet conversions do: config/split/0000.parquet.

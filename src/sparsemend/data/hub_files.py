@@ -29,6 +29,7 @@ def document_windows(
     *,
     what: str,
     bos: int | None,
+    key: str = "data",
 ) -> Tensor:
     """Tokenise each document by itself, join the ids end to end and cut them into windows.
 
@@ -36,7 +37,7 @@ def document_windows(
     marks its beginning), and no tokenizer has to read a text of 40 MB.  Our choice.
     """
     ids = torch.cat([encode(tokenizer, text) for text in texts])
-    return windows(ids, seqlen, what=what, bos=bos)
+    return windows(ids, seqlen, what=what, bos=bos, key=key)
 
 
 def first_documents(texts: Sequence[str], count: int, *, key: str, where: str) -> Sequence[str]:

@@ -76,11 +76,18 @@ def _files_in(key: str, folder: Path, config: str | None, split: str) -> list[Pa
     return files
 
 
-def file_examples(path: Path, row_format: RowFormat) -> Iterator[Prompted]:
-    """The examples of one file; every row is checked, and there is at least one."""
-    return examples_of(
-        str(path), json_rows(path) if path.suffix in JSON else parquet_rows(path), row_format
-    )
+def file_examples(path: Path, row_format: RowFormat, what: str) -> Iterator[Prompted]:
+    """The examples of one file; every row is checked, and there is at least one.
+
+    what: the file as messages name it.
+    """
+    read = json_rows if path.suffix in JSON else parquet_rows
+    return examples_of(what, read(path, what), row_format)
+
+
+def key_and_file(key: str, split: str, path: Path) -> str:
+    """A file of the split that `data.<key>` gives: by that key, and by where it lies."""
+    return f"data.{key}={path}" if split == str(path) else f"data.{key}={split} ({path})"
 
 
 def examples_of(what: str, rows: Iterable[PlacedRow], row_format: RowFormat) -> Iterator[Prompted]:

@@ -19,6 +19,7 @@ from sparsemend.data.instruction_files import (
     check_held_out,
     examples_of,
     file_examples,
+    key_and_file,
     split_files,
 )
 from sparsemend.data.prompted import PromptedSource
@@ -91,8 +92,12 @@ class Instructions(PromptedSource):
             assert self.path is not None
             rows = load_rows(self.path, self.config, split=place)
             numbered = ((f"row {number}", row) for number, row in enumerate(rows))
-            return list(examples_of(f"{self.path} {place}", numbered, self.row_format))
-        return [example for file in files for example in file_examples(file, self.row_format)]
+            return list(examples_of(f"data.{key}={place} ({self.path})", numbered, self.row_format))
+        return [
+            example
+            for file in files
+            for example in file_examples(file, self.row_format, key_and_file(key, place, file))
+        ]
 
 
 def held_out(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from omegaconf import DictConfig
 
 from sparsemend.config.asked import Asked
 from sparsemend.data.chat_template import check_chat_template
-from sparsemend.data.instruction_files import check_held_out, file_examples, split_files
+from sparsemend.data.instruction_files import (
+    check_held_out,
+    file_examples,
+    key_and_file,
+    split_files,
+)
 from sparsemend.data.prompts import RowFormat
 
 
@@ -17,7 +22,7 @@ def check(asked: Asked) -> None:
         check_chat_template(f"{asked.key}.chat_template", asked.cfg.model)
     row_format = RowFormat(data.template, tuple(data.fields), data.empty_answers)
     counted = {
-        key: _count_rows(split_files(key, data.path, data.config, data[key]), row_format)
+        key: _count_rows(key, data[key], data, row_format)
         for key in ("train", "validation", "test")
         if data[key] is not None
     }
@@ -27,8 +32,11 @@ def check(asked: Asked) -> None:
         check_held_out(counted["train"], wanted)
 
 
-def _count_rows(files: list[Path] | None, row_format: RowFormat) -> int | None:
-    """The number of rows, all of them sound; None where they lie on the hub."""
+def _count_rows(key: str, split: str, data: DictConfig, row_format: RowFormat) -> int | None:
+    """The number of rows of a split, all of them sound; None where they lie on the hub."""
+    files = split_files(key, data.path, data.config, split)
     if files is None:
         return None
-    return sum(1 for path in files for _ in file_examples(path, row_format))
+    return sum(
+        1 for path in files for _ in file_examples(path, row_format, key_and_file(key, split, path))
+    )

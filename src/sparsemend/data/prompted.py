@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from sparsemend.data.base import (
     DataSource,
     Examples,
+    adopt_text_,
     bos_token,
-    check_follows,
     fingerprint_texts,
 )
 from sparsemend.data.examples import Wording, encode_examples, examples
@@ -51,7 +51,7 @@ class PromptedSource(DataSource):
     text: DataSource
 
     def __post_init__(self) -> None:
-        check_follows(self, self.text)
+        adopt_text_(self, self.text)
 
     @abstractmethod
     def examples(self, split: str) -> Sequence[Prompted]:

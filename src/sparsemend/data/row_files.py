@@ -3,7 +3,7 @@
 A JSON file holds a list of values or one value per line, and may be packed by gzip.  What a library
 raises on a broken file becomes one line that names the file.  Free of torch and datasets: files
 are checked before anything heavy is imported, and what is read is the file as it is now, whatever
-a cache may hold of an earlier one.
+a cache may hold of an earlier one.  `what` is the file, and the key that names it, in messages.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ GZIP = ".gz"
 _BLANK = re.compile(r"[ \t\n\r]*")  # of JSON alone
 
 
-def json_rows(path: Path) -> Iterator[PlacedRow]:
+def json_rows(path: Path, what: str) -> Iterator[PlacedRow]:
     """The values of a JSON list, or one value per line; ValueError on what is neither."""
-    with reading(path), open_text(path) as file:
+    with reading(what), open_text(path) as file:
         first = next((line for line in file if line.strip()), "")
         file.seek(0)
-        yield from _items(path, file.read()) if first.lstrip()[:1] == "[" else _lines(path, file)
+        yield from _items(what, file.read()) if first.lstrip()[:1] == "[" else _lines(what, file)
 
 
-def parquet_rows(path: Path) -> Iterator[PlacedRow]:
+def parquet_rows(path: Path, what: str) -> Iterator[PlacedRow]:
     """The rows of a parquet file, {column: value}, counted from 0."""
-    with reading_parquet(path) as file:
+    with reading_parquet(path, what) as file:
         rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
         for number, row in enumerate(rows):
             yield f"row {number}", row
@@ -52,21 +52,21 @@ def open_text(path: Path) -> TextIO:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(what: str) -> Iterator[None]:
     """Name the file in what reading it as text raises: ValueError in one line."""
     try:
         yield
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
+        raise ValueError(f"{what} is not UTF-8 text ({error.reason}); convert it") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
-            f"{path} is no whole gzip file ({error}); fetch it again, or take .gz off the name of "
+            f"{what} is no whole gzip file ({error}); fetch it again, or take .gz off the name of "
             "plain text"
         ) from error
 
 
 @contextmanager
-def reading_parquet(path: Path) -> Iterator[ParquetFile]:
+def reading_parquet(path: Path, what: str) -> Iterator[ParquetFile]:
     """An open parquet file; what reading it raises is a ValueError that names it, in one line."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
@@ -76,22 +76,22 @@ def reading_parquet(path: Path) -> Iterator[ParquetFile]:
             yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
-        raise ValueError(f"{path} is no whole parquet file ({why}); fetch it again") from error
+        raise ValueError(f"{what} is no whole parquet file ({why}); fetch it again") from error
 
 
-def _lines(path: Path, file: Iterable[str]) -> Iterator[PlacedRow]:
+def _lines(what: str, file: Iterable[str]) -> Iterator[PlacedRow]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise ValueError(
-                    f"{path} line {number} is not JSON: {_why(error)}; give one object per line, "
+                    f"{what} line {number} is not JSON: {_why(error)}; give one object per line, "
                     "or a list of objects"
                 ) from error
 
 
-def _items(path: Path, text: str) -> Iterator[PlacedRow]:
+def _items(what: str, text: str) -> Iterator[PlacedRow]:
     """The values of a JSON list, decoded one by one; lines count from 1, rows from 0."""
     decoder, line, counted, number = json.JSONDecoder(), 1, 0, 0
     position = _skip_blanks(text, text.index("[") + 1)
@@ -103,7 +103,7 @@ def _items(path: Path, text: str) -> Iterator[PlacedRow]:
         try:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} {place} is not JSON: {_why(error)}") from error
+            raise ValueError(f"{what} {place} is not JSON: {_why(error)}") from error
         yield place, value
         number += 1
         position = _skip_blanks(text, position)
@@ -113,12 +113,12 @@ def _items(path: Path, text: str) -> Iterator[PlacedRow]:
         elif not ended:
             here = line + text.count("\n", counted, position)
             raise ValueError(
-                f"{path} line {here} is not JSON: the list has neither , nor ] after row "
+                f"{what} line {here} is not JSON: the list has neither , nor ] after row "
                 f"{number - 1}"
             )
     if _skip_blanks(text, position + 1) < len(text):
         here = text.count("\n", 0, _skip_blanks(text, position + 1)) + 1
-        raise ValueError(f"{path} line {here} is not JSON: text follows the end of the list")
+        raise ValueError(f"{what} line {here} is not JSON: text follows the end of the list")
 
 
 def _why(error: Exception) -> str:

@@ -4,7 +4,7 @@ Python's `random.Random(seed)` is consumed exactly as in the SparseGPT/Wanda loa
 Alistarh 2023, arXiv 2301.00774; Sun et al. 2024, arXiv 2306.11695), so the same documents,
 tokenizer, length and seed give the same windows: a rejected document costs one draw, draws are
 with replacement, and the very last token of a document is never used.  With a BOS token a window
-begins with it, at the same place as without.
+begins with it, at the same place as without.  `key` is that of the source's section, for messages.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def from_documents(
     seqlen: int,
     seed: int,
     bos: int | None = None,
+    key: str = "data",
 ) -> Tensor:
     """C4 protocol: windows (samples, seqlen) from documents strictly longer than `seqlen` tokens.
 
@@ -46,8 +47,8 @@ def from_documents(
             if not any_long_enough and len(tokens) == len(documents):
                 longest = max(t.numel() for t in tokens.values())
                 raise ValueError(
-                    f"no calibration document is longer than data.seqlen={seqlen} tokens "
-                    f"(longest: {longest}); lower data.seqlen below {longest}"
+                    f"no calibration document is longer than {key}.seqlen={seqlen} tokens "
+                    f"(longest: {longest}); lower {key}.seqlen below {longest}"
                 )
         start = rng.randint(0, ids.numel() - seqlen - 1)
         rows.append(window_at(ids, start, seqlen, bos=bos))
@@ -55,7 +56,13 @@ def from_documents(
 
 
 def from_stream(
-    ids: Tensor, *, samples: int, seqlen: int, seed: int, bos: int | None = None
+    ids: Tensor,
+    *,
+    samples: int,
+    seqlen: int,
+    seed: int,
+    bos: int | None = None,
+    key: str = "data",
 ) -> Tensor:
     """WikiText-2 protocol: windows (samples, seqlen) at uniform starts in one token stream (n,).
 
@@ -64,7 +71,8 @@ def from_stream(
     if ids.numel() <= seqlen:
         raise ValueError(
             f"the calibration text has {ids.numel()} tokens; sampling windows of "
-            f"data.seqlen={seqlen} needs at least {seqlen + 1}; give more text or lower data.seqlen"
+            f"{key}.seqlen={seqlen} needs at least {seqlen + 1}; give more text or lower "
+            f"{key}.seqlen"
         )
     rng = random.Random(seed)
     starts = [rng.randint(0, ids.numel() - seqlen - 1) for _ in range(samples)]

@@ -1,36 +1,27 @@
 """Local text files: one stream per split, tokenised once as a whole.
 
 A .txt file is one document, taken whole (line ends become newlines).  Every row of a .jsonl or
-.parquet file is one.  The documents of a split are joined by `separator`; calibration windows are
-drawn and windows are cut by the WikiText-2 protocol (Frantar and Alistarh 2023, arXiv 2301.00774).
+.parquet file is one.  The documents of a split are joined by `separator`.
 Without files of its own calibration reads the whole train text, also the part whose windows are
 held out where no validation file is given, so that it draws the windows that the protocol draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsemend.data.base import (
-    DataSource,
-    Examples,
-    bos_token,
-    encode,
-    fingerprint_texts,
-    held_out_rows,
-    windows,
-)
-from sparsemend.data.sampling import from_stream
+from sparsemend.data.base import Examples, fingerprint_texts, held_out_rows
+from sparsemend.data.streams import StreamSource
 from sparsemend.data.text_files import load_texts
 
 Files = str | Path | Iterable[str | Path]
 
 
-class LocalText(DataSource):
+class LocalText(StreamSource):
     """Windows over local .txt, .jsonl(.gz) and .parquet files; `column` holds the text of rows."""
 
     def __init__(
@@ -64,48 +55,32 @@ class LocalText(DataSource):
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
         """Windows of the calibration files, else of the train text."""
         split = "calibration" if self.files["calibration"] else "train"
-        return from_stream(
-            encode(tokenizer, self._text(split)),
-            samples=self.calibration_samples,
-            seqlen=self.seqlen,
-            seed=seed,
-            bos=bos_token(tokenizer, self.bos),
-        )
+        return self.draw(tokenizer, split, seed=seed)
 
     def train(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """All train windows; without their last 5 % where no validation file is given."""
-        rows = self._windows(tokenizer, "train")
+        rows = self.cut(tokenizer, "train")
         return Examples.of(rows if self.files["validation"] else held_out_rows(rows)[0])
 
     def validation(self, tokenizer: PreTrainedTokenizerBase | None) -> Examples:
         """The windows of the validation files, else the last 5 % of the train windows."""
         if self.files["validation"]:
-            return Examples.of(self._windows(tokenizer, "validation"))
-        return Examples.of(held_out_rows(self._windows(tokenizer, "train"))[1])
-
-    def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        return self._windows(tokenizer, "test")
+            return Examples.of(self.cut(tokenizer, "validation"))
+        return Examples.of(held_out_rows(self.cut(tokenizer, "train"))[1])
 
     def fingerprint(self) -> str:
         """SHA-256 of the train, validation (where given) and test texts, then of calibration's."""
-        texts = [self._text(s) for s in ("train", "validation", "test") if self.files[s]]
+        texts = [self.read(s) for s in ("train", "validation", "test") if self.files[s]]
         if self.files["calibration"]:
-            texts += ["calibration", self._text("calibration")]
+            texts += ["calibration", self.read("calibration")]
         return fingerprint_texts(texts)
 
-    def framing(self) -> Mapping[str, bool]:
-        return {"bos": self.bos}
-
-    def _windows(self, tokenizer: PreTrainedTokenizerBase | None, split: str) -> Tensor:
-        bos = bos_token(tokenizer, self.bos)
-        return windows(encode(tokenizer, self._text(split)), self.seqlen, what=split, bos=bos)
-
-    def _text(self, split: str) -> str:
+    def read(self, split: str) -> str:
         if split not in self._read:
             documents = [
                 document
                 for path in self.files[split]
-                for document in load_texts(f"data.{split}", path, column=self.column)
+                for document in load_texts(f"{self.key}.{split}", path, column=self.column)
             ]
             self._read[split] = self.separator.join(documents)
         return self._read[split]

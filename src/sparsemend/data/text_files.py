@@ -43,13 +43,14 @@ def check_texts(key: str, path: Path, *, column: str) -> None:
 def _documents(key: str, path: Path, column: str) -> Iterator[str]:
     _check_name(key, path)
     what, empty = f"{key}={path}", True
-    for place, text in _texts(what, path, column):
+    name = f"{key.rpartition('.')[0]}.column"
+    for place, text in _texts(what, path, column, name):
         if text is None:
             raise ValueError(f"{what} has no text in {place}; drop the row")
         if not isinstance(text, str):
             raise ValueError(
                 f"{what} {place} has {column}={short_form(text)} of type {type(text).__name__}; "
-                "set data.column to a column of text, or give text in quotes"
+                f"set {name} to a column of text, or give text in quotes"
             )
         if unencodable(text):
             raise ValueError(f"{what} {place} has half of a surrogate pair; mend the row")
@@ -68,39 +69,40 @@ def _check_name(key: str, path: Path) -> None:
         raise ValueError(f"{key}={path} is none of {', '.join(ENDINGS)}; convert it to one of them")
 
 
-def _texts(what: str, path: Path, column: str) -> Iterator[PlacedRow]:
+def _texts(what: str, path: Path, column: str, name: str) -> Iterator[PlacedRow]:
+    """The documents with their places; `name` is the key that names the column."""
     if path.suffix == ".parquet":
-        yield from _of_parquet(what, path, column)
+        yield from _of_parquet(what, path, column, name)
     elif path.name.endswith(ROWS):
-        for place, row in json_rows(path):
-            yield place, _field(f"{what} {place}", row, column)
+        for place, row in json_rows(path, what):
+            yield place, _field(f"{what} {place}", row, column, name)
     else:
-        with reading(path), open_text(path) as file:
+        with reading(what), open_text(path) as file:
             text = file.read()
         yield "it", text
 
 
-def _of_parquet(what: str, path: Path, column: str) -> Iterator[PlacedRow]:
-    with reading_parquet(path) as file:
+def _of_parquet(what: str, path: Path, column: str, name: str) -> Iterator[PlacedRow]:
+    with reading_parquet(path, what) as file:
         names = file.schema_arrow.names
         batches = file.iter_batches(columns=[column]) if column in names else ()
         values = (value for batch in batches for value in batch.column(0).to_pylist())
         for number, value in enumerate(values):
             yield f"row {number}", value
     if column not in names:
-        raise ValueError(_no_column(what, column, names))
+        raise ValueError(_no_column(what, column, names, name))
 
 
-def _field(where: str, row: object, column: str) -> object:
+def _field(where: str, row: object, column: str, name: str) -> object:
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} is no object of fields; give {{{column}: text}}")
     if column not in row:
-        raise ValueError(_no_column(where, column, list(map(str, row))))
+        raise ValueError(_no_column(where, column, list(map(str, row)), name))
     return row[column]
 
 
-def _no_column(where: str, column: str, names: list[str]) -> str:
+def _no_column(where: str, column: str, names: list[str], name: str) -> str:
     return (
-        f"{where} has no column {column}; set data.column to a text column of it "
+        f"{where} has no column {column}; set {name} to a text column of it "
         f"(columns: {', '.join(names) or 'none'})"
     )

@@ -32,17 +32,18 @@ def check_tokens(key: str, path: Path, *, rows: int, seqlen: int, vocabulary: in
         raise FileNotFoundError(f"{key}={path} does not exist; give a safetensors tokens file")
     header = _input_ids(key, path)
     count, length = header.shape
+    source, _, part = key.rpartition(".")
     if length < seqlen:
         raise ValueError(
-            f"{key}={path} has rows of {length} tokens, shorter than data.seqlen={seqlen}; "
-            f"set data.seqlen={length} or tokenise longer rows"
+            f"{key}={path} has rows of {length} tokens, shorter than {source}.seqlen={seqlen}; "
+            f"set {source}.seqlen={length} or tokenise longer rows"
         )
     if count < rows:
         raise ValueError(
             f"{key}={path} has {count} rows, fewer than the {rows} needed; "
             + (
-                f"set data.calibration_samples={count} or give more rows"
-                if key == "data.calibration" and count
+                f"set {source}.calibration_samples={count} or give more rows"
+                if part == "calibration" and count
                 else "give more rows"
             )
         )

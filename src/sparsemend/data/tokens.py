@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import safe_open
@@ -21,6 +22,8 @@ from sparsemend.data.token_file import check_tokens
 
 class Tokens(DataSource):
     """Rows of the given files, each cut to its first `seqlen` tokens."""
+
+    needs_tokenizer: ClassVar = False
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class Tokens(DataSource):
 
     def _rows(self, key: str, path: Path, *, least: int = 1) -> Tensor:
         """Every row of one checked file, int64 (N, seqlen)."""
-        check_tokens(f"data.{key}", path, rows=least, seqlen=self.seqlen, vocabulary=None)
+        check_tokens(f"{self.key}.{key}", path, rows=least, seqlen=self.seqlen, vocabulary=None)
         with safe_open(path, framework="pt") as file:
             rows: Tensor = file.get_slice("input_ids")[:, : self.seqlen]
         return rows.to(torch.int64)

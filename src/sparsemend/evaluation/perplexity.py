@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import Evaluation, EvaluationInput, Unfinished
-from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
+from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC, weights_of
 from sparsemend.terminal import track
 
 Batch = TypeVar("Batch")
@@ -58,17 +58,20 @@ class Perplexity(Evaluation):
         inputs.window_losses[METRIC] = losses
         metrics = {METRIC: _perplexity(losses)}
         if inputs.task is not None:
-            losses = self._labelled_losses(model, inputs.task, inputs, "task")
-            inputs.window_losses[TASK_METRIC] = losses.float()
-            metrics[TASK_METRIC] = _perplexity(losses)
+            sums, counts = self._each_example(model, inputs.task, inputs, "task")
+            metrics[TASK_METRIC] = exponential(float(sums.sum() / counts.sum()))
+            inputs.window_losses[TASK_METRIC] = sums / counts.clamp(min=1)
+            inputs.window_losses[weights_of(TASK_METRIC)] = counts
         if self.validation:
             rows = inputs.validation
             rows = rows if self.windows is None else rows.first(self.windows)
             if torch.equal(rows.tokens, rows.labels):
                 losses = self._each_window(model, rows.tokens, inputs, "validation")
+                perplexity = _perplexity(losses)
             else:
-                losses = self._labelled_losses(model, rows, inputs, "validation")
-            metrics[VALIDATION_METRIC] = _perplexity(losses)
+                sums, counts = self._each_example(model, rows, inputs, "validation")
+                perplexity = exponential(float(sums.sum() / counts.sum()))
+            metrics[VALIDATION_METRIC] = perplexity
         return metrics
 
     def _each_window(
@@ -82,26 +85,22 @@ class Perplexity(Evaluation):
         batches = rows.split(self._batch_size(model, rows, inputs))
         return in_order(batches, measure, inputs.unfinished, part, tokens=rows.numel())
 
-    def _labelled_losses(
+    def _each_example(
         self, model: PreTrainedModel, rows: Examples, inputs: EvaluationInput, part: str
-    ) -> Tensor:
-        """The part of every example, (N,) fp64, whose mean is the loss over labelled tokens.
-
-        That is the sum of an example's losses over the mean number of its labelled tokens.
-        """
+    ) -> tuple[Tensor, Tensor]:
+        """The summed loss and the labelled positions of every example, (N,) fp64 on the host."""
 
         def measure(pair: tuple[Tensor, Tensor]) -> Tensor:
-            """(sum of the losses, labelled positions) of each example of a batch, (B, 2) fp64."""
+            """(sum of the losses, labelled positions) of a batch's examples, (B, 2)."""
             tokens, labels = pair
             losses = self._losses(model, tokens.to(inputs.device), labels.to(inputs.device))
-            counts = (labels[:, 1:] != UNLABELLED).sum(dim=1).double()
-            return torch.stack([losses.double().sum(dim=1).cpu(), counts], dim=1)
+            counts = (labels[:, 1:] != UNLABELLED).sum(dim=1)
+            return torch.stack([losses.double().sum(dim=1).cpu(), counts.double().cpu()], dim=1)
 
         batch = self._batch_size(model, rows.tokens, inputs)
         pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))
-        sums = in_order(pairs, measure, inputs.unfinished, part, tokens=rows.tokens.numel())
-        totals, counts = sums.unbind(dim=1)
-        return totals / counts.mean()
+        both = in_order(pairs, measure, inputs.unfinished, part, tokens=rows.tokens.numel())
+        return both[:, 0], both[:, 1]
 
     def window_losses(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
         """Mean next-token cross-entropy of each window: tokens (B, T) -> (B,) fp32."""

@@ -43,7 +43,8 @@ class BlockState:
     """One block's dense state on its way to the checkpoint.
 
     state: meta tensors by full name.  linears: of the block, by the full name of their weights.
-    renamed: name by saved name, of the tensors that are not moved.
+    renamed: name by saved name, of the tensors that are not moved.  moved: the saved names of the
+    others.
     """
 
     model: PreTrainedModel
@@ -52,6 +53,7 @@ class BlockState:
     state: Mapping[str, Tensor]
     linears: Mapping[str, nn.Linear]
     renamed: Mapping[str, str]
+    moved: tuple[str, ...]
 
     @classmethod
     def of(cls, model: PreTrainedModel, name: str, block: nn.Module) -> BlockState:
@@ -67,7 +69,8 @@ class BlockState:
         names = {id(tensor): key for key, tensor in state.items()}
         saved = _convert(model, name, block, state)
         renamed = {key: names[id(tensor)] for key, tensor in saved.items() if id(tensor) in names}
-        return cls(model, name, block, state, linears, renamed)
+        moved = tuple(key for key in saved if key not in renamed)
+        return cls(model, name, block, state, linears, renamed, moved)
 
     def send(self, fill: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
         """The saved tensors that are moved, with `fill(name, meta tensor)` in place of weights."""
@@ -89,7 +92,8 @@ def _convert(
     return saved
 
 
-def _states(model: PreTrainedModel) -> Iterator[BlockState]:
+def block_states(model: PreTrainedModel) -> Iterator[BlockState]:
+    """The state of every decoder block, in their order."""
     prefix, blocks = find_blocks(model)
     for index, block in enumerate(blocks):
         yield BlockState.of(model, f"{prefix}.{index}", block)
@@ -99,20 +103,20 @@ def _states(model: PreTrainedModel) -> Iterator[BlockState]:
 def saved_masks(model: PreTrainedModel) -> SavedMasks:
     """The supports of the sparse linears; a part of a saved tensor that has none is all kept."""
     masks, dense = {}, []
-    for state in _states(model):
+    for state in block_states(model):
         for saved, name in state.renamed.items():
             linear = state.linears.get(name)
             if isinstance(linear, SparseLinear):
-                masks[_key(saved)] = PackedMask(linear.packed_keep, linear.weight.shape, 1)
+                masks[key_of(saved)] = PackedMask(linear.packed_keep, linear.weight.shape, 1)
             elif linear is not None:
-                dense.append(_key(saved))
+                dense.append(key_of(saved))
         for saved, code in _codes(state).items():
             if (code & MASKED).any():
                 axis = _input_axis(code)
                 keep = ((code & KEPT) != 0).movedim(axis, -1)
-                masks[_key(saved)] = PackedMask(pack(keep), code.shape, axis)
+                masks[key_of(saved)] = PackedMask(pack(keep), code.shape, axis)
             elif (code & LINEAR).any():
-                dense.append(_key(saved))
+                dense.append(key_of(saved))
     return SavedMasks(masks, dense)
 
 
@@ -151,11 +155,11 @@ def module_supports(model: PreTrainedModel, saved: Mapping[str, Tensor]) -> dict
     Raises ValueError where a shape is not that of the saved tensor.
     """
     supports, read = {}, set()
-    for state in _states(model):
+    for state in block_states(model):
         for name, weight in state.renamed.items():
-            if _key(name) in saved and weight in state.linears:
-                supports[_key(weight)] = saved[_key(name)]
-                read.add(_key(name))
+            if key_of(name) in saved and weight in state.linears:
+                supports[key_of(weight)] = saved[key_of(name)]
+                read.add(key_of(name))
         supports |= _moved_back(state, saved, read)
     rest = {name: keep for name, keep in saved.items() if name not in read}
     prunable = prunable_linears(model)
@@ -186,7 +190,7 @@ def _moved_back(
 
     keep, covered = torch.ones(total, dtype=torch.bool), torch.zeros(total, dtype=torch.bool)
     for name, numbers in state.send(number).items():
-        support = saved.get(_key(name))
+        support = saved.get(key_of(name))
         if support is None:
             continue
         if support.shape != numbers.shape:
@@ -194,17 +198,18 @@ def _moved_back(
                 f"the masks file gives {name} the shape {tuple(support.shape)}, and this model "
                 f"saves it as {tuple(numbers.shape)}; they do not belong together"
             )
-        read.add(_key(name))
+        read.add(key_of(name))
         places = numbers.flatten().long()
         of_linear = places >= 0
         keep[places[of_linear]] = support.flatten()[of_linear]
         covered[places[of_linear]] = True
     return {
-        _key(name): keep[start : start + linear.weight.numel()].view(linear.weight.shape)
+        key_of(name): keep[start : start + linear.weight.numel()].view(linear.weight.shape)
         for name, linear in state.linears.items()
         if covered[(start := starts[name])]
     }
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """The name of a linear, in memory or saved, from that of its tensor."""
     return name.removesuffix(".weight")

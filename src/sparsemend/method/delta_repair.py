@@ -34,6 +34,7 @@ class DeltaRepair(TrainedRepair):
     update_interval: int
     accumulation_steps: int
     initial_drop_rate: float
+    first_drop_rate: float | None
     drop_schedule: str
     seed_age_offset: int
     epsilon: float
@@ -47,6 +48,7 @@ class DeltaRepair(TrainedRepair):
             window=self.accumulation_steps,
             steps=self.max_steps,
             initial=self.initial_drop_rate,
+            first=self.first_drop_rate,
             decay=self.drop_schedule,
         )
         self.evolution: DeltaRounds | None = None

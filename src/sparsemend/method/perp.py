@@ -1,7 +1,10 @@
-"""PERP: retrain only biases and norms, and perhaps multipliers that keep every zero.
+"""PERP: retrain a small part of the model: biases, norms, and low-rank updates.
 
-    adapter=none         the biases of linears and the parameters of norms, nothing else
-    adapter=scale_lora   W_eff = W * (B A),  B A = 1 at the start
+`trained` lists the parts; all but one of the last two is the set that the released code trains:
+
+    biases      of linears and norms         norms       every parameter of norms
+    lm_head     LoRA on the output head, merged, since the head is not pruned
+    mask_lora   W_eff = keep * (W + s B A)   scale_lora  W_eff = W * (B A),  B A = 1 at the start
 
 (Zimmer et al. 2023, arXiv 2312.15230.)  The released ScaleLoRA fills A and B with 1/sqrt(r): its r
 components start equal, receive equal gradients and stay equal, so B A keeps rank 1 whatever r is.
@@ -24,13 +27,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.method.adapter.fold import adapters, fold_adapters
-from sparsemend.method.adapter.low_rank import attach_adapters, check_adapter, check_ranks, wider
+from sparsemend.method.adapter.head import attach_head, fold_head, head_factors, plain_head
+from sparsemend.method.adapter.low_rank import (
+    attach_adapters,
+    attach_started,
+    check_adapter,
+    check_ranks,
+    factors,
+    wider,
+)
+from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
 from sparsemend.method.adapter.vectors import narrow, original, vectors, widen
 from sparsemend.method.base import Workbench
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.training.plan import check_choice
 
+PARTS = ("biases", "norms", "lm_head", "mask_lora", "scale_lora")
+ADAPTERS = ("mask_lora", "scale_lora")  # of the pruned linears, one at most
 NOISE = 1e-2  # relative to 1/sqrt(r)
 
 
@@ -69,41 +83,62 @@ class ScaleLoraLinear(SparseLinear):
 
 @dataclass(kw_only=True)
 class Perp(TrainedRepair):
-    """Trains biases, norm parameters and ScaleLoRA's factors, whichever are switched on."""
+    """Trains the parts of the model that `trained` lists, and folds what it attached."""
 
-    biases: bool
-    norms: bool
-    adapter: str
+    trained: list[str]
     rank: int
+    alpha: float
     init: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_adapter(self.rank, 1.0, 0.0)
-        check_choice("adapter", self.adapter, ("none", "scale_lora"))
+        check_adapter(self.rank, self.alpha, 0.0)
+        for part in self.trained:
+            check_choice("trained", part, PARTS)
         check_choice("init", self.init, ("released", "perturbed"))
-        if not (self.biases or self.norms or self.adapter != "none"):
+        if not self.trained:
             raise ValueError(
-                "method=perp has nothing to train: set method.biases, method.norms or "
-                "method.adapter=scale_lora"
+                f"method.trained is empty; list what trains, of {', '.join(PARTS)}: "
+                "method.trained=[biases,norms]"
+            )
+        if len(self._adapters) > 1:
+            raise ValueError(
+                "method.trained has mask_lora and scale_lora, but a linear takes one of them; "
+                "leave one out"
             )
 
+    @property
+    def _adapters(self) -> list[str]:
+        return [name for name in ADAPTERS if name in self.trained]
+
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
-        if self.adapter != "none":
+        if self._adapters:
             check_ranks(model, self.rank)
-        elif not self._vectors(model):
+        if "lm_head" in self.trained:
+            plain_head(model, self.rank)
+        elif not (self._adapters or self._vectors(model)):
             raise ValueError(
-                "method=perp finds no bias or norm to train in this model; set method.norms=true "
-                "or method.adapter=scale_lora"
+                "method=perp finds no bias or norm to train in this model; set "
+                "method.trained=[norms] or method.trained=[scale_lora]"
             )
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
-        if self.adapter == "scale_lora":
+        scale = self.alpha / self.rank
+        if "mask_lora" in self.trained:
+            attach_started(
+                model,
+                lambda linear, start: MaskedLoraLinear(linear, start, scale),
+                rank=self.rank,
+                seed=bench.seed,
+            )
+        if "scale_lora" in self.trained:
             generator = torch.Generator().manual_seed(bench.seed)
             noise = NOISE if self.init == "perturbed" else 0.0
             attach_adapters(
                 model, lambda _, linear: ScaleLoraLinear(linear, self.rank, noise, generator)
             )
+        if "lm_head" in self.trained:
+            attach_head(model, rank=self.rank, scale=scale, seed=bench.seed)
         widen(self._vectors(model))
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
@@ -111,11 +146,12 @@ class Perp(TrainedRepair):
         for _, adapter in adapters(model):
             if isinstance(adapter, ScaleLoraLinear):
                 parameters += [adapter.scale_a, adapter.scale_b]
-        return parameters
+        return parameters + factors(model) + head_factors(model)
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
         narrow(model)
+        fold_head(model)
         return fold_adapters(model)
 
     def _vectors(self, model: nn.Module) -> list[tuple[nn.Module, str]]:
-        return vectors(model, biases=self.biases, norms=self.norms)
+        return vectors(model, biases="biases" in self.trained, norms="norms" in self.trained)

@@ -6,5 +6,7 @@ from omegaconf import DictConfig
 
 
 def without_effect(section: DictConfig) -> set[str]:
-    """The rank, where no multipliers train."""
-    return {"rank"} if section.adapter == "none" else set()
+    """The rank where nothing of low rank trains, the scale where no LoRA does."""
+    lora = {"lm_head", "mask_lora"} & set(section.trained)
+    unread = set() if lora else {"alpha"}
+    return unread if lora or "scale_lora" in section.trained else unread | {"rank"}

@@ -92,7 +92,7 @@ class TrainedRepair(TrainingFields, RepairMethod):
             # validation saw a denser model than the one that is left
             loss = mean_loss(model, module.validation_examples, bench.device, self.at_once(bench))
             report[f"{VALIDATION_LOSS}/folded"] = loss
-        return {**report, "trained_parameters": parameters}
+        return {"trained_parameters": parameters, **report}
 
     def at_once(self, bench: Workbench) -> int:
         """The windows of a forward pass outside of training."""

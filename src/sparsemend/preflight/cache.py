@@ -11,8 +11,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.checkpoint.model import find_model
+from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.config.keys import keys_that
-from sparsemend.preflight.prunable import prunable_shapes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAST = 2**24  # measurements, locks and the study: far below 16 MiB

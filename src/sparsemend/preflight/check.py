@@ -18,18 +18,20 @@ from omegaconf import DictConfig, OmegaConf
 from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.checkpoint.linears import other_weights, stored_linears
 from sparsemend.checkpoint.model import ModelConfig, find_model
+from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.config.asked import Asked
 from sparsemend.config.flags import says
 from sparsemend.config.renamed import check_config
 from sparsemend.names import DTYPE_NAMES
+from sparsemend.preflight.attention import check_attention
 from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.checkpoint import check_checkpoint
-from sparsemend.preflight.data import check_paths, data_sources
+from sparsemend.preflight.data import check_paths, check_tokenizers, data_sources
 from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_modules
-from sparsemend.preflight.prunable import check_prunable, prunable_shapes
+from sparsemend.preflight.prunable import check_prunable
 from sparsemend.preflight.steps import check_steps
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
@@ -76,6 +78,7 @@ def check(cfg: DictConfig) -> None:
     check_rounding(cfg, pattern)
     check_true_sequential(cfg)
     check_dtype(cfg)
+    check_attention(cfg)
     check_loggers(cfg)
     check_steps(cfg)
     check_training(cfg)
@@ -97,6 +100,7 @@ def check(cfg: DictConfig) -> None:
         check_widths(cfg, pattern, linears)
     asked = Asked(cfg=cfg, pattern=pattern, model=model, linears=linears, key="", section=cfg)
     check_adapter_shapes(asked)
+    check_tokenizers(cfg)
     check_members(asked)
     check_paths(cfg)
 

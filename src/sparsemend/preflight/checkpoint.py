@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from sparsemend.checkpoint.architecture import Architecture, installed_tables
 from sparsemend.checkpoint.model import Model, check_pickled
 from sparsemend.checkpoint.names import check_names
+from sparsemend.checkpoint.places import check_places
 from sparsemend.checkpoint.quantisation import check_packed
 from sparsemend.checkpoint.tokenizer import check_tokenizer
 from sparsemend.config.locations import resolve_path
@@ -34,5 +35,8 @@ def check_checkpoint(section: DictConfig, model: Model) -> None:
         check_pickled(model.path, trust_remote_code=trusted)
     if model.tensors is not None:
         check_packed(model.path, model.config.values, model.tensors)
-        check_names(model.path, model.config, {n: h.shape for n, h in model.tensors.items()})
+        shapes = {name: header.shape for name, header in model.tensors.items()}
+        check_names(model.path, model.config, shapes)
+        if tables is not None:
+            check_places(model.path, model.config.values, shapes, tables)
     check_tokenizer(folder)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from sparsemend.checkpoint.tokenizer import check_has_tokenizer
+from sparsemend.config.flags import says
 from sparsemend.config.locations import is_local, tilde_hint
 
 
@@ -23,6 +25,14 @@ def data_sources(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
                 f"{key}={source} is no data source; choose one with data@{key}=MEMBER, for "
                 f"example data@{key}=python_docs"
             )
+
+
+def check_tokenizers(cfg: DictConfig) -> None:
+    """Raise ValueError where a source reads text and the model folder has no tokenizer."""
+    for key, source in data_sources(cfg):
+        if says(source, "needs_tokenizer"):
+            what = f"{key} ({source.get('name')})"
+            check_has_tokenizer(what, cfg.model, "give data=tokens files of token ids")
 
 
 def check_paths(cfg: DictConfig) -> None:

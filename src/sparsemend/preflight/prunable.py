@@ -1,4 +1,7 @@
-"""Hold `prunable.include` and `prunable.exclude` against the names that safetensors headers say."""
+"""Hold `prunable.include` and `prunable.exclude` against the names that safetensors headers say.
+
+Where files do not say the modules' names, the loaded model is asked instead (`blocks/choice`).
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sparsemend.checkpoint.architecture import renames_tensors
 from sparsemend.checkpoint.headers import TensorShape
-from sparsemend.checkpoint.linears import has_experts, linear_shapes
-from sparsemend.config.prunable import PrunableNames, defaults, matches
-
-
-def prunable_shapes(
-    cfg: DictConfig, blocks: Mapping[str, TensorShape], config: Mapping[str, Any] | None = None
-) -> dict[str, TensorShape]:
-    """Name -> (O, I) of the linears inside the blocks that may lose weights.
-
-    config: the content of config.json.  The routers of a mixture are left out whatever the choice
-    is: most are no linears, and no file says which are.
-    """
-    shapes = linear_shapes(blocks, config)
-    if has_experts(shapes):
-        shapes = {name: s for name, s in shapes.items() if not matches(defaults(), name)}
-    return PrunableNames.of(cfg).without_dense(shapes)
+from sparsemend.checkpoint.linears import linear_shapes
+from sparsemend.checkpoint.prunable_shapes import module_names
+from sparsemend.config.prunable import PrunableNames
 
 
 def check_prunable(
@@ -33,18 +22,17 @@ def check_prunable(
 ) -> None:
     """Raise ValueError on a pattern that matches no linear of these headers, and if none is left.
 
-    A file may leave out the first parts of the model's names.  Where linears are named anew when
-    they are loaded, as experts are, the model itself is asked, once it is there.
+    A file may leave out the first parts of the model's names.
     """
     names = list(linear_shapes(blocks, config))
-    model_type = str((config or {}).get("model_type"))
-    if not names or has_experts(names) or renames_tensors(model_type):
+    modules = module_names(names, config)
+    if not modules:
         return
     prunable = PrunableNames.of(cfg)
     include = None if prunable.include is None else _without_prefix(prunable.include, names)
-    replace(prunable, include=include, exclude=_without_prefix(prunable.exclude, names)).check(
-        names
-    )
+    exclude = _without_prefix(prunable.exclude, names)
+    saved = {module: name for name, module in modules.items()}
+    replace(prunable, include=include, exclude=exclude).check(saved)
 
 
 def _without_prefix(patterns: tuple[str, ...], names: list[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from sparsemend.pretrained.one_line import cause
+from sparsemend.pretrained.cause import cause
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,20 +29,23 @@ from transformers.utils import (
 )
 
 from sparsemend.checkpoint.architecture import CAUSAL, Architecture, installed_tables
+from sparsemend.checkpoint.gguf import ready_folder
 from sparsemend.checkpoint.headers import read_header, weight_files
 from sparsemend.checkpoint.model import check_pickled
 from sparsemend.checkpoint.quantisation import check_quantisation
 from sparsemend.checkpoint.tokenizer import INSTALL, check_tokenizer, has_tokenizer
+from sparsemend.config.gguf import gguf_file
 from sparsemend.config.locations import resolve_path
+from sparsemend.errors import blame
 from sparsemend.pretrained.attention import check_attention
-from sparsemend.pretrained.one_line import cause, in_one_line
+from sparsemend.pretrained.cause import cause
 from sparsemend.pretrained.tensors import check_tensors, warn_left_out
 
 log = logging.getLogger(__name__)
 
-PICKLE_HINT = "; if its weights are pickled (.bin) and you trust them, model.trust_remote_code=true"
+PICKLE_HINT = "if its weights are pickled (.bin) and you trust them, model.trust_remote_code=true"
 PROCESSOR_FILES = (FEATURE_EXTRACTOR_NAME, VIDEO_PROCESSOR_NAME, PROCESSOR_NAME)
-SENTENCEPIECE_HINT = f"; a tokenizer.model of SentencePiece needs {INSTALL}"
+SENTENCEPIECE_HINT = f"a tokenizer.model of SentencePiece needs {INSTALL}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,9 @@ class Checkpoint:
 
     @property
     def place(self) -> str:
+        """The folder or hub id; of a GGUF file the folder that is made of it."""
+        if (file := gguf_file(self.path)) is not None:
+            return str(ready_folder(file))
         return resolve_path(self.path)
 
     @property
@@ -75,7 +82,7 @@ class Checkpoint:
         if files == []:
             check_pickled(self.path, trust_remote_code=self.trust_remote_code)
         hint = "" if files is not None or self.trust_remote_code else PICKLE_HINT
-        with in_one_line(self.path, "be loaded", hint):
+        with self._blame("be loaded", hint):
             # sizes that do not fit are refused below, by name, as all the rest
             model, report = auto.from_pretrained(
                 self.place,
@@ -100,14 +107,14 @@ class Checkpoint:
 
     def config(self) -> PreTrainedConfig:
         """The config of the checkpoint; raises ValueError on one that is quantised or foreign."""
-        with in_one_line(self.path, "be loaded"):
+        with self._blame("be loaded"):
             values, _ = PreTrainedConfig.get_config_dict(self.place, revision=self.revision)
         tables = installed_tables()
         if tables is not None:
             kind = Architecture.of(values)
             kind.check(self.path, tables, trust_remote_code=self.trust_remote_code)
         check_quantisation(self.path, values)
-        with in_one_line(self.path, "be loaded"):
+        with self._blame("be loaded"):
             config: PreTrainedConfig = AutoConfig.from_pretrained(self.place, **self.settings)
         return config
 
@@ -119,7 +126,7 @@ class Checkpoint:
                 return None
             check_tokenizer(folder)
         hint = "" if find_spec("sentencepiece") or folder.is_dir() else SENTENCEPIECE_HINT
-        with in_one_line(self.path, "give its tokenizer", hint):
+        with self._blame("give its tokenizer", hint):
             self._check_tokenizer_code()
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.place, **self.settings
@@ -145,6 +152,9 @@ class Checkpoint:
         )
         return [Path(path) for path in paths if path is not None]
 
+    def _blame(self, what: str, hint: str = "") -> AbstractContextManager[None]:
+        return blame(f"model {self.path} cannot {what}", hint, say=cause)
+
     def _check_tokenizer_code(self) -> None:
         """Raise ValueError where only Python code of the checkpoint's own reads the tokenizer."""
         config = get_tokenizer_config(self.place, revision=self.revision)
@@ -152,8 +162,9 @@ class Checkpoint:
         name = config.get("tokenizer_class")
         if code and not self.trust_remote_code and not hasattr(transformers, str(name)):
             raise ValueError(
-                f"its class {name} is Python code of its own, which would run on this machine; "
-                "read it, and set model.trust_remote_code=true if you trust it"
+                f"model {self.path} reads its tokenizer by Python code of its own ({name}), which "
+                "would run on this machine; read it, and set model.trust_remote_code=true if you "
+                "trust it"
             )
 
     def _auto_class(self, config: PreTrainedConfig) -> Any:

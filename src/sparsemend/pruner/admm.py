@@ -6,11 +6,12 @@ With G = X^T X, d = sqrt(diag G), V = W d (columns scaled) and Gs = G / (d d^T) 
     keep = highest |V + U|      Z = (V + U) * keep      U += V - Z      V = (V0 Gs + rho (Z - U)) K
 
 where K = (Gs + rho I)^-1 and V0 is the dense V; the new weight is (V + U) * keep / d.  The support
-moves during the first `mask_iterations` and then stays while the weights settle.
+moves during the first `mask_iterations` and then stays while the weights settle.  With `mask`, a
+pruner of its own, that one chooses the support and nothing moves it: the paper's weight update.
 
 Paper and authors' code differ in how fast the sparsity grows: the paper follows a cubic ramp; the
-code does so within rows and for N:M, but takes the full sparsity at once over a whole matrix.  The
-code supports 2:4 only; here the same ramp removes the M - N candidates of every M inputs.
+code (`ramp=auto`) does so within rows and for N:M, but takes the full sparsity at once over a whole
+matrix.  It supports 2:4 only; here the same ramp removes the M - N candidates of every M inputs.
 """
 
 from __future__ import annotations
@@ -48,15 +49,23 @@ class System:
 
 
 class Gram(Hessian):
-    """G = X^T X, a plain sum over tokens, solved once for all linears of one input."""
+    """G = X^T X, a plain sum over tokens, solved once for all linears of one input.
 
-    def __init__(self, in_features: int, device: torch.device) -> None:
+    beside: another statistic of the same inputs, None if there is none.
+    """
+
+    def __init__(
+        self, in_features: int, device: torch.device, beside: Statistic | None = None
+    ) -> None:
         super().__init__(in_features, device)
+        self.beside = beside
         self._system: tuple[tuple[float, float], System] | None = None
 
     def update(self, inputs: Tensor) -> None:
         self._system = None
         super().update(inputs)
+        if self.beside is not None:
+            self.beside.update(inputs)
 
     def scale(self) -> Tensor:
         """d = sqrt(diag G) + 1e-8 (I,), the 1e-8 as in the authors' code."""
@@ -88,16 +97,17 @@ class ADMM(Pruner):
 
     iterations: int
     mask_iterations: int
-    ramp: Literal["cubic", "none"]
+    ramp: Literal["auto", "cubic", "none"]
     group: Literal["layer", "row"]
     rho: float
     damping: float
+    mask: Pruner | None
 
     def __post_init__(self) -> None:
         if self.group not in ("layer", "row"):
             raise ValueError(f"group {self.group!r} is not one of: layer, row")
-        if self.ramp not in ("cubic", "none"):
-            raise ValueError(f"ramp {self.ramp!r} is not one of: cubic, none")
+        if self.ramp not in ("auto", "cubic", "none"):
+            raise ValueError(f"ramp {self.ramp!r} is not one of: auto, cubic, none")
         if not 0 <= self.mask_iterations <= self.iterations:
             raise ValueError(
                 f"mask_iterations {self.mask_iterations} is not in [0, iterations = "
@@ -111,8 +121,9 @@ class ADMM(Pruner):
             raise ValueError(f"damping {self.damping} is not at least 0")
 
     def statistic(self, in_features: int, device: torch.device) -> Gram:
-        """X^T X of the inputs."""
-        return Gram(in_features, device)
+        """X^T X of the inputs, with what the pruner of `mask` needs beside it."""
+        beside = None if self.mask is None else self.mask.statistic(in_features, device)
+        return Gram(in_features, device, beside)
 
     def __call__(
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
@@ -121,27 +132,57 @@ class ADMM(Pruner):
         nothing_goes = sparsity <= 0 if pattern.unstructured else pattern.kept == pattern.group_size
         if nothing_goes:
             return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
-        return self._prune(weight, statistic, partial(self._removal_mask, sparsity, pattern))
+        if self.mask is not None:
+            given = self.mask(weight, _gram(statistic).beside, sparsity, pattern)
+            return self._prune(weight, statistic, lambda *_: ~given.keep)
+        ramped = self._ramps(pattern)
+        return self._prune(
+            weight, statistic, partial(self._removal_mask, sparsity, pattern), ramped=ramped
+        )
 
     def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
         if not zeros:
             return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
+        if self.mask is not None:
+            given = self.mask.exactly(weight, _gram(statistic).beside, zeros)
+            return self._prune(weight, statistic, lambda *_: ~given.keep)
         lowest = lowest_over_rows if self.group == "row" else lowest_of_all
-        return self._prune(weight, statistic, lambda s, share: lowest(s, int(zeros * share)))
+        return self._prune(
+            weight,
+            statistic,
+            lambda s, share: lowest(s, int(zeros * share)),
+            ramped=self._ramps(Pattern()),
+        )
 
-    def _prune(self, weight: Tensor, statistic: Statistic | None, choose: ChooseShare) -> Pruned:
+    def _ramps(self, pattern: Pattern) -> bool:
+        """Whether the sparsity grows over the first iterations instead of starting in full."""
+        if self.ramp == "auto":
+            return self.group == "row" or not pattern.unstructured
+        return self.ramp == "cubic"
+
+    def _prune(
+        self,
+        weight: Tensor,
+        statistic: Statistic | None,
+        choose: ChooseShare,
+        *,
+        ramped: bool = False,
+    ) -> Pruned:
+        """Weights and support by alternation; `choose` gets shares below 1 where it is ramped."""
         system = _gram(statistic).system(self.damping, self.rho)
         dense = checked_finite(weight.float() * system.scale)
-        final, removed = self._alternate(dense, system, choose)
+        final, removed = self._alternate(dense, system, choose, ramped=ramped)
         pruned = (final / system.scale).to(weight.dtype).masked_fill_(removed, 0)
         return Pruned(pruned, ~removed)
 
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
-        """|W| d (O, I), fp32, the score that the first iteration compares."""
+        """The score (O, I), fp32, of `mask`, or |W| d, which the first iteration compares."""
+        if self.mask is not None:
+            return self.mask.score(weight, _gram(statistic).beside)
         return checked_finite(weight.float().abs() * _gram(statistic).scale())
 
     def _alternate(
-        self, dense: Tensor, system: System, choose: ChooseShare
+        self, dense: Tensor, system: System, choose: ChooseShare, *, ramped: bool
     ) -> tuple[Tensor, Tensor]:
         """(scaled weight, removed), both (O, I), from the scaled dense weight."""
         fitted, dual = dense.clone(), torch.zeros_like(dense)
@@ -149,7 +190,8 @@ class ADMM(Pruner):
         removed = choose(dense.abs(), 1.0)
         for iteration in range(self.iterations):
             if iteration < self.mask_iterations:
-                removed = choose((fitted + dual).abs_(), self._share(iteration))
+                share = self._share(iteration) if ramped else 1.0
+                removed = choose((fitted + dual).abs_(), share)
             sparse = (fitted + dual).masked_fill_(removed, 0)
             dual += fitted
             dual -= sparse
@@ -158,8 +200,6 @@ class ADMM(Pruner):
 
     def _share(self, iteration: int) -> float:
         """Share of the final zeros that iteration (0-based) removes: 1 - (1 - (t+1)/T)^3."""
-        if self.ramp == "none":
-            return 1.0
         return 1 - (1 - (iteration + 1) / self.mask_iterations) ** 3
 
     def _removal_mask(

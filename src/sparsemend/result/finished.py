@@ -208,6 +208,6 @@ def _check_free(overrides: list[str]) -> None:
     fixed = [line for line in overrides if _root(line) not in (*FREE, "from_run", "hydra")]
     if fixed:
         raise ValueError(
-            f"{fixed[0]} would not change what from_run reads; with from_run set only "
-            f"{', '.join(FREE)}"
+            f"{fixed[0]} is not for a run that is measured again, which keeps what it was made "
+            f"with; beside from_run set only {', '.join(FREE)}, or repeat the run by its command"
         )

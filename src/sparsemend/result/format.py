@@ -12,6 +12,11 @@ def three_digits(value: float) -> str:
     return f"{value:.3g}"
 
 
+def format_share(value: float | None) -> str:
+    """A sparsity in [0, 1] with four decimals, `-` for None."""
+    return "-" if value is None else f"{value:.4f}"
+
+
 def format_metric(
     value: float | None, digits: int, *, large: Callable[[float], str] = three_digits
 ) -> str:

@@ -25,10 +25,12 @@ class Protocol:
     score: str = ""  # acc or acc_norm, where the name does not say
     bos: bool = False  # whether every item or window begins with the tokenizer's first token
     chat: bool = False  # whether items or examples are turns of the tokenizer's chat template
+    calibration: str = "text"  # or train: calibration windows lie over the training examples
 
     @property
     def label(self) -> str:
         rest = "" if self.statistics == "exact" else f", statistics {self.statistics}"
+        rest += "" if self.calibration == "text" else f", calibrated on {self.calibration}"
         if self.text == HARNESS:
             items = f"{self.items} items" if self.items != "all" else "all items"
             what = self.metric if self.split == HARNESS else f"{self.metric} over {self.split}"

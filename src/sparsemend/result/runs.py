@@ -189,6 +189,7 @@ class RunRecord:
             dtype=facts.dtype,
             tokens=facts.tokens,
             statistics=facts.statistics,
+            calibration=facts.calibration_from,
             bos=facts.bos,
             chat=facts.chat_template and metric != METRIC,  # its windows are plain text
         )
@@ -211,6 +212,7 @@ class RunRecord:
             dtype=facts.dtype,
             tokens=0,
             statistics=facts.statistics,
+            calibration=facts.calibration_from,
             items="all" if limit is None else str(limit),
             shots=shots_of(options, metric),
             score="" if metric.endswith(("/acc", "/acc_norm")) else str(options.get("metric", "")),

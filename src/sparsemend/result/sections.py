@@ -71,6 +71,7 @@ class Conditions(ResultSection):
     """The facts beside the model that the measurements depend on.
 
     described: evaluation -> what it says of itself; a key of its own each in the file.
+    stored_as: the types of the tensors of a model that was quantised and turned back into numbers.
     """
 
     corpus: str = ""  # empty before the data is loaded
@@ -79,10 +80,12 @@ class Conditions(ResultSection):
     windows: int = 0
     seqlen: int = 0
     dtype: str = ""
+    stored_as: str | None = None
     data_hash: str | None = None
     bos: bool = False  # whether every window begins with the tokenizer's BOS token
     chat_template: bool = False  # whether examples were turns of the tokenizer's chat template
     calibration_samples: int | None = None
+    calibration_from: str = "text"  # or train: calibration windows over the training examples
     attention: str | None = None
     statistics: str = "exact"
     true_sequential: bool = False

@@ -1,7 +1,9 @@
 """The loss of every test window, beside result.json, so that runs can be compared window by window.
 
 `window_losses/<state>.safetensors` holds one tensor per metric that is a mean over the test
-windows: its name -> (N,) fp32, in the order of the test text.  Read here without torch.
+windows: its name -> (N,) fp32, in the order of the test text.  Where windows count unequally,
+as a task's examples do by their labelled tokens, another tensor (N,) holds their weights.  Read
+here without torch.
 """
 
 from __future__ import annotations

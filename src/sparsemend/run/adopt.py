@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks.find import is_never_called, prunable_linears
+from sparsemend.blocks.names import saved_name
 from sparsemend.checkpoint.bits import SIZES, Support, most_in_group, pattern_of
 from sparsemend.sparse.count import LinearCount, count_zeros
 from sparsemend.sparse.linear import SparseLinear
@@ -27,23 +28,25 @@ def attach_supports(model: nn.Module, supports: Mapping[str, Tensor]) -> None:
     Raises ValueError where the supports are not those of this model's weights.
     """
     linears = prunable_linears(model)
-    _check_same_linears(supports, linears)
+    _check_same_linears(model, supports, linears)
     for name, support in supports.items():
         linear, keep = linears[name], support.to(linears[name].weight.device)
-        _check_holds(name, linear, keep)
+        _check_holds(saved_name(model, name), linear, keep)
         model.set_submodule(name, SparseLinear(linear.weight, linear.bias, keep))
 
 
-def _check_same_linears(supports: Mapping[str, Tensor], linears: Mapping[str, nn.Linear]) -> None:
+def _check_same_linears(
+    model: nn.Module, supports: Mapping[str, Tensor], linears: Mapping[str, nn.Linear]
+) -> None:
     """Raise ValueError on a support without a linear, or a sparse linear without a support.
 
     A linear without a support stayed dense.
     """
-    odd = sorted(set(supports) - set(linears))
+    odd = sorted(saved_name(model, name) for name in set(supports) - set(linears))
     for name in sorted(set(linears) - set(supports)):
         weight = linears[name].weight
         if int(weight.count_nonzero()) < DENSE * weight.numel():
-            odd.append(name)
+            odd.append(saved_name(model, name))
     if odd:
         raise ValueError(
             f"the masks file and the model differ in their linears, first in {odd[0]}; give the "
@@ -69,7 +72,7 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
     """
     linears = prunable_linears(model)
     if supports is not None:
-        _check_same_linears(supports, linears)
+        _check_same_linears(model, supports, linears)
     rates = {}
     for name, linear in linears.items():
         zeros = count_zeros(linear)
@@ -77,7 +80,7 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
         if is_never_called(linear) or (supports is not None and name not in supports):
             continue
         keep = linear.weight != 0 if supports is None else supports[name].to(linear.weight.device)
-        _check_holds(name, linear, keep)
+        _check_holds(saved_name(model, name), linear, keep)
         sparse = SparseLinear(linear.weight, linear.bias, keep)
         model.set_submodule(name, sparse)
         count = LinearCount(keep.numel() - int(keep.count_nonzero()), keep.numel())
@@ -101,7 +104,7 @@ def check_existing(
     """
     linears = prunable_linears(model)
     if supports is not None:
-        _check_same_linears(supports, linears)
+        _check_same_linears(model, supports, linears)
     sizes = list(SIZES) if pattern.unstructured else [pattern.group_size]
     seen = []
     for name, linear in linears.items():
@@ -113,7 +116,8 @@ def check_existing(
         support = Support(tuple(keep.shape), str(linear.weight.dtype), zeros, most)
         if not pattern.unstructured and (broken := _broken(support, pattern)):
             raise ValueError(
-                f"pattern {pattern} does not hold in this pruned checkpoint: {name} {broken}; set "
+                f"pattern {pattern} does not hold in this pruned checkpoint: "
+                f"{saved_name(model, name)} {broken}; set "
                 "pattern=unstructured, or give the dense model and a pruner"
             )
         seen.append(support)

@@ -6,7 +6,10 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.choice import choose_
+from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.names import with_module_names
 from sparsemend.config.prunable import PrunableNames
+from sparsemend.layout.names import name_linears_
 from sparsemend.layout.saved import module_supports
 from sparsemend.layout.unfold import unfold_
 from sparsemend.method.base import RepairMethod
@@ -33,7 +36,8 @@ def measure_again(job: RunJob) -> None:
     evaluate(job, "repaired", loaded)
     finished.carry_over(job.result.content)
     job.result.content["sparsity"] = finished.result.sparsity.to_json()
-    export_stage(job, loaded, finished.asked_sparsity())
+    asked, model = finished.asked_sparsity(), loaded.model
+    export_stage(job, loaded, with_module_names(model, asked, prunable_linears(model)))
 
 
 def load_repaired(finished: FinishedRun, method: RepairMethod, cfg: DictConfig) -> PreTrainedModel:
@@ -49,6 +53,7 @@ def load_repaired(finished: FinishedRun, method: RepairMethod, cfg: DictConfig) 
     )
     model = exported.load(dtype=DTYPES[finished.dtype], attention=cfg.model.get("attention"))
     unfold_(model)
+    name_linears_(model)
     choose_(model, PrunableNames.of(cfg))
     attach_supports(model, module_supports(model, load_masks(finished.model / MASKS)))
     if finished.adapter is not None:

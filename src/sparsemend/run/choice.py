@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.choice import choose_, report_choice
 from sparsemend.config.prunable import PrunableNames
+from sparsemend.layout.names import name_linears_
 from sparsemend.model import ModelSource
 
 
@@ -20,6 +21,7 @@ class ChosenLinears(ModelSource):
 
     def load(self, *, seed: int) -> PreTrainedModel:
         model = self.source.load(seed=seed)
+        name_linears_(model)
         choose_(model, self.prunable)
         if not self.reported:  # a run may load its dense model several times
             report_choice(model, self.prunable)
@@ -31,3 +33,6 @@ class ChosenLinears(ModelSource):
 
     def companions(self) -> list[Path]:
         return self.source.companions()
+
+    def stored_as(self) -> str | None:
+        return self.source.stored_as()

@@ -48,6 +48,9 @@ class FirstBlocks(ModelSource):
     def companions(self) -> list[Path]:
         return self.source.companions()
 
+    def stored_as(self) -> str | None:
+        return self.source.stored_as()
+
 
 def cut_short(cfg: DictConfig) -> DictConfig:
     """`cfg` with the values of debug.keys; `cfg` itself where no debug run is asked for."""

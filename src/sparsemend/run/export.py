@@ -53,6 +53,7 @@ def _export(
     save_supports(model, masks)
     report = sparsity_report(model)
     content["sparsity"] |= sparsity_section(
+        model,
         report,
         asked,
         target=report.of_prunable if job.parts.pruner.reads_support else cfg.sparsity,

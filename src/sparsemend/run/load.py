@@ -69,12 +69,18 @@ def _needs(job: RunJob) -> Wanted:
     parts, again = job.parts, job.cfg.from_run is not None
     trained = parts.method.trains and not again
     measured = any(e.needs_validation for e in parts.evaluation.values())
-    readers = (parts.pruner, parts.sparsity_schedule, parts.method)
     return Wanted(
         train=trained,
         validation=trained or measured,
-        calibration=any(part.needs_calibration for part in readers) and not again,
+        calibration=_calibrates(job) and not again,
     )
+
+
+def _calibrates(job: RunJob) -> bool:
+    """Whether calibration windows decide numbers of this run, or of the finished one it reads."""
+    parts = job.parts
+    readers = (parts.pruner, parts.sparsity_schedule, parts.method)
+    return any(part.needs_calibration for part in readers)
 
 
 def record_protocol(job: RunJob, test: Tensor) -> None:
@@ -90,11 +96,13 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
         "windows": test.shape[0],
         "seqlen": test.shape[1],
         "dtype": job.cfg.model.dtype,
+        "stored_as": job.parts.model.stored_as(),
         "data_hash": data.data_hash(),
         "bos": False,
         "chat_template": False,
         **data.framing(),
         "calibration_samples": data.calibration_samples,
+        "calibration_from": data.calibration_from if _calibrates(job) else "text",
         "statistics": job.cfg.statistics,
         "true_sequential": job.cfg.true_sequential,
     }

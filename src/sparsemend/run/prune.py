@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.names import with_saved_names
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.locations import resolve_path
 from sparsemend.config.values import digest
@@ -88,8 +89,8 @@ def prune_stage(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
         allocation = _prune(job, loaded)
     show_rates(job.result.content, loaded.model, allocation, job.cfg.sparsity)
     dense = stays_dense(loaded.model, LISTED if job.parts.pruner.reads_support else REACHED)
-    warn_dense(dense)
-    job.result.content["sparsity"]["stays_dense"] = dense
+    warn_dense(loaded.model, dense)
+    job.result.content["sparsity"]["stays_dense"] = with_saved_names(loaded.model, dense)
     return allocation
 
 

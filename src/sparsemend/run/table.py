@@ -9,6 +9,7 @@ from rich.bar import Bar
 from rich.table import Table
 from torch import nn
 
+from sparsemend.blocks.names import with_saved_names
 from sparsemend.names import MEAN, METRIC, STATES, TASK_METRIC
 from sparsemend.result.format import format_metric
 from sparsemend.sparse.count import asked_per_block
@@ -24,8 +25,8 @@ def show_rates(
     content: dict[str, Any], model: nn.Module, asked: Mapping[str, float], mean: float
 ) -> None:
     """Store the sparsity asked of each block in a result, and chart it where blocks differ."""
-    rates = asked_per_block(model, asked)
-    scores = dict(asked.scores) if isinstance(asked, Allocation) else {}
+    rates = with_saved_names(model, asked_per_block(model, asked))
+    scores = with_saved_names(model, asked.scores) if isinstance(asked, Allocation) else {}
     content["sparsity"] |= {"asked_per_block": rates, "scores": scores}
     if max(rates.values()) - min(rates.values()) > 1e-3:  # more than rounding to whole weights
         console(RUN_WIDTH).print(rates_chart(rates, scores, mean))

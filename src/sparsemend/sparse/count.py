@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsemend.blocks.choice import dense_linears
 from sparsemend.blocks.find import block_index, find_blocks, prunable_linears
+from sparsemend.blocks.names import saved_name, with_saved_names
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
 
@@ -53,6 +54,7 @@ def effective_sparsity(model: nn.Module) -> float:
 
 
 def sparsity_section(
+    model: nn.Module,
     report: SparsityReport,
     asked: Mapping[str, float],
     *,
@@ -60,7 +62,16 @@ def sparsity_section(
     pattern: str,
     effective: float,
 ) -> dict[str, Any]:
-    """The `sparsity` section: asked and achieved, of prunable and of all parameters."""
+    """The `sparsity` section: asked and achieved, of prunable and of all parameters.
+
+    Linears and blocks have the names there that `model` is saved with; in `report` and `asked` they
+    have those of its modules.
+    """
+    per_linear = {
+        name: {"asked": asked[name], "achieved": count.sparsity}
+        for name, count in report.per_linear.items()
+    }
+    per_block = {name: count.sparsity for name, count in report.per_block.items()}
     return {
         "target": target,
         "pattern": pattern,
@@ -69,12 +80,9 @@ def sparsity_section(
         "achieved_of_all_parameters": report.of_all,
         "prunable_weights": report.total.weights,
         "zeros": report.total.zeros,
-        "per_block": {name: count.sparsity for name, count in report.per_block.items()},
-        "per_linear": {
-            name: {"asked": asked[name], "achieved": count.sparsity}
-            for name, count in report.per_linear.items()
-        },
-        "excluded": list(report.excluded),
+        "per_block": with_saved_names(model, per_block),
+        "per_linear": with_saved_names(model, per_linear),
+        "excluded": [saved_name(model, name) for name in report.excluded],
     }
 
 
@@ -95,7 +103,7 @@ class LinearCount:
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """Exact zero counts over the prunable linears of a model.
+    """Exact zero counts over the prunable linears of a model, by the names of its modules.
 
     Prunable means nn.Linear inside a decoder block: embeddings, head, norms and biases are out, and
     so are the linears in `excluded`, which prunable.include and exclude leave dense.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.plain import LinearLike
 from sparsemend.sparse.packing import pack, unpack
 
@@ -107,4 +108,6 @@ def check_supports(model: nn.Module) -> None:
         weight = linear.effective_weight() if linear.holds_support else linear.weight
         escaped = int(weight.masked_fill(linear.keep, 0).count_nonzero())
         if escaped:
-            raise RuntimeError(f"{name}: {escaped} weights off the support are not zero")
+            raise RuntimeError(
+                f"{saved_name(model, name)}: {escaped} weights off the support are not zero"
+            )

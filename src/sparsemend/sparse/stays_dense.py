@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from sparsemend.blocks.find import is_never_called, prunable_linears
+from sparsemend.blocks.names import saved_name
 from sparsemend.sparse.linear import SparseLinear
 
 log = logging.getLogger(__name__)
@@ -31,13 +32,13 @@ def stays_dense(model: nn.Module, otherwise: str) -> dict[str, str]:
     return {n: CALLED if is_never_called(m) else otherwise for n, m in plain.items()}
 
 
-def warn_dense(reasons: Mapping[str, str]) -> None:
+def warn_dense(model: nn.Module, reasons: Mapping[str, str]) -> None:
     """Log one warning that names the first of the linears that stay dense, with the reasons."""
     if not reasons:
         return
     parts = []
     for reason in dict.fromkeys(reasons.values()):
-        names = [name for name, other in reasons.items() if other == reason]
+        names = [saved_name(model, name) for name, other in reasons.items() if other == reason]
         rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         parts.append(f"{', '.join(names[:SHOWN])}{rest} ({reason})")
     log.warning(

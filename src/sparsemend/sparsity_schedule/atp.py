@@ -5,8 +5,8 @@
 Huang et al. 2025, "Determining Layer-wise Sparsity for Large Language Models Through a Theoretical
 Perspective", arXiv 2502.14770, eq. 10.  Every linear of a block gets its block's rate.  Deviations:
 negative differences are allowed down to the symmetric bound (an ablation the authors' code does
-not guard), and where blocks differ in size the offset is weighted by parameters so that the mean
-over weights, not over blocks, is S.
+not guard), and where blocks differ in size the rates pivot about the centre of the parameters, so
+that the mean over weights, not over blocks, is S; the bound follows (rates/progression.py).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Atp(SparsitySchedule):
     ) -> Allocation:
         """Raises ValueError beyond the bound of the common difference."""
         units = Units.of(model, "block")
-        check_difference(self.common_difference, sparsity, len(units.members))
-        per_block = rates(self.common_difference, sparsity, len(units.members), units.weights)
+        blocks, weights = len(units.members), units.weights
+        check_difference(self.common_difference, sparsity, blocks, weights)
+        per_block = rates(self.common_difference, sparsity, blocks, weights)
         return units.allocation(per_block, sparsity, pattern)

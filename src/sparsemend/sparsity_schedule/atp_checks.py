@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsemend.checkpoint.prunable_shapes import weights_per_block
 from sparsemend.config.asked import Asked
 from sparsemend.sparsity_schedule.rates.options import is_number
 from sparsemend.sparsity_schedule.rates.progression import check_difference
@@ -12,5 +13,8 @@ def check(asked: Asked) -> None:
     difference, config = asked.section.common_difference, asked.model.config
     if not is_number(difference):
         raise ValueError(f"sparsity_schedule.common_difference={difference} is not a number")
-    if config is not None and config.blocks is not None:
+    if asked.linears:
+        weights = weights_per_block(asked.linears)
+        check_difference(difference, asked.cfg.sparsity, len(weights), weights)
+    elif config is not None and config.blocks is not None:
         check_difference(difference, asked.cfg.sparsity, config.blocks)

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from torch import nn
 
+from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsitySchedule
 from sparsemend.sparsity_schedule.file_checks import check_options
-from sparsemend.sparsity_schedule.rates.rates_file import by_linear, check_rates, read_rates
+from sparsemend.sparsity_schedule.rates.rates_file import (
+    by_linear,
+    by_module,
+    check_rates,
+    read_rates,
+)
 from sparsemend.sparsity_schedule.rates.units import Units
 
 
@@ -35,6 +41,7 @@ class File(SparsitySchedule):
         """Raises ValueError naming a linear without a rate, a key without a linear, a wrong mean,
         and a rate that a mixed pattern cannot keep; FileNotFoundError without the file."""
         size = Units.of(model, "linear").size
-        rates = by_linear(read_rates(Path(self.path)), size)
+        names = {name: saved_name(model, name) for name in size}
+        rates = by_linear(by_module(read_rates(Path(self.path)), names), size)
         check_rates(rates, size, sparsity, pattern, self.tolerance)
         return Allocation(rates, size, sparsity, self.tolerance + 1e-12)

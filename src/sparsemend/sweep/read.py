@@ -56,6 +56,17 @@ class Cell:
         return self.result.metric(state, name) if self.result else None
 
     @property
+    def achieved(self) -> float | None:
+        """The exact zeros as a share of the prunable weights, None before they are counted."""
+        return self.result.sparsity.achieved if self.result else None
+
+    @property
+    def counted(self) -> tuple[str, float | None, float | None]:
+        """Name, target and achieved sparsity, for `unequal_sparsities`."""
+        target = self.result.sparsity.target if self.result else None
+        return f"cell {self.name}", target, self.achieved
+
+    @property
     def debug_blocks(self) -> int | None:
         """The blocks of a debug run, whose numbers mean nothing; None of others."""
         debug = self.result.config.get("debug") if self.result else None

@@ -19,6 +19,8 @@ from rich.table import Table
 
 from sparsemend.files import write_text
 from sparsemend.names import METRIC, STATES
+from sparsemend.result.equal_sparsity import unequal_sparsities
+from sparsemend.result.format import format_share
 from sparsemend.result.sections import Reused
 from sparsemend.sweep import cells as sweep
 from sparsemend.sweep.read import (
@@ -56,6 +58,8 @@ class SweepReport(Callback):
         console = wide_console()
         if self.table:
             console.print(summary_table(cells, folder))
+            for line in unequal_sparsities(c.counted for c in cells if c.status == "finished"):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
         for cell in bad:
             text = f"cell {cell.name} {cell.status}: {cell.reason}"
             console.print(text, markup=False, soft_wrap=True)
@@ -87,24 +91,24 @@ def summary_csv(cells: Sequence[Cell]) -> str:
 def summary_table(cells: Sequence[Cell], folder: Path) -> Table:
     """A table with a row per cell.
 
-    Columns: what varies, status, test perplexity per state, sparsity, seconds, the run that pruned.
+    Columns: what varies, status, test perplexity per state, achieved sparsity, seconds, the run
+    that pruned.
     """
     varying = varying_keys(cells)
     debug = "DEBUG RUNS: " if any(cell.debug_blocks for cell in cells) else ""
     table = Table(title=f"{debug}{folder}", caption=f"{METRIC}; all measurements in {SUMMARY}")
     for column in ("cell", *varying, "status"):
         table.add_column(column)
-    for column in (*STATES, "sparsity", "seconds", "pruned by"):
+    for column in (*STATES, "achieved", "seconds", "pruned by"):
         table.add_column(column, justify="right")
     for cell in cells:
-        sparsity = cell.result.sparsity.achieved if cell.result else None
         seconds = cell.result.seconds if cell.result else None
         table.add_row(
             cell.name,
             *(cell.overrides.get(key, "") for key in varying),
             cell.status,
             *(format_perplexity(cell.metric(state, METRIC)) for state in STATES),
-            "-" if sparsity is None else f"{sparsity:.4f}",
+            format_share(cell.achieved),
             "-" if seconds is None else f"{seconds:.1f}",
             _maker(cell.result.cache.pruned if cell.result else None, folder),
         )

@@ -109,12 +109,14 @@ def pin_folder_(config: DictConfig) -> None:
 def launching(launcher: Launcher) -> Iterator[None]:
     """Say in one line what a launcher raises of its own: jobs record their errors themselves."""
     what = f"hydra/launcher ({type(launcher).__name__})"
-    with in_one_line(what, "mend what it says, or take hydra/launcher=basic, which needs nothing"):
+    with blame_compactly(
+        what, "mend what it says, or take hydra/launcher=basic, which needs nothing"
+    ):
         yield
 
 
 @contextmanager
-def in_one_line(what: str, remedy: str) -> Iterator[None]:
+def blame_compactly(what: str, remedy: str) -> Iterator[None]:
     """Blame `what` for an error of a library, and let Hydra show no traceback of a user's error."""
     try:
         with blame(what, remedy):

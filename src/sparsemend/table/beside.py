@@ -35,16 +35,22 @@ class Beside:
 
 
 def published_cells(title: str, metric: str, measured: Mapping[str, Protocol]) -> Beside:
-    """The published cells of the table `title`, or of every table where none has that title."""
+    """The published cells of the table `title` with this metric.
+
+    Where no table has that title they are those of its paper, or where that has none all.
+    """
+    numbers = [c for c in published_numbers() if metric_of(c) == metric and c.value != UNKNOWN]
     repeated = any(cell.title == title for cell in published_numbers())
+    paper, named, _ = title.partition("/")
+    of_paper = [cell for cell in numbers if named and cell.paper == paper]
+    if repeated:
+        numbers = [cell for cell in numbers if cell.title == title]
     cells: dict[tuple[str, Row], Published] = {}
-    for cell in published_numbers():
-        relevant = cell.title == title or not repeated
-        if relevant and metric_of(cell) == metric and cell.value != UNKNOWN:
-            key, protocol = (cell.model, row_of(cell)), measured.get(cell.model)
-            # of several sources of one number, prefer one that agrees in protocol and is unmarked
-            if key not in cells or _doubt(cell, protocol) < _doubt(cells[key], protocol):
-                cells[key] = cell
+    for cell in numbers if repeated else of_paper or numbers:
+        key, protocol = (cell.model, row_of(cell)), measured.get(cell.model)
+        # of several numbers of one row, prefer our text, then our protocol, then one unmarked
+        if key not in cells or _doubt(cell, protocol) < _doubt(cells[key], protocol):
+            cells[key] = cell
     models = [model for model, _ in cells]
     reference = max(dict.fromkeys(models), key=models.count, default=None)
     return Beside(cells, reference if repeated else None, measured)
@@ -70,15 +76,19 @@ def agrees(cell: Published, protocol: Protocol) -> bool:
     An accuracy is comparable where all items were asked after equally many solved examples, in any
     version of the harness; a mean is comparable where it is over the paper's tasks.
     """
+    as_published = (protocol.statistics, protocol.calibration) == ("exact", "text")
     if protocol.text == HARNESS:
         same = cell.dataset != AVERAGE or protocol.split == AVERAGED.get(cell.paper)
         same = same and published_shots(cell) in (None, protocol.shots)
-        return same and protocol.items == "all" and protocol.statistics == "exact"
+        return same and protocol.items == "all" and as_published
     theirs = (cell.dataset, cell.split, cell.seqlen)
-    return theirs == (protocol.text, protocol.split, str(protocol.seqlen)) and (
-        protocol.statistics == "exact"
-    )
+    ours = (protocol.text, protocol.split, str(protocol.seqlen))
+    return theirs == ours and as_published
 
 
-def _doubt(cell: Published, protocol: Protocol | None) -> tuple[bool, bool]:
-    return protocol is None or not agrees(cell, protocol), cell.mark not in (UNKNOWN, "image")
+def _doubt(cell: Published, protocol: Protocol | None) -> tuple[bool, bool, bool]:
+    marked = cell.mark not in (UNKNOWN, "image")
+    if protocol is None:
+        return True, True, marked
+    another = protocol.text != HARNESS and cell.dataset != protocol.text
+    return another, not agrees(cell, protocol), marked

@@ -4,17 +4,21 @@
 
 The upper chart shows, per round and summed over linears, the share of deltas (or kept weights)
 asked to move and moved, reactivated positions, and weights pruned for them.  The lower chart shows
-the share of every linear's starting support that is still in place.
+the share of every linear's starting support that is still in place.  Where rounds measured their
+loss (method.round_loss_windows) a chart between them shows what moving and pruning changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsemend.names import RESULT
 from sparsemend.result.folder import load_result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PICTURE = "mask_evolution.png"
 COUNTS = {  # key of a round: legend
@@ -23,6 +27,10 @@ COUNTS = {  # key of a round: legend
     "reactivated": "grown on pruned positions",
     "pruned": "pruned for them",
     "dead": "dead deltas",
+}
+EFFECTS = {  # legend: the losses of a round whose difference it is
+    "the move": ("loss_before", "loss_moved"),
+    "the pruning": ("loss_moved", "loss_settled"),
 }
 LABELLED = 60  # linears that can be named beside the lower picture
 
@@ -65,27 +73,48 @@ def remaining(evolution: Mapping[str, Any]) -> list[list[float]] | None:
     ]
 
 
+def effects(evolution: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Legend -> change of the loss per round, in nats; empty where rounds did not measure it."""
+    rounds = evolution["rounds"]
+    return {
+        legend: [record[after] - record[before] for record in rounds]
+        for legend, (before, after) in EFFECTS.items()
+        if all(before in record and after in record for record in rounds)
+    }
+
+
 def draw(evolution: Mapping[str, Any], path: Path) -> None:
     """Write the picture (PNG)."""
     from matplotlib.figure import Figure
 
     steps, table = [record["step"] for record in evolution["rounds"]], remaining(evolution)
     linears: Sequence[str] = evolution["linears"]
-    tall = 0.16 * min(len(linears), LABELLED) + 1 if table is not None else 0
-    figure = Figure(figsize=(10, 3.5 + tall), layout="constrained")
-    ratios = [3.5, tall] if table is not None else [1]
-    axes = figure.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0]
-    for legend, values in shares(evolution).items():
-        axes[0].plot(steps, values, marker=".", label=legend)
-    axes[0].set(xlabel="optimizer step", ylabel="share of deltas", ylim=(0, None))
-    if "deltas" not in evolution:
-        axes[0].set_ylabel("share of kept weights")
-    axes[0].legend()
+    heights = [3.5]
+    if changes := effects(evolution):
+        heights.append(2.5)
     if table is not None:
-        image = axes[1].imshow(table, aspect="auto", interpolation="none", vmax=1.0)
-        axes[1].set_xticks(range(len(steps)), [str(step) for step in steps])
-        axes[1].set(xlabel="optimizer step", title="starting support still in place")
+        heights.append(0.16 * min(len(linears), LABELLED) + 1)
+    figure = Figure(figsize=(10, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    whole = "deltas" if "deltas" in evolution else "kept weights"
+    _lines(axes[0], steps, shares(evolution))
+    axes[0].set(ylabel=f"share of {whole}", ylim=(0, None))
+    if changes:
+        _lines(axes[1], steps, changes)
+        axes[1].axhline(0, color="#777777", lw=0.8)
+        axes[1].set(ylabel="change of the loss")
+    if table is not None:
+        image = axes[-1].imshow(table, aspect="auto", interpolation="none", vmax=1.0)
+        axes[-1].set_xticks(range(len(steps)), [str(step) for step in steps])
+        axes[-1].set(xlabel="optimizer step", title="starting support still in place")
         if len(linears) <= LABELLED:
-            axes[1].set_yticks(range(len(linears)), linears, fontsize=6)
-        figure.colorbar(image, ax=axes[1])
+            axes[-1].set_yticks(range(len(linears)), linears, fontsize=6)
+        figure.colorbar(image, ax=axes[-1])
     figure.savefig(path, dpi=120)
+
+
+def _lines(axes: Axes, steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
+    for legend, line in values.items():
+        axes.plot(steps, line, marker=".", label=legend)
+    axes.set_xlabel("optimizer step")
+    axes.legend()

@@ -1,10 +1,8 @@
 """Which experiment repeats a published number, read from the yamls themselves (no composing).
 
 An experiment is conf/experiment/<paper>/<table>.yaml: a diff on run.yaml whose sweeper parameters
-span the rows and models of that table.  It covers a cell when one of its jobs has the cell's model,
-pruner, schedule, method, amount and variant, measures its metric, and does so on windows of the
-published length.  Unrepaired and dense cells come with any job that prunes alike.  A pruner or
-schedule that a source does not state is what the paper's experiment takes.
+span the rows and models of that table.  It covers a cell when one of its jobs does (job.py).  A
+pruner or schedule that a source does not state is what the paper's experiment takes.
 """
 
 from __future__ import annotations
@@ -13,91 +11,24 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+import yaml
 
-from sparsemend.config.compose import expand
 from sparsemend.config.locations import conf_folder
-from sparsemend.config.members import member_yaml
-from sparsemend.result.runs import WIKITEXT
-from sparsemend.table.measurement import AVERAGE, AVERAGED, PERPLEXITY, measurement_of, suites
+from sparsemend.table.job import CONTEXT, DIFFERENCE, SAMPLES, SEQLEN, STEPS, SUITE, Job
+from sparsemend.table.measurement import measurement_of
 from sparsemend.table.published import UNKNOWN, Published
 
 GROUPS = ("model", "data", "pruner", "sparsity_schedule", "method", "evaluation")
 CLAIMS = "claims"  # a folder of experiments that repeat no table
-TEXTS = (WIKITEXT, "wikitext")  # a source that only says wikitext is repeated on WikiText-2
-CONTEXT = "model.context_length"
-DIFFERENCE = "sparsity_schedule.common_difference"
-STEPS = "method.max_steps"
-SEQLEN = "data.seqlen"  # of training windows; None where it is the context
-SAMPLES = "data.calibration_samples"
 PAPERS_SAMPLES = 128  # where a data set leaves the number to the text inside it
-SUITE = "evaluation.zero_shot.suite"
+LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+PLAIN = re.compile(r"[\w.:,+-]+")  # values of a sweep that Hydra's grammar reads as they stand
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job of an experiment: every group and key that a table may name."""
-
-    experiment: str
-    overrides: tuple[str, ...]
-    values: Mapping[str, Any]
-
-    @property
-    def schedule(self) -> str:
-        """The allocation by name; a progression without slope is uniform."""
-        difference = self.values.get(DIFFERENCE)
-        flat = difference is not None and float(difference) == 0
-        return "uniform" if flat else str(self.values["sparsity_schedule"])
-
-    def prunes(self, cell: Published) -> bool:
-        """Whether the job's pruned model is that of the cell."""
-        values = self.values
-        pattern = "unstructured" if cell.pattern == UNKNOWN else cell.pattern
-        return (
-            cell.sparsity != UNKNOWN
-            and cell.pruner in (values["pruner"], UNKNOWN)
-            and cell.schedule in (self.schedule, UNKNOWN)
-            and abs(float(values["sparsity"]) - float(cell.sparsity)) < 1e-9
-            and str(values["pattern"]) == pattern
-        )
-
-    def measures(self, cell: Published) -> bool:
-        """Whether the job measures the cell's metric, by the published protocol."""
-        measurement = measurement_of(cell)
-        if measurement is None or measurement.evaluation not in self.values["evaluation"]:
-            return False
-        if cell.dataset == AVERAGE:
-            return bool(self.values[SUITE] == AVERAGED[cell.paper])
-        if measurement.evaluation != PERPLEXITY:
-            return cell.dataset in suites()[self.values[SUITE]]
-        tested = tested_text(self.values["data"]) == WIKITEXT and cell.dataset in TEXTS
-        return tested and cell.seqlen in (UNKNOWN, str(self.values[CONTEXT]))
-
-    def covers(self, cell: Published) -> bool:
-        """Whether the job repeats the cell."""
-        if self.values["model"] != cell.model or not self.measures(cell):
-            return False
-        if cell.dense:
-            return True
-        if not self.prunes(cell):
-            return False
-        plain = cell.method == "none" and cell.variant == UNKNOWN
-        same = (self.values["method"], self.values["variant"]) == (cell.method, cell.variant)
-        return plain or same
-
-
-def tested_text(data: str) -> str:
-    """The text that perplexity/test reads with a member of `data`, which may hold another one."""
-    source = member_yaml("data", data)
-    while isinstance(source.get("text"), Mapping):
-        source = source["text"]
-    return str(source.get("test_on", source["name"]))
 
 
 @dataclass(frozen=True)
@@ -111,9 +42,17 @@ class Experiment:
     def paper(self) -> str:
         return self.name.partition("/")[0]
 
+    @cached_property
+    def by_model(self) -> Mapping[str, Sequence[Job]]:
+        """The jobs of every model."""
+        jobs: dict[str, list[Job]] = {}
+        for job in self.jobs:
+            jobs.setdefault(str(job.values["model"]), []).append(job)
+        return jobs
+
     def job_for(self, cell: Published) -> Job | None:
         """The first job that covers the cell, preferably one with the cell's own method."""
-        jobs = [job for job in self.jobs if job.covers(cell)]
+        jobs = [job for job in self.by_model.get(cell.model, ()) if job.covers(cell)]
         same = [job for job in jobs if job.values["method"] == cell.method]
         return next(iter(same or jobs), None)
 
@@ -134,12 +73,22 @@ def job_for(cell: Published) -> Job | None:
     if cell.sides is not None:
         jobs = [job_for(side) for side in cell.sides]
         return jobs[0] if all(jobs) else None
-    candidates = [e for e in experiments() if e.paper == cell.paper]
+    if measurement_of(cell) is None:
+        return None
+    candidates = _of_papers().get(cell.paper, ())
     for experiment in sorted(candidates, key=lambda e: e.name != cell.title):
         if job := experiment.job_for(cell):
             plain = cell.method == "none" or cell.dense
             return without_training(job) if plain and int(job.values[STEPS]) else job
     return None
+
+
+@cache
+def _of_papers() -> Mapping[str, Sequence[Experiment]]:
+    of_papers: dict[str, list[Experiment]] = {}
+    for experiment in experiments():
+        of_papers.setdefault(experiment.paper, []).append(experiment)
+    return of_papers
 
 
 def without_training(job: Job) -> Job:
@@ -158,21 +107,42 @@ def _read(path: Path, folder: Path) -> Experiment:
     content = _content(path)
     params = content.get("hydra", {}).get("sweeper", {}).get("params", {})
     base = _values(_content(conf_folder() / "run.yaml")) | _values(content)
-    lines = [f"{key}={value}" for key, value in params.items()]
-    expanded = expand(OverridesParser.create().parse_overrides(lines))
-    return Experiment(name, tuple(_job(name, base, overrides) for overrides in expanded))
+    swept = [_choices(key, str(value)) for key, value in params.items()]
+    return Experiment(name, tuple(_job(name, base, job) for job in itertools.product(*swept)))
 
 
-def _job(name: str, base: Mapping[str, Any], overrides: Sequence[str]) -> Job:
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    values = {**base, **{override.key_or_group: override.value() for override in parsed}}
+@cache
+def _choices(key: str, text: str) -> Sequence[tuple[str, str, Any]]:
+    """(key, override line, value) of every value that a sweep gives a key."""
+    if PLAIN.fullmatch(text):  # Hydra's parser would take most of the command's time
+        return [(key, f"{key}={part}", _plain(part)) for part in text.split(",")]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from sparsemend.config.jobs import expand
+
+    parser = OverridesParser.create()
+    lines = [job[0] for job in expand(parser.parse_overrides([f"{key}={text}"]))]
+    return [(key, line, parser.parse_overrides([line])[0].value()) for line in lines]
+
+
+def _plain(text: str) -> Any:
+    """The value of a word of PLAIN as Hydra reads it."""
+    if text in ("null", "true", "false"):
+        return {"null": None, "true": True, "false": False}[text]
+    if NUMBER.fullmatch(text):
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    return text
+
+
+def _job(name: str, base: Mapping[str, Any], swept: Sequence[tuple[str, str, Any]]) -> Job:
+    values = {**base, **{key: value for key, _, value in swept}}
     values.setdefault(CONTEXT, _context_length(str(values["model"])))
     values.setdefault(STEPS, 0)
     for key, value in _windows(str(values["data"])).items():
         values.setdefault(key, value)
     # a swept key may tell rows apart by their variant: "r${method.rank} lr1e-4"
     values["variant"] = INTERPOLATION.sub(lambda m: str(values[m[1]]), str(values["variant"]))
-    return Job(name, tuple(overrides), values)
+    return Job(name, tuple(line for _, line, _ in swept), values)
 
 
 def _values(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,5 +196,5 @@ def _windows(data: str) -> dict[str, int | None]:
 @cache
 def _content(path: Path) -> dict[str, Any]:
     """The text of a yaml as plain values, read once; not to be changed."""
-    content: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # type: ignore[assignment]
+    content: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
     return content

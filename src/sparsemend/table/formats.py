@@ -1,7 +1,8 @@
 """A paper table as Markdown, LaTeX (booktabs) and CSV.
 
 Marks: + a run whose sources were not exactly a commit, 1 a single seed, ~ a published number of
-another model or protocol, so that no difference to it is taken.  `-` is unknown.
+another model or protocol, so that no difference to it is taken, s a second-hand one.  `-` is
+unknown.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from sparsemend.result.runs import Row
 from sparsemend.table.paper_table import Change, Line, PaperTable
 from sparsemend.table.published import UNKNOWN
 
-DIRTY, SINGLE, OTHER = "+", "1", "~"
+DIRTY, SINGLE, OTHER, SECOND_HAND = "+", "1", "~", "s"
 MARKS = {
     DIRTY: "a run of uncommitted sources",
     SINGLE: "a single seed",
     OTHER: "another model or protocol than ours, no difference taken",
+    SECOND_HAND: "second-hand: reported by another paper than the method's own, or by a rerun",
 }
+THEIRS = (OTHER, SECOND_HAND)  # marks of the published number, not of ours
 LATEX_ESCAPES = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}"})
 CSV_COLUMNS: dict[str, Callable[[PaperTable, Line], object]] = {
     "table": lambda table, line: table.title,
@@ -42,12 +45,16 @@ CSV_COLUMNS: dict[str, Callable[[PaperTable, Line], object]] = {
     "seeds": lambda table, line: len(line.ours.values),
     "runs": lambda table, line: line.ours.runs,
     "dirty": lambda table, line: str(line.ours.dirty).lower(),
-    "published": lambda table, line: line.theirs.shown if line.theirs else UNKNOWN,
+    "published": lambda table, line: line.theirs.shown_value if line.theirs else UNKNOWN,
+    "published_deviation": lambda table, line: (
+        line.theirs.shown_deviation if line.theirs else UNKNOWN
+    ),
     "published_model": lambda table, line: line.theirs.model if line.theirs else UNKNOWN,
     "published_seqlen": lambda table, line: line.theirs.seqlen if line.theirs else UNKNOWN,
     "difference": lambda table, line: _or_unknown(line.difference),
     "source": lambda table, line: line.theirs.source if line.theirs else UNKNOWN,
     "mark": lambda table, line: line.theirs.mark if line.theirs else UNKNOWN,
+    "reporter": lambda table, line: line.theirs.reporter if line.theirs else UNKNOWN,
 }
 
 
@@ -142,7 +149,7 @@ def ours(line: Line) -> str:
     shown = format_metric(line.ours.mean, 3)
     if line.ours.deviation is not None:
         shown += f" ± {format_metric(line.ours.deviation, 3)}"
-    marks = "".join(mark for mark in marks_of(line) if mark != OTHER)
+    marks = "".join(mark for mark in marks_of(line) if mark not in THEIRS)
     return f"{shown} ({marks})" if marks else shown
 
 
@@ -152,6 +159,7 @@ def marks_of(line: Line) -> list[str]:
         DIRTY: line.ours.dirty,
         SINGLE: line.ours.deviation is None,
         OTHER: line.theirs is not None and not line.comparable,
+        SECOND_HAND: line.theirs is not None and line.theirs.second_hand,
     }
     return [mark for mark in MARKS if carried[mark]]
 
@@ -180,7 +188,8 @@ def _of_model(line: Line | None, paper: bool) -> list[str]:
         return [UNKNOWN, *([UNKNOWN, UNKNOWN] if paper else []), UNKNOWN]
     theirs = UNKNOWN
     if line.theirs is not None:
-        theirs = line.theirs.shown + ("" if line.comparable else f" ({OTHER})")
+        carried = "".join(mark for mark in marks_of(line) if mark in THEIRS)
+        theirs = line.theirs.shown + (f" ({carried})" if carried else "")
     difference = UNKNOWN if line.difference is None else f"{line.difference:+.3f}"
     return [ours(line), *([theirs, difference] if paper else []), str(line.ours.runs)]
 

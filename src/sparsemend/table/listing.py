@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,14 @@ from rich.table import Table
 
 from sparsemend.config.locations import conf_folder
 from sparsemend.errors import OverrideError, nearest
-from sparsemend.table.experiments import Job, job_for
+from sparsemend.table.experiments import job_for
+from sparsemend.table.job import Job
 from sparsemend.table.measurement import measurement_of
 from sparsemend.table.needs import GPU_RATE, Needs, needs_of, shapes, this_machine
 from sparsemend.table.published import PERCENT, UNKNOWN, Published, find_cell, published_numbers
+
+MIXED_AVERAGE = "zero_shot_average_8"  # ALS: acc of some of eight tasks, acc_norm of the others
+RARE = 5  # a reason of fewer cells has no line of its own in the summary
 
 
 @dataclass(frozen=True)
@@ -45,16 +50,17 @@ def _entry(cell: Published) -> ListedCell:
 
 
 def print_listing(paper: str | None, *, summary: bool) -> None:
-    """Print a line per cell, then the counts published / with config / runnable here per paper.
+    """Print a line per cell, then the counts per paper and those of the reasons for no config.
 
     summary: print the counts alone.
     """
     cells = entries(paper)
-    console = Console(soft_wrap=True)
     if not summary:
-        for entry in cells:
-            console.print(line(entry), highlight=False, markup=False)
+        print("\n".join(line(entry) for entry in cells))
+    console = Console(soft_wrap=True)
     console.print(counts(cells))
+    if any(entry.job is None for entry in cells):
+        console.print(reasons(cells))
     here = this_machine()
     console.print(
         f"here: {here.name}, {here.bytes / 2**30:.0f} GiB.  Memory and time are estimates from the "
@@ -66,8 +72,7 @@ def print_listing(paper: str | None, *, summary: bool) -> None:
 def line(entry: ListedCell) -> str:
     """`identity  value  needs  experiment`, or why there is no experiment."""
     cell = entry.cell
-    mark = f" [{cell.mark}]" if cell.mark != UNKNOWN else ""
-    text = f"{cell.identity}  {cell.value}{mark}"
+    text = f"{cell.identity}  {value(cell)}"
     if entry.job is None:
         return f"{text}  no config: {reason(cell)}"
     text += f"  {entry.job.experiment}{assumption(cell, entry.job)}"
@@ -79,6 +84,13 @@ def line(entry: ListedCell) -> str:
         f"{_time(entry.needs.flops / GPU_RATE)} on an A100, "
         f"{_time(entry.needs.seconds(this_machine()))} here: {runnable}"
     )
+
+
+def value(cell: Published) -> str:
+    """`6.93 ± 0.01 [second-hand; rerun]`: as published, with what is to be said of it."""
+    said = [*["second-hand"] * cell.second_hand, *[cell.mark] * (cell.mark != UNKNOWN)]
+    spread = f" ± {cell.deviation}" if cell.deviation != UNKNOWN else ""
+    return f"{cell.value}{spread}" + (f" [{'; '.join(dict.fromkeys(said))}]" if said else "")
 
 
 def assumption(cell: Published, job: Job) -> str:
@@ -114,21 +126,43 @@ def reason(cell: Published) -> str:
 
 def why_unmeasured(cell: Published) -> str:
     """The reason why no run measures the metric of a cell."""
-    if cell.metric == PERCENT:
-        return f"the tasks of {cell.dataset} are not stated"
-    return f"{cell.metric} is not a metric of a run"
+    if cell.metric != PERCENT:
+        return f"{cell.metric} is not a metric of a run"
+    if cell.dataset == MIXED_AVERAGE:
+        return f"which tasks of {cell.dataset} take acc_norm is not stated"
+    return f"the tasks of {cell.dataset} are not stated"
 
 
 def counts(cells: Sequence[ListedCell]) -> Table:
-    """A table of the number of cells per paper: published, with a config, runnable here."""
+    """A table of the number of cells per paper.
+
+    Columns: published, of these second-hand, with a config, runnable here.
+    """
     table = Table(title="published cells")
     table.add_column("paper")
-    for column in ("published", "with config", "runnable here"):
+    for column in ("published", "second-hand", "with config", "runnable here"):
         table.add_column(column, justify="right")
     for paper in dict.fromkeys(entry.cell.paper for entry in cells):
         table.add_row(paper, *_count_line([e for e in cells if e.cell.paper == paper]))
     table.add_section()
     table.add_row("all", *_count_line(cells))
+    return table
+
+
+def reasons(cells: Sequence[ListedCell]) -> Table:
+    """A table of the reasons why cells have no config, the most frequent first."""
+    table = Table(title="without a config", min_width=60)
+    table.add_column("reason")
+    table.add_column("cells", justify="right")
+    without = Counter(reason(entry.cell) for entry in cells if entry.job is None)
+    rare = [why for why, count in without.items() if count < RARE]
+    for why, count in without.most_common():
+        if why not in rare:
+            table.add_row(why, str(count))
+    if rare:
+        table.add_row(f"{len(rare)} other reasons", str(sum(without[why] for why in rare)))
+    table.add_section()
+    table.add_row("all", str(without.total()))
     return table
 
 
@@ -151,9 +185,10 @@ def command_of(identity: str, scale: str | None, overrides: Sequence[str]) -> li
 
 
 def _count_line(cells: Sequence[ListedCell]) -> list[str]:
+    second_hand = sum(entry.cell.second_hand for entry in cells)
     with_config = sum(entry.job is not None for entry in cells)
     runnable = sum(entry.runnable for entry in cells)
-    return [str(len(cells)), str(with_config), str(runnable)]
+    return [str(len(cells)), str(second_hand), str(with_config), str(runnable)]
 
 
 def _time(seconds: float) -> str:

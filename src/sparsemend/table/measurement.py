@@ -3,10 +3,11 @@
     perplexity                          perplexity/test
     acc, acc_norm of a task             zero_shot/<task>/acc, zero_shot/<task>/acc_norm
     accuracy_percent of a task          zero_shot/<task>, a fraction
-    acc of zero_shot_average_7          zero_shot/mean/acc
+    acc, percent of zero_shot_average_7  zero_shot/mean/acc
     acc_norm_if_available of it         zero_shot/mean/acc_norm: acc where a task has no acc_norm
 
-A difference of rows is not one of these; its two sides are (published.sides).
+A difference of rows is not one of these; its two sides are (published.sides).  Nor is
+word_perplexity, which counts words where perplexity counts tokens.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from sparsemend.table.published import PERCENT, Published
 PERPLEXITY = "perplexity"
 AVERAGE = "zero_shot_average_7"
 # paper -> the suite of conf/evaluation/zero_shot.yaml whose seven tasks it averages
-AVERAGED = {"atp": "atp", "sp_lora": "wanda"}
+AVERAGED = {"atp": "atp", "sp_lora": "wanda", "rethinking": "wanda", "lsa": "atp"}
 NAMES = ("acc", "acc_norm")
-NAMES_OF_MEANS = {"acc": "acc", "acc_norm_if_available": "acc_norm"}
+NAMES_OF_MEANS = {"acc": "acc", PERCENT: "acc", "acc_norm_if_available": "acc_norm"}
 
 
 @cache

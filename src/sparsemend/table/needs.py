@@ -31,7 +31,7 @@ from typing import Any
 from sparsemend.config.flags import says
 from sparsemend.config.locations import PACKAGE
 from sparsemend.config.members import member_yaml
-from sparsemend.table.experiments import CONTEXT, SAMPLES, SEQLEN, Job
+from sparsemend.table.job import CONTEXT, SAMPLES, SEQLEN, Job
 
 MODELS = PACKAGE / "assets" / "models.csv"
 TEST_TOKENS = 340_000  # WikiText-2 test under LLaMA's tokenizer: 166 windows of 2048
@@ -144,7 +144,12 @@ def _flops(values: Mapping[str, Any], shape: TransformerSize, tokens: int) -> fl
 
 def _flag(values: Mapping[str, Any], group: str, flag: str) -> Any:
     """A flag of the class of the member that a job takes of a group."""
-    return says(member_yaml(group, str(values[group])), flag)
+    return _flag_of(group, str(values[group]), flag)
+
+
+@cache
+def _flag_of(group: str, member: str, flag: str) -> Any:
+    return says(member_yaml(group, member), flag)
 
 
 @cache

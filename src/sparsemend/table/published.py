@@ -3,8 +3,13 @@
 One line per number, as published (accuracies stay fractions or percent, whichever the source has);
 `-` is unknown or does not apply, never zero.  Every line names its source; `mark` says how a number
 was read where that is not a table in text (image, digitised, log, second-hand, rerun) and what is
-doubtful about it.  Groups are named as in conf/: pruner, schedule, method; a dense model has pruner
-none and sparsity 0.  `variant` is what a row of a table varies and no group names.
+doubtful about it.  `reporter` says whose number it is: own (the paper of the method that it is of),
+other (second-hand: another paper, or somebody who reruns or quotes it), `-` (of a dense model, or
+of what no paper claims, as magnitude).  `deviation` is the standard deviation beside a mean, in the
+unit of the value.  Perplexity counts tokens; per word it is another metric, word_perplexity.
+
+Groups are named as in conf/: pruner, schedule, method; a dense model has pruner none and sparsity
+0.  `variant` is what a row of a table varies and no group names.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ FILE = PACKAGE / "assets" / "published.csv"
 # metric of a difference of two rows -> the metric of the two rows
 DIFFERENCE_OF = {"perplexity_change": "perplexity", "accuracy_points_change": "acc"}
 PERCENT = "accuracy_percent"
+OWN, SECOND_HAND = "own", "other"  # of reporter
 MINUS = " minus "
 PARTS = 9  # of an identity: paper/table/model/amount/pruner/schedule/method/dataset/metric
 
@@ -47,6 +53,7 @@ class Published:
     deviation: str
     source: str
     mark: str
+    reporter: str
 
     @cached_property
     def identity(self) -> str:
@@ -71,6 +78,11 @@ class Published:
         """Whether the number is of the model before pruning."""
         return self.pruner == "none" and self.sparsity == "0" and self.method == "none"
 
+    @property
+    def second_hand(self) -> bool:
+        """Whether somebody else than the method's own paper reports the number."""
+        return self.reporter == SECOND_HAND
+
     @cached_property
     def sides(self) -> tuple[Published, Published] | None:
         """The two cells whose difference this one is ("atp minus uniform"), None for any other."""
@@ -90,9 +102,23 @@ class Published:
 
     @property
     def shown(self) -> str:
-        """The value as published, a percentage as a fraction."""
-        percent = self.metric == PERCENT and self.value != UNKNOWN
-        return f"{self.number:g}" if percent else self.value
+        """The value as published, `6.93 ± 0.01` with a deviation, a percentage as a fraction."""
+        parts = [part for part in (self.shown_value, self.shown_deviation) if part != UNKNOWN]
+        return " ± ".join(parts) or UNKNOWN
+
+    @property
+    def shown_value(self) -> str:
+        """The value alone."""
+        return self._fraction(self.value)
+
+    @property
+    def shown_deviation(self) -> str:
+        """The deviation alone, `-` where the source has none."""
+        return self._fraction(self.deviation)
+
+    def _fraction(self, text: str) -> str:
+        percent = self.metric == PERCENT and text != UNKNOWN
+        return f"{float(text) / 100:g}" if percent else text
 
 
 @cache

@@ -105,12 +105,16 @@ class RepairModule(LightningModule):
             enable_version_counter=False,
         )
         last = LastCheckpoint(self.plan, out / LAST_CHECKPOINT)
-        stop = EarlyStopping(
-            VALIDATION_LOSS, patience=self.plan.patience, check_on_train_epoch_end=False
-        )
+        stop: list[Callback] = []
+        if self.plan.patience is not None:
+            stop += [
+                EarlyStopping(
+                    VALIDATION_LOSS, patience=self.plan.patience, check_on_train_epoch_end=False
+                )
+            ]
         lines = StepLines(self.plan, self.train_examples.tokens.shape[1])
         trainer = make_trainer(
-            callbacks=[best, last, stop, Pace(self.plan), lines],
+            callbacks=[best, last, *stop, Pace(self.plan), lines],
             max_steps=self.plan.max_steps,
             max_epochs=1,
             # for bf16-true the method rounds the parameters: Lightning would round every buffer of

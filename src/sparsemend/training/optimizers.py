@@ -23,27 +23,39 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float],
+    decay_vectors: bool = False,
 ) -> Optimizer:
-    """One of OPTIMIZERS over named parameters; decay applies to matrices, betas to AdamW."""
+    """One of OPTIMIZERS over named parameters; betas apply to AdamW.
+
+    Decay applies to matrices, with `decay_vectors` to norms and biases too.
+    """
     if name == "sgd":
         return SGD(parameters.values(), lr=learning_rate)
     if name == "adamw":
-        return AdamW(_groups(parameters, weight_decay), lr=learning_rate, betas=betas)
+        groups = _groups(parameters, weight_decay, decay_vectors)
+        return AdamW(groups, lr=learning_rate, betas=betas)
     if name == "muon":
         return MuonWithAdamW(
-            parameters, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas
+            parameters,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            betas=betas,
+            decay_vectors=decay_vectors,
         )
     if name == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(_groups(parameters, weight_decay), lr=learning_rate, betas=betas)
+        groups = _groups(parameters, weight_decay, decay_vectors)
+        return AdamW8bit(groups, lr=learning_rate, betas=betas)
     raise ValueError(f"method.optimizer {name!r} is not one of: {', '.join(OPTIMIZERS)}")
 
 
-def _groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+def _groups(
+    parameters: Mapping[str, nn.Parameter], weight_decay: float, decay_vectors: bool
+) -> list[dict[str, Any]]:
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [(matrices, weight_decay), (vectors, 0.0)]
+    groups = [(matrices, weight_decay), (vectors, weight_decay if decay_vectors else 0.0)]
     return [{"params": p, "weight_decay": decay} for p, decay in groups if p]
 
 
@@ -57,6 +69,7 @@ class MuonWithAdamW(Optimizer):
         learning_rate: float,
         weight_decay: float,
         betas: tuple[float, float],
+        decay_vectors: bool,
     ) -> None:
         hidden = {n: p for n, p in parameters.items() if p.ndim == 2 and not _is_embedding(n)}
         rest = {n: p for n, p in parameters.items() if n not in hidden}
@@ -69,7 +82,8 @@ class MuonWithAdamW(Optimizer):
             )
         ]
         if rest:
-            self.parts.append(AdamW(_groups(rest, weight_decay), lr=learning_rate, betas=betas))
+            groups = _groups(rest, weight_decay, decay_vectors)
+            self.parts.append(AdamW(groups, lr=learning_rate, betas=betas))
         super().__init__(parameters.values(), {})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 

@@ -35,7 +35,6 @@ COUNTS = (
     "max_steps",
     "windows_per_step",
     "validate_every",
-    "patience",
     "validation_windows",
     "checkpoint_every",
 )
@@ -121,7 +120,7 @@ class TrainingFields(StepFields):
     windows_per_step: int
     validate_every: int
     validation_windows: int
-    patience: int
+    patience: int | None  # None: no early stop
     keep_best: bool
     checkpoint_every: int
     activation_checkpointing: bool
@@ -141,6 +140,7 @@ class TrainingPlan(TrainingFields, StepPlan):
     def __post_init__(self) -> None:
         for name in COUNTS:
             check_count(name, getattr(self, name))
+        check_patience(self.patience)
         super().__post_init__()
         _ = self.distillation  # raises ValueError here on settings that cannot work
 
@@ -157,6 +157,12 @@ def check_count(name: str, value: int) -> None:
     """Raise ValueError unless `value` is at least 1."""
     if value < 1:
         raise ValueError(f"method.{name} {value} is below 1")
+
+
+def check_patience(patience: int | None) -> None:
+    """Raise ValueError unless it is at least 1, or None: never stop early."""
+    if patience is not None:
+        check_count("patience", patience)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

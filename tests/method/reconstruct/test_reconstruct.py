@@ -216,6 +216,17 @@ def test_biases_and_norms_of_the_block_train_where_asked(form: str, tmp_path: Pa
     assert report["trained_parameters"] == counts[form] + vectors
 
 
+def test_decay_shrinks_norms_only_where_all_decay(tmp_path: Path) -> None:
+    norms = {}
+    for decay in ("matrices", "all"):
+        model, bench = scene(tmp_path / decay)
+        made = method("norms=true", "held_out=0", "epochs=1", f"decay={decay}", "schedule=constant")
+        made.weight_decay, made.learning_rate, made.betas = 0.5, 1e-2, [0.0, 0.999]
+        made.repair(model, bench)
+        norms[decay] = torch.cat([p for n, p in model.named_parameters() if "layernorm" in n])
+    assert norms["all"].mean() < norms["matrices"].mean() - 1e-3
+
+
 @pytest.mark.parametrize("form", ["weights", "masked_lora"])
 @pytest.mark.parametrize("family", slow_but_for(["llama", "opt"], ["opt"]))
 def test_a_bf16_model_trains_in_fp32_and_stays_as_it_was_made(

@@ -20,6 +20,7 @@ from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import lowest_per_group, lowest_per_row
 
 ROUNDS = 100  # of each kind: some sixteen random models
+ALL_KEPT = torch.tensor([[True, True]])
 TWO_FOUR = Pattern.parse("2:4")
 
 
@@ -80,9 +81,9 @@ def trial(seed: int, pattern: Pattern | None = None, **fixed: Any) -> Trial:
         "fold": draw(generator, 0, 4) == 0,
         **fixed,
     }
-    gradient = ("mean", "last", "candidates")[draw(generator, 0, 2)]
+    gradient = ("mean", "last", "candidates", "rms")[draw(generator, 0, 3)]
     if rule["refill"] or within is not None:
-        gradient = "mean"
+        gradient = ("mean", "rms")[draw(generator, 0, 1)]
     sensitivity = gradient if growth == "all" and rule["score"] == "sensitivity" else None
     untouched = chance(generator)
     layers = []
@@ -105,7 +106,9 @@ def trial(seed: int, pattern: Pattern | None = None, **fixed: Any) -> Trial:
         [layer.values for layer in layers], lr=0.1, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0
     )
     first = 0.05 + 0.95 * float(torch.rand(1, generator=generator))
-    schedule = RoundSchedule(interval=4, window=2, steps=40, initial=first, decay="linear")
+    schedule = RoundSchedule(
+        interval=4, window=2, steps=40, initial=first, first=1.0, decay="linear"
+    )
 
     def make_window(layer: SeftLinear) -> Window:
         return Window(layer.indices.numel(), sensitivity, watched=2 * layer.indices.numel())
@@ -256,6 +259,7 @@ def test_growth_on_the_support_alone_never_changes_the_base_mask() -> None:
 
 
 def test_two_of_four_stay_two_of_four_whether_growth_leaves_the_support_or_not() -> None:
+    """No place is lost either: where no delta is, a kept weight is not 0."""
     moved = 0
 
     def check(one: Trial, before: list[Any], record: dict[str, Any]) -> None:
@@ -263,6 +267,9 @@ def test_two_of_four_stay_two_of_four_whether_growth_leaves_the_support_or_not()
         for layer, then in zip(one.layers, before, strict=True):
             groups = layer.keep.reshape(layer.out_features, -1, 4).sum(dim=2)
             assert (groups == 2).all()
+            alone = layer.keep.clone()
+            alone.view(-1)[layer.indices[layer.alive].long()] = False
+            assert layer.weight[alone].all()
             moved += int((layer.keep != then["keep"]).sum())
 
     over_random_rounds(check, pattern=TWO_FOUR)
@@ -301,15 +308,25 @@ def test_without_protection_new_growth_would_be_the_first_to_go() -> None:
     assert set(first.tolist()) <= set(grown.tolist())
 
 
-@pytest.mark.parametrize("decay", ["linear", "cosine"])
-def test_windows_and_rounds_come_when_spiel_has_them(decay: str) -> None:
+@pytest.mark.parametrize(
+    ("decay", "first", "fractions"),
+    [
+        # 0.2 (1 - t/16) or 0.2 (1 + cos(pi t/16)) / 2 by hand, t = 3, 9, 15
+        ("linear", 1.0, (1.0, 0.0875, 0.0125)),
+        ("linear", None, (0.1625, 0.0875, 0.0125)),
+        ("cosine", None, (0.183147, 0.080491, 0.001921)),
+        ("cosine", 0.05, (0.05, 0.080491, 0.001921)),
+    ],
+)
+def test_windows_and_rounds_come_when_spiel_has_them(
+    decay: str, first: float | None, fractions: tuple[float, ...]
+) -> None:
     """R = 6, A = 3: steps 1-3, then 6-9, 12-15; rounds after 3, 9, 15; none after T."""
-    schedule = RoundSchedule(interval=6, window=3, steps=16, initial=0.2, decay=decay)
+    schedule = RoundSchedule(interval=6, window=3, steps=16, initial=0.2, first=first, decay=decay)
     observed = [step for step in range(1, 30) if schedule.observes(step)]
     assert observed == [1, 2, 3, 6, 7, 8, 9, 12, 13, 14, 15]
     assert [step for step in range(1, 30) if schedule.due(step)] == [3, 9, 15]
-    assert schedule.fraction(3) == (1.0 if decay == "linear" else pytest.approx(0.1831, abs=1e-4))
-    assert schedule.fraction(9) < schedule.initial
+    assert [schedule.fraction(t) for t in (3, 9, 15)] == pytest.approx(fractions, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -319,13 +336,15 @@ def test_windows_and_rounds_come_when_spiel_has_them(decay: str) -> None:
         ({"interval": 17}, r"update_interval=17 is longer than method.max_steps=16"),
         ({"initial": 0.0}, r"initial_drop_rate=0.0 is not in \(0, 1\]"),
         ({"initial": 1.5}, r"initial_drop_rate=1.5 is not in \(0, 1\]"),
+        ({"first": 0.0}, r"first_drop_rate=0.0 is not in \(0, 1\]"),
         ({"decay": "step"}, r"drop_schedule='step' is not one of: linear, cosine"),
     ],
 )
 def test_a_schedule_under_which_nothing_would_evolve_is_refused(
     change: dict[str, Any], message: str
 ) -> None:
-    good = {"interval": 6, "window": 3, "steps": 16, "initial": 0.2, "decay": "linear"}
+    good = {"interval": 6, "window": 3, "steps": 16, "initial": 0.2, "first": None}
+    good["decay"] = "linear"
     with pytest.raises(ValueError, match=message):
         RoundSchedule(**{**good, **change})
 
@@ -393,6 +412,27 @@ def test_globally_the_least_sensitive_leave_whichever_layer_they_are_in() -> Non
         adapt([hand_layer(weights, [2], gradient)], PER_LAYER, {})[0] for weights in (low, high)
     ]
     assert alone == [[1], [1]]
+
+
+def test_a_slot_that_a_refill_revives_is_as_young_as_at_the_start() -> None:
+    """It was dead for 7 steps, which the optimizer counted."""
+    layer = SeftLinear(
+        SparseLinear(nn.Parameter(torch.tensor([[1.0, 2.0]]), requires_grad=False), None, ALL_KEPT),
+        torch.tensor([1]),
+        "scatter",
+        growth="all",
+        untouched_candidates=False,
+        refill=True,
+    )
+    layer.prune_(torch.tensor([1]))
+    window = Window(1, "rms", watched=0)
+    window.observe(torch.ones(1, 2), layer)
+    window.end_step()
+    age = torch.tensor([7], dtype=torch.int16)
+    one = Moved(layer, window, torch.empty(0, dtype=torch.int64))
+    assert adapt([one], replace(PER_LAYER, refill=True), {layer.values: {"step": age}})[1] == [1]
+    assert layer.states.tolist() == [ON_BASE]
+    assert age.tolist() == [0]
 
 
 def test_with_base_only_no_delta_is_pruned_away() -> None:

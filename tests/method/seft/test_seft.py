@@ -24,7 +24,9 @@ from sparsemend.method.adapter.delta.window import Window
 from sparsemend.method.seft.linear import SeftLinear
 from sparsemend.method.seft.rounds import Adaptation, SeftRounds
 from sparsemend.method.seft.seft import Seft
+from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
+from sparsemend.training.batches import next_token_loss
 
 
 def seft(*overrides: str) -> Seft:
@@ -75,9 +77,11 @@ def evolved(growth: str, *, protected: bool = True) -> tuple[float, float, int]:
         fold=False,
         within=None,
     )
-    schedule = RoundSchedule(interval=10, window=3, steps=300, initial=0.2, decay="linear")
+    schedule = RoundSchedule(
+        interval=10, window=3, steps=300, initial=0.2, first=None, decay="cosine"
+    )
     rounds = SeftRounds(
-        rule, schedule, lambda layer: Window(DELTAS, "mean", watched=0), seed_age_offset=1
+        rule, schedule, lambda layer: Window(DELTAS, "rms", watched=0), seed_age_offset=1
     )
     model = nn.ModuleList([layer])
     optimizer = SlotAdamW([layer.values], lr=0.05, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0)
@@ -120,7 +124,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "active": ("method.grow_scope=active", "method.adapt=false"),
     "candidates": ("method.sensitivity_gradient=candidates", "method.adapt_scope=global"),
     "last": ("method.sensitivity_gradient=last", "method.adapt_candidates=base_only"),
-    "magnitude": ("method.adapt_score=magnitude", "method.drop_schedule=cosine"),
+    "magnitude": ("method.adapt_score=magnitude", "method.first_drop_rate=1.0"),
+    "mean": ("method.sensitivity_gradient=mean", "method.drop_schedule=linear"),
     "refill": ("method.refill=true", "method.exclude_active_candidates=true"),
     "fold": ("method.fold_at_rounds=true",),
     "start anywhere": ("method.init_scope=all",),
@@ -149,6 +154,44 @@ def test_every_variant_evolves_within_its_budget(name: str, tmp_path: Path) -> N
     changed = any(not torch.equal(after[n], before[n]) for n in before)
     assert changed == (method.grow_scope == "all")
     assert all(type(linear) is SparseLinear for _, linear in sparse_linears(model))
+
+
+def test_growth_without_pruning_ends_beyond_the_budget_and_says_by_how_much(tmp_path: Path) -> None:
+    """The bound of the control: at most as many weights more as there are deltas."""
+    model = pruned_model()
+    budget = sum(int(linear.keep.sum()) for _, linear in sparse_linears(model))
+    report = seft("method.adapt=false").repair(model, bench_for(tmp_path))
+    kept = sum(int(linear.keep.sum()) for _, linear in sparse_linears(model))
+    assert 0 < kept - budget <= report["trained_parameters"]
+    assert report["beyond_budget"] == kept - budget
+    assert not any(sum(one["pruned"]) for one in report["evolution"]["rounds"])
+
+
+def test_rounds_measure_their_loss_and_change_nothing_by_it(tmp_path: Path) -> None:
+    """The last round follows the last step: its loss is that of the model that is left."""
+    plain, watched = pruned_model(), pruned_model()
+    seft().repair(plain, bench_for(tmp_path / "plain"))
+    method = seft("method.round_loss_windows=2", "method.keep_best=false")
+    bench = bench_for(tmp_path / "watched")
+    rounds = method.repair(watched, bench)["evolution"]["rounds"]
+    contracts.assert_same_bits(bits(plain), bits(watched))
+    assert [one["step"] for one in rounds] == [2, 6, 10]
+    first = rounds[0]
+    assert first["loss_moved"] != first["loss_settled"]  # weights were pruned
+    examples = bench.validation.first(2)
+    loss = next_token_loss(watched, examples.tokens, examples.labels)
+    assert rounds[-1]["loss_settled"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_the_deltas_that_die_are_not_counted_as_trained(tmp_path: Path) -> None:
+    """Their positions were pruned: they hold nothing at the end."""
+    model, method = pruned_model(), seft()
+    method.attach(model, bench_for(tmp_path))
+    deltas = method.free_trainable(model)
+    _, layer = next(delta_linears(model))
+    assert isinstance(layer, SeftLinear)
+    layer.prune_(layer.indices[:3].long())
+    assert method.fold(model)["trained_parameters"] == deltas - 3
 
 
 def resumed(make: Any, out: Path, step: int, micro_batch: int) -> tuple[Any, Any]:
@@ -278,13 +321,17 @@ def test_a_checkpoint_from_before_the_first_round_is_cut_to_the_budget(tmp_path:
 
 def test_the_budget_of_lora_is_that_of_its_factors(tmp_path: Path) -> None:
     """Up to one delta per linear, from rounding down."""
-    lora = method_of("masked_lora", "method.rank=2").repair(pruned_model(), bench_for(tmp_path))
-    method = seft()
+    lora, method = method_of("masked_lora", "method.rank=2"), seft()
+    assert isinstance(lora, TrainedRepair)
     method.budget = {"match": "lora_rank", "density": 0.1, "deltas": None, "lora_rank": 2}
     method.__post_init__()
-    own = method.repair(pruned_model(), bench_for(tmp_path))["trained_parameters"]
+    trained = []
+    for one in (lora, method):
+        model = pruned_model()
+        one.attach(model, bench_for(tmp_path))
+        trained.append(one.free_trainable(model))
     linears = len(dict(sparse_linears(pruned_model())))
-    assert lora["trained_parameters"] - linears <= own <= lora["trained_parameters"]
+    assert trained[0] - linears <= trained[1] <= trained[0]
 
 
 def test_a_delta_costs_no_more_than_twenty_four_bytes(tmp_path: Path) -> None:
@@ -309,7 +356,6 @@ def test_a_delta_costs_no_more_than_twenty_four_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("method.adapt=false",), r"set method.grow_scope=active and method.init_scope=active"),
         (("method.grow_scope=row",), r"method.grow_scope 'row' is not one of: active, all"),
         (("method.sensitivity_candidates=1",), r"sensitivity_candidates=1 is below 2"),
         (("method.refill=true", "method.sensitivity_gradient=last"), r"method.refill=true needs"),

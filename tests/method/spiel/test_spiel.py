@@ -83,7 +83,7 @@ def test_a_round_by_products_replaces_every_dropped_delta() -> None:
     optimizer.step()
     before = layer.indices.tolist()
     small = layer.values.abs().argsort()[:4]
-    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.4, decay="cosine")
+    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.4, first=None, decay="cosine")
     rounds = ProductRounds(schedule, None, seed_age_offset=0)
     rows, columns = (t.clone() for t in optimizer.accumulators(layer))
     move = rounds.choose(layer, optimizer, 4)
@@ -107,7 +107,7 @@ def test_what_grows_starts_without_the_momentum_of_what_left() -> None:
     optimizer.step()
     average = optimizer.state[layer.values]["average"]
     before = dict(zip(layer.indices.tolist(), average.tolist(), strict=True))
-    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.4, decay="cosine")
+    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.4, first=None, decay="cosine")
     ProductRounds(schedule, None, seed_age_offset=0).update(
         nn.ModuleList([layer]), optimizer, step=2
     )

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from sparsemend.sparsity_schedule.rates.progression import mixed_kept
+from sparsemend.sparsity_schedule.rates.progression import (
+    bound,
+    check_difference,
+    mixed_kept,
+    rates,
+)
 
 
 def test_largest_remainders_get_the_last_inputs() -> None:
@@ -14,3 +19,26 @@ def test_largest_remainders_get_the_last_inputs() -> None:
 def test_a_sparsity_that_leaves_less_than_one_input_a_block_is_refused() -> None:
     with pytest.raises(ValueError, match=r"keep 1 of every 8 inputs .* lower it to 0\.875"):
         mixed_kept([0.95] * 3, 8, 0.95)
+
+
+def test_a_large_first_block_narrows_the_bound_of_rising_rates() -> None:
+    # c = (1 + ... + 7) / 11, so that block 7 is 49/11 steps above the mean
+    weights = [4, 1, 1, 1, 1, 1, 1, 1]
+    assert bound(0.7, 8, weights) == pytest.approx(0.3 / (49 / 11))  # 0.0674
+    assert bound(0.7, 8, weights, falling=True) == pytest.approx(0.3 / (28 / 11))
+    assert bound(0.7, 8) == bound(0.7, 8, [1] * 8, falling=True) == 2 * (1 - 0.7) / 7
+
+
+@pytest.mark.parametrize("weights", [[4, 1, 1, 1], [1, 1, 9], [1, 2, 3, 4, 5], [7, 1]])
+@pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_bound_is_where_the_first_rate_reaches_an_end(
+    weights: list[int], sparsity: float, sign: int
+) -> None:
+    blocks = len(weights)
+    limit = sign * bound(sparsity, blocks, weights, falling=sign < 0)
+    ends = rates(limit, sparsity, blocks, weights)
+    assert min(min(ends), 1 - max(ends)) == pytest.approx(0, abs=1e-12)
+    check_difference(limit, sparsity, blocks, weights)
+    with pytest.raises(ValueError, match=r"takes a block's rate out of \[0, 1\]"):
+        check_difference(1.01 * limit, sparsity, blocks, weights)

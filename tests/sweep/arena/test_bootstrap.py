@@ -54,7 +54,9 @@ def test_resampled_seeds_vary_as_new_seeds_would() -> None:
     """Of S seeds whose shifts have sample variance v, the mean's variance is v / S."""
     shifts = np.array([-0.2, 0.05, 0.1, 0.05])
     apart = np.repeat(shifts[:, None], 50, axis=1)
-    means = _resampled_means(_widen_deviations(apart), 40_000, np.random.default_rng(0))
+    means = _resampled_means(
+        _widen_deviations(apart), np.ones(50), 40_000, np.random.default_rng(0)
+    )
     # the standard error of a variance of 40,000 draws is 0.7 %
     assert means.var() == pytest.approx(shifts.var(ddof=1) / 4, rel=0.03)
 

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from support.configs import compose
+from support.unusual import unusual_model
 
 from sparsemend.config.locations import conf_folder
+from sparsemend.config.prunable import PrunableNames
+from sparsemend.sparsity_schedule.rates.difference_bound import weights_of_config
 from sparsemend.sparsity_schedule.rates.progression import bound, check_difference, rates
+from sparsemend.sparsity_schedule.rates.units import Units
 from sparsemend.sweep.search.space import Interval, Listed, Space, space_of, spread, steps
 
 
@@ -81,6 +85,16 @@ def test_the_bound_follows_the_models_config(tmp_path: Path) -> None:
     values = listed(*model, "sparsity=0.7", "search.points=step")
     assert len(values.points) == 10  # nine of the paper, and 0
     assert interval(*model, "sparsity=0.7", "search.sampler=tpe").high == bound(0.7, 32)
+
+
+def test_the_bound_of_blocks_of_two_kinds_follows_the_checkpoints_headers(tmp_path: Path) -> None:
+    model = unusual_model("jamba")
+    model.save_pretrained(tmp_path)
+    weights = Units.of(model, "block").weights
+    lines = ["model=local", f"model.path={tmp_path}", "model.context_length=16", "sparsity=0.7"]
+    assert interval(*lines, "search.sampler=tpe").high == bound(0.7, len(weights), weights)
+    prunable = PrunableNames.of(compose("run"))
+    assert weights_of_config(model.config, prunable) == weights  # as of a model on the hub
 
 
 def test_a_model_out_of_reach_asks_for_its_number_of_blocks() -> None:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.data.bos import needs_bos
 from sparsemend.data.by_content import content_decides
-from sparsemend.data.chat_template import lacks_template
+from sparsemend.data.chat_template import check_renders
 from sparsemend.errors import blame
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.evaluation.zero_shot.task_names import folders_of
@@ -83,14 +83,15 @@ class ZeroShot(Evaluation):
         return self.suites[self.suite] if self.tasks is None else solved_examples(self.tasks)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Raise ValueError without a tokenizer, or without the chat template that is asked for."""
+        """Raise ValueError without a tokenizer, or the chat template that is asked for."""
         if tokenizer is None:
             raise ValueError(
                 "evaluation=zero_shot reads text and the model folder has no tokenizer; put one "
                 "there, or leave zero_shot out"
             )
-        if self.chat_template and not tokenizer.chat_template:
-            raise ValueError(lacks_template("evaluation.zero_shot.chat_template"))
+        if self.chat_template:
+            solved = any(self.chosen.values())
+            check_renders("evaluation.zero_shot.chat_template", tokenizer, solved=solved)
 
     def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         if inputs.state not in self.states:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparsemend.checkpoint.tokenizer import check_has_tokenizer
 from sparsemend.config.asked import Asked
 from sparsemend.data.chat_template import check_chat_template
 from sparsemend.evaluation.zero_shot.task_names import answer_tokens, find_tasks
@@ -13,6 +14,7 @@ from sparsemend.result.protocol import solved_examples
 def check(asked: Asked) -> None:
     """Raise ValueError or FileNotFoundError unless every task that is asked for exists."""
     settings = asked.section
+    check_has_tokenizer("evaluation=zero_shot", asked.cfg.model, "leave zero_shot out")
     if settings.tasks is None and settings.suite not in settings.suites:
         raise ValueError(
             f"evaluation.zero_shot.suite={settings.suite} is not one of "

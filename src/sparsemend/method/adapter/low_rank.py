@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks.find import called_linears
+from sparsemend.blocks.names import saved_name
 from sparsemend.method.adapter.fold import adapters
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
@@ -110,6 +111,7 @@ def check_ranks(model: nn.Module, rank: int, key: str = "rank") -> None:
         limit = min(linear.in_features, linear.out_features)
         if rank > limit:
             raise ValueError(
-                f"method.{key}={rank} exceeds min(inputs, outputs) = {limit} of {name}; "
+                f"method.{key}={rank} exceeds min(inputs, outputs) = {limit} of "
+                f"{saved_name(model, name)}; "
                 f"set method.{key}={limit} or lower"
             )

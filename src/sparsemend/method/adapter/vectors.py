@@ -31,19 +31,24 @@ class Rounded(nn.Module):
 
 
 def vectors(model: nn.Module, *, biases: bool, norms: bool) -> list[tuple[nn.Module, str]]:
-    """(module, attribute) of every linear's bias if `biases`, of every norm's parameter if `norms`.
+    """(module, attribute) of every bias if `biases`, of every norm's parameters if `norms`.
 
-    A norm is any other module all of whose own parameters are vectors.
+    A norm is any module, linears aside, all of whose own parameters are vectors; its bias is a bias
+    too (PERP's code).
     """
     places: list[tuple[nn.Module, str]] = []
     for module in model.modules():
         if isinstance(module, nn.Linear):
             if biases and module.bias is not None:
                 places.append((module, "bias"))
-        elif norms and not isinstance(module, parametrize.ParametrizationList):
+        elif not isinstance(module, parametrize.ParametrizationList):
             names = _own_parameters(module)
-            if all(getattr(module, name).ndim == 1 for name in names):
+            norm = all(getattr(module, name).ndim == 1 for name in names)
+            biased = biases and "bias" in names and module.bias.ndim == 1
+            if norm and norms:
                 places += [(module, name) for name in names]
+            elif biased:
+                places.append((module, "bias"))
     return places
 
 

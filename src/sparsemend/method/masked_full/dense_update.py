@@ -81,8 +81,9 @@ class DenseUpdate(UpdateMasks):
             if gradient is None:  # an expert that no token of the step chose
                 continue
             if averages:
-                mean = self.growth.setdefault(name, torch.zeros_like(gradient))
-                mean.lerp_(gradient, 1 - self.rule.momentum)
+                # a resumed fit restores it on the host
+                mean = self.growth.get(name, torch.zeros_like(gradient)).to(gradient.device)
+                self.growth[name] = mean.lerp_(gradient, 1 - self.rule.momentum)
             else:
                 self.growth[name] = gradient.clone()
 
@@ -99,7 +100,7 @@ class DenseUpdate(UpdateMasks):
             if rule.rule == "set":
                 score = torch.rand(keep.shape, generator=generator).to(keep.device)
             else:
-                score = self.growth.get(name, torch.zeros_like(linear.weight)).abs()
+                score = self.growth.get(name, torch.zeros_like(linear.weight)).to(keep.device).abs()
             still = rule.rule != "set" and name not in self.growth
             count = 0 if still else int(fraction * int(keep.sum()))
             weight = linear.weight.detach()

@@ -27,8 +27,15 @@ from sparsemend.sparse.linear import sparse_linears, zero_off_
 from sparsemend.terminal import track
 from sparsemend.training.batches import Order, StepSplit
 from sparsemend.training.optimizers import make_optimizer
-from sparsemend.training.plan import StepPlan, check_count, learning_rate_schedule
+from sparsemend.training.plan import (
+    StepPlan,
+    check_choice,
+    check_count,
+    check_patience,
+    learning_rate_schedule,
+)
 
+DECAYS = ("matrices", "all")
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -39,12 +46,15 @@ class BlockPlan(StepPlan):
     epochs: int
     windows_per_step: int
     held_out: float
-    patience: int
+    patience: int | None  # None: no early stop
+    decay: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "windows_per_step", "patience"):
+        for name in ("epochs", "windows_per_step"):
             check_count(name, getattr(self, name))
+        check_patience(self.patience)
+        check_choice("decay", self.decay, DECAYS)
         if not 0 <= self.held_out < 1:
             raise ValueError(f"method.held_out {self.held_out} is not in [0, 1)")
         if self.precision == "bf16-true":
@@ -124,6 +134,7 @@ class BlockFit:
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
             betas=plan.both_betas,
+            decay_vectors=plan.decay == "all",
         )
         schedule = learning_rate_schedule(plan, optimizer, steps)
         scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "16-mixed")
@@ -136,7 +147,7 @@ class BlockFit:
             schedule.step()
             if step % per_epoch == 0:
                 progress.see(self.held_out_loss(), self.values())
-                if progress.worse_in_a_row >= plan.patience:
+                if plan.patience is not None and progress.worse_in_a_row >= plan.patience:
                     break
         if progress.best is not None:
             self.restore(progress.values)

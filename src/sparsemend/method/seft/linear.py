@@ -113,16 +113,21 @@ class SeftLinear(DeltaLinear):
     def replace_(self, move: Move, *, release: bool = True) -> Tensor:
         """Carry out `move` with values 0; return the slots that are now new growth.
 
-        With `release` a grown slot frees the position it leaves.  A dead slot whose own position
-        was chosen again is new growth too.
+        With `release` a grown slot frees the position it leaves; without, the position stays
+        allocated and keeps the value, or its group of a pattern would hold a weight of 0.  A dead
+        slot whose own position was chosen again is new growth too.
         """
         revived = move.returning[self.states[move.returning] == DEAD]
         grown = torch.cat([move.slots, revived])
         keep = self.keep.contiguous()
         flat = keep.view(-1)
+        left = move.slots[self.states[move.slots] == GROWN]
+        leaving = self.indices[left].long()
         if release:
-            left = move.slots[self.states[move.slots] == GROWN]
-            flat[self.indices[left].long()] = False
+            flat[leaving] = False
+        else:
+            row, column = leaving // self.in_features, leaving % self.in_features
+            self.weight[row, column] = self.values[left].to(self.weight.dtype)
         super().replace_(move)
         places = self.indices[grown].long()
         self.states[grown] = torch.where(flat[places], ON_BASE, GROWN).to(torch.uint8)
@@ -150,15 +155,17 @@ class SeftLinear(DeltaLinear):
         return died
 
     @torch.no_grad()
-    def refill_(self, positions: Tensor) -> None:
-        """Give flat `positions` their starting base weights again."""
+    def refill_(self, positions: Tensor) -> Tensor:
+        """Give flat `positions` their starting base weights again; return the slots that revive."""
         assert self.spare is not None
         keep = self.keep.contiguous()
         back = torch.zeros_like(keep)
         back.view(-1)[positions] = True
         self._allocate_(keep | back)
         self.weight.copy_(torch.where(back, self.spare, self.weight))
-        self.states[back.view(-1)[self.indices.long()]] = ON_BASE
+        revived = back.view(-1)[self.indices.long()].nonzero().view(-1)
+        self.states[revived] = ON_BASE
+        return revived
 
     def _allocate_(self, keep: Tensor) -> None:
         self.packed_keep.copy_(pack(keep))

@@ -8,11 +8,12 @@ from typing import Any
 from sparsemend.sparse.pattern import Pattern
 
 # settings by which growth inside the groups of an N:M pattern compares weights
-WITHIN_GROUP = {
-    "sensitivity_gradient": "mean",
-    "refill": False,
-    "adapt_scope": "layer",
-    "adapt_candidates": "all",
+WITHIN_GROUP: Mapping[str, tuple[Any, ...]] = {
+    "sensitivity_gradient": ("rms", "mean"),
+    "refill": (False,),
+    "adapt": (True,),
+    "adapt_scope": ("layer",),
+    "adapt_candidates": ("all",),
 }
 
 
@@ -30,9 +31,9 @@ def check_within_group(method: Mapping[str, Any], pattern: Pattern) -> None:
             f"method.pattern_growth=within_group needs one N:M, not {pattern}; set "
             "method.pattern_growth=active"
         )
-    odd = [name for name, value in WITHIN_GROUP.items() if method[name] != value]
+    odd = [name for name, values in WITHIN_GROUP.items() if method[name] not in values]
     if odd:
         raise ValueError(
             "method.pattern_growth=within_group compares all weights of a group; set "
-            f"method.{odd[0]}={str(WITHIN_GROUP[odd[0]]).lower()}"
+            f"method.{odd[0]}={str(WITHIN_GROUP[odd[0]][0]).lower()}"
         )

@@ -1,6 +1,6 @@
 """SEFT's part of a round: after deltas have moved, prune the least sensitive weights.
 
-    s_i = |(W_i + d_i) g_i|,   g the mean gradient of the window
+    s_i = |(W_i + d_i) g_i|,   g the root mean square of the window's gradients
 
 Growth on pruned positions has enlarged the support; the lowest s leave it until it is within its
 budget again.  What grew in this round is protected: it is still 0, its s is 0, and it would leave
@@ -132,7 +132,8 @@ def adapt(group: list[Moved], rule: Adaptation, states: States) -> tuple[list[in
         flat = torch.cat([s for _, s in scored])
         chosen = split(highest(flat, min(-excess, flat.numel())), scored)
         for layer, positions in zip(layers, chosen, strict=True):
-            layer.refill_(positions)
+            revived = layer.refill_(positions)  # with the age that they counted while dead
+            forget_(states.get(layer.values, {}), layer.values.shape, revived)
         return none, [positions.numel() for positions in chosen]
     return none, none
 
@@ -171,7 +172,7 @@ def refill_scores(each: Moved, rule: Adaptation) -> tuple[Tensor, Tensor]:
 
 
 def _multipliers(each: Moved, rule: Adaptation, places: Tensor) -> tuple[Tensor, Tensor]:
-    """(positions, factors of their weights): the factor is the window's mean gradient, or 1."""
+    """(positions, factors of their weights): the factor is the window's gradient, or 1."""
     if rule.score == "magnitude":
         positions = places.reshape(-1).nonzero().view(-1)
         wide = wider(each.layer.weight.dtype)

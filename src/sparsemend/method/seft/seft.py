@@ -5,6 +5,8 @@
 Deltas train by AdamW, each with an age.  Every `update_interval` steps the smallest leave, new ones
 grow where the window's gradient is largest, on pruned positions too, and as many of the least
 sensitive weights |w g| are pruned (see rounds): the zeros move to where the task wants them.
+`adapt=false` prunes nothing: on a fixed mask, or with growth anywhere beyond the budget, the two
+controls between which SEFT lies.
 
 Xiao et al. 2025, arXiv 2505.24037; drop, growth, schedule and optimizer as in the code of SpIEL
 (Ansell et al. 2024, arXiv 2401.16405).  Where descriptions of the method are silent,
@@ -13,6 +15,7 @@ conf/method/seft.yaml has a key and says that its value is ours.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +24,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.method.adapter.delta.linear import DeltaLinear, delta_linears
+from sparsemend.method.adapter.delta.probe import LossProbe
 from sparsemend.method.adapter.delta.rounds import Moved
 from sparsemend.method.adapter.delta.start import gradient_positions, random_positions
-from sparsemend.method.adapter.delta.window import SENSITIVITY_GRADIENTS, Window
+from sparsemend.method.adapter.delta.window import EVERYWHERE, SENSITIVITY_GRADIENTS, Window
 from sparsemend.method.base import Workbench
 from sparsemend.method.delta_repair import DeltaRepair
 from sparsemend.method.seft.linear import SeftLinear
@@ -40,6 +44,8 @@ from sparsemend.prune import check_widths
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.training.plan import check_choice
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -58,10 +64,12 @@ class Seft(DeltaRepair):
     sensitivity_candidates: float
     refill: bool
     fold_at_rounds: bool
+    round_loss_windows: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.pattern = Pattern.parse("unstructured")  # the run's, from attach on
+        self.probe: LossProbe | None = None  # of the run's windows, from attach on
         check_choice("init_scope", self.init_scope, ("active", "all", "gradient"))
         check_choice("grow_scope", self.grow_scope, ("active", "all"))
         check_choice("pattern_growth", self.pattern_growth, ("active", "within_group"))
@@ -74,15 +82,10 @@ class Seft(DeltaRepair):
                 f"method.sensitivity_candidates={self.sensitivity_candidates} is below 2: as many "
                 "as there are deltas may carry one after a round, and as many may have to go"
             )
-        if not self.adapt and (self.grow_scope, self.init_scope) != ("active", "active"):
-            raise ValueError(
-                "method.adapt=false prunes nothing for what grows on pruned positions; set "
-                "method.grow_scope=active and method.init_scope=active too"
-            )
-        if self.refill and self.sensitivity_gradient != "mean":
+        if self.refill and self.sensitivity_gradient not in EVERYWHERE:
             raise ValueError(
                 "method.refill=true needs the gradient where weights were pruned; set "
-                "method.sensitivity_gradient=mean"
+                "method.sensitivity_gradient=rms"
             )
 
     @property
@@ -100,6 +103,9 @@ class Seft(DeltaRepair):
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         self.pattern = bench.pattern
         check_within_group(vars(self), self.pattern)
+        if self.round_loss_windows:
+            examples = bench.validation.first(self.round_loss_windows)
+            self.probe = LossProbe(examples=examples, at_once=self.at_once(bench))
         if self.within is not None:
             check_widths(model, self.within, tail="error")
         counts, everywhere = self.counts(model), self.init_scope == "all"
@@ -146,14 +152,27 @@ class Seft(DeltaRepair):
             fold=self.fold_at_rounds,
             within=self.within,
         )
-        return SeftRounds(
+        rounds = SeftRounds(
             adaptation, self.rounds, self.make_window, seed_age_offset=self.seed_age_offset
         )
+        rounds.probe = self.probe
+        return rounds
 
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Fold the deltas in; the report counts those alive, and the weights beyond the budget."""
         evolved = self.evolution_record(model)
-        trimmed = trim_(model, self.make_rounds().adaptation)
-        return {"trimmed": trimmed, **super().fold(model), **evolved}
+        trimmed = trim_(model, self.make_rounds().adaptation) if self.adapt else 0
+        layers = [layer for _, layer in delta_linears(model) if isinstance(layer, SeftLinear)]
+        alive = sum(int(layer.alive.sum()) for layer in layers)
+        beyond = max(0, sum(int(layer.keep.sum()) - layer.budget for layer in layers))
+        if beyond:
+            log.warning(
+                "%d weights more than the sparsity allows: method.adapt=false prunes nothing for "
+                "what grew, a control to compare with",
+                beyond,
+            )
+        counts = {"trained_parameters": alive, "trimmed": trimmed, "beyond_budget": beyond}
+        return {**counts, **super().fold(model), **evolved}
 
 
 def trim_(model: PreTrainedModel, rule: Adaptation) -> int:

@@ -12,9 +12,10 @@ def check(asked: Asked) -> None:
     method = asked.section
     check_within_group(method, asked.pattern)
     check_evolution(asked)
-    scopes = (method.grow_scope, method.init_scope)
-    if method.adapt is False and scopes != ("active", "active"):
+    unbounded = asked.pattern.unstructured and method.grow_scope == "all" and not method.adapt
+    if unbounded and asked.cfg.export:
         raise ValueError(
-            "method.adapt=false prunes nothing for what grows on pruned positions; set "
-            "method.grow_scope=active and method.init_scope=active too"
+            "method.adapt=false with method.grow_scope=all ends denser than sparsity="
+            f"{asked.cfg.sparsity}, a control to measure and not to export; set "
+            "method.adapt=true, method.grow_scope=active or export=false"
         )

@@ -1,38 +1,44 @@
 """The bound of a search over ATP's common difference: b = 2 min(s, 1-s) / (L-1).
 
-It follows from the sparsity and the model's number of blocks L, so that a search proposes nothing
-illegal.  conf/search/atp_common_difference.yaml names it.  Free of torch.
+It follows from the sparsity and the model's L blocks (their sizes too, where those differ, see
+`progression.bound`), so that a search proposes nothing illegal.
+conf/search/atp_common_difference.yaml names it.  Free of torch, but for a model on the hub.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from sparsemend.checkpoint.model import ModelConfig, find_model
+from sparsemend.checkpoint.model import find_model
+from sparsemend.checkpoint.prunable_shapes import prunable_shapes, weights_per_block
+from sparsemend.config.prunable import PrunableNames
 from sparsemend.sparsity_schedule.rates.progression import bound, check_difference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class CommonDifference:
     """The largest common difference of a config's sparsity and model."""
 
     def __init__(self, cfg: DictConfig, *, blocks: int | None) -> None:
-        """blocks: L, None for that of the model's config.json.
+        """blocks: L of blocks of equal size; None for what the model's files say of its blocks.
 
         Raises ValueError where the sparsity or the model leaves no difference to choose.
         """
         _check_sparsity(cfg.sparsity)
         self.sparsity = float(cfg.sparsity)
-        self.blocks = blocks if blocks is not None else _blocks_of(cfg.model)
-        self.limit = bound(self.sparsity, self.blocks)
+        self.weights = [1] * blocks if blocks is not None else _weights_of(cfg)
+        self.limit = bound(self.sparsity, len(self.weights), self.weights)
         if math.isinf(self.limit):
             raise ValueError("a model of one block has no common difference to search")
 
     def check(self, value: float) -> None:
         """Raise ValueError where a difference takes a rate out of [0, 1]."""
-        check_difference(value, self.sparsity, self.blocks)
+        check_difference(value, self.sparsity, len(self.weights), self.weights)
 
 
 def _check_sparsity(sparsity: Any) -> None:
@@ -42,33 +48,61 @@ def _check_sparsity(sparsity: Any) -> None:
         )
 
 
-def _blocks_of(settings: DictConfig) -> int:
-    """The number of blocks that config.json states, fetched from the hub if need be.
+def _weights_of(cfg: DictConfig) -> list[int]:
+    """Prunable weights per block, by the headers of the checkpoint.
 
-    The run would fetch the hub's config.json anyway.
+    A model on the hub is built of its config.json without weights (the run would fetch that
+    anyway); other models without headers get blocks of equal size, and so do those of which headers
+    do not say what the patterns of `prunable` match.
     """
-    model = find_model(settings)
-    config = model.config if model.config is not None else _hub_config(settings)
-    if config.blocks is None:
+    model = find_model(cfg.model)
+    if model.blocks:
+        config = model.config.values if model.config is not None else {}
+        if linears := prunable_shapes(cfg, model.blocks, config):
+            return weights_per_block(linears)
+    if model.config is None:
+        return _hub_weights(cfg)
+    if model.config.blocks is None:
         raise ValueError(
             f"the config of {model.path} does not state its number of blocks; "
             "give search.bound.blocks=L"
         )
-    return config.blocks
+    return [1] * model.config.blocks
 
 
-def _hub_config(settings: DictConfig) -> ModelConfig:
+def _hub_weights(cfg: DictConfig) -> list[int]:
+    settings, prunable = cfg.model, PrunableNames.of(cfg)
     from transformers import AutoConfig
 
+    trust = bool(settings.get("trust_remote_code"))  # None would ask on stdin
     try:
         config = AutoConfig.from_pretrained(
-            settings.path,
-            revision=settings.get("revision"),
-            trust_remote_code=bool(settings.get("trust_remote_code")),  # None would ask on stdin
+            settings.path, revision=settings.get("revision"), trust_remote_code=trust
         )
+        return weights_of_config(config, prunable, trust_remote_code=trust)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the config of {settings.path} is out of reach, so the bound of the search is "
+            f"the blocks of {settings.path} are out of reach, so the bound of the search is "
             f"unknown; give search.bound.blocks=L ({str(error).splitlines()[0]})"
         ) from error
-    return ModelConfig(config.to_dict())
+
+
+def weights_of_config(
+    config: PreTrainedConfig, prunable: PrunableNames, *, trust_remote_code: bool = False
+) -> list[int]:
+    """Prunable weights per block of the model that a config describes, built on the meta device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from sparsemend.blocks.find import prunable_linears
+    from sparsemend.blocks.names import saved_name
+    from sparsemend.layout.names import name_linears_
+    from sparsemend.layout.unfold import unfold_
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    unfold_(model)
+    name_linears_(model)
+    shapes = {name: tuple(m.weight.shape) for name, m in prunable_linears(model).items()}
+    allowed = {n: s for n, s in shapes.items() if prunable.allow(n, saved_name(model, n))}
+    return weights_per_block(allowed)

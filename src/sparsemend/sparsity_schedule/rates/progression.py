@@ -1,29 +1,67 @@
 """The arithmetic of ATP, free of torch: rates, bound, and N of a mixed N:M pattern.
 
-Huang et al. 2025, arXiv 2502.14770, eq. 10 and the mixed N:8 setting of its appendix.
+Huang et al. 2025, arXiv 2502.14770, eq. 10 and the mixed N:8 setting of its appendix.  The paper
+has blocks of one size; centre and bound for blocks of several sizes (hybrid models) are ours.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 
-def bound(sparsity: float, blocks: int) -> float:
-    """Largest |common difference| that keeps every block rate in [0, 1]."""
+def bound(
+    sparsity: float, blocks: int, weights: Sequence[int] | None = None, *, falling: bool = False
+) -> float:
+    """Largest |common difference| that keeps every block rate in [0, 1].
+
+    weights: parameters per block; where they differ, the rates pivot about the weighted centre c,
+
+        d (L - 1 - c) <= 1 - S,   d c <= S     and with c and L - 1 - c swapped if `falling` (d < 0)
+
+    and the two directions differ; with equal blocks, c = (L - 1) / 2, they are one bound.
+    """
     if blocks < 2:
         return math.inf  # one block has no difference
-    return min(2 * sparsity / (blocks - 1), 2 * (1 - sparsity) / (blocks - 1))
+    if not _differ(weights):
+        return min(2 * sparsity / (blocks - 1), 2 * (1 - sparsity) / (blocks - 1))
+    before = _centre(weights)
+    after = blocks - 1 - before
+    up, down = (before, after) if falling else (after, before)  # steps above and below the mean
+    return min((1 - sparsity) / up, sparsity / down)
 
 
-def check_difference(difference: float, sparsity: float, blocks: int) -> None:
-    """Raise ValueError beyond the bound in either direction (equality is legal)."""
-    limit = bound(sparsity, blocks)
-    if abs(difference) > limit * (1 + 1e-9):
+def check_difference(
+    difference: float, sparsity: float, blocks: int, weights: Sequence[int] | None = None
+) -> None:
+    """Raise ValueError beyond the bound of the difference's direction (equality is legal).
+
+    weights: as those of `bound`.
+    """
+    limit = bound(sparsity, blocks, weights, falling=difference < 0)
+    if abs(difference) <= limit * (1 + 1e-9):
+        return
+    if not _differ(weights):
         raise ValueError(
             f"common_difference {difference} exceeds 2*min(s, 1-s)/(L-1) = {limit:.4g} "
             f"for L={blocks}, s={sparsity}; choose a value in [-{limit:.4g}, {limit:.4g}]"
         )
+    least, most = (bound(sparsity, blocks, weights, falling=falling) for falling in (True, False))
+    raise ValueError(
+        f"common_difference {difference} takes a block's rate out of [0, 1] for L={blocks}, "
+        f"s={sparsity} and blocks of different size, whose weighted centre is block "
+        f"{_centre(weights):.4g} of 0..{blocks - 1}; choose a value in [-{least:.4g}, {most:.4g}]"
+    )
+
+
+def _differ(weights: Sequence[int] | None) -> TypeGuard[Sequence[int]]:
+    return weights is not None and len(set(weights)) > 1
+
+
+def _centre(weights: Sequence[int]) -> float:
+    """The weighted mean of the block numbers 0..L-1."""
+    return sum(i * w for i, w in enumerate(weights)) / sum(weights)
 
 
 def rates(
@@ -32,15 +70,14 @@ def rates(
     """s_1..s_L in float64, multiplied (not accumulated) as in the reference code.
 
     weights: parameters per block; where they differ, the first rate is shifted so that the
-    weighted mean is `sparsity`, and a rate that leaves [0, 1] by that raises ValueError.
+    weighted mean is `sparsity`.  Raises ValueError where a rate leaves [0, 1].
     """
     first = sparsity - (difference * (blocks - 1)) / 2
-    if weights is not None and len(set(weights)) > 1:
-        centre = sum(i * w for i, w in enumerate(weights)) / sum(weights)
-        first = sparsity - difference * centre
+    if _differ(weights):
+        first = sparsity - difference * _centre(weights)
     values = [first + i * difference for i in range(blocks)]
     for index, value in enumerate(values):
-        if not -1e-12 <= value <= 1 + 1e-12:
+        if not -1e-9 <= value <= 1 + 1e-9:
             raise ValueError(
                 f"common_difference {difference} gives block {index} the sparsity {value:.4f}, "
                 "which is not in [0, 1]; lower it"

@@ -1,7 +1,8 @@
 """Rates from a file, free of torch: .yaml, .json or .csv, by linear or by block.
 
 A key names a linear (`model.layers.3.mlp.up_proj`, or short `3.mlp.up_proj`) or a block
-(`model.layers.3`, or `3`); a linear's own key takes precedence over its block's.  A .csv has two
+(`model.layers.3`, or `3`); a linear's own key takes precedence over its block's.  Linears have the
+names of their checkpoint, as result.json has them, or of their modules.  A .csv has two
 columns, name and sparsity, with or without a header.  The result.json of a run gives that run's
 rates.
 """
@@ -21,7 +22,8 @@ import yaml
 
 from sparsemend.sparse.pattern import Pattern
 
-WITHIN = re.compile(r"(?:.*?\.)?(\d+\..+)")  # a linear's name from its block's index on
+# a linear's name from its block's index on, which is its first part that is a number
+WITHIN = re.compile(r"(?:(?!\d+\.)[^.]+\.)*(\d+\..+)")
 BLOCK = re.compile(r"(?:.*\.)?(\d+)")
 SUFFIXES = (".yaml", ".yml", ".json", ".csv")
 
@@ -46,6 +48,21 @@ def read_rates(path: Path) -> dict[str, float]:
             raise ValueError(f"{path}: {key} stands there twice; remove one")
         rates[key] = number
     return rates
+
+
+def by_module(rates: Mapping[str, float], saved: Mapping[str, str]) -> dict[str, float]:
+    """The rates with module names for saved ones; raises ValueError where both name one linear.
+
+    saved: module name -> saved name; the part before the block's index is not compared.
+    """
+    modules = {_within(other): name for name, other in saved.items() if other != name}
+    keys: dict[str, str] = {}
+    for key in rates:
+        name = modules.get(_within(key), key)
+        if name in keys:
+            raise ValueError(f"{keys[name]!r} and {key!r} name the same place; remove one")
+        keys[name] = key
+    return {name: rates[key] for name, key in keys.items()}
 
 
 def by_linear(rates: Mapping[str, float], linears: Collection[str]) -> dict[str, float]:

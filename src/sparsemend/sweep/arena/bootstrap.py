@@ -5,7 +5,8 @@
 
 Windows are shared by all seeds, so rows and columns of d are drawn with replacement independently
 (Efron and Tibshirani 1993, ch. 8, for two-way data).  An interval without 1 shows a difference
-that neither the choice of test windows nor that of seeds explains.  S resampled seeds vary less
+that neither the choice of test windows nor that of seeds explains.  Windows that hold unequal
+numbers of tokens count by them.  S resampled seeds vary less
 than S new ones would; their deviations are multiplied by sqrt(S / (S - 1)), which corrects the
 variance.  It does not correct the tails: two seeds have two draws, so that with fewer than about
 five seeds the interval is narrow.
@@ -40,14 +41,16 @@ def perplexity_ratio(
     other: np.ndarray,
     best: np.ndarray,
     *,
+    weights: np.ndarray | None = None,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> Ratio:
     """Return exp(mean(other - best)) and its interval.
 
-    other, best: losses (S, W), fp64, paired by seed and window.  Raises ValueError where their
-    shapes differ, since nothing would be paired.
+    other, best: losses (S, W), fp64, paired by seed and window.  weights: how much each window
+    counts in the mean, (W,), None for equal ones.  Raises ValueError where shapes differ, since
+    nothing would be paired.
     """
     if other.shape != best.shape or other.ndim != 2 or not other.size:
         raise ValueError(
@@ -55,10 +58,13 @@ def perplexity_ratio(
             "compare runs with the same seeds and the same test windows"
         )
     differences = other - best
-    means = _resampled_means(_widen_deviations(differences), resamples, np.random.default_rng(seed))
+    weights = np.ones(other.shape[1]) if weights is None else weights
+    mean = differences.mean(axis=0) @ weights / weights.sum()
+    random = np.random.default_rng(seed)
+    means = _resampled_means(_widen_deviations(differences), weights, resamples, random)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Ratio(*(float(np.exp(value)) for value in (differences.mean(), low, high)))
+    return Ratio(*(float(np.exp(value)) for value in (mean, low, high)))
 
 
 def _widen_deviations(differences: np.ndarray) -> np.ndarray:
@@ -71,17 +77,19 @@ def _widen_deviations(differences: np.ndarray) -> np.ndarray:
 
 
 def _resampled_means(
-    differences: np.ndarray, resamples: int, random: np.random.Generator
+    differences: np.ndarray, weights: np.ndarray, resamples: int, random: np.random.Generator
 ) -> np.ndarray:
     """Return the means (resamples,) of `differences` (S, W) over rows and columns redrawn.
 
-    Rows and columns are drawn with replacement.
+    Rows and columns are drawn with replacement; a column drawn counts by its weight (W,).
     """
     seeds, windows = differences.shape
+    weighted = differences * weights
     means, step = [], max(1, CHUNK // windows)
     for first in range(0, resamples, step):
         count = min(step, resamples - first)
         rows = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) / seeds
         columns = random.multinomial(windows, np.full(windows, 1 / windows), size=count) / windows
-        means.append(np.einsum("bw,bw->b", rows @ differences, columns))
+        sums = np.einsum("bw,bw->b", rows @ weighted, columns)
+        means.append(sums / (columns @ weights))
     return np.concatenate(means)

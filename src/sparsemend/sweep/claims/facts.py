@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparsemend.config.values import leaves
-from sparsemend.names import METRIC, TASK_METRIC
+from sparsemend.names import METRIC, TASK_METRIC, weights_of
 from sparsemend.result.protocol import measured_text
 from sparsemend.result.runs import Row, RunRecord
 from sparsemend.result.window_losses import read_losses
@@ -82,9 +82,16 @@ class MeasuredState:
         return self.run.value(self.state, measure)
 
     def logarithms(self, measure: str) -> np.ndarray | None:
-        """The logarithm of a measure (W,) by test window, or (1,) where it has one number."""
+        """The logarithm of a measure (W,) by test window, or (1,) where it has one number.
+
+        Its mean is the measure's: examples of a task count by their labelled tokens.
+        """
         if measure in PER_WINDOW:
-            return read_losses(self.run.folder, self.state, measure)
+            losses = read_losses(self.run.folder, self.state, measure)
+            weights = read_losses(self.run.folder, self.state, weights_of(measure))
+            return (
+                losses if losses is None or weights is None else losses * weights / weights.mean()
+            )
         value = self.value(measure)
         return None if value is None else np.log(np.array([value]))
 

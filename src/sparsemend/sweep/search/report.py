@@ -2,8 +2,8 @@
 
 A Hydra callback that conf/search/base.yaml adds.
 
-Optimism gap: the least test perplexity among the trials, minus the test perplexity of the trial
-that validation selects.  Selecting by the test text reports the former.
+Optimism gap: the test perplexity of the trial that validation selects, minus the least test
+perplexity among the trials, so never below zero.  Selecting by the test text reports the latter.
 
 Cost in units of one run (load, measure dense, prune, measure): where the share f of it is done
 once for all jobs of a process, n trials cost at least n - (n - 1) f.
@@ -14,38 +14,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from sparsemend.config.values import override_key, plain
-from sparsemend.names import METRIC, VALIDATION_METRIC
+from sparsemend.names import METRIC, ROUNDINGS, VALIDATION_METRIC
+from sparsemend.result.equal_sparsity import unequal_sparsities
 from sparsemend.result.finished import command_line
+from sparsemend.result.format import format_share
 from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import Remembered
 from sparsemend.sweep.read import Cell, format_perplexity, read_cells
-
-PLOT = "search"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One finished trial."""
-
-    cell: Cell
-    value: Any  # of the searched key
-    test: float
-    validation: float  # NaN where it was not measured
-
-    def objective(self, select_on: str) -> float:
-        """The perplexity that is minimised; infinite where it is not finite."""
-        value = self.test if select_on == "test" else self.validation
-        return value if math.isfinite(value) else math.inf
+from sparsemend.sweep.search.plot import PLOT, Point, plot
 
 
 class SearchReport(Callback):
@@ -53,9 +38,10 @@ class SearchReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        settings = plain(OmegaConf.masked_copy(config, ["search", "statistics"]))
+        settings = {key: config[key] for key in ("statistics", "rounding")}
+        settings["search"] = plain(config.search)
         overrides = choose_searched_group(
-            list(config.hydra.overrides.task),
+            with_rounding(list(config.hydra.overrides.task), settings["rounding"]),
             settings["search"]["key"],
             config.hydra.runtime.choices,
         )
@@ -84,6 +70,13 @@ def choose_searched_group(
     return [f"{group}={choices[group]}", *overrides]
 
 
+def with_rounding(overrides: Sequence[str], rounding: str) -> list[str]:
+    """The overrides of a search, which takes the exact budget where a single run does not."""
+    if rounding == ROUNDINGS[0] or any(override_key(line) == "rounding" for line in overrides):
+        return list(overrides)
+    return [*overrides, f"rounding={rounding}"]
+
+
 def report(
     cells: Sequence[Cell],
     config: Mapping[str, Any],
@@ -100,9 +93,10 @@ def report(
         return  # the sweeper says so, with the first error
     best = best_of(points, search["select_on"])
     console = Console()
-    console.print(search_table(points, best, search))
+    console.print(search_table(points, best, config))
     say = Console(soft_wrap=True, highlight=False, markup=False).print
     for line in (
+        *unequal_sparsities(point.cell.counted for point in points),
         *conclusions(points, best, search),
         *([against_exact(best, exact)] if exact else []),
         *([cost] if (cost := cost_line([p.cell for p in points])) else []),
@@ -138,10 +132,12 @@ def best_of(points: Sequence[Point], select_on: str) -> Point:
     return min(points, key=lambda point: point.objective(select_on))  # points are sorted
 
 
-def search_table(points: Sequence[Point], best: Point, search: Mapping[str, Any]) -> Table:
-    """One line per value of the key."""
-    table = Table(title=f"search over {search['key']}, select_on={search['select_on']}")
-    for column in ("cell", search["key"].split(".")[-1], "validation", "test", ""):
+def search_table(points: Sequence[Point], best: Point, config: Mapping[str, Any]) -> Table:
+    """One line per value of the key; achieved: the exact zeros as a share of prunable weights."""
+    search = config["search"]
+    protocol = f"select_on={search['select_on']}, rounding={config['rounding']}"
+    table = Table(title=f"search over {search['key']}, {protocol}")
+    for column in ("cell", search["key"].split(".")[-1], "achieved", "validation", "test", ""):
         table.add_column(column, justify="right")
     for point in points:
         mark = "best" if point is best else ""
@@ -149,6 +145,7 @@ def search_table(points: Sequence[Point], best: Point, search: Mapping[str, Any]
         table.add_row(
             point.cell.name,
             f"{point.value:.6g}" if isinstance(point.value, float) else str(point.value),
+            format_share(point.cell.achieved),
             format_perplexity(_finite_or_none(point.validation)),
             format_perplexity(_finite_or_none(point.test)),
             " ".join(filter(None, ["baseline" if uniform else "", mark])),
@@ -220,34 +217,6 @@ def of_one_run(overrides: Sequence[str], key: str, value: Any) -> list[str]:
     dropped = {"search", "cache", "hydra", "resume"}
     kept = [o for o in overrides if re.split("[./@]", override_key(o))[0] not in dropped]
     return [*kept, f"{key}={value}"]
-
-
-def plot(points: Sequence[Point], best: Point, search: Mapping[str, Any], folder: Path) -> None:
-    """Write search.png and search.svg: perplexity against the key, the baseline as a line."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    for name, colour in (("validation", "tab:blue"), ("test", "tab:orange")):
-        pairs = [(p.value, getattr(p, name)) for p in points if math.isfinite(getattr(p, name))]
-        if not pairs:
-            continue
-        axes.plot(*zip(*pairs, strict=True), "o-", color=colour, label=name, markersize=4)
-        level = next((y for x, y in pairs if x == search["baseline"]), None)
-        if level is not None:
-            axes.axhline(level, color=colour, linestyle=":", linewidth=1)
-    axes.axvline(best.value, color="grey", linewidth=1, label=f"best by {search['select_on']}")
-    axes.set_xlabel(search["key"].split(".")[-1].replace("_", " "))
-    dotted = "" if search["baseline"] is None else f" (dotted: {search['baseline']:g})"
-    axes.set_ylabel(f"perplexity{dotted}")
-    finite = [p.objective(search["select_on"]) for p in points]
-    if max(f for f in finite if math.isfinite(f)) > 10 * min(finite):
-        axes.set_yscale("log")
-    if search["log"]:
-        axes.set_xscale("log")
-    axes.legend(frameon=False)
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / f"{PLOT}.{suffix}", dpi=110)
 
 
 def _number(text: str) -> Any:

@@ -31,7 +31,7 @@ from sparsemend.result.folder import read_result
 from sparsemend.result.record import objective
 from sparsemend.sweep.search.samplers import make_sampler, suggest
 from sparsemend.sweep.search.space import Interval, Space, space_of
-from sparsemend.sweep.sweeper import brief_log, in_one_line, launching, pin_folder_
+from sparsemend.sweep.sweeper import blame_compactly, brief_log, launching, pin_folder_
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ class SearchSweeper(Sweeper):
         self.statistics = config.statistics
         self.space = space_of(config)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with in_one_line(f"the search's storage {self.storage}", "remove its file to search anew"):
+        with blame_compactly(
+            f"the search's storage {self.storage}", "remove its file to search anew"
+        ):
             self.study = optuna.create_study(
                 storage=self.storage, study_name=self.study_name, load_if_exists=True
             )

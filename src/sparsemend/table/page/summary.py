@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from html import escape
 
 from sparsemend.names import METRIC
-from sparsemend.result.format import format_metric
+from sparsemend.result.equal_sparsity import unequal_sparsities
+from sparsemend.result.format import format_metric, format_share
 from sparsemend.table.grouping import Group
 from sparsemend.table.page.groups import names, total_seconds, with_unrepaired
 from sparsemend.table.page.svg import short
 
-HEADS = ("setting", "repaired", "pruned", "dense", "sparsity", "trained", "seconds", "seeds")
+HEADS = ("setting", "repaired", "pruned", "dense", "achieved", "trained", "seconds", "seeds")
 
 
 def summary(groups: Sequence[Group]) -> str:
@@ -63,7 +64,19 @@ def _table(groups: Sequence[Group]) -> str:
     )
     cells = "".join(f"<th>{head}</th>" for head in HEADS)
     inside = f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody>"
-    return f'<div class="scroll"><table>{inside}</table></div>'
+    notes = "".join(f"<p>{escape(line)}</p>" for line in _unequal(groups))
+    return f'<div class="scroll"><table>{inside}</table></div>{notes}'
+
+
+def _unequal(groups: Sequence[Group]) -> list[str]:
+    """Lines on the groups of one model and target that are not equally sparse."""
+    lines = []
+    for model in dict.fromkeys(group.model for group in groups):
+        own = [group for group in groups if group.model == model and _foldable(group)]
+        achieved = (group.mean(lambda run: run.sparsity) for group in own)
+        amounts = (group.row.sparsity for group in own)
+        lines += unequal_sparsities(zip(names(own), amounts, achieved, strict=True))
+    return lines
 
 
 def _row(group: Group, name: str, best: float | None) -> str:
@@ -74,7 +87,7 @@ def _row(group: Group, name: str, best: float | None) -> str:
         _perplexity(group, "repaired") if repaired else "-",
         _perplexity(group, "pruned"),
         _perplexity(group, "dense"),
-        f"{achieved:.4f}",
+        format_share(achieved),
         f"{trained:,}" if trained else "-",
         f"{group.mean(total_seconds):.0f}",
         str(len({run.seed for run in group.runs})),

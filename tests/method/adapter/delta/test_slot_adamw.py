@@ -107,3 +107,16 @@ def test_the_oldest_age_needs_no_correction_in_fp32() -> None:
     assert corrections(0.9, 0.999, torch.float32, torch.device("cpu"))[OLDEST] == 1
     with pytest.raises(ValueError, match="16-bit"):
         optimizer_of(torch.zeros(1), betas=(0.9, 0.9999))
+
+
+def test_ages_go_to_where_their_parameter_is_when_a_state_is_loaded() -> None:
+    """torch leaves the key `step` on the host; meta stands for any other device."""
+    values = nn.Parameter(torch.zeros(3))
+    optimizer = SlotAdamW([values], lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0)
+    values.grad = torch.ones(3)
+    optimizer.step()
+    elsewhere = nn.Parameter(torch.zeros(3, device="meta"))
+    other = SlotAdamW([elsewhere], lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0)
+    other.load_state_dict(optimizer.state_dict())
+    assert {v.device.type for v in other.state[elsewhere].values()} == {"meta"}
+    assert other.state[elsewhere]["step"].dtype == torch.int16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from support.layers import random, sparse_linear
@@ -58,7 +60,20 @@ def test_the_mean_sensitivity_gradient_is_that_of_the_support() -> None:
     torch.testing.assert_close(gradient, given.sum(dim=1).mean(dim=0)[keep])
 
 
-@pytest.mark.parametrize("rule", ["mean", "candidates", "last"])
+def test_the_root_mean_square_is_that_of_whole_steps_in_plain_python() -> None:
+    """Three steps of two calls; two opposite steps cancel in a mean and do not here."""
+    given = gradients(3, 2)
+    given[1] = -given[0]
+    window = shown(Window(2, "rms", watched=0), given)
+    positions, gradient = window.sensitivity_gradient(layer())
+    keep = layer().keep.reshape(-1).tolist()
+    assert positions.tolist() == [i for i, kept in enumerate(keep) if kept]
+    steps = [[(a + b) for a, b in zip(*pair, strict=True)] for pair in given.flatten(2).tolist()]
+    expected = [math.sqrt(sum(step[i] ** 2 for step in steps) / 3) for i in positions.tolist()]
+    assert gradient.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rule", ["rms", "mean", "candidates", "last"])
 def test_micro_batches_choose_what_their_sum_chooses(rule: str) -> None:
     """Candidates and followed weights are those of the whole step's gradient."""
     given = gradients(3, 4)
@@ -95,14 +110,16 @@ def test_few_positions_are_followed_where_memory_is_short(
     score[~one.keep] = torch.inf
     lowest = score.view(-1).topk(4, largest=False).indices
     assert positions.tolist() == sorted(lowest.tolist())
-    expected = given[-counted:].sum(dim=0).view(-1)[positions] / 3
-    torch.testing.assert_close(gradient, expected)
+    seen = given[-counted:].view(counted, -1)[:, positions]
+    squared = (seen**2).mean(dim=0).sqrt()
+    torch.testing.assert_close(gradient, squared if rule == "candidates" else seen[0] / 3)
 
 
-def test_a_saved_window_goes_on_where_it_was() -> None:
+@pytest.mark.parametrize("rule", ["rms", "mean"])
+def test_a_saved_window_goes_on_where_it_was(rule: str) -> None:
     given = gradients(4, 1)
-    whole = shown(Window(5, "mean", watched=0), given)
-    half = shown(Window(5, "mean", watched=0), given[:2])
+    whole = shown(Window(5, rule, watched=0), given)
+    half = shown(Window(5, rule, watched=0), given[:2])
     again = shown(Window.from_state(half.state(), torch.device("cpu")), given[2:])
     for name, value in whole.state().items():
         other = again.state()[name]
@@ -116,7 +133,7 @@ def test_grown_deltas_are_seeded_from_their_window() -> None:
     one.values.grad = torch.ones(3).double()
     optimizer.step()
     one.window = shown(Window(3, None, watched=0), given)
-    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.2, decay="linear")
+    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.2, first=1.0, decay="linear")
     rounds = DeltaRounds(schedule, lambda layer: Window(3, None, watched=0), seed_age_offset=1)
     move = rounds.choose(one, optimizer, 3)
     assert move.positions.numel() > 0
@@ -131,7 +148,7 @@ def test_grown_deltas_are_seeded_from_their_window() -> None:
         assert float(one.values[slot]) == 0
 
 
-@pytest.mark.parametrize("rule", [None, "mean", "last", "candidates"])
+@pytest.mark.parametrize("rule", [None, "rms", "mean", "last", "candidates"])
 def test_a_window_without_any_gradient_closes_on_zeros(rule: str | None) -> None:
     window = Window(5, rule, watched=4)
     window.end_step()
@@ -156,7 +173,7 @@ def test_a_gradient_that_ends_before_its_step_is_counted_when_the_window_closes(
 
 
 def test_deltas_that_saw_no_gradient_stay_where_they_are() -> None:
-    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.9, decay="linear")
+    schedule = RoundSchedule(interval=4, window=2, steps=8, initial=0.9, first=None, decay="linear")
     rounds = DeltaRounds(schedule, lambda layer: Window(3, None, watched=0), seed_age_offset=0)
     model = nn.Sequential(layer())
     model[0].window = Window(3, None, watched=0)

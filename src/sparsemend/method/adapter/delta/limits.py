@@ -21,6 +21,7 @@ def check_evolution(asked: Asked) -> None:
         window=method.accumulation_steps,
         steps=method.max_steps,
         initial=method.initial_drop_rate,
+        first=method.first_drop_rate,
         decay=method.drop_schedule,
     )
     budget = DeltaBudget(**method.budget)

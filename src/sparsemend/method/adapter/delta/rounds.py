@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from sparsemend.method.adapter.delta.function import KERNELS
 from sparsemend.method.adapter.delta.linear import DeltaLinear, delta_linears, fastest_kernel
+from sparsemend.method.adapter.delta.probe import LossProbe
 from sparsemend.method.adapter.delta.schedule import RoundSchedule
 from sparsemend.method.adapter.delta.slot_adamw import SlotAdamW
 from sparsemend.method.adapter.delta.window import Window
@@ -64,6 +65,7 @@ class DeltaRounds(UpdateMasks):
         self.seed_age_offset = seed_age_offset
         self.records: list[dict[str, Any]] = []
         self.kernels: dict[str, str] = {}
+        self.probe: LossProbe | None = None  # measures the loss around every part of a round
         self._restored: dict[str, dict[str, Any]] = {}
 
     def due(self, step: int) -> bool:
@@ -99,6 +101,7 @@ class DeltaRounds(UpdateMasks):
     ) -> Mapping[str, float]:
         fraction = self.schedule.fraction(step)
         record = Round(step=step, fraction=fraction, nominal=[], moved=[], returned=[])
+        losses = self._loss("before", module)
         moved = []
         for _, layer in delta_linears(module):
             seen = layer.window is None or layer.window.close(layer)
@@ -108,8 +111,10 @@ class DeltaRounds(UpdateMasks):
             record.moved.append(move.slots.numel())
             record.returned.append(move.returning.numel())
             moved.append(self._carry_out(layer, move, optimizer))
+        losses |= self._loss("moved", module)
         settled = self.settle(moved, optimizer)
-        self.records.append({**record.content(), **settled})
+        losses |= self._loss("settled", module)
+        self.records.append({**record.content(), **settled, **losses})
         for each in moved:
             each.layer.window = None
         exchanged, returned = sum(record.moved), sum(record.returned)
@@ -119,7 +124,12 @@ class DeltaRounds(UpdateMasks):
             "returned": returned,
             "fraction": fraction,
             **{name: sum(counts) for name, counts in settled.items()},
+            **losses,
         }
+
+    def _loss(self, moment: str, module: LightningModule) -> dict[str, float]:
+        """The probe's loss as `loss_<moment>`, empty without a probe."""
+        return {} if self.probe is None else {f"loss_{moment}": self.probe(module)}
 
     def choose(self, layer: DeltaLinear, optimizer: Optimizer, count: int) -> Move:
         """Drop by |value|, grow by |sum of the window's gradients|."""

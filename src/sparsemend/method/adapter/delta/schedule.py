@@ -20,6 +20,7 @@ class RoundSchedule:
     window: int
     steps: int
     initial: float
+    first: float | None  # of the first round; None: as `decay` has it
     decay: str
 
     def __post_init__(self) -> None:
@@ -42,6 +43,11 @@ class RoundSchedule:
                 f"method.initial_drop_rate={self.initial} is not in (0, 1]; it is the fraction of "
                 "deltas that a round replaces, for example 0.2"
             )
+        if self.first is not None and not 0 < self.first <= 1:
+            raise ValueError(
+                f"method.first_drop_rate={self.first} is not in (0, 1]; it is the fraction of "
+                "deltas that the first round replaces; null takes it from method.drop_schedule"
+            )
         if self.decay not in DECAYS:
             raise ValueError(
                 f"method.drop_schedule={self.decay!r} is not one of: {', '.join(DECAYS)}"
@@ -59,7 +65,7 @@ class RoundSchedule:
         return opened and phase <= self.window and last <= self.steps
 
     def fraction(self, step: int) -> float:
-        """Share of the deltas that the round after `step` replaces; 1 in a linear decay's first."""
-        if self.decay == "linear" and step == self.window:
-            return 1.0
+        """Share of the deltas that the round after `step` replaces."""
+        if self.first is not None and step == self.window:
+            return self.first
         return drop_fraction(self.initial, self.decay, step / self.steps)

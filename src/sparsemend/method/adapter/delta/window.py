@@ -1,8 +1,10 @@
 """Windows: the few sums that are kept of a layer's weight-sized gradients before a round.
 
 Growth: the positions of largest |gradient| in the first step, and the signed sum and the sum of
-squares of the optimizer-step gradient there.  Sensitivity: the sum of the gradient where weights
-may be pruned.  Each gradient is averaged over the processes of a fit, read and freed.
+squares of the optimizer-step gradient there.  Sensitivity, where weights may be pruned: the root
+mean square of the step's gradient, sqrt(mean_t g_t^2), or its mean.  In a mean the steps cancel, so
+that a large weight with a small mean would rank as one that the loss does not need.  Each gradient
+is averaged over the processes of a fit, read and freed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from sparsemend.sparse.drop_and_grow import highest, lowest
 from sparsemend.sparse.packing import pack, unpack
 from sparsemend.training.collectives import average_over_ranks_
 
-SENSITIVITY_GRADIENTS = ("mean", "last", "candidates")
+SENSITIVITY_GRADIENTS = ("rms", "mean", "last", "candidates")
+EVERYWHERE = ("rms", "mean")  # where weights may be pruned; the others follow a few positions
+SQUARED = ("rms", "candidates")
 
 
 class ObservedLayer(Protocol):
@@ -42,7 +46,8 @@ class Window:
 
     count: how many positions are candidates; sensitivity: one of SENSITIVITY_GRADIENTS, or None;
     watched: with `last` and `candidates`, how many of the least sensitive positions are followed.
-    A candidate costs 16 bytes; `mean` costs 4 bytes per kept weight and a bit per weight.
+    A candidate costs 16 bytes; `mean` costs 4 bytes per kept weight and a bit per weight, `rms`
+    4 more while a step is read, whose parts must add up before they are squared.
     """
 
     count: int
@@ -54,10 +59,11 @@ class Window:
     candidates: Tensor | None = None  # (C,), as the layer's indices
     sums: Tensor | None = None
     squares: Tensor | None = None
-    followed: Tensor | None = None  # flat positions, or with `mean` a packed mask (O, I / 8)
-    sensitivity_sum: Tensor | None = None
+    followed: Tensor | None = None  # flat positions, or with EVERYWHERE a packed mask (O, I / 8)
+    sensitivity_sum: Tensor | None = None  # of gradients, or with SQUARED of their squares
     _running: Tensor | None = field(default=None, repr=False)  # the step's gradient so far
     _whole: Tensor | None = field(default=None, repr=False)  # all of it, until it chooses positions
+    _followed_step: Tensor | None = field(default=None, repr=False)  # of SQUARED: the step so far
 
     @torch.no_grad()
     def observe(self, gradient: Tensor, layer: ObservedLayer) -> None:
@@ -80,8 +86,17 @@ class Window:
         if follows:
             if self.followed is None:
                 self._follow(flat, layer)
-            assert self.sensitivity_sum is not None
-            self.sensitivity_sum += flat[self._places(layer)]
+            self._add_followed(flat[self._places(layer)])
+
+    def _add_followed(self, gradient: Tensor) -> None:
+        """Add one call's gradient where the sensitivity is followed."""
+        assert self.sensitivity_sum is not None
+        if self.sensitivity not in SQUARED:
+            self.sensitivity_sum += gradient
+        elif self._followed_step is None:
+            self._followed_step = gradient
+        else:
+            self._followed_step += gradient
 
     def _add_whole(self, flat: Tensor) -> Tensor | None:
         """The step's gradient if `flat` completes it, else None; what is not complete is kept.
@@ -106,7 +121,7 @@ class Window:
 
     def _follow(self, flat: Tensor, layer: ObservedLayer) -> None:
         prunable = layer.prunable()
-        if self.sensitivity == "mean":
+        if self.sensitivity in EVERYWHERE:
             self.followed = pack(prunable)
             self.sensitivity_sum = flat.new_zeros(int(prunable.sum()))
             return
@@ -120,7 +135,7 @@ class Window:
     def _places(self, layer: ObservedLayer) -> Tensor:
         """Index of `sensitivity_sum`'s entries in a flat gradient: positions, or a mask."""
         assert self.followed is not None
-        if self.sensitivity != "mean":
+        if self.sensitivity not in EVERYWHERE:
             return self.followed
         return unpack(self.followed, layer.in_features).reshape(-1)
 
@@ -149,13 +164,21 @@ class Window:
             self.sums += self._running
             self.squares.addcmul_(self._running, self._running)
             self._running.zero_()
+        if self._followed_step is not None:
+            assert self.sensitivity_sum is not None
+            self.sensitivity_sum.addcmul_(self._followed_step, self._followed_step)
+            self._followed_step = None
 
     def sensitivity_gradient(self, layer: ObservedLayer) -> tuple[Tensor, Tensor]:
-        """(flat positions int64, mean step's gradient there; with `last` the last step's)."""
+        """(flat positions int64, the steps' gradient there).
+
+        SQUARED: its root mean square; `mean`: its mean; `last`: a multiple of the last step's.
+        """
         assert self.sensitivity_sum is not None
         places = self._places(layer)
-        positions = places.nonzero().view(-1) if self.sensitivity == "mean" else places.long()
-        return positions, self.sensitivity_sum / self.steps
+        positions = places.nonzero().view(-1) if self.sensitivity in EVERYWHERE else places.long()
+        average = self.sensitivity_sum / self.steps
+        return positions, average.sqrt_() if self.sensitivity in SQUARED else average
 
     def state(self) -> dict[str, Any]:
         """All fields that matter between two optimizer steps, for `from_state`."""

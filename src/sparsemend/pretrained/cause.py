@@ -1,24 +1,8 @@
-"""Turn what libraries raise about a checkpoint into one line that names it."""
+"""Word what libraries raise about a checkpoint in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pickle import UnpicklingError
-
-
-@contextmanager
-def in_one_line(path: str, what: str, hint: str = "") -> Iterator[None]:
-    """Turn any error about a checkpoint into a ValueError whose message is one line.
-
-    hint: what to try where a file or a package is missing.
-    """
-    try:
-        yield
-    except (OSError, ImportError) as error:
-        raise ValueError(f"model {path} cannot {what}: {cause(error)}{hint}") from error
-    except Exception as error:  # libraries raise what they like on a bad file
-        raise ValueError(f"model {path} cannot {what}: {cause(error)}") from error
 
 
 def cause(error: Exception) -> str:
