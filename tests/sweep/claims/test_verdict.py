@@ -61,6 +61,8 @@ def test_a_number_a_run_is_compared_over_seeds() -> None:
     found = effect_of({seed: value - math.log(2) for seed, value in rival.items()}, rival)
     assert found is not None
     assert (found[0].low, found[0].mean, found[0].high) == pytest.approx((0.5, 0.5, 0.5))
+    one = {0: rival[0]}
+    assert effect_of(one, one) is None  # a single number has no interval
 
 
 def test_settings_are_pooled_by_their_mean_logarithm() -> None:

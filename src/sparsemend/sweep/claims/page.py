@@ -11,7 +11,7 @@ import io
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sparsemend.files import replacing, write_text
@@ -128,9 +128,9 @@ def _row(one: Judged, comparison: Comparison) -> list[str]:
     ]
 
 
-def _mean(one: Judged, states: Sequence[MeasuredState] | object) -> str:
+def _mean(one: Judged, states: Iterable[MeasuredState]) -> str:
     measure = one.statement.measure
-    values = [state.value(measure) for state in states]  # type: ignore[attr-defined]
+    values = [state.value(measure) for state in states]
     numbers = [value for value in values if value is not None]
     return format_metric(statistics.fmean(numbers) / UNITS.get(measure, 1), 3) if numbers else "-"
 

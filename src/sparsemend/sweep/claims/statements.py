@@ -74,15 +74,14 @@ def read_rules(sweep: Path) -> Rules:
     path = sweep / RULES
     if not path.is_file():
         raise ValueError(f"{sweep} has no {RULES}, which says what its claim states; run it again")
-    hydra = OmegaConf.load(path).get("hydra") or {}
-    callback = (hydra.get("callbacks") or {}).get("claim")
+    config = OmegaConf.load(path)
+    callback = OmegaConf.select(config, "hydra.callbacks.claim")
     if callback is None:
         raise ValueError(f"{path} states no claim; give the folder of an experiment=claims/...")
-    choose = hydra.sweeper.get("choose") or {}
     return Rules(
         statements=statements_of(callback.statements),
-        chosen_key=choose.get("key"),
-        chosen_on=int(choose.get("seed") or 0),
+        chosen_key=OmegaConf.select(config, "hydra.sweeper.choose.key"),
+        chosen_on=int(OmegaConf.select(config, "hydra.sweeper.choose.seed") or 0),
     )
 
 

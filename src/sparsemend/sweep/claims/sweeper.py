@@ -36,7 +36,7 @@ class ClaimSweeper(CellSweeper):
     def __init__(
         self,
         max_batch_size: int | None,
-        params: DictConfig | None,
+        params: dict[str, str] | None,
         choose: Mapping[str, Any],
     ) -> None:
         super().__init__(max_batch_size=max_batch_size, params=params)

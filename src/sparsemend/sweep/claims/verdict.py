@@ -28,15 +28,16 @@ def verdict(effect: Ratio, at_most: float) -> str:
 
 
 def effect_of(ours: Logarithms, rival: Logarithms) -> tuple[Ratio, tuple[int, ...]] | None:
-    """The effect over the seeds that both sides have, and those seeds; None without a finite one.
+    """The effect over the seeds that both sides have, and those seeds.
 
+    None without a finite one, and of a single number (one seed, no windows), which has no interval.
     Raises ValueError where the windows of the sides are not the same in number.
     """
     seeds = tuple(sorted(ours.keys() & rival.keys()))
     if not seeds:
         return None
     sides = [np.stack([side[seed] for seed in seeds]) for side in (ours, rival)]
-    if not all(np.isfinite(side).all() for side in sides):
+    if sides[0].size < 2 or not all(np.isfinite(side).all() for side in sides):
         return None
     return perplexity_ratio(*sides), seeds
 
