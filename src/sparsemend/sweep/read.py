@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sparsemend.names import STATES, SWEEP
+from sparsemend.names import STATES
 from sparsemend.result.folder import alive, read_result
 from sparsemend.result.format import format_metric
 from sparsemend.result.run_result import RunResult
@@ -102,13 +101,13 @@ def wide_console() -> Console:
     return console(CELLS_WIDTH)
 
 
-def sweep_overrides(folder: Path) -> list[str]:
-    """The overrides of the sweep in a folder; empty where it holds none."""
-    try:
-        content = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def overrides_of(cell: Path) -> list[str]:
+    """The overrides that Hydra wrote into a cell's folder; empty where it did not begin."""
+    path = cell / ".hydra" / "overrides.yaml"
+    if not path.is_file():
         return []
-    return [str(line) for line in content.get("overrides", [])]
+    lines: list[str] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    return lines
 
 
 def read_cells(folder: Path) -> list[Cell]:
@@ -119,10 +118,9 @@ def read_cells(folder: Path) -> list[Cell]:
     """
     cells = []
     for path in folder.glob("*/.hydra/overrides.yaml"):
-        lines: list[str] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-        pairs = dict(line.split("=", 1) for line in lines if "=" in line)
-        overrides = {key: value for key, value in pairs.items() if key != "resume"}
         home = path.parents[1]
+        pairs = dict(line.split("=", 1) for line in overrides_of(home) if "=" in line)
+        overrides = {key: value for key, value in pairs.items() if key != "resume"}
         cells.append(Cell(home.name, overrides, read_result(home)))
     done = [cell.overrides for cell in cells if cell.status == "finished"]
     kept = [cell for cell in cells if cell.status == "finished" or cell.overrides not in done]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from support import result_folders
 from sparsemend.cli.tables import main
 from sparsemend.result.window_losses import write_losses
 from sparsemend.sweep.claims import plot
-from sparsemend.sweep.claims.page import verdict_lines, write
+from sparsemend.sweep.claims.page import page, verdict_lines, write
 from sparsemend.sweep.claims.read import read_claims
 
 METRIC, VALIDATION = "perplexity/test", "perplexity/validation"
@@ -44,9 +43,9 @@ def sweep(root: Path, *statements: dict[str, Any], key: str | None = None) -> Pa
     """A sweep's folder with the rules that its command left there."""
     root.mkdir(parents=True, exist_ok=True)
     callbacks = {"claim": {"statements": list(statements)}}
-    hydra = {"callbacks": callbacks, "sweeper": {"choose": {"key": key, "seed": 0}}}
+    sweeper = {"params": {"seed": "0,1"}, "choose": {"key": key, "seed": 0}}
+    hydra = {"callbacks": callbacks, "sweeper": sweeper}
     OmegaConf.save(OmegaConf.create({"hydra": hydra}), root / "multirun.yaml")
-    (root / "sweep.json").write_text(json.dumps({"overrides": ["experiment=claims/made_up"]}))
     return root
 
 
@@ -57,6 +56,10 @@ def cell(folder: Path, *, claim: str = "made_up", validation: float = 0.0, **giv
     content["metrics"]["repaired"][VALIDATION] = validation
     content |= {"seconds": 360.0, "repair": {"steps": 4}}
     result_folders.write(folder, content)
+    (folder / ".hydra").mkdir()
+    lines = ["experiment=claims/made_up", f"seed={content['config']['seed']}"]
+    lines += ["sparsity=0.6", *([] if claim == "made_up" else ["data=text"])]
+    OmegaConf.save(OmegaConf.create(lines), folder / ".hydra" / "overrides.yaml")
     for state in ("pruned", "repaired"):
         mean = math.log(content["metrics"][state][METRIC])
         write_losses(folder, state, {METRIC: mean + torch.linspace(-0.5, 0.5, 8)})
@@ -117,7 +120,7 @@ def test_the_page_says_what_was_measured_and_where_it_comes_from(
     for part in (
         "**holds here**",
         "| wanda 0.6 | 24.000 | 31.000 | 0.775 |",
-        "sparsemend -m experiment=claims/made_up",
+        "\nsparsemend -m experiment=claims/made_up sparsity=0.6\n",  # both seeds are its own
         "published: perplexity change (atp minus uniform) -52.10 of llama2_7b",
         "| atp | wanda 0.6, python_docs | 2 | 0.01 | 0.02 | 1.0909 |",
         "5 cells, 0.5 hours; commit cccccccccc",
@@ -155,6 +158,7 @@ def test_a_pruned_model_stands_beside_its_own_repair_and_the_papers_cells(tmp_pa
     assert comparison.published is not None
     assert comparison.published.text == "x 0.956 (llama_7b: 10.22 / 10.69)"
     assert "does not hold here, x 1.100" in verdict_lines(claim)[0]
+    assert "made_up sparsity=0.6 seed=0\n" in page(claim)  # one seed of two
 
 
 def test_a_cell_that_is_there_twice_is_refused(searched: Path) -> None:

@@ -11,7 +11,7 @@ import io
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sparsemend.files import replacing, write_text
@@ -23,7 +23,7 @@ from sparsemend.sweep.claims.published import published_lines
 from sparsemend.sweep.claims.read import Chosen, Claim, Comparison, Judged
 from sparsemend.sweep.claims.statements import MEASURES
 from sparsemend.sweep.claims.verdict import FAILS, HOLDS, OPEN
-from sparsemend.sweep.read import sweep_overrides
+from sparsemend.sweep.read import overrides_of
 from sparsemend.table.formats import markdown_table
 
 INDEX = "README.md"
@@ -175,7 +175,7 @@ def _origin(claim: Claim) -> list[str]:
         "## Where it comes from",
         "",
         "```bash",
-        *_commands(runs),
+        *_commands(claim),
         "```",
         "",
         f"{len(runs)} cells, {hours(runs):.1f} hours; commit {', '.join(commits)}{state}; torch "
@@ -185,10 +185,38 @@ def _origin(claim: Claim) -> list[str]:
     ]
 
 
-def _commands(runs: Sequence[RunRecord]) -> list[str]:
-    sweeps = dict.fromkeys(run.folder.parent for run in runs)
-    commands = (shlex.join(["sparsemend", "-m", *sweep_overrides(sweep)]) for sweep in sweeps)
-    return list(dict.fromkeys(commands))
+def _commands(claim: Claim) -> list[str]:
+    """The commands that make the cells anew: one for each set of overrides that no part swept.
+
+    What a command has of its experiment's own sweep is left out.
+    """
+    parts: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for run in claim.runs:
+        pairs = [line.partition("=")[::2] for line in overrides_of(run.folder)]
+        pairs = [(key, value) for key, value in pairs if key not in (claim.chosen_key, "resume")]
+        same = tuple(f"{key}={value}" for key, value in pairs if key not in claim.swept)
+        swept = parts.setdefault(same, {})
+        for key, value in pairs:
+            values = swept.setdefault(key, []) if key in claim.swept else [value]
+            if value not in values:
+                values.append(value)
+    return [
+        shlex.join(["sparsemend", "-m", *_experiment_first(same), *_other_than(claim, swept)])
+        for same, swept in parts.items()
+    ]
+
+
+def _experiment_first(lines: Sequence[str]) -> list[str]:
+    return sorted(lines, key=lambda line: not line.startswith("experiment="))
+
+
+def _other_than(claim: Claim, swept: Mapping[str, Sequence[str]]) -> list[str]:
+    """The swept keys whose values are not all those that the experiment sweeps."""
+    return [
+        f"{key}={','.join(sorted(values))}"
+        for key, values in swept.items()
+        if set(values) != set(claim.swept[key].split(","))
+    ]
 
 
 def hours(runs: Sequence[RunRecord]) -> float:

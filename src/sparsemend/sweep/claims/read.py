@@ -70,6 +70,8 @@ class Claim:
     runs: tuple[RunRecord, ...]
     judged: tuple[Judged, ...]
     chosen: tuple[Chosen, ...]
+    swept: Mapping[str, str]  # as of `Rules`
+    chosen_key: str | None
 
 
 def read_claims(folders: Sequence[Path]) -> list[Claim]:
@@ -101,7 +103,8 @@ def _claim(name: str, runs: Sequence[RunRecord]) -> Claim:
             _judge(statement, place, [c for c in comparisons if _place(c) == place])
             for place in places
         ]
-    return Claim(name, tuple(runs), tuple(judged), tuple(chosen.values()))
+    choices = tuple(chosen.values())
+    return Claim(name, tuple(runs), tuple(judged), choices, rules.swept, rules.chosen_key)
 
 
 def _rules_of(name: str, runs: Sequence[RunRecord]) -> Rules:

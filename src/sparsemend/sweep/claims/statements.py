@@ -62,9 +62,10 @@ class Statement:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What a sweep's folder says of its claim: the statements, and the key that it chose."""
+    """What a sweep's folder says of its claim: statements, the key that it chose, what it swept."""
 
     statements: tuple[Statement, ...]
+    swept: Mapping[str, str]  # key -> the values that the experiment sweeps, by commas
     chosen_key: str | None
     chosen_on: int  # the seed
 
@@ -76,10 +77,12 @@ def read_rules(sweep: Path) -> Rules:
         raise ValueError(f"{sweep} has no {RULES}, which says what its claim states; run it again")
     config = OmegaConf.load(path)
     callback = OmegaConf.select(config, "hydra.callbacks.claim")
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     if callback is None:
         raise ValueError(f"{path} states no claim; give the folder of an experiment=claims/...")
     return Rules(
         statements=statements_of(callback.statements),
+        swept={str(key): str(values) for key, values in params.items()},
         chosen_key=OmegaConf.select(config, "hydra.sweeper.choose.key"),
         chosen_on=int(OmegaConf.select(config, "hydra.sweeper.choose.seed") or 0),
     )

@@ -22,6 +22,7 @@ from sparsemend.names import VALIDATION_METRIC
 from sparsemend.result.folder import read_result
 from sparsemend.sweep.cells import identity
 from sparsemend.sweep.claims.choice import best_value, bracket, try_each
+from sparsemend.sweep.read import overrides_of
 from sparsemend.sweep.search.space import space_of
 from sparsemend.sweep.sweeper import CellSweeper
 
@@ -129,8 +130,7 @@ class ClaimSweeper(CellSweeper):
             if not path.name.isdigit():
                 continue
             numbers.append(int(path.name))
-            overrides = path / ".hydra" / "overrides.yaml"
-            if overrides.is_file() and sorted(identity(_lines(overrides))) == wanted:
+            if sorted(identity(overrides_of(path))) == wanted:
                 return path
         number = max(numbers)
         while True:
@@ -146,8 +146,3 @@ class ClaimSweeper(CellSweeper):
 def row_of(job: Sequence[str], key: str | None) -> tuple[str, ...]:
     """A job's overrides without its seed and the key that is chosen, which all seeds share."""
     return tuple(line for line in job if override_key(line) not in ("seed", key))
-
-
-def _lines(path: Path) -> list[str]:
-    lines: list[str] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-    return lines
