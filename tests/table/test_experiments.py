@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from support.tiers import slow_but_for
 
 from sparsemend.config.compose import compose_command
 from sparsemend.config.locations import conf_folder
 from sparsemend.preflight import check as preflight
-from sparsemend.table.experiments import experiments, job_for
+from sparsemend.table.experiments import experiments, job_for, plain_value
 from sparsemend.table.job import CONTEXT, Job
 from sparsemend.table.listing import command_of
 from sparsemend.table.needs import needs_of
@@ -122,9 +123,10 @@ def test_an_experiment_of_several_tables_repeats_cells_of_each_on_its_text() -> 
 
 
 def forms() -> list[str]:
-    """The quick experiments, then the first with another method or other swept keys."""
+    """The quick experiments, then the smallest of every other method and set of swept keys."""
     first: dict[object, str] = {}
-    for name in (*QUICK, *EXPERIMENTS):
+    by_jobs = sorted(EXPERIMENTS, key=lambda name: len(EXPERIMENTS[name].jobs))
+    for name in (*QUICK, *by_jobs):
         job = EXPERIMENTS[name].jobs[0]
         swept = tuple(line.partition("=")[0] for line in job.overrides)
         first.setdefault((job.values["method"], swept), name)
@@ -137,6 +139,13 @@ def test_the_command_sweeps_an_experiment_without_further_words(name: str) -> No
     configs, sweep = composed.configs, composed.sweep
     assert sweep
     assert configs[0].name == compose("run", [f"experiment={name}"]).name
+
+
+def test_a_plain_value_is_what_hydra_reads() -> None:
+    parser = OverridesParser.create()
+    for word in ("3", "-0.02", "1e-3", ".5", "2.", "true", "null", "2:4", "llama2_7b", "0.5b"):
+        value = parser.parse_overrides([f"x={word}"])[0].value()
+        assert (plain_value(word), type(plain_value(word))) == (value, type(value)), word
 
 
 def test_a_cell_is_covered_by_the_job_that_repeats_it() -> None:

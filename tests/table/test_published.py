@@ -1,5 +1,8 @@
+import re
+
 import pytest
 
+from sparsemend.config.locations import PACKAGE
 from sparsemend.errors import OverrideError
 from sparsemend.table.measurement import measurement_of
 from sparsemend.table.published import (
@@ -176,6 +179,17 @@ def test_numbers_not_read_from_text_are_marked() -> None:
     assert find_cell(TABLE2).mark == "second-hand"
     log = next(cell for cell in published_numbers() if cell.paper == "sp_lora")
     assert log.mark.startswith("log")
+
+
+def test_the_page_of_tables_counts_what_is_there() -> None:
+    page = (PACKAGE / "table" / "README.md").read_text(encoding="utf-8")
+    for paper in {cell.paper for cell in published_numbers()}:
+        cells = [cell for cell in published_numbers() if cell.paper == paper]
+        row = re.search(rf"│ {paper} +│ +(\d+) │ +(\d+) │", page)
+        assert row is not None, paper
+        second_hand = sum(cell.second_hand for cell in cells)
+        assert (int(row[1]), int(row[2])) == (len(cells), second_hand), paper
+    assert f"knows {len(published_numbers()):,} published numbers" in page
 
 
 def test_what_ran_out_of_memory_is_a_dash() -> None:

@@ -36,12 +36,14 @@ class Beside:
         if cell is not None:
             return cell, agrees(cell, self.measured[model])
         if model in {published for published, _ in self.cells}:
-            return self._unstated(model, row), False
+            return self._match_any_pruner(model, row), False
         if self.reference is None:
             return None, False
-        return self.cells.get((self.reference, row)) or self._unstated(self.reference, row), False
+        return self.cells.get((self.reference, row)) or self._match_any_pruner(
+            self.reference, row
+        ), False
 
-    def _unstated(self, model: str, row: Row) -> Published | None:
+    def _match_any_pruner(self, model: str, row: Row) -> Published | None:
         """The cell of a row whose source does not state the pruner, or the schedule either."""
         of_any_pruner = replace(row, pruner=UNKNOWN)
         rows = (of_any_pruner, replace(of_any_pruner, schedule=UNKNOWN))
