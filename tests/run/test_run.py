@@ -219,7 +219,8 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
         asked = {"statistics": "exact", "true_sequential": False}
         cfg = OmegaConf.create({"model": {"dtype": "float32"}, **asked})
         result = Result(tmp_path / "result.json", config, resumed=True)
-        parts = SimpleNamespace(data=data)
+        model = SimpleNamespace(stored_as=lambda: None)
+        parts = SimpleNamespace(data=data, model=model)
         return SimpleNamespace(cfg=cfg, parts=parts, result=result, out=tmp_path)
 
     for data_hash in ("one", "one"):
