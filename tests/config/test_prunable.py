@@ -97,7 +97,7 @@ def test_the_patterns_of_the_yaml_may_match_nothing() -> None:
 
 def test_an_empty_pattern_is_refused_as_one() -> None:
     with pytest.raises(ValueError, match=r"include has an empty pattern \(\[''\]\), .*take it out"):
-        prunable("prunable.include=['']").check(NAMES)
+        prunable("prunable.include=['']").check(SAME)
 
 
 def test_leaving_every_linear_dense_is_refused() -> None:

@@ -25,6 +25,9 @@ def job(**values: object) -> Job:
         ("mistral_7b_v0_3", 7.248),
         ("qwen2_7b", 7.616),
         ("opt_30b", 29.97),
+        ("opt_2_7b", 2.652),
+        ("qwen3_8b", 8.191),
+        ("qwen3_4b", 4.022),
     ],
 )
 def test_parameters_are_the_public_counts(model: str, billions: float) -> None:

@@ -17,7 +17,7 @@ from sparsemend.training.batches import (
     loader,
     mean_loss,
     next_token_loss,
-    trimmed,
+    trim,
 )
 
 
@@ -79,7 +79,7 @@ def mean_losses(examples: Examples) -> tuple[Tensor, Tensor]:
     model = random_model("llama")
     with torch.no_grad():
         whole = next_token_loss(model, examples.tokens, examples.labels)
-        return whole, next_token_loss(model, *trimmed(examples.tokens, examples.labels))
+        return whole, next_token_loss(model, *trim(examples.tokens, examples.labels))
 
 
 def test_a_batch_is_as_long_as_its_longest_example() -> None:
@@ -103,8 +103,8 @@ def test_padding_that_is_cut_leaves_the_loss_alone() -> None:
 
 def test_windows_of_plain_text_are_not_cut_nor_rows_without_a_label_left_empty() -> None:
     text = Examples.of(padded(48, 48).tokens)
-    tokens, labels = trimmed(text.tokens, text.labels)
+    tokens, labels = trim(text.tokens, text.labels)
     assert torch.equal(tokens, text.tokens)
     assert torch.equal(labels, text.labels)
     nothing = torch.full((2, 48), UNLABELLED)
-    assert trimmed(text.tokens, nothing)[0].shape == (2, 2)
+    assert trim(text.tokens, nothing)[0].shape == (2, 2)

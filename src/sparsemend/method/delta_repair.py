@@ -137,7 +137,7 @@ class DeltaRepair(TrainedRepair):
         layers = dict(delta_linears(model))
         return {
             "evolution": {
-                "linears": list(layers),
+                "linears": [saved_name(model, name) for name in layers],
                 "kept": [layer.starting_count for layer in layers.values()],
                 "deltas": [layer.indices.numel() for layer in layers.values()],
                 "rounds": [] if self.evolution is None else self.evolution.records,

@@ -23,6 +23,7 @@ from sparsemend.table.measurement import measurement_of
 from sparsemend.table.published import UNKNOWN, Published
 
 GROUPS = ("model", "data", "pruner", "sparsity_schedule", "method", "evaluation")
+CLAIMS = "claims"  # a folder of experiments that repeat no table
 PAPERS_SAMPLES = 128  # where a data set leaves the number to the text inside it
 LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 PLAIN = re.compile(r"[\w.:,+-]+")  # values of a sweep that Hydra's grammar reads as they stand
@@ -60,7 +61,8 @@ class Experiment:
 def experiments() -> tuple[Experiment, ...]:
     """Every paper's experiments, by name."""
     folder = conf_folder() / "experiment"
-    return tuple(_read(path, folder) for path in sorted(folder.glob("*/*.yaml")))
+    paths = (path for path in folder.glob("*/*.yaml") if path.parent.name != CLAIMS)
+    return tuple(_read(path, folder) for path in sorted(paths))
 
 
 def job_for(cell: Published) -> Job | None:
@@ -113,7 +115,7 @@ def _read(path: Path, folder: Path) -> Experiment:
 def _choices(key: str, text: str) -> Sequence[tuple[str, str, Any]]:
     """(key, override line, value) of every value that a sweep gives a key."""
     if PLAIN.fullmatch(text):  # Hydra's parser would take most of the command's time
-        return [(key, f"{key}={part}", _plain(part)) for part in text.split(",")]
+        return [(key, f"{key}={part}", plain_value(part)) for part in text.split(",")]
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from sparsemend.config.jobs import expand
@@ -123,7 +125,7 @@ def _choices(key: str, text: str) -> Sequence[tuple[str, str, Any]]:
     return [(key, line, parser.parse_overrides([line])[0].value()) for line in lines]
 
 
-def _plain(text: str) -> Any:
+def plain_value(text: str) -> Any:
     """The value of a word of PLAIN as Hydra reads it."""
     if text in ("null", "true", "false"):
         return {"null": None, "true": True, "false": False}[text]

@@ -137,7 +137,7 @@ def mean_loss(model: nn.Module, examples: Examples, device: torch.device, at_onc
         starts = range(0, len(examples), at_once)
         for start in with_lines(starts, "validation batch", tokens=examples.tokens.numel()):
             part = slice(start, start + at_once)
-            tokens, labels = trimmed(examples.tokens[part], examples.labels[part])
+            tokens, labels = trim(examples.tokens[part], examples.labels[part])
             if number := count_labels(labels):
                 loss = next_token_loss(model, tokens.to(device), labels.to(device))
                 total += float(loss) * number
@@ -151,7 +151,7 @@ def count_labels(labels: Tensor) -> int:
     return int((labels[:, 1:] != UNLABELLED).count_nonzero())
 
 
-def trimmed(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def trim(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens and labels (B, T) up to the last label of any row: what is right of it has no effect.
 
     Under causal attention no labelled position sees the padding that is cut, so the loss is the
@@ -170,14 +170,15 @@ def loader(
     whole: every batch has the length of a window (a compiled model would be compiled anew).
     """
     data = TensorDataset(examples.tokens, examples.labels)
-    return DataLoader(data, batch_sampler=batches, collate_fn=_stacked if whole else _trimmed)
+    collate = stack_rows if whole else stack_and_trim
+    return DataLoader(data, batch_sampler=batches, collate_fn=collate)
 
 
-def _stacked(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def stack_rows(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     tokens, labels = zip(*rows, strict=True)
     return [torch.stack(tokens), torch.stack(labels)]
 
 
-def _trimmed(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    tokens, labels = _stacked(rows)
-    return list(trimmed(tokens, labels))
+def stack_and_trim(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    tokens, labels = stack_rows(rows)
+    return list(trim(tokens, labels))

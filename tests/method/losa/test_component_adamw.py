@@ -28,6 +28,7 @@ def test_components_of_one_age_take_the_steps_of_torchs_adamw(dtype: torch.dtype
             one.grad = other.grad = torch.randn(one.shape, generator=generator, dtype=dtype)
         mine.step()
         reference.step()
+    assert [mine.state[p]["step"].shape for p in ours] == [(3, 1), (1, 3)]
     for one, other in zip(ours, theirs, strict=True):
         # each of 20 steps of at most `RATE` rounds a handful of times
         torch.testing.assert_close(one, other, rtol=1e-6, atol=20 * RATE * 1e-6)

@@ -73,6 +73,13 @@ def fused_weight(
     return fused
 
 
+def times(rows: Tensor, effective: Tensor, bias: Tensor | None) -> Tensor:
+    """rows (T, I) effective^T + bias, (T, O), in the dtype of the first two."""
+    if bias is None:
+        return rows @ effective.T
+    return torch.addmm(bias.to(rows.dtype), rows, effective.T)
+
+
 def _support_rows(weight: Tensor, packed_keep: Tensor | None, part: slice) -> Tensor:
     """The support of some output rows."""
     if packed_keep is None:
@@ -104,11 +111,7 @@ class LorsFunction(torch.autograd.Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
         with torch.autocast(x.device.type, enabled=False):
             effective = fused_weight(weight, a, b, packed_keep, settings)
-            rows = x.to(settings.dtype).flatten(0, -2)
-            if bias is None:
-                y = rows @ effective.T
-            else:
-                y = torch.addmm(bias.to(settings.dtype), rows, effective.T)
+            y = times(x.to(settings.dtype).flatten(0, -2), effective, bias)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod

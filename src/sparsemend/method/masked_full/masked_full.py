@@ -16,6 +16,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.names import saved_name
 from sparsemend.method.base import Workbench
 from sparsemend.method.masked_full.dense_update import RULES, DenseUpdate, UpdateRule
 from sparsemend.method.trained import TrainedRepair
@@ -85,7 +86,7 @@ class MaskedFull(TrainedRepair):
         if self.mask_update != "none":
             linears = dict(sparse_linears(model))
             report["evolution"] = {
-                "linears": list(linears),
+                "linears": [saved_name(model, name) for name in linears],
                 "kept": [int(linear.keep.count_nonzero()) for linear in linears.values()],
                 "rounds": self.evolution.records,
             }
