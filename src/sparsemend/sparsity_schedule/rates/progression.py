@@ -12,7 +12,7 @@ from typing import TypeGuard
 
 
 def bound(
-    sparsity: float, blocks: int, weights: Sequence[int] | None = None, *, falling: bool = False
+    sparsity: float, blocks: int, weights: Sequence[float] | None = None, *, falling: bool = False
 ) -> float:
     """Largest |common difference| that keeps every block rate in [0, 1].
 
@@ -33,7 +33,7 @@ def bound(
 
 
 def check_difference(
-    difference: float, sparsity: float, blocks: int, weights: Sequence[int] | None = None
+    difference: float, sparsity: float, blocks: int, weights: Sequence[float] | None = None
 ) -> None:
     """Raise ValueError beyond the bound of the difference's direction (equality is legal).
 
