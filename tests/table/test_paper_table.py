@@ -326,3 +326,14 @@ def test_items_of_another_split_are_another_protocol() -> None:
         line = only(table("alps/table11", [one], metric), "none")
         assert line.theirs is not None
         assert line.comparable == comparable, task
+
+
+def test_a_perplexity_of_words_stands_beside_its_own_kind_alone() -> None:
+    of = {"model": "llama2_7b", "name": "als/table1", "method": "none"}
+    words = "zero_shot/wikitext/word_perplexity"
+    one = harness_run(12.0, metric=words, suite="als", pattern="unstructured", **of)
+    line = only(table("als/table1", [one], words), "none")
+    assert line.theirs is not None
+    # ALS does not tell the length of its windows
+    assert (line.theirs.value, line.comparable) == ("12.31", False)
+    assert {k.theirs for k in table("als/table1", [one], METRIC).lines} == {None}
