@@ -91,7 +91,7 @@ def test_training_windows_and_calibration_are_the_datas_own() -> None:
     saved = 6.0 * shapes()["llama2_7b"].parameters * 10 * 8 * (2048 - 512)
     assert other.flops - one.flops == pytest.approx(saved)
     found = {e.name: e.jobs[0].values for e in experiments()}
-    assert found["sp_lora/lora"]["data.seqlen"] == 512
+    assert found["lors/alpaca_gpt4"]["data.seqlen"] == 512
     assert found["ebft/abstract"]["data.calibration_samples"] == 256
     assert found["dsnot/table1"]["data.seqlen"] is None
 
