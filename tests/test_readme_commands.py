@@ -60,6 +60,7 @@ SHORTER: dict[str, tuple[str, ...]] = {
     ),
     "sparsemend -m experiment=tiny_losa": (*FEW_TOKENS, *TWO_ROUNDS),
     "sparsemend -m experiment=tiny_reconstruct": FEW_TOKENS,
+    "sparsemend -m experiment=claims/dsnot": ("sparsity=0.6", "pruner=wanda", "seed=0"),
     "sparsemend -m experiment=arena": (*FEW_TOKENS, *TWO_ROWS),
     "sparsemend -m method=none,dsnot": FEW_TOKENS,
     "sparsemend -m method=none pruner=": FEW_TOKENS,

@@ -15,7 +15,11 @@ from sparsemend.names import METRIC, VALIDATION_METRIC
 
 def perplexity(*, chunk: int = 16, limit: int = 10**9, validation: bool = False) -> Perplexity:
     return Perplexity(
-        validation=validation, logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit
+        validation=validation,
+        windows=None,
+        logits_fp32=True,
+        chunk_tokens=chunk,
+        logits_bytes=limit,
     )
 
 
@@ -25,7 +29,7 @@ def given(test: Tensor, *, batch: int = 8, validation: Examples | None = None) -
 
 def measured(family: str, tokens: Tensor, *, batch: int = 3, chunk: int = 7, limit: int = 10**9):
     evaluation = Perplexity(
-        validation=False, logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit
+        validation=False, windows=None, logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit
     )
     given = evaluation_input(tokens, batch_size=batch)
     return evaluation(random_model(family), given)[METRIC]
@@ -51,7 +55,11 @@ def test_logits_are_limited_to_the_bytes_asked_for(tokens: Tensor) -> None:
     seen: list[int] = []
     model.register_forward_hook(lambda m, a, out: seen.append(out.logits.nbytes))
     evaluation = Perplexity(
-        validation=False, logits_fp32=True, chunk_tokens=16, logits_bytes=2 * 24 * 96 * 4
+        validation=False,
+        windows=None,
+        logits_fp32=True,
+        chunk_tokens=16,
+        logits_bytes=2 * 24 * 96 * 4,
     )
     given = evaluation_input(tokens, batch_size=8)
     evaluation(model, given)

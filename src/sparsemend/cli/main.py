@@ -22,6 +22,7 @@ from sparsemend.preflight.device import check_device
 from sparsemend.sweep import cells as sweep
 from sparsemend.sweep.arena.sweeper import ArenaSweeper
 from sparsemend.sweep.checks import check_sweep
+from sparsemend.sweep.claims.sweeper import ClaimSweeper
 from sparsemend.sweep.variants.sweeper import VariantSweeper
 
 CONFIG_NAME = "run"
@@ -29,6 +30,7 @@ TARGETS = [
     *LOGGING_TARGETS,
     "sparsemend.sweep.report.SweepReport",
     "sparsemend.sweep.arena.report.ArenaReport",
+    "sparsemend.sweep.claims.report.ClaimReport",
     "sparsemend.sweep.search.report.SearchReport",
     "sparsemend.sweep.variants.report.VariantsReport",
 ]
@@ -95,6 +97,7 @@ def check_run(cfg: DictConfig, search: list[str]) -> None:
 def _register_sweepers() -> None:
     """Register the sweepers of this command with Hydra."""
     Plugins.instance().register(ArenaSweeper)
+    Plugins.instance().register(ClaimSweeper)
     Plugins.instance().register(VariantSweeper)
     if any(override_key(argument) == "search" for argument in sys.argv):
         from sparsemend.sweep.search.sweeper import SearchSweeper

@@ -101,6 +101,9 @@ def _parser() -> tuple[Parser, list[str]]:
     arena.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     arena.add_argument("--cost", default="seconds", help="of the plot: " + ", ".join(COSTS))
     arena.add_argument("--out", type=Path, help="folder of the files; the first FOLDER")
+    claims = command("claims", _claims, "cells of experiment=claims/... as verdicts and pages")
+    claims.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    claims.add_argument("--out", type=Path, help="folder of the pages; the first FOLDER")
     reporting = command("report", _report, "result folders as one HTML page")
     reporting.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     reporting.add_argument("--out", type=Path, help="the page; report.html in the first FOLDER")
@@ -143,6 +146,17 @@ def _arena(asked: argparse.Namespace) -> None:
     arena = read_arena(asked.folders)
     show(arena)
     for path in write(arena, asked.out or asked.folders[0], asked.cost):
+        print(path)
+
+
+def _claims(asked: argparse.Namespace) -> None:
+    from sparsemend.sweep.claims.page import verdict_lines, write
+    from sparsemend.sweep.claims.read import read_claims
+
+    claims = read_claims(asked.folders)
+    for line in (line for claim in claims for line in verdict_lines(claim)):
+        print(line)
+    for path in write(claims, asked.out or asked.folders[0]):
         print(path)
 
 

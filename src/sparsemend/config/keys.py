@@ -1,7 +1,7 @@
 """What each top-level key of a composed config decides: one row per key of conf/run.yaml.
 
 Whoever adds a key adds its row here, and every list of keys elsewhere follows.  The groups arena
-and search add keys too (`@package _global_`).
+and search, and the experiments of claims, add keys too (`@package _global_`).
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ KEYS: Mapping[str, Key] = {
     "from_run":          Key(_yes,   _no,   _yes, _no,  _yes,  _no),
     "name":              Key(_no,    _no,   _no,  _yes, _yes,  _no),
     "variant":           Key(_no,    _no,   _no,  _no,  _no,   _no),
-    # of a debug run (its model and windows differ too), of an arena, of variants, and of a search
+    # of a debug run (its model and windows differ too), of an arena, variants, a claim, a search
     "debug":             Key(_yes,   _no,   _yes, _no,  _no,   _yes),
     "arena":             Key(_yes,   _no,   _no,  _no,  _no,   _no),
     "budget":            Key(_yes,   _no,   _no,  _no,  _no,   _yes),
+    "claim":             Key(_no,    _no,   _no,  _no,  _no,   _no),
     "control":           Key(_no,    _no,   _no,  _no,  _no,   _no),
     "search":            Key(_no,    _no,   _no,  _no,  _no,   _no),
 }

@@ -81,6 +81,11 @@ class Evaluation(ABC):
         """Whether it reads the validation windows."""
         return False
 
+    @property
+    def first_windows(self) -> int | None:
+        """How many windows of test and task it reads, from the first; None for all."""
+        return None
+
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Raise ValueError where it does not serve here; asked before the model is loaded."""
         return

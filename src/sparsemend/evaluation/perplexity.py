@@ -31,14 +31,16 @@ Batch = TypeVar("Batch")
 class Perplexity(Evaluation):
     """`perplexity/test` over all test windows; `perplexity/task` where the data has a task.
 
-    The task's is exp of the mean over all labelled tokens: its examples differ in length.
+    The task's is exp of the mean over all labelled tokens: its examples differ in length, so that
+    the loss kept of an example is its part of that mean.
     `validation` adds `perplexity/validation`, which searches select by: it is computed as for test
-    where every token counts, else as for the task.
+    where every token counts, else as for the task.  `windows` limits each of the three texts.
     """
 
     repeatable: ClassVar[bool] = True
 
     validation: bool
+    windows: int | None
     logits_fp32: bool
     chunk_tokens: int
     logits_bytes: int
@@ -46,6 +48,10 @@ class Perplexity(Evaluation):
     @property
     def needs_validation(self) -> bool:
         return self.validation
+
+    @property
+    def first_windows(self) -> int | None:
+        return self.windows
 
     def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         losses = self._each_window(model, inputs.test, inputs, "test")
@@ -58,6 +64,7 @@ class Perplexity(Evaluation):
             inputs.window_losses[weights_of(TASK_METRIC)] = counts
         if self.validation:
             rows = inputs.validation
+            rows = rows if self.windows is None else rows.first(self.windows)
             if torch.equal(rows.tokens, rows.labels):
                 losses = self._each_window(model, rows.tokens, inputs, "validation")
                 perplexity = _perplexity(losses)

@@ -101,7 +101,7 @@ def check(cfg: DictConfig) -> None:
         check_linears(model.path, model.blocks, config)
         check_linear_names(cfg, model.blocks, config)
         linears = prunable_shapes(cfg, model.blocks, config)
-        called = _called(linears, config)
+        called = _without_uncalled(linears, config)
         check_widths(cfg, pattern, called)
     asked = Asked(cfg=cfg, pattern=pattern, model=model, linears=linears, key="", section=cfg)
     check_adapter_shapes(replace(asked, linears=called))
@@ -205,7 +205,7 @@ def check_linears(path: str, blocks: Mapping[str, TensorShape], config: Mapping[
         )
 
 
-def _called(
+def _without_uncalled(
     linears: Mapping[str, TensorShape], config: Mapping[str, Any]
 ) -> dict[str, TensorShape]:
     """The linears without those that the model's class calls nowhere, which stay dense."""

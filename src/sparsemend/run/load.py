@@ -21,7 +21,14 @@ from sparsemend.run.debug import first_windows
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.keys import model_key
 from sparsemend.run.prune import given_supports
-from sparsemend.run.windows import Wanted, Windows, check_vocabulary, first_window, read_windows
+from sparsemend.run.windows import (
+    Wanted,
+    Windows,
+    check_vocabulary,
+    first_tested,
+    first_window,
+    read_windows,
+)
 
 
 def load(job: RunJob) -> Loaded:
@@ -50,6 +57,9 @@ def _windows(job: RunJob) -> tuple[PreTrainedTokenizerBase | None, Windows]:
     tokenizer, windows = job.reuse.memory.once("windows", job.keys.windows(wanted), read)
     if job.cfg.get("debug") is not None:
         windows = first_windows(windows, job.cfg.debug.windows)
+    asked = [e.first_windows for e in parts.evaluation.values() if e.first_windows is not None]
+    if asked:  # validation stays whole, a method that trains has its own number
+        windows = first_tested(windows, min(asked))
     if wanted.train:
         parts.method.check_train(windows.train)
     return tokenizer, windows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,12 @@ def read_windows(
         # last: a shard of C4 takes a minute to read
         calibration=data.calibration(tokenizer, seed=seed) if wanted.calibration else none,
     )
+
+
+def first_tested(windows: Windows, count: int) -> Windows:
+    """The same with the first `count` windows of test and task."""
+    task = None if windows.task is None else windows.task.first(count)
+    return replace(windows, test=windows.test[:count], task=task)
 
 
 def first_window(*kinds: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from torch import nn
 
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.rates.progression import ROUNDING
 
 log = logging.getLogger(__name__)
 
 Granularity = Literal["block", "linear"]
-ROUNDING = 1e-3  # of the sparsity; below it, results are compared as if they had the same
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def check_sweep(configs: Sequence[DictConfig], lines: Sequence[str]) -> None:
     else:
         check_arena(configs)
         check_jobs(configs)
-        if folder is not None:
+        if folder is not None and first.get("claim") is None:  # a claim finds its cells itself
             cells = (as_measured(folder / str(n), cfg) for n, cfg in enumerate(configs))
             sweep.check_cells(folder, list(cells))
     check_cache(configs)

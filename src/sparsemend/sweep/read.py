@@ -101,6 +101,15 @@ def wide_console() -> Console:
     return console(CELLS_WIDTH)
 
 
+def overrides_of(cell: Path) -> list[str]:
+    """The overrides that Hydra wrote into a cell's folder; empty where it did not begin."""
+    path = cell / ".hydra" / "overrides.yaml"
+    if not path.is_file():
+        return []
+    lines: list[str] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    return lines
+
+
 def read_cells(folder: Path) -> list[Cell]:
     """Every cell that began under a sweep's folder, by number.
 
@@ -109,10 +118,9 @@ def read_cells(folder: Path) -> list[Cell]:
     """
     cells = []
     for path in folder.glob("*/.hydra/overrides.yaml"):
-        lines: list[str] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-        pairs = dict(line.split("=", 1) for line in lines if "=" in line)
-        overrides = {key: value for key, value in pairs.items() if key != "resume"}
         home = path.parents[1]
+        pairs = dict(line.split("=", 1) for line in overrides_of(home) if "=" in line)
+        overrides = {key: value for key, value in pairs.items() if key != "resume"}
         cells.append(Cell(home.name, overrides, read_result(home)))
     done = [cell.overrides for cell in cells if cell.status == "finished"]
     kept = [cell for cell in cells if cell.status == "finished" or cell.overrides not in done]

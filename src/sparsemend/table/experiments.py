@@ -23,6 +23,7 @@ from sparsemend.table.measurement import measurement_of
 from sparsemend.table.published import UNKNOWN, Published
 
 GROUPS = ("model", "data", "pruner", "sparsity_schedule", "method", "evaluation")
+CLAIMS = "claims"  # a folder of experiments that repeat no table
 PAPERS_SAMPLES = 128  # where a data set leaves the number to the text inside it
 LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 PLAIN = re.compile(r"[\w.:,+-]+")  # values of a sweep that Hydra's grammar reads as they stand
@@ -60,7 +61,8 @@ class Experiment:
 def experiments() -> tuple[Experiment, ...]:
     """Every paper's experiments, by name."""
     folder = conf_folder() / "experiment"
-    return tuple(_read(path, folder) for path in sorted(folder.glob("*/*.yaml")))
+    paths = (path for path in folder.glob("*/*.yaml") if path.parent.name != CLAIMS)
+    return tuple(_read(path, folder) for path in sorted(paths))
 
 
 def job_for(cell: Published) -> Job | None:

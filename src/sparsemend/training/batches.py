@@ -170,14 +170,15 @@ def loader(
     whole: every batch has the length of a window (a compiled model would be compiled anew).
     """
     data = TensorDataset(examples.tokens, examples.labels)
-    return DataLoader(data, batch_sampler=batches, collate_fn=_stack if whole else _stack_and_trim)
+    collate = stack_rows if whole else stack_and_trim
+    return DataLoader(data, batch_sampler=batches, collate_fn=collate)
 
 
-def _stack(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def stack_rows(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     tokens, labels = zip(*rows, strict=True)
     return [torch.stack(tokens), torch.stack(labels)]
 
 
-def _stack_and_trim(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    tokens, labels = _stack(rows)
+def stack_and_trim(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    tokens, labels = stack_rows(rows)
     return list(trim(tokens, labels))

@@ -22,6 +22,12 @@ def test_blocks_of_unequal_size_keep_the_mean_over_their_weights() -> None:
     assert mixed_kept(rates, 8, 0.5, weights) == [3, 4, 4]  # 0.506, and no N is one off its own
 
 
+def test_two_blocks_of_unequal_size_are_moved_against_each_other() -> None:
+    rates, weights = [0.575, 0.44], [9, 12]
+    assert mixed_kept(rates, 8, 0.5) == [3, 5]  # whose mean is 0.482
+    assert mixed_kept(rates, 8, 0.5, weights) == [4, 4]
+
+
 def test_blocks_of_one_size_are_rounded_as_without_it() -> None:
     for spread in (0.0, 0.07, 0.13, 0.2):
         rates = [0.55 - spread, 0.5, 0.55 + spread, 0.44]

@@ -12,7 +12,7 @@ from typing import TypeGuard
 
 
 def bound(
-    sparsity: float, blocks: int, weights: Sequence[int] | None = None, *, falling: bool = False
+    sparsity: float, blocks: int, weights: Sequence[float] | None = None, *, falling: bool = False
 ) -> float:
     """Largest |common difference| that keeps every block rate in [0, 1].
 
@@ -33,7 +33,7 @@ def bound(
 
 
 def check_difference(
-    difference: float, sparsity: float, blocks: int, weights: Sequence[int] | None = None
+    difference: float, sparsity: float, blocks: int, weights: Sequence[float] | None = None
 ) -> None:
     """Raise ValueError beyond the bound of the difference's direction (equality is legal).
 
@@ -85,6 +85,9 @@ def rates(
     return [min(max(value, 0.0), 1.0) for value in values]
 
 
+ROUNDING = 1e-3  # of the mean sparsity: what whole N per block may leave without a word
+
+
 def mixed_kept(
     block_rates: Sequence[float],
     group_size: int,
@@ -111,28 +114,45 @@ def mixed_kept(
         free = [i for i, n in enumerate(kept) if 1 <= n + step <= group_size]
         chosen = max(free, key=lambda i: (round(step * (ideal[i] - kept[i]), 9), -step * i))
         kept[chosen] += step
-    return kept if weights is None else _nearest(kept, ideal, group_size, sparsity, weights)
+    return kept if weights is None else _move_nearer(kept, ideal, group_size, sparsity, weights)
 
 
-def _nearest(
+def _move_nearer(
     kept: list[int],
     ideal: Sequence[float],
     group_size: int,
     sparsity: float,
     weights: Sequence[float],
 ) -> list[int]:
-    """N moved, where it costs least and never a whole one off, while the mean gets nearer."""
-    target = group_size * (1 - sparsity) * sum(weights)
+    """N of one block, or of two against each other, moved while the weighted mean gets nearer.
+
+    Where it costs least, no N a whole one off its own, and not within ROUNDING of the target.
+    """
+    total = group_size * sum(weights)
     while True:
-        missing = target - sum(n * w for n, w in zip(kept, weights, strict=True))
-        step = 1 if missing > 0 else -1
-        apart = [abs(missing - step * weight) < abs(missing) - 1e-6 for weight in weights]
+        moved = sum(n * w for n, w in zip(kept, weights, strict=True))
+        missing = total * (1 - sparsity) - moved
+        if abs(missing) <= ROUNDING * total:
+            return kept
+        up, down = (
+            [i for i, n in enumerate(kept) if _is_near(n + step, ideal[i], group_size)]
+            for step in (1, -1)
+        )
+        single = [[(i, 1)] for i in up] + [[(i, -1)] for i in down]
+        pairs = [[(i, 1), (j, -1)] for i in up for j in down if i != j]
         nearer = [
-            i
-            for i, n in enumerate(kept)
-            if 1 <= n + step <= group_size and abs(n + step - ideal[i]) < 1 and apart[i]
+            steps
+            for steps in single + pairs
+            if abs(missing - sum(step * weights[i] for i, step in steps)) < abs(missing) - 1e-6
         ]
         if not nearer:
             return kept
-        chosen = max(nearer, key=lambda i: (round(step * (ideal[i] - kept[i]), 9), -step * i))
-        kept[chosen] += step
+        cheapest = max(
+            nearer, key=lambda steps: round(sum(s * (ideal[i] - kept[i]) for i, s in steps), 9)
+        )
+        for i, step in cheapest:
+            kept[i] += step
+
+
+def _is_near(kept: int, ideal: float, group_size: int) -> bool:
+    return 1 <= kept <= group_size and abs(kept - ideal) < 1

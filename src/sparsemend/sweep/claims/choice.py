@@ -1,0 +1,43 @@
+"""Choose a value by validation, and say what choosing by the test text would have gained.
+
+Values are tried on one seed; the value of the lowest validation perplexity counts for all seeds,
+on ties the smaller one.  A bracket starts at a row's own value and goes on by a factor in the
+direction that helps, until the value on each side of the best one is worse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+
+def best_value(objectives: Mapping[float, float]) -> float | None:
+    """The value with the least objective that is finite, the smaller one on ties; None without."""
+    finite = {value: o for value, o in objectives.items() if math.isfinite(o)}
+    return min(sorted(finite), key=lambda value: finite[value]) if finite else None
+
+
+def bracket(
+    start: float, factor: float, objective: Callable[[float], float], *, most: int
+) -> dict[float, float]:
+    """Objectives of start * factor^k, tried until the best lies between two that are not better.
+
+    `objective` gives infinity for a failed trial.  most: trials at which it ends in any case.
+    """
+
+    def at(k: int) -> float:
+        return float(f"{start * factor**k:.6g}")  # no digits that only rounding made
+
+    tried = {k: objective(at(k)) for k in (0, -1)}
+    while len(tried) < most:
+        best = min(sorted(tried), key=lambda k: tried[k])
+        edge = next((k for k in (best - 1, best + 1) if k not in tried), None)
+        if edge is None or not math.isfinite(tried[best]):
+            break
+        tried[edge] = objective(at(edge))
+    return {at(k): tried[k] for k in sorted(tried)}
+
+
+def try_each(values: Sequence[float], objective: Callable[[float], float]) -> dict[float, float]:
+    """Objectives of the values, each tried once, in their order."""
+    return {value: objective(value) for value in dict.fromkeys(values)}

@@ -1,0 +1,115 @@
+"""Statements: what a paper claims, as an effect with a direction, written before it is measured.
+
+The design in one screen.  A claim is a yaml of conf/experiment/claims: its sweeper's parameters are
+the cells, and its callback `claim` lists statements.  A statement names two sides and a measure:
+
+    effect  = measure of `ours` / measure of `rival`, at equal text, pruner, sparsity and seed
+    rule    = holds here          where the 95 % interval of the effect lies below `at_most`
+              does not hold here  where it lies above
+              not told apart      where it holds `at_most`
+
+The interval is the arena's paired bootstrap over seeds and test windows (sweep/arena/bootstrap).  A
+side is a set of conditions on a measured state of a run (`facts.py`), so that rows of the arena,
+schedules and methods can stand against each other, and a pruned model against its own repair.
+Where a side holds several values of the key that the sweeper chose (a learning rate, ATP's common
+difference), the value counts that validation chooses on the first seed (`choice.py`), and a page
+says what choosing by the test text would have gained.  `read.py` turns run folders into verdicts,
+`page.py` and `plot.py` into files.  No text of a verdict is written by hand.
+
+The rule that counts is the one in the sweep's multirun.yaml, as its command found it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from sparsemend.names import METRIC, TASK_METRIC
+
+# measure -> what the page calls it; the first two have a loss per test window
+MEASURES = {
+    METRIC: "perplexity",
+    TASK_METRIC: "task perplexity",
+    "step_seconds": "seconds of repair a step",
+    "peak_bytes": "peak MiB of repair",
+}
+PER_WINDOW = (METRIC, TASK_METRIC)
+RULES = "multirun.yaml"  # in a sweep's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """One sentence of a paper as a comparison.
+
+    ours, rival: conditions on the facts of a measured state.  source: where the paper says it.
+    beside: tables (`paper/table`) whose cells may stand beside a setting; published: identities of
+    single numbers that belong to the whole statement.
+    """
+
+    says: str
+    ours: Mapping[str, Any]
+    rival: Mapping[str, Any]
+    measure: str
+    at_most: float
+    source: str
+    beside: tuple[str, ...]
+    published: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a sweep's folder says of its claim: statements, the key that it chose, what it swept."""
+
+    statements: tuple[Statement, ...]
+    swept: Mapping[str, str]  # key -> the values that the experiment sweeps, by commas
+    chosen_key: str | None
+    chosen_on: int  # the seed
+
+
+def read_rules(sweep: Path) -> Rules:
+    """The rules of the sweep in a folder; raises ValueError where it holds none."""
+    path = sweep / RULES
+    if not path.is_file():
+        raise ValueError(f"{sweep} has no {RULES}, which says what its claim states; run it again")
+    config = OmegaConf.load(path)
+    callback = OmegaConf.select(config, "hydra.callbacks.claim")
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    if callback is None:
+        raise ValueError(f"{path} states no claim; give the folder of an experiment=claims/...")
+    return Rules(
+        statements=statements_of(callback.statements),
+        swept={str(key): str(values) for key, values in params.items()},
+        chosen_key=OmegaConf.select(config, "hydra.sweeper.choose.key"),
+        chosen_on=int(OmegaConf.select(config, "hydra.sweeper.choose.seed") or 0),
+    )
+
+
+def statements_of(nodes: ListConfig | Sequence[Any]) -> tuple[Statement, ...]:
+    """The statements of a claim's yaml; raises ValueError on one that is not whole."""
+    entries = OmegaConf.to_container(nodes) if isinstance(nodes, ListConfig) else list(nodes)
+    assert isinstance(entries, list)
+    return tuple(_statement(entry) for entry in entries)
+
+
+def _statement(entry: Any) -> Statement:
+    names = {field.name for field in fields(Statement)}
+    content = dict(entry) if isinstance(entry, dict | DictConfig) else {}
+    content = {"beside": (), "published": (), **content}
+    wrong = sorted(names.symmetric_difference(content))
+    if wrong:
+        raise ValueError(
+            f"a statement of a claim lacks or does not know {', '.join(wrong)}; it has "
+            f"{', '.join(sorted(names))}"
+        )
+    if content["measure"] not in MEASURES:
+        raise ValueError(
+            f"measure={content['measure']} of a statement is not one of {', '.join(MEASURES)}"
+        )
+    if not float(content["at_most"]) > 0:
+        raise ValueError(f"at_most={content['at_most']} of a statement is not above 0")
+    lists = {key: tuple(content[key]) for key in ("beside", "published")}
+    return Statement(**content | lists)

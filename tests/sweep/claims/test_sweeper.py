@@ -1,0 +1,147 @@
+"""The cells of a claim: trials on one seed, the chosen value for all, numbers that stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from support import result_folders
+from support.command_runs import cells_of, put_workspace, sparsemend_here, sweep_files
+from support.configs import compose
+from support.tiers import slow_but_for
+
+from sparsemend.config.compose import compose_command
+from sparsemend.config.locations import conf_folder
+from sparsemend.sweep.checks import check_sweep
+from sparsemend.sweep.claims.statements import statements_of
+from sparsemend.sweep.claims.sweeper import ClaimSweeper, row_of
+from sparsemend.table.published import find_cell, published_numbers
+
+CLAIMS = sorted(path.stem for path in (conf_folder() / "experiment" / "claims").glob("*.yaml"))
+KEY = "method.learning_rate"
+
+
+class Recorded(ClaimSweeper):
+    """A sweeper whose cells only leave a validation perplexity, the distance of a rate from 0.01.
+
+    Jobs of `method=none` have no rate.
+    """
+
+    def __init__(self, root: Path, jobs: list[list[str]], choose: dict[str, Any]) -> None:
+        defaults = {"seed": 0, "points": "bracket", "factor": 3.0, "count": None, "bound": None}
+        super().__init__(None, None, choose={**defaults, **choose})
+        self.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(root)}}})
+        self.jobs = jobs
+        self.ran: list[tuple[int, list[str]]] = []
+
+    def jobs_of(self, arguments: list[str]) -> list[list[str]]:
+        return self.jobs
+
+    def _config_of(self, job: Any) -> DictConfig:
+        trains = "method=none" not in job
+        section = {"learning_rate": 0.01} if trains else {}
+        return OmegaConf.create({"method": section, "seed": 0})
+
+    def launch(self, jobs: list[list[str]], *, first: int) -> list[Any]:
+        assert self.config is not None
+        (job,) = jobs
+        self.ran.append((first, job))
+        folder = Path(self.config.hydra.sweep.dir) / str(first)
+        content = result_folders.result()
+        rate = next((float(o.partition("=")[2]) for o in job if o.startswith(KEY)), 0.01)
+        content["metrics"]["repaired"]["perplexity/validation"] = abs(rate - 0.01)
+        result_folders.write(folder, content)
+        (folder / ".hydra").mkdir(exist_ok=True)
+        OmegaConf.save(OmegaConf.create(job), folder / ".hydra" / "overrides.yaml")
+        return []
+
+
+def jobs_with(*rows: str) -> list[list[str]]:
+    return [[f"seed={seed}", row] for seed in (0, 1) for row in rows]
+
+
+def test_trials_are_of_one_seed_and_all_seeds_get_the_chosen_value(tmp_path: Path) -> None:
+    sweeper = Recorded(tmp_path, jobs_with("method=none", "method=lors"), {"key": KEY})
+    sweeper.sweep([])
+    rates = [f"{KEY}={rate}" for rate in ("0.01", "0.00333333", "0.03")]
+    assert [job for _, job in sweeper.ran] == [
+        ["seed=0", "method=none"],
+        *(["method=lors", "seed=0", rate] for rate in rates),
+        ["method=lors", "seed=0", rates[0]],  # its cell is there already
+        ["seed=1", "method=none"],
+        ["method=lors", "seed=1", rates[0]],
+    ]
+    assert [number for number, _ in sweeper.ran] == [0, 1, 2, 3, 1, 4, 5]
+
+
+def test_a_part_of_a_claim_takes_up_the_cells_that_are_there(tmp_path: Path) -> None:
+    Recorded(tmp_path, jobs_with("method=lors")[:1], {"key": KEY, "points": [0.01, 0.1]}).sweep([])
+    later = Recorded(tmp_path, jobs_with("method=lors")[1:], {"key": KEY, "points": [0.01, 0.1]})
+    later.sweep([])
+    # the trials of seed 0 once more, which a real cell finds finished, and a new cell for seed 1
+    assert [number for number, _ in later.ran] == [0, 1, 2]
+    assert later.ran[-1][1] == ["method=lors", "seed=1", f"{KEY}=0.01"]
+
+
+def test_without_a_key_nothing_is_tried(tmp_path: Path) -> None:
+    sweeper = Recorded(tmp_path, jobs_with("method=lors"), {"key": None})
+    sweeper.sweep([])
+    assert [job for _, job in sweeper.ran] == jobs_with("method=lors")
+
+
+def test_a_row_is_a_job_without_seed_and_chosen_key() -> None:
+    assert row_of(["seed=1", "method=lors", f"{KEY}=0.1"], KEY) == ("method=lors",)
+
+
+@pytest.mark.parametrize("name", slow_but_for(CLAIMS, ["dsnot"]))
+def test_a_claim_states_what_it_compares(name: str) -> None:
+    """Each side is a row, schedule or method that the sweep has; what stands beside exists."""
+    cfg = compose("run", [f"experiment=claims/{name}", f"name=claims/{name}"])
+    assert (cfg.claim, cfg.rounding, cfg.evaluation.perplexity.windows) == (
+        name,
+        "exact_budget",
+        32,
+    )
+    content = OmegaConf.load(conf_folder() / "experiment" / "claims" / f"{name}.yaml")
+    params = {str(key): str(value) for key, value in content.hydra.sweeper.params.items()}
+    assert params["seed"] == "0,1,2"
+    titles = {cell.title for cell in published_numbers()}
+    statements = statements_of(content.hydra.callbacks.claim.statements)
+    assert statements
+    swept = {
+        "row": params.get("arena", ""),
+        "schedule": params.get("sparsity_schedule", ""),
+        "method": "none,dsnot",
+    }
+    for statement in statements:
+        for side in (statement.ours, statement.rival):
+            for key in side.keys() & swept.keys():
+                assert side[key] in swept[key].split(","), (statement.says, key)
+        assert titles.issuperset(statement.beside)
+        assert all(find_cell(identity) for identity in statement.published)
+
+
+@pytest.mark.slow  # composes every job
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_job_of_a_claim_composes_and_may_begin(name: str) -> None:
+    for scale in ((), ("scale=tiny",)):
+        command = compose_command([f"experiment=claims/{name}", *scale], multirun=True)
+        check_sweep(command.configs, command.lines)
+
+
+@pytest.mark.slow  # a sweep of two cells, twice
+def test_a_claim_runs_tiny_and_goes_on_from_what_is_there(tmp_path: Path) -> None:
+    asked = [*sweep_files(put_workspace(tmp_path)), "experiment=claims/dsnot", "export=false"]
+    asked += ["sparsity=0.6", "pruner=wanda", "seed=0", "model.name=made_up"]
+    first = sparsemend_here(asked, tmp_path)
+    assert first.returncode == 0, first.stderr + first.stdout
+    folder = tmp_path / "multirun" / "claims" / "dsnot" / "made_up"
+    assert "DSnoT lowers the perplexity" in (folder / "README.md").read_text()
+    again = sparsemend_here([*asked[:-2], "seed=0,1", asked[-1]], tmp_path)
+    assert again.returncode == 0, again.stderr + again.stdout
+    assert again.stdout.count("finished earlier, not run again") == 1
+    assert list(cells_of(folder)) == [0, 1]
+    changed = sparsemend_here([*asked, "hydra.verbose=false"], tmp_path)
+    assert changed.stdout.count("finished earlier, not run again") == 1

@@ -1,0 +1,105 @@
+"""The rule of a verdict on made-up window losses, and the choice by validation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sparsemend.sweep.arena.bootstrap import Ratio
+from sparsemend.sweep.claims.choice import best_value, bracket, try_each
+from sparsemend.sweep.claims.verdict import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    effect_of,
+    pooled_effect,
+    verdict,
+)
+
+WINDOWS = np.linspace(2.0, 4.0, 8)  # losses that differ by window
+NOISE = np.array([0.3, -0.3, 0.2, -0.2, 0.1, -0.1, 0.25, -0.25])  # mean 0
+
+
+def sides(shift: float, spread: float) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """(ours, rival) of two seeds: ours differs by `shift`, and by window by `spread` of NOISE."""
+    rival = {0: WINDOWS, 1: WINDOWS + 0.5}
+    return {seed: losses + shift + spread * NOISE for seed, losses in rival.items()}, rival
+
+
+@pytest.mark.parametrize(
+    ("shift", "spread", "expected"),
+    [(-0.1, 0.1, HOLDS), (0.1, 0.1, FAILS), (-0.02, 1.0, OPEN), (0.02, 1.0, OPEN)],
+)
+def test_the_whole_interval_decides(shift: float, spread: float, expected: str) -> None:
+    found = effect_of(*sides(shift, spread))
+    assert found is not None
+    effect, seeds = found
+    assert seeds == (0, 1)
+    assert effect.mean == pytest.approx(math.exp(shift))
+    assert verdict(effect, 1.0) == expected
+
+
+def test_a_bound_of_its_own_moves_the_verdict() -> None:
+    effect = Ratio(1.005, 1.002, 1.008)
+    assert [verdict(effect, bound) for bound in (1.0, 1.005, 1.01)] == [FAILS, OPEN, HOLDS]
+
+
+def test_only_seeds_of_both_sides_are_compared() -> None:
+    ours, rival = sides(-0.1, 0.0)
+    found = effect_of({**ours, 2: WINDOWS}, rival)
+    assert found is not None
+    assert found[1] == (0, 1)
+    assert effect_of({2: WINDOWS}, rival) is None
+    assert effect_of({0: WINDOWS + math.inf}, {0: WINDOWS}) is None  # a collapsed model
+
+
+def test_a_number_a_run_is_compared_over_seeds() -> None:
+    """Seconds of three seeds: half of the rival's in each."""
+    rival = {seed: np.log([8.0 + seed]) for seed in range(3)}
+    found = effect_of({seed: value - math.log(2) for seed, value in rival.items()}, rival)
+    assert found is not None
+    assert (found[0].low, found[0].mean, found[0].high) == pytest.approx((0.5, 0.5, 0.5))
+    one = {0: rival[0]}
+    assert effect_of(one, one) is None  # a single number has no interval
+
+
+def test_settings_are_pooled_by_their_mean_logarithm() -> None:
+    found = pooled_effect([sides(-0.3, 0.0), sides(0.1, 0.0)])
+    assert found is not None
+    assert found[0].mean == pytest.approx(math.exp(-0.1))
+    less = ({0: WINDOWS}, {0: WINDOWS})  # a setting with one seed of the two
+    pooled = pooled_effect([sides(-0.3, 0.0), less])
+    assert pooled is not None
+    assert pooled[1] == (0,)
+    assert pooled_effect([sides(0.0, 0.0), ({5: WINDOWS}, {5: WINDOWS})]) is None
+
+
+def test_validation_chooses_the_lowest_and_on_ties_the_smaller() -> None:
+    assert best_value({0.3: 5.0, 0.1: 4.0, 0.2: 4.0, 0.4: math.inf}) == 0.1
+    assert best_value({0.3: math.nan}) is None
+
+
+@pytest.mark.parametrize(
+    ("least", "tried"),
+    [
+        (1.0, [1 / 3, 1.0, 3.0]),
+        (1 / 3, [1 / 9, 1 / 3, 1.0]),
+        (9.0, [1 / 3, 1.0, 3.0, 9.0, 27.0]),
+        (1e6, [1 / 3, 1.0, 3.0, 9.0, 27.0, 81.0]),  # as many as are allowed
+    ],
+)
+def test_a_bracket_ends_when_both_neighbours_are_worse(least: float, tried: list[float]) -> None:
+    found = bracket(1.0, 3.0, lambda value: abs(math.log(value / least)), most=6)
+    assert list(found) == pytest.approx(tried, rel=1e-5)
+
+
+def test_a_bracket_of_failed_trials_ends() -> None:
+    assert list(bracket(1.0, 3.0, lambda value: math.inf, most=6)) == pytest.approx([1 / 3, 1])
+
+
+def test_listed_values_are_tried_once_in_their_order() -> None:
+    asked: list[float] = []
+    try_each([3.0, 1.0, 3.0], lambda value: asked.append(value) or value)
+    assert asked == [3.0, 1.0]
