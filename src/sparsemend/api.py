@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.choice import choose_, choose_as_, dense_linears, report_choice
-from sparsemend.blocks.find import check_prunable
+from sparsemend.blocks.find import check_blocks
 from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.self_check import check_walk
 from sparsemend.blocks.walk import Calibration
@@ -140,7 +140,7 @@ def prune(
     _open(model)
     check_true_sequential(cfg)
     _choose(model, cfg)
-    check_prunable(model)
+    check_blocks(model)
     _check_folded(model)
     pruner: Pruner = build(cfg.pruner)
     schedule = build(cfg.sparsity_schedule)
@@ -199,7 +199,7 @@ def repair(
     method: RepairMethod = build(cfg.method)
     method_name, pattern = type(method).__name__, Pattern.parse(cfg.pattern)
     _open(model)
-    check_prunable(model)
+    check_blocks(model)
     _check_folded(model)
     if folder is not None and any((Path(folder) / name).exists() for name in (PARTS, CHECKPOINTS)):
         raise ValueError(f"{folder} holds the work of another repair; give a new folder")

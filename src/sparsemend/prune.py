@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -79,10 +79,11 @@ def prune(
     if not pruner.needs_calibration:
         named = _named_blocks(model)
         for index, (name, block) in enumerate(named):
-            for linear_name, linear in _to_prune(block).items():
-                full = f"{name}.{linear_name}"
+            targets = _to_prune(block)
+            rates = _rates_of(name, block, targets, pruner, allocation)
+            for inner, linear in targets.items():
                 block.set_submodule(
-                    linear_name, prune_linear(linear, pruner, None, allocation[full], pattern)
+                    inner, prune_linear(linear, pruner, None, rates[inner], pattern)
                 )
             _report(index, len(named), linears_of(block).values(), started)
         return
@@ -119,18 +120,37 @@ def prune_block(
         return _require_statistic(pruner, width, device)
 
     targets = _to_prune(visit.block)
+    pruner.around({}, [visit.full_name(n) for n in linears_of(visit.block) if n not in targets])
     for names in visit.call_groups(targets) if true_sequential else [list(targets)]:
         seen = dict(statistics or {})
         if names and statistics is None and pruner.needs_calibration:
             seen = visit.observe(fresh, names)
+        full = {name: visit.full_name(name) for name in names}
+        unread = [name for name in names if pruner.needs_calibration and seen.get(name) is None]
+        idle = [name for name in unread if not isinstance(visit.linears[name], SparseLinear)]
+        asked = {full[name]: allocation[full[name]] for name in names if name not in idle}
+        rates = pruner.around(asked, [full[name] for name in idle])
         for name in names:
             linear, statistic = visit.linears[name], seen.pop(name, None)
-            rate = allocation[visit.full_name(name)]
-            if statistic is not None or not pruner.needs_calibration:
-                pruned = prune_linear(linear, pruner, statistic, rate, pattern)
-                visit.replace(name, pruned)
+            if name not in unread:
+                rate = rates[full[name]]
+                visit.replace(name, prune_linear(linear, pruner, statistic, rate, pattern))
             elif isinstance(linear, SparseLinear):
-                prune_by_magnitude_(linear, rate, pattern)
+                prune_by_magnitude_(linear, rates[full[name]], pattern)
+
+
+def _rates_of(
+    block_name: str,
+    block: nn.Module,
+    targets: Collection[str],
+    pruner: Pruner,
+    allocation: Mapping[str, float],
+) -> dict[str, float]:
+    """The rates of the target linears of a block, by their names in it; the others stay dense."""
+    full = {name: f"{block_name}.{name}" for name in linears_of(block)}
+    asked = {full[name]: allocation[full[name]] for name in targets}
+    rates = pruner.around(asked, [full[name] for name in full if name not in targets])
+    return {name: rates[full[name]] for name in targets}
 
 
 def _to_prune(block: nn.Module) -> dict[str, nn.Linear]:
@@ -151,7 +171,8 @@ def prune_by_magnitude_(linear: SparseLinear, sparsity: float, pattern: Pattern)
     weight = linear.effective_weight().detach()
     score = weight.float().abs()
     if pattern.unstructured:
-        removed = lowest_of_all(score, int(sparsity * score.numel()))
+        # a product within rounding error of a whole number is that number
+        removed = lowest_of_all(score, int(sparsity * score.numel() + 1e-6))
     else:
         removed = lowest_per_group(score, pattern.at(sparsity))
     linear.set_effective_(weight.masked_fill(removed, 0), ~removed)
@@ -187,14 +208,13 @@ def prune_observed(
     for index, (block_name, block) in enumerate(named):
         if calibration.offload:
             block.to(calibration.device)
-        for name, linear in linears_of(block).items():
-            full = f"{block_name}.{name}"
-            if full not in statistics:
-                continue
-            statistic = copy.deepcopy(statistics[full])
-            block.set_submodule(
-                name, prune_linear(linear, pruner, statistic, allocation[full], pattern)
-            )
+        linears = linears_of(block)
+        targets = [name for name in linears if f"{block_name}.{name}" in statistics]
+        rates = _rates_of(block_name, block, targets, pruner, allocation)
+        for name in targets:
+            statistic = copy.deepcopy(statistics[f"{block_name}.{name}"])
+            pruned = prune_linear(linears[name], pruner, statistic, rates[name], pattern)
+            block.set_submodule(name, pruned)
         if calibration.offload:
             block.to(home)
         _report(index, len(named), linears_of(block).values(), started)

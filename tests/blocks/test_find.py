@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sparsemend.blocks.find import check_prunable, find_blocks, linears_of, prunable_linears
+from sparsemend.blocks.find import check_blocks, find_blocks, linears_of, prunable_linears
 
 
 def test_prunable_linears_leave_out_embeddings_and_head() -> None:
@@ -39,7 +39,7 @@ def test_a_module_that_names_no_decoder_has_its_largest_list_for_blocks() -> Non
 def test_a_model_with_other_modules_for_its_linears_is_refused() -> None:
     config = AutoConfig.for_model("gpt2", n_layer=2, n_embd=16, n_head=2, vocab_size=50)
     with pytest.raises(ValueError, match=r"gpt2 keeps 9\d% .* most in \w+\.c_\w+\.weight"):
-        check_prunable(AutoModelForCausalLM.from_config(config))
+        check_blocks(AutoModelForCausalLM.from_config(config))
 
 
 def test_fused_experts_that_are_not_unfolded_are_refused() -> None:
@@ -58,14 +58,14 @@ def test_fused_experts_that_are_not_unfolded_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"qwen3_moe keeps 66% .* most in mlp\.experts\.gate_up_proj"
     ):
-        check_prunable(AutoModelForCausalLM.from_config(config))
+        check_blocks(AutoModelForCausalLM.from_config(config))
 
 
 def test_blocks_that_share_a_linear_are_refused() -> None:
     model = random_model("llama")
     model.model.layers[2].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up_proj and .*layers\.2.* one weight"):
-        check_prunable(model)
+        check_blocks(model)
 
 
 class Router(nn.Linear):
@@ -101,7 +101,7 @@ def test_weights_that_a_subclass_rounds_are_not_those_of_linears() -> None:
     model = random_model("llama")
     model.model.layers[0].mlp.up_proj = Rounding(32, 48, bias=False)
     with pytest.raises(ValueError, match=r"llama keeps 20% .* most in mlp\.up_proj\.weight"):
-        check_prunable(model)
+        check_blocks(model)
 
 
 def test_falcon_s_own_class_of_linears_is_pruned() -> None:

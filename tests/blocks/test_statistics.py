@@ -140,6 +140,18 @@ def test_a_singular_hessian_is_damped_harder(caplog: pytest.LogCaptureFixture) -
     assert factor.diagonal[-1].item() ** -2 == pytest.approx(2.2, rel=1e-5)
 
 
+def test_no_retry_lowers_the_damping_that_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    hessian = Hessian(2, CPU)
+    hessian.matrix = torch.tensor([[1.0, 3.0], [3.0, 1.0]])  # definite from a damping of 2 on
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(ValueError, match=r"not positive definite with damping 1\.5 in fp64"),
+    ):
+        hessian.inverse_factor(1.5)
+    assert "damping 0.1" not in caplog.text
+    assert caplog.text.count("damping 1.5") == 2  # in fp32 and in fp64, neither twice
+
+
 def test_a_hessian_that_is_not_finite_is_refused() -> None:
     hessian = Hessian(2, CPU)
     hessian.update(torch.tensor([[torch.inf, 1.0]]))

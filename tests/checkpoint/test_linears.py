@@ -96,12 +96,17 @@ def test_the_linears_of_a_stack_are_told_apart() -> None:
     }
 
 
-def test_experts_in_rows_of_one_tensor_are_told_apart_where_the_config_counts_them() -> None:
+def test_the_config_says_how_a_tensor_holds_its_experts() -> None:
     blocks = {f"l.0.experts.mlp.{name}": (12, 8) for name in ("w1", "w2")}
     config = {**CONFIG, "ffn_config": {"moe_num_experts": 2}}
     shapes = linear_shapes(blocks, config)
     assert shapes["l.0.experts.mlp.w1[1]"] == (6, 8)
     assert shapes["l.0.experts.mlp.w2[0]"] == (8, 6)
+    whole = {"l.0.mlp.input_linear.weight": (2, 12, 8)}
+    assert len(linear_shapes(whole, {**CONFIG, "model_type": "granitemoe"})) == 4
+    assert linear_shapes(whole, {**CONFIG, "model_type": "jetmoe"}) == {
+        f"l.0.mlp.input_linear[{expert}]": (12, 8) for expert in range(2)
+    }
     assert list(linear_shapes(blocks, CONFIG)) == ["l.0.experts.mlp.w1", "l.0.experts.mlp.w2"]
 
 

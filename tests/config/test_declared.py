@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.configs import compose
 
 from sparsemend.config.declaration import MISSING, declaration
-from sparsemend.config.declared import declared_in, with_included
+from sparsemend.config.declared import declarations, declared_in, with_included
 from sparsemend.config.locations import conf_folder
 
 GROUPS = (
@@ -122,6 +123,15 @@ def test_every_key_of_our_yamls_says_its_values_and_its_default_is_one(path: Pat
         and not entry.accepts(own[key].default)
     }
     assert wrong == {}
+
+
+def test_an_experiment_that_sets_a_key_of_run_yaml_does_not_declare_it(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nprunable:\n  include: [q_proj]\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    declared = declarations(compose("run"), (tmp_path,))["prunable.include"]
+    assert declared.accepts(None)
+    assert declared.accepts(["q_proj"])
 
 
 def test_every_key_of_a_run_says_its_values() -> None:

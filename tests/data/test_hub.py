@@ -135,6 +135,9 @@ def c4(folder: Path, **changes: Any) -> C4:
         "test_on": "c4",
         "wikitext_path": str(folder.parent / "wikitext"),
         "wikitext_config": "wikitext-2-raw-v1",
+        "ptb_path": str(folder.parent / "ptb"),
+        "ptb_revision": None,
+        "ptb_config": "penn_treebank",
         "train_documents": len(DOCUMENTS),
         "seqlen": 8,
         "calibration_samples": 5,
@@ -314,8 +317,19 @@ def test_train_documents_outside_the_shard_are_refused(
 
 
 def test_an_unknown_test_corpus_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.test_on=ptb is neither wikitext2 nor c4"):
-        c4(tmp_path, test_on="ptb")
+    with pytest.raises(ValueError, match=r"data\.test_on=pile is none of wikitext2, c4, ptb"):
+        c4(tmp_path, test_on="pile")
+
+
+def test_c4_tests_on_the_treebanks_sentences_where_asked(
+    c4_folder: Path, ptb_folder: Path, byte_tokenizer: Tokenizer
+) -> None:
+    data = c4(c4_folder, test_on="ptb")
+    assert strings(byte_tokenizer, data.test(byte_tokenizer)) == cut(" ".join(SENTENCES["test"]), 8)
+    other = c4(c4_folder, test_on="c4")
+    assert data.fingerprint() != other.fingerprint()
+    drawn = [strings(byte_tokenizer, d.calibration(byte_tokenizer, seed=1)) for d in (data, other)]
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

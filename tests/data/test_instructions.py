@@ -119,6 +119,20 @@ def test_files_of_their_own_leave_train_whole(tmp_path: Path, lines: Path) -> No
     assert numbers(data.examples("validation")) == numbers(data.examples("test")) == [50, 51]
 
 
+@pytest.mark.parametrize("on_the_hub", [False, True])
+def test_validation_from_a_range_of_train_leaves_the_rows_of_train_as_numbered(
+    lines: Path, monkeypatch: pytest.MonkeyPatch, *, on_the_hub: bool
+) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, split: [row(i) for i in range(20)])
+    where = {"path": "org/name"} if on_the_hub else {"path": str(lines)}
+    data = source(**where, validation="train[-4:]", test="train[2:4]")
+    assert numbers(data.examples("train")) == list(range(20))
+    assert numbers(data.examples("validation")) == [16, 17, 18, 19]
+    assert numbers(data.examples("test")) == [2, 3]
+    with pytest.raises(ValueError, match=r"data\.validation=train\[20:\] is none of the 20 rows"):
+        source(**where, validation="train[20:]").examples("train")
+
+
 def test_calibration_may_be_windows_over_the_training_examples(
     lines: Path, byte_tokenizer: Tokenizer
 ) -> None:

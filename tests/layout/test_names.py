@@ -24,7 +24,7 @@ from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.config.prunable import PrunableNames
 from sparsemend.layout.names import name_linears_, saved_names
 from sparsemend.layout.unfold import unfold_
-from sparsemend.preflight.prunable import check_prunable
+from sparsemend.preflight.linear_names import check_linear_names
 from sparsemend.pretrained.checkpoint import Checkpoint
 from sparsemend.sparse.count import sparsity_report, sparsity_section
 
@@ -124,7 +124,7 @@ def test_what_files_say_of_a_choice_is_what_the_loaded_model_says(
     named(model)
     for choice, told in CHOICES[family].items():
         cfg = compose("run", [f"prunable.{choice}"] if choice else [])
-        check_prunable(cfg, blocks, config)
+        check_linear_names(cfg, blocks, config)
         early = prunable_shapes(cfg, blocks, config)
         choose_(model, PrunableNames.of(cfg))
         chosen = with_saved_names(model, prunable_linears(model))
@@ -143,8 +143,8 @@ def test_a_pattern_that_matches_neither_name_is_refused_as_early_as_files_tell(
     wanted = r"prunable\.exclude=gate_porj matches no linear .* nearest: gate_proj"
     if known:
         with pytest.raises(ValueError, match=wanted):
-            check_prunable(cfg, blocks, config)
+            check_linear_names(cfg, blocks, config)
     else:
-        check_prunable(cfg, blocks, config)
+        check_linear_names(cfg, blocks, config)
         with pytest.raises(ValueError, match=wanted):
             choose_(named(layout_model(family)), PrunableNames.of(cfg))

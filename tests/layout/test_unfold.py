@@ -12,7 +12,7 @@ from support.tiers import slow_but_for
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsemend.blocks.find import check_prunable, prunable_linears
+from sparsemend.blocks.find import check_blocks, prunable_linears
 from sparsemend.layout import unfold
 from sparsemend.layout.experts import RoutedExperts
 from sparsemend.layout.fused import Unfolded
@@ -35,7 +35,7 @@ def test_unfolding_keeps_the_logits_and_folding_every_bit(family: str, tokens: T
     kinds = [type(module) for module in model.modules()]
     wanted = logits(model, tokens)
     unfold_(model)
-    check_prunable(model)
+    check_blocks(model)
     assert [type(module) for module in model.modules()] != kinds
     error = (logits(model, tokens) - wanted).abs().max()
     assert error <= ULPS.get(family, 0) * torch.finfo(torch.float32).eps * wanted.abs().max()

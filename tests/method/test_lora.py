@@ -20,7 +20,12 @@ from transformers import PreTrainedModel
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.layout.unfold import fold_, unfold_
 from sparsemend.method.adapter.lora import LoraLinear
-from sparsemend.method.adapter.peft_layout import load_peft, save_peft, target_modules
+from sparsemend.method.adapter.peft_layout import (
+    load_peft,
+    peft_scale,
+    save_peft,
+    target_modules,
+)
 from sparsemend.method.lora import Lora
 from sparsemend.run.export import to_dense_
 from sparsemend.sparse.count import support_sparsity
@@ -197,3 +202,25 @@ def test_an_adapter_on_fused_experts_is_none_that_peft_would_load_in_part(
     fold_(model)
     with pytest.raises(ValueError, match=r"adapter_config\.json"):
         peft.PeftModel.from_pretrained(model, str(tmp_path))
+
+
+def test_an_adapter_is_read_back_with_the_scale_of_its_own_file(tmp_path: Path) -> None:
+    model, written = pruned_model(), lora("method.rank=2", "method.alpha=6")
+    written.attach(model, bench_for(tmp_path))
+    move_factors(model)
+    expected = logits(model)
+    written.save_adapter(model, tmp_path, base="base")
+    again = pruned_model()
+    lora("method.rank=4", "method.alpha=1").load_adapter(again, tmp_path)
+    assert torch.equal(logits(again), expected)
+
+
+def test_a_config_of_another_rank_than_its_factors_is_refused(tmp_path: Path) -> None:
+    factors = {"q_proj": (torch.ones(2, 3), torch.ones(4, 2))}
+    assert peft_scale(tmp_path, factors) is None  # no config
+    path = tmp_path / "adapter_config.json"
+    path.write_text('{"r": 2, "lora_alpha": 6, "use_rslora": true}')
+    assert peft_scale(tmp_path, factors) == 6 / 2**0.5
+    path.write_text('{"r": 3, "lora_alpha": 6}')
+    with pytest.raises(ValueError, match="states r=3, but the factors of q_proj have rank 2"):
+        peft_scale(tmp_path, factors)

@@ -11,6 +11,7 @@ from sparsemend.method.adapter.fold import fold_linear
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear, TwoGemmLinear
 from sparsemend.method.masked_lora import MaskedLora
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
+from sparsemend.training.batches import next_token_loss
 
 KEEP = torch.tensor([[True, False, True], [False, True, True]])
 
@@ -194,3 +195,40 @@ def test_a_starts_uniform_below_one_over_root_inputs_and_b_at_zero(tmp_path: Pat
     assert entries.abs().max() <= 1
     assert entries.square().mean().item() == pytest.approx(1 / 3, rel=0.1)
     assert not any(layer.lora_b.any() for layer in layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_the_layer_multiplies_by_what_it_folds_to(dtype: torch.dtype) -> None:
+    base = sparse_linear(12, 20, dtype=dtype)
+    layer = MaskedLoraLinear(base, random(3, 20, seed=4), 1.7)
+    with torch.no_grad():
+        layer.lora_b.copy_(random(12, 3, seed=5))
+    folded, x = fold_linear(layer), random(5, 20, seed=6, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.effective_weight(), folded.weight)
+        assert torch.equal(layer(x), folded(x))
+        rounded = layer.lora_b @ layer.lora_a
+    assert rounded.dtype == torch.bfloat16  # what an update under autocast would be
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "dtype", "reported"),
+    [
+        ("masked_lora", "two_gemm", torch.bfloat16, True),
+        ("masked_lora", "merge_first", torch.bfloat16, False),
+        ("masked_lora", "two_gemm", torch.float32, False),
+        ("spp", "group_loop", torch.bfloat16, True),
+    ],
+)
+def test_a_method_that_rounds_elsewhere_than_its_fold_reports_the_loss_of_the_folded_model(
+    name: str, form: str, dtype: torch.dtype, *, reported: bool, tmp_path: Path
+) -> None:
+    model, bench = pruned_model().to(dtype), bench_for(tmp_path)
+    report = method_of(name, f"method.form={form}").repair(model, bench)
+    assert ("validation/loss/folded" in report) == reported
+    if reported:
+        tokens = bench.validation.tokens
+        with torch.no_grad():
+            expected = next_token_loss(model, tokens, tokens)
+        # batches of two windows and of four round bf16 products alike
+        assert report["validation/loss/folded"] == pytest.approx(float(expected), rel=1e-4)

@@ -28,7 +28,7 @@ def spp(
     start = random(GROUPS, INPUTS, seed=4)
     layer = SppLinear(base, start, scale=SCALE, form=form, dropout=dropout)
     with torch.no_grad():
-        layer.spp_b.copy_(random(OUTPUTS, seed=5))
+        layer.spp_b.copy_(random(OUTPUTS, 1, seed=5))
     return layer
 
 
@@ -39,7 +39,8 @@ def results(layer: SppLinear, *, dtype: torch.dtype = torch.float64) -> dict[str
     y = layer(x)
     named = {"x": x, "a": layer.spp_a, "b": layer.spp_b}
     found = torch.autograd.grad(y, list(named.values()), random(*y.shape, seed=7, dtype=dtype))
-    return {"y": y} | dict(zip(named, found, strict=True))
+    gradients = dict(zip(named, found, strict=True))
+    return {"y": y} | gradients | {"b": gradients["b"].squeeze(1)}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -71,7 +72,7 @@ def test_the_gradients_are_the_papers(form: str) -> None:
     group = torch.arange(OUTPUTS) // (OUTPUTS // GROUPS)
     expected_b = torch.stack([SCALE * (layer.spp_a[group[i]] @ z[i]) for i in range(OUTPUTS)])
     expected_a = torch.stack(
-        [SCALE * layer.spp_b[group == g] @ z[group == g] for g in range(GROUPS)]
+        [SCALE * layer.spp_b[group == g, 0] @ z[group == g] for g in range(GROUPS)]
     )
     torch.testing.assert_close(got["b"], expected_b, **EXACT)
     torch.testing.assert_close(got["a"], expected_a, **EXACT)
@@ -91,7 +92,7 @@ def test_the_group_formulas_pass_finite_differences() -> None:
     def apply(p: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return GroupedProduct.apply(p, layer.weight, a, b, SCALE)
 
-    assert gradcheck(apply, [p, layer.spp_a, layer.spp_b])
+    assert gradcheck(apply, [p, layer.spp_a, layer.spp_b.detach().squeeze(1).requires_grad_()])
 
 
 def test_the_group_formulas_form_no_weight_shaped_tensor() -> None:
@@ -126,7 +127,7 @@ def test_a_two_by_two_layer_is_multiplied_by_hand(form: str) -> None:
     base = SparseLinear(weight, None, torch.tensor([[True, True], [True, False]]))
     layer = SppLinear(base, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), scale=2, form=form, dropout=0)
     with torch.no_grad():
-        layer.spp_b.copy_(torch.tensor([0.5, -1.0]))
+        layer.spp_b.copy_(torch.tensor([[0.5], [-1.0]]))
     # row 0: 1 (1 + 2*1*.5), 2 (1 + 2*2*.5); row 1: 3 (1 - 2*3)
     expected = torch.tensor([[2.0, 6.0], [-15.0, 0.0]])
     assert torch.equal(layer.effective_weight(), expected)
@@ -175,7 +176,7 @@ def test_bf16_values_and_gradients_are_close_and_factors_get_fp32(form: str) -> 
     x = random(2, 5, INPUTS, seed=6, dtype=torch.bfloat16).double().flatten(0, 1)
     d = random(2, 5, OUTPUTS, seed=7, dtype=torch.bfloat16).double().flatten(0, 1)
     w, a, b = (t.detach().double() for t in (layer.weight, layer.spp_a, layer.spp_b))
-    full, b = a.repeat_interleave(OUTPUTS // GROUPS, dim=0), b[:, None]
+    full = a.repeat_interleave(OUTPUTS // GROUPS, dim=0)
     z, scale = w * (d.T @ x), SCALE
     size = w.abs() * (d.abs().T @ x.abs())
     in_groups = (GROUPS, OUTPUTS // GROUPS, INPUTS)
@@ -206,7 +207,7 @@ def test_under_autocast_all_forms_answer_in_bf16(form: str) -> None:
     assert y.dtype == torch.bfloat16
     assert x.grad.dtype == layer.spp_a.grad.dtype == layer.spp_b.grad.dtype == torch.float32
     full = layer.spp_a.abs().repeat_interleave(OUTPUTS // GROUPS, dim=0)
-    size = layer.weight.abs() * (1 + SCALE * full * layer.spp_b.abs()[:, None])
+    size = layer.weight.abs() * (1 + SCALE * full * layer.spp_b.abs())
     size = F.linear(x.abs(), size, layer.bias.abs()).detach()
     assert_within(y, F.linear(x, layer.effective_weight(), layer.bias), size, roundings=8)
 
@@ -226,6 +227,16 @@ def test_there_are_groups_times_inputs_plus_outputs_to_train(tmp_path: Path) -> 
     assert sum(p.numel() for p in method.trainable(model)) == expected
     assert not any(m.spp_b.any() for m in layers)
     assert all((m.spp_a.abs() <= m.in_features**-0.5).all() for m in layers)
+
+
+def test_both_factors_decay_as_in_the_released_code(tmp_path: Path) -> None:
+    method, model = method_of("spp"), pruned_model()
+    assert isinstance(method, Spp)
+    method.attach(model, bench_for(tmp_path))
+    method.free_trainable(model)
+    (group,) = method.make_optimizer(model).param_groups
+    assert group["weight_decay"] == method.weight_decay == 0.001
+    assert len(group["params"]) == len(method.trainable(model))
 
 
 def test_outputs_that_the_groups_do_not_divide_are_refused_by_name() -> None:

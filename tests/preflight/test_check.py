@@ -336,6 +336,18 @@ def test_a_model_with_weights_outside_linears_is_refused_by_the_largest(tmp_path
         check(tmp_path)
 
 
+def test_a_linear_that_its_class_never_calls_is_not_held_to_a_pattern(tmp_path: Path) -> None:
+    config = transformers.MambaConfig(
+        hidden_size=16, state_size=4, num_hidden_layers=1, vocab_size=VOCABULARY, time_step_rank=1
+    )
+    transformers.MambaForCausalLM(config).save_pretrained(
+        tmp_path
+    )  # x_proj (9, 32), dt_proj (32, 1)
+    check(tmp_path, "pattern=2:4", "sparsity=0.5", "method=lora", "method.rank=9")
+    with pytest.raises(ValueError, match=r"in_proj has 16 inputs, not a multiple of 32"):
+        check(tmp_path, "pattern=16:32", "sparsity=0.5")
+
+
 def test_a_window_longer_than_the_positions_is_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.seqlen=33 exceeds .*max_position_embeddings=32"):
         check(model, "data.seqlen=33")
@@ -626,6 +638,13 @@ def test_a_learning_rate_that_trains_nothing_is_refused(model: Path, rate: str) 
 def test_training_without_a_pruner_is_refused(model: Path, method: str) -> None:
     with pytest.raises(ValueError, match="pruner=none leaves nothing to repair"):
         check(model, f"method={method}", "pruner=none", "sparsity=0")
+
+
+def test_a_float16_model_trains_with_its_loss_scaled_only(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"set method\.precision=16-mixed, which scales it"):
+        check(model, "method=lors", "model.dtype=float16")
+    check(model, "method=lors", "model.dtype=float16", "method.precision=16-mixed")
+    check(model, "method=dsnot", "model.dtype=float16")
 
 
 @pytest.mark.parametrize("method", ["masked_lora", "lors", "lora", "lora_prune"])

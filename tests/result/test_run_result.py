@@ -29,6 +29,7 @@ def whole() -> dict[str, Any]:
     content["protocol"] |= {
         "statistics": "dense",
         "attention": "eager",
+        "stored_as": "Q4_1 (210 tensors), F32 (61)",
         "true_sequential": True,
         "bos": True,
         "chat_template": True,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.layouts import layout_model, prune_two_of_four_
+from support.tiers import slow_but_for
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -27,7 +28,7 @@ def pruned(family: str) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("family", slow_but_for(["mixtral", "gpt_oss"], ["gpt_oss"]))
 def test_a_pruned_model_saves_what_its_class_loads(
     family: str, tokens: Tensor, tmp_path: Path
 ) -> None:

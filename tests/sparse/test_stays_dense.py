@@ -39,15 +39,17 @@ def part(group: str, *overrides: str) -> Any:
     return build(compose("run", [*overrides])[group])
 
 
-def pruned(model: PreTrainedModel, windows: Tensor, *overrides: str) -> Mapping[str, float]:
-    """Prune to 0.5 as the command does; returns the rates that were asked for."""
+def pruned(
+    model: PreTrainedModel, windows: Tensor, *overrides: str, sparsity: float = 0.5
+) -> Mapping[str, float]:
+    """Prune as the command does; returns the rates that were asked for."""
     check_walk(model, windows[:1])
     rules = PruningRules(
         pruner=part("pruner", *overrides),
         schedule=part("sparsity_schedule", *overrides),
-        sparsity=0.5,
+        sparsity=sparsity,
         pattern=Pattern.parse("unstructured"),
-        rounding="pruner",
+        rounding=compose("run", [*overrides]).rounding,
         statistics=compose("run", [*overrides]).statistics,
         true_sequential=compose("run", [*overrides]).true_sequential,
     )
@@ -65,6 +67,44 @@ def test_an_expert_that_no_token_chose_stays_dense(setting: str, tokens: Tensor)
     assert torch.equal(model.get_submodule(UNCHOSEN).weight, before[UNCHOSEN])
     pruned(model, tokens, setting)  # once more, as some methods do
     assert stays_dense(model, REACHED) == {UNCHOSEN: REACHED}
+
+
+EXACT = "rounding=exact_budget"
+
+
+@pytest.mark.parametrize(
+    "setting", ["statistics=exact", "statistics=dense", "true_sequential=true"]
+)
+def test_an_exact_budget_is_met_by_the_others_of_a_block(setting: str, tokens: Tensor) -> None:
+    model = with_experts(random_model("llama"))
+    rates = pruned(model, tokens, EXACT, setting)
+    linears = prunable_linears(model)
+    lost = {name: int((linear.weight == 0).sum()) for name, linear in linears.items()}
+    total = sum(linear.weight.numel() for linear in linears.values())
+    assert stays_dense(model, REACHED) == {UNCHOSEN: REACHED}
+    assert sum(lost.values()) == round(0.5 * total)
+    assert {name: rate * linears[name].weight.numel() for name, rate in rates.items()} == lost
+    assert rates[UNCHOSEN] == 0
+    for name, rate in rates.items():
+        took = name.startswith("model.layers.1.") and name != UNCHOSEN
+        assert name == UNCHOSEN or rate == 0.5 or (took and rate > 0.5)
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda"])
+def test_an_exact_budget_is_met_beside_linears_that_are_never_called(
+    pruner: str, tokens: Tensor
+) -> None:
+    model = unusual_model("mamba")
+    pruned(model, tokens, f"pruner={pruner}", EXACT, sparsity=0.6)
+    linears = prunable_linears(model).values()
+    total = sum(linear.weight.numel() for linear in linears)
+    assert sum(int((m.weight == 0).sum()) for m in linears) == round(0.6 * total)
+
+
+def test_an_exact_budget_that_dense_linears_leave_no_room_for_is_refused(tokens: Tensor) -> None:
+    model = unusual_model("mamba")
+    with pytest.raises(ValueError, match=r"cannot be met: .* at most 0\.\d+ of .* set spars"):
+        pruned(model, tokens, "pruner=magnitude", EXACT, sparsity=0.999)
 
 
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])

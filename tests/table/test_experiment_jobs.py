@@ -39,7 +39,7 @@ def overrides(experiment: Experiment, workspace: Path, out: Path) -> list[str]:
     kept = [line for line in job.overrides if not line.startswith(set_here)]
     return [
         f"experiment={experiment.name}",
-        f"scale={'tiny_trained' if trained else 'tiny'}",
+        f"scale={scale_of(experiment)}",
         "model=local",
         f"model.path={workspace / 'llama'}",
         "model.dtype=float32",
@@ -60,6 +60,14 @@ def overrides(experiment: Experiment, workspace: Path, out: Path) -> list[str]:
         *(["method.rank=16"] if sets_rank(experiment) else []),  # its narrowest linear has 16
         f"hydra.run.dir={out}",
     ]
+
+
+def scale_of(experiment: Experiment) -> str:
+    """The scale that the header names, without the shipped tasks, which need a tokenizer."""
+    text = (conf_folder() / "experiment" / f"{experiment.name}.yaml").read_text()
+    found = re.search(rf"experiment={experiment.name} scale=\[?(\w+)", text)
+    assert found is not None, f"{experiment.name} does not say how it runs tiny"
+    return found[1]
 
 
 def sets_rank(experiment: Experiment) -> bool:

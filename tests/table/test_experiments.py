@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from support.tiers import slow_but_for
 
 from sparsemend.config.compose import compose_command
 from sparsemend.config.locations import conf_folder
 from sparsemend.preflight import check as preflight
-from sparsemend.table.experiments import experiments, job_for
+from sparsemend.table.experiments import experiments, job_for, plain_value
 from sparsemend.table.job import CONTEXT, Job
 from sparsemend.table.listing import command_of
 from sparsemend.table.needs import needs_of
@@ -19,7 +21,18 @@ from sparsemend.table.published import find_cell, published_numbers
 
 EXPERIMENTS = {experiment.name: experiment for experiment in experiments()}
 # one that only prunes, one that repairs block by block, one that trains and measures tasks
-EACH = slow_but_for(EXPERIMENTS, ("dsnot/opt_125m", "ebft/dsnot", "sp_lora/masked_lora"))
+QUICK = ("dsnot/opt_125m", "ebft/dsnot", "sp_lora/fineweb_edu")
+EACH = slow_but_for(EXPERIMENTS, QUICK)
+# experiments on another text -> the tables of which they repeat a column
+UNSTRUCTURED = {f"table{number}" for number in range(10, 16)}
+SEVERAL = {
+    "alps/c4": UNSTRUCTURED,
+    "alps/ptb": UNSTRUCTURED,
+    "alps/c4_patterns": {"table16", "table17"},
+    "alps/ptb_patterns": {"table16", "table17"},
+    "rethinking/c4": {"table1", "table3"},
+    "rethinking/ptb": {"table1", "table3"},
+}
 READ_GROUPS = ("model", "pruner", "sparsity_schedule", "method", "data")
 
 
@@ -33,18 +46,25 @@ def lines_of(name: str, *more: str) -> list[list[str]]:
     return [[f"experiment={name}", *job.overrides, *more] for job in EXPERIMENTS[name].jobs]
 
 
-def telling_jobs(name: str) -> Iterator[Job]:
-    """Those jobs of a sweep that have a value which no job before them has."""
+def telling_jobs() -> dict[str, list[Job]]:
+    """Of every experiment the first job, and those with a value that no job before them has."""
     seen: set[str] = set()
-    for job in EXPERIMENTS[name].jobs:
-        if not job.overrides or not seen.issuperset(job.overrides):
-            yield job
-        seen.update(job.overrides)
+    telling: dict[str, list[Job]] = {}
+    for name, experiment in EXPERIMENTS.items():
+        telling[name] = [experiment.jobs[0]]
+        for job in experiment.jobs[1:]:
+            if not seen.issuperset(job.overrides):
+                telling[name].append(job)
+            seen.update(job.overrides)
+    return telling
+
+
+TELLING = telling_jobs()
 
 
 @pytest.mark.parametrize("name", EACH)
 def test_what_is_read_of_an_experiment_is_what_composes(name: str) -> None:
-    for job in telling_jobs(name):
+    for job in TELLING[name]:
         lines = [f"experiment={name}", *job.overrides]
         cfg = compose("run", lines, return_hydra_config=True)
         choices = cfg.hydra.runtime.choices
@@ -80,22 +100,52 @@ def test_an_experiment_runs_with_the_tiny_model_substituted(name: str) -> None:
         assert cfg.evaluation.zero_shot.suite == "docs"  # offline
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_an_experiment_is_named_after_a_published_table(name: str) -> None:
-    cfg = compose("run", [f"experiment={name}"])
+def test_an_experiment_is_named_after_a_published_table() -> None:
     known = {cell.title for cell in published_numbers()}
     without_numbers = ("lors", "losa", "seft")  # tables of these could not be read
-    assert cfg.name in known or name.startswith(without_numbers), (
-        f"{cfg.name} is no published table; nearest: {difflib.get_close_matches(cfg.name, known)}"
-    )
+    for experiment in EXPERIMENTS:
+        text = (conf_folder() / "experiment" / f"{experiment}.yaml").read_text()
+        name = yaml.safe_load(text)["name"]
+        several = name in SEVERAL and name == experiment
+        assert name in known or several or experiment.startswith(without_numbers), (
+            f"{name} is no published table; nearest: {difflib.get_close_matches(name, known)}"
+        )
 
 
-@pytest.mark.parametrize("name", EACH)
+def test_an_experiment_of_several_tables_repeats_cells_of_each_on_its_text() -> None:
+    repeated: dict[str, set[str]] = {name: set() for name in SEVERAL}
+    for cell in published_numbers():
+        job = job_for(cell)
+        if job is not None and job.experiment in SEVERAL and not cell.dense:
+            repeated[job.experiment].add(cell.table)
+            assert cell.dataset == ("ptb" if "ptb" in job.experiment else "c4")
+    assert repeated == SEVERAL
+
+
+def forms() -> list[str]:
+    """The quick experiments, then the smallest of every other method and set of swept keys."""
+    first: dict[object, str] = {}
+    by_jobs = sorted(EXPERIMENTS, key=lambda name: len(EXPERIMENTS[name].jobs))
+    for name in (*QUICK, *by_jobs):
+        job = EXPERIMENTS[name].jobs[0]
+        swept = tuple(line.partition("=")[0] for line in job.overrides)
+        first.setdefault((job.values["method"], swept), name)
+    return list(first.values())
+
+
+@pytest.mark.parametrize("name", slow_but_for(forms(), QUICK))
 def test_the_command_sweeps_an_experiment_without_further_words(name: str) -> None:
     composed = compose_command([f"experiment={name}"], multirun=True)
     configs, sweep = composed.configs, composed.sweep
     assert sweep
     assert configs[0].name == compose("run", [f"experiment={name}"]).name
+
+
+def test_a_plain_value_is_what_hydra_reads() -> None:
+    parser = OverridesParser.create()
+    for word in ("3", "-0.02", "1e-3", ".5", "2.", "true", "null", "2:4", "llama2_7b", "0.5b"):
+        value = parser.parse_overrides([f"x={word}"])[0].value()
+        assert (plain_value(word), type(plain_value(word))) == (value, type(value)), word
 
 
 def test_a_cell_is_covered_by_the_job_that_repeats_it() -> None:

@@ -64,7 +64,17 @@ def test_csv_has_every_line_with_source_and_mark() -> None:
     repaired = next(row for row in rows if row["method"] == "dsnot")
     assert (repaired["mean"], repaired["deviation"], repaired["seeds"]) == ("21.0", "1.0", "3")
     assert (repaired["published"], repaired["difference"]) == ("10.22", "-")
-    assert repaired["mark"] == "image"
+    assert (repaired["mark"], repaired["reporter"]) == ("image", "own")
+    assert {row["reporter"] for row in rows} == {"own", "other", "-"}
+
+
+def test_a_published_deviation_stands_beside_its_mean_and_in_a_column_of_its_own() -> None:
+    of = {"model": "llama2_7b", "method": "none", "sparsity": 0.5, "name": "alps/table11"}
+    found = table("alps/table11", [made.record(**of)], METRIC)
+    assert "| 6.93 ± 0.01 (~s) |" in markdown(found)
+    pruned = next(r for r in csv.DictReader(io.StringIO(comma_separated([found])))
+                  if r["pruner"] == "wanda")  # fmt: skip
+    assert (pruned["published"], pruned["published_deviation"]) == ("6.93", "0.01")
 
 
 def test_collect_writes_five_formats(tmp_path: Path, capsys) -> None:

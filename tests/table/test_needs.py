@@ -25,6 +25,9 @@ def job(**values: object) -> Job:
         ("mistral_7b_v0_3", 7.248),
         ("qwen2_7b", 7.616),
         ("opt_30b", 29.97),
+        ("opt_2_7b", 2.652),
+        ("qwen3_8b", 8.191),
+        ("qwen3_4b", 4.022),
     ],
 )
 def test_parameters_are_the_public_counts(model: str, billions: float) -> None:
@@ -88,7 +91,7 @@ def test_training_windows_and_calibration_are_the_datas_own() -> None:
     saved = 6.0 * shapes()["llama2_7b"].parameters * 10 * 8 * (2048 - 512)
     assert other.flops - one.flops == pytest.approx(saved)
     found = {e.name: e.jobs[0].values for e in experiments()}
-    assert found["sp_lora/lora"]["data.seqlen"] == 512
+    assert found["lors/alpaca_gpt4"]["data.seqlen"] == 512
     assert found["ebft/abstract"]["data.calibration_samples"] == 256
     assert found["dsnot/table1"]["data.seqlen"] is None
 

@@ -294,3 +294,46 @@ def test_a_condition_on_a_protocol_passes_over_runs_without_the_metric(tmp_path:
         made.write(tmp_path / str(index), content)
     paths = collect([tmp_path], metric=metric, where=["items=all"], out=None)
     assert paths
+
+
+def test_a_cell_whose_source_states_no_pruner_stands_beside_every_one_without_difference() -> None:
+    rerun = {"method": "dsnot", "model": "llama2_7b", "name": "alps/table12"}
+    for pruner, name in (("wanda", "llama2_7b"), ("sparsegpt", "tiny")):  # tiny: beside a reference
+        of = {**rerun, "model": name, "pruner": pruner}
+        line = only(table("alps/table12", [run(data=WIKITEXT, protocol=PUBLISHED, **of)], METRIC),
+                    "dsnot")  # fmt: skip
+        assert line.theirs is not None
+        assert (line.theirs.pruner, line.theirs.method) == ("-", "dsnot")
+        assert (line.comparable, line.difference) == (False, None)
+
+
+def test_a_published_number_on_our_text_stands_beside_ours_not_one_on_another() -> None:
+    of = {"model": "llama2_7b", "method": "none", "sparsity": 0.5, "name": "alps/c4"}
+    for text, value in (("c4", "8.54"), ("wikitext2", "6.93"), ("ptb", "29.89")):
+        data = {"name": "c4", "test_on": text}
+        found = table("alps/c4", [run(data=data, protocol=PUBLISHED, **of)], METRIC)
+        line = only(found, "none")
+        assert line.theirs is not None
+        # ALPS cuts C4 and Penn Treebank otherwise
+        assert (line.theirs.value, line.comparable) == (value, text == "wikitext2")
+
+
+def test_items_of_another_split_are_another_protocol() -> None:
+    of = {"model": "llama2_7b", "name": "alps/table11", "method": "none"}
+    for task, comparable in (("piqa", True), ("arc_easy", False)):
+        metric = f"zero_shot/{task}"
+        one = harness_run(0.7, metric=metric, suite="alps", pattern="unstructured", **of)
+        line = only(table("alps/table11", [one], metric), "none")
+        assert line.theirs is not None
+        assert line.comparable == comparable, task
+
+
+def test_a_perplexity_of_words_stands_beside_its_own_kind_alone() -> None:
+    of = {"model": "llama2_7b", "name": "als/table1", "method": "none"}
+    words = "zero_shot/wikitext/word_perplexity"
+    one = harness_run(12.0, metric=words, suite="als", pattern="unstructured", **of)
+    line = only(table("als/table1", [one], words), "none")
+    assert line.theirs is not None
+    # ALS does not tell the length of its windows
+    assert (line.theirs.value, line.comparable) == ("12.31", False)
+    assert {k.theirs for k in table("als/table1", [one], METRIC).lines} == {None}

@@ -1,5 +1,8 @@
+import re
+
 import pytest
 
+from sparsemend.config.locations import PACKAGE
 from sparsemend.errors import OverrideError
 from sparsemend.table.measurement import measurement_of
 from sparsemend.table.published import (
@@ -75,9 +78,9 @@ def test_a_source_is_there_whole(paper: str, counted: tuple[int, int]) -> None:
         ("alps/table16/llama2_7b/2:4/-/uniform/dsnot/wikitext2/perplexity", "12.68"),
         ("alps/table13/opt_6_7b/0.7/-/uniform/dsnot/wikitext2/perplexity", "7985"),
         ("alps/table6/llama2_7b/-/alps/uniform/none/-/prune_seconds", "3043"),
-        ("dsnot/qwen3_4b/qwen3_4b/0.5/wanda/uniform/dsnot/wikitext2/word_perplexity", "25.77"),
+        ("dsnot/qwen3_4b/qwen3_4b/0.5/wanda/uniform/dsnot/wikitext/word_perplexity", "25.77"),
         ("dsnot/table2/llama_7b/0.7/wanda/uniform/none/wikitext2/perplexity", "88.84"),
-        ("als/table1/llama2_13b/0.5/sparsegpt/uniform/none/wikitext2/word_perplexity", "11.32"),
+        ("als/table1/llama2_13b/0.5/sparsegpt/uniform/none/wikitext/word_perplexity", "11.32"),
         ("als/table3/llama_30b/0.5/sparsegpt/als/none/zero_shot_average_8/accuracy_percent",
          "0.6902"),
         ("rethinking/table6/llama_7b/0.5/sparsegpt/uniform/reconstruct~same_inputs/-/"
@@ -122,7 +125,8 @@ def test_what_a_methods_own_paper_does_not_report_is_second_hand() -> None:
 def test_a_perplexity_of_words_shares_no_column_with_one_of_tokens() -> None:
     words = [cell for cell in published_numbers() if cell.metric == "word_perplexity"]
     assert {cell.paper for cell in words} == {"als", "dsnot"}
-    assert all(measurement_of(cell) is None for cell in words)
+    names = {m.name for cell in words if (m := measurement_of(cell))}
+    assert names == {"zero_shot/wikitext/word_perplexity"}
     tokens = [cell for cell in published_numbers() if cell.metric == "perplexity"]
     assert "als" not in {cell.paper for cell in tokens}
 
@@ -175,6 +179,17 @@ def test_numbers_not_read_from_text_are_marked() -> None:
     assert find_cell(TABLE2).mark == "second-hand"
     log = next(cell for cell in published_numbers() if cell.paper == "sp_lora")
     assert log.mark.startswith("log")
+
+
+def test_the_page_of_tables_counts_what_is_there() -> None:
+    page = (PACKAGE / "table" / "README.md").read_text(encoding="utf-8")
+    for paper in {cell.paper for cell in published_numbers()}:
+        cells = [cell for cell in published_numbers() if cell.paper == paper]
+        row = re.search(rf"│ {paper} +│ +(\d+) │ +(\d+) │", page)
+        assert row is not None, paper
+        second_hand = sum(cell.second_hand for cell in cells)
+        assert (int(row[1]), int(row[2])) == (len(cells), second_hand), paper
+    assert f"knows {len(published_numbers()):,} published numbers" in page
 
 
 def test_what_ran_out_of_memory_is_a_dash() -> None:

@@ -5,8 +5,20 @@ from __future__ import annotations
 from itertools import chain
 
 import pytest
+import torch
+from support.families import random_model
+from torch import Tensor
 
-from sparsemend.training.batches import Order, SteppedBatches, StepSplit
+from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.training.batches import (
+    Order,
+    SteppedBatches,
+    StepSplit,
+    loader,
+    mean_loss,
+    next_token_loss,
+    trim,
+)
 
 
 def read(**settings: int | None) -> list[list[list[int]]]:
@@ -50,3 +62,49 @@ def test_windows_that_devices_cannot_share_evenly_are_refused(
 def test_a_micro_batch_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"hardware\.micro_batch 0 is below 1"):
         StepSplit(windows=6, micro_batch=0)
+
+
+def padded(*lengths: int, window: int = 48) -> Examples:
+    """Rows of random tokens of these lengths, padded on the right."""
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(3, 96, (len(lengths), window), generator=generator)
+    labels = tokens.clone()
+    for row, length in enumerate(lengths):
+        tokens[row, length:], labels[row, length:] = 2, UNLABELLED
+    return Examples(tokens, labels)
+
+
+def mean_losses(examples: Examples) -> tuple[Tensor, Tensor]:
+    """The loss over whole windows, and over those that are trimmed."""
+    model = random_model("llama")
+    with torch.no_grad():
+        whole = next_token_loss(model, examples.tokens, examples.labels)
+        return whole, next_token_loss(model, *trim(examples.tokens, examples.labels))
+
+
+def test_a_batch_is_as_long_as_its_longest_example() -> None:
+    examples = padded(5, 9, 7, 20)
+    batches = [[0, 1], [3, 2], [0]]
+    assert [tuple(b.shape) for b, _ in loader(examples, batches)] == [(2, 9), (2, 20), (1, 5)]
+    for rows, (tokens, labels) in zip(batches, loader(examples, batches), strict=True):
+        assert torch.equal(tokens, examples.tokens[rows][:, : tokens.shape[1]])
+        assert torch.equal(labels, examples.labels[rows][:, : tokens.shape[1]])
+    assert [b.shape[1] for b, _ in loader(examples, batches, whole=True)] == [48] * 3
+
+
+def test_padding_that_is_cut_leaves_the_loss_alone() -> None:
+    whole, short = mean_losses(padded(5, 9, 7))
+    assert float(short) == pytest.approx(float(whole), rel=1e-6)
+    examples = padded(5, 9, 7)
+    model, device = random_model("llama"), torch.device("cpu")
+    total = mean_loss(model, examples, device, at_once=2)
+    assert total == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_windows_of_plain_text_are_not_cut_nor_rows_without_a_label_left_empty() -> None:
+    text = Examples.of(padded(48, 48).tokens)
+    tokens, labels = trim(text.tokens, text.labels)
+    assert torch.equal(tokens, text.tokens)
+    assert torch.equal(labels, text.labels)
+    nothing = torch.full((2, 48), UNLABELLED)
+    assert trim(text.tokens, nothing)[0].shape == (2, 2)

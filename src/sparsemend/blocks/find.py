@@ -86,7 +86,7 @@ def is_never_called(linear: nn.Linear) -> bool:
     return NEVER_CALLED in vars(linear)
 
 
-def check_prunable(model: nn.Module) -> None:
+def check_blocks(model: nn.Module) -> None:
     """Raise ValueError where blocks hold no linear, share one, or hold too many weights elsewhere.
 
     The weights of another module may be no more than SHARE_OUTSIDE of a block's: routers and the

@@ -18,6 +18,8 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+RETRIED = 0.1  # the least damping of a second try, that of RIA's copy of SparseGPT
+
 
 class Statistic(ABC):
     """Accumulates over calls of one linear."""
@@ -124,7 +126,8 @@ class Hessian(Statistic):
         """The factor of H^-1 that OBS reads; computed once, as linears of one input share one H.
 
         damping: fraction of mean(diag H), taken after dead inputs got a 1, that is added to the
-        diagonal.  Where H is not positive definite even so, 0.1 is tried, then 0.1 in fp64.
+        diagonal.  Where H is not positive definite even so, 0.1 is tried, or `damping` if that is
+        more, then the same in fp64.
         """
         if self._factor is None or self._factor[0] != damping:
             self._factor = (damping, _inverse_factor(self.matrix, damping))
@@ -137,7 +140,9 @@ def _inverse_factor(matrix: Tensor, damping: float) -> InverseFactor:
     dead = matrix.diagonal() == 0
     # The reference code fails at its 0.01; retrying at 0.1 is what RIA's copy of it does
     # (Zhang et al. 2024).
-    for fraction, dtype in ((damping, torch.float32), (0.1, torch.float32), (0.1, torch.float64)):
+    most = max(damping, RETRIED)
+    ladder = [(damping, torch.float32), (most, torch.float32), (most, torch.float64)]
+    for fraction, dtype in dict.fromkeys(ladder):
         damped = matrix.to(dtype, copy=True)
         diagonal = damped.diagonal()
         diagonal.masked_fill_(dead, 1)
@@ -153,7 +158,7 @@ def _inverse_factor(matrix: Tensor, damping: float) -> InverseFactor:
             fraction,
             dtype,
         )
-    raise ValueError("the Hessian is not positive definite with damping 0.1 in fp64")
+    raise ValueError(f"the Hessian is not positive definite with damping {most:g} in fp64")
 
 
 def _upper_factor_of_inverse(matrix: Tensor) -> Tensor | None:

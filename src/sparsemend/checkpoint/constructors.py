@@ -11,38 +11,11 @@ leaves a size unknown, never wrong; a branch without a value is followed both wa
 from __future__ import annotations
 
 import ast
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
-class Unknown:
-    """A value that the text does not give."""
-
-
-UNKNOWN = Unknown()
-OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Is: operator.is_,
-    ast.IsNot: operator.is_not,
-    ast.In: lambda value, values: value in values,
-    ast.NotIn: lambda value, values: value not in values,
-    ast.Not: operator.not_,
-    ast.USub: operator.neg,
-}
-CALLS: Mapping[str, Callable[..., Any]] = {"int": int, "max": max, "min": min, "round": round}
+from sparsemend.checkpoint.expressions import UNKNOWN, Scope, value_of
 
 
 @dataclass(frozen=True)
@@ -57,16 +30,9 @@ class BuiltLinear:
 
 
 @dataclass
-class Scope:
-    """The names inside one constructor, and what it builds: attribute -> linear, None for others.
+class Construction(Scope):
+    """One constructor as it is followed; built: attribute and linear, None for anything else."""
 
-    attributes: of `self`; config: those of the parameter `config`.
-    """
-
-    config: Mapping[str, Any]
-    reads_config: bool = True
-    attributes: dict[str, Any] = field(default_factory=dict)
-    names: dict[str, Any] = field(default_factory=dict)
     built: list[tuple[str, BuiltLinear | None]] = field(default_factory=list)
 
 
@@ -80,7 +46,7 @@ def built_linears(
     by_attribute: dict[str, list[BuiltLinear | None]] = {}
     classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
     for node in classes.values():
-        scope = Scope(config)
+        scope = Construction(config)
         for constructor in _constructors(node, classes):
             scope.names, scope.reads_config = {}, _takes(constructor, config_class)
             _follow(constructor.body, scope, classes)
@@ -126,7 +92,7 @@ def complete(module: ast.Module, config_class: str, stated: Mapping[str, Any]) -
     declared_names = set(values)
     stated = {renamed.get(name, name): value for name, value in stated.items()}
     values |= stated
-    scope = Scope(values, attributes=values)
+    scope = Construction(values, attributes=values)
     for function in node.body:
         if isinstance(function, ast.FunctionDef) and function.name == "__post_init__":
             _follow(function.body, scope, {})
@@ -144,7 +110,9 @@ def _literal(node: ast.expr | None) -> Any:
         return UNKNOWN
 
 
-def _follow(body: Iterable[ast.stmt], scope: Scope, classes: Mapping[str, ast.ClassDef]) -> None:
+def _follow(
+    body: Iterable[ast.stmt], scope: Construction, classes: Mapping[str, ast.ClassDef]
+) -> None:
     """Carry out the statements of a constructor in a scope, as far as they are understood."""
     for line in body:
         if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None:
@@ -152,7 +120,7 @@ def _follow(body: Iterable[ast.stmt], scope: Scope, classes: Mapping[str, ast.Cl
             for target in targets:
                 _assign(target, line.value, scope, classes)
         elif isinstance(line, ast.If):
-            condition = _value(line.test, scope)
+            condition = value_of(line.test, scope)
             if condition is UNKNOWN:
                 _follow_both(line, scope, classes)
             else:
@@ -161,7 +129,7 @@ def _follow(body: Iterable[ast.stmt], scope: Scope, classes: Mapping[str, ast.Cl
             _forget(line, scope)
 
 
-def _follow_both(line: ast.If, scope: Scope, classes: Mapping[str, ast.ClassDef]) -> None:
+def _follow_both(line: ast.If, scope: Construction, classes: Mapping[str, ast.ClassDef]) -> None:
     """Follow both branches; what they do not agree in is unknown."""
     before = dict(scope.attributes), dict(scope.names)
     _follow(line.body, scope, classes)
@@ -174,7 +142,7 @@ def _follow_both(line: ast.If, scope: Scope, classes: Mapping[str, ast.ClassDef]
                 values[name] = UNKNOWN
 
 
-def _forget(line: ast.stmt, scope: Scope) -> None:
+def _forget(line: ast.stmt, scope: Construction) -> None:
     """Leave unknown whatever a loop, a context or the like may assign."""
     for node in ast.walk(line):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -185,14 +153,14 @@ def _forget(line: ast.stmt, scope: Scope) -> None:
 
 
 def _assign(
-    target: ast.expr, value: ast.expr, scope: Scope, classes: Mapping[str, ast.ClassDef]
+    target: ast.expr, value: ast.expr, scope: Construction, classes: Mapping[str, ast.ClassDef]
 ) -> None:
     replaced = ast.unparse(target) in ("config", "self.config") and ast.unparse(value) != "config"
     scope.reads_config = scope.reads_config and not replaced
     if isinstance(target, ast.Name):
-        scope.names[target.id] = _value(value, scope)
+        scope.names[target.id] = value_of(value, scope)
     elif isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self":
-        scope.attributes[target.attr] = _value(value, scope)
+        scope.attributes[target.attr] = value_of(value, scope)
         scope.built.append((target.attr, _linear(value, scope, classes)))
     elif isinstance(target, ast.Tuple):
         for element in target.elts:
@@ -200,13 +168,13 @@ def _assign(
 
 
 def _linear(
-    value: ast.expr, scope: Scope, classes: Mapping[str, ast.ClassDef]
+    value: ast.expr, scope: Construction, classes: Mapping[str, ast.ClassDef]
 ) -> BuiltLinear | None:
     """The linear, Conv1D or embedding that an expression builds; None for anything else."""
     if not isinstance(value, ast.Call) or len(value.args) < 2:
         return None
     name = ast.unparse(value.func)
-    first, second = (_size(_value(argument, scope)) for argument in value.args[:2])
+    first, second = (_size(value_of(argument, scope)) for argument in value.args[:2])
     if name == "nn.Embedding":
         return BuiltLinear((first, second), bias=False)
     if name == "Conv1D":  # (outputs, inputs), saved the other way round
@@ -214,7 +182,7 @@ def _linear(
     if name == "nn.Linear" or _is_linear(classes.get(name)):
         keywords = {keyword.arg: keyword.value for keyword in value.keywords}
         bias = value.args[2] if len(value.args) > 2 else keywords.get("bias", ast.Constant(True))
-        has_bias = _value(bias, scope)
+        has_bias = value_of(bias, scope)
         return BuiltLinear((second, first), has_bias if isinstance(has_bias, bool) else None)
     return None
 
@@ -230,69 +198,3 @@ def _is_linear(node: ast.ClassDef | None) -> bool:
 
 def _size(value: Any) -> int | None:
     return value if type(value) is int else None
-
-
-def _value(node: ast.expr, scope: Scope) -> Any:
-    """The value of an expression, UNKNOWN where it is not understood."""
-    try:
-        return _evaluate(node, scope)
-    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError):
-        return UNKNOWN
-
-
-def _evaluate(node: ast.expr, scope: Scope) -> Any:
-    """As `_value`; raises what Python would where a part has no value."""
-    if isinstance(node, ast.Constant):
-        return UNKNOWN if node.value is ... else node.value
-    if isinstance(node, ast.Name):
-        return scope.names[node.id]
-    if isinstance(node, ast.Attribute):
-        return _attribute(ast.unparse(node.value), node.attr, scope)
-    if isinstance(node, ast.IfExp):
-        condition = _require(node.test, scope)
-        return _evaluate(node.body if condition else node.orelse, scope)
-    if isinstance(node, ast.BoolOp):
-        stops = isinstance(node.op, ast.Or)
-        for part in node.values:
-            value = _require(part, scope)
-            if bool(value) is stops:
-                break
-        return value
-    if isinstance(node, ast.UnaryOp):
-        return OPERATORS[type(node.op)](_require(node.operand, scope))
-    if isinstance(node, ast.BinOp):
-        return OPERATORS[type(node.op)](_require(node.left, scope), _require(node.right, scope))
-    if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        compared = node.comparators[0]
-        return OPERATORS[type(node.ops[0])](_require(node.left, scope), _require(compared, scope))
-    if isinstance(node, ast.Subscript):
-        return _require(node.value, scope)[_require(node.slice, scope)]
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_require(element, scope) for element in node.elts]
-    if isinstance(node, ast.Call) and not node.keywords:
-        return _call(node, scope)
-    raise ValueError("not understood")
-
-
-def _call(node: ast.Call, scope: Scope) -> Any:
-    name = ast.unparse(node.func)
-    if name == "getattr" and len(node.args) == 3 and isinstance(node.args[1], ast.Constant):
-        # a default counts only where the config's class surely lacks the name, which is not seen
-        return _attribute(ast.unparse(node.args[0]), str(node.args[1].value), scope)
-    return CALLS[name](*(_require(argument, scope) for argument in node.args))
-
-
-def _require(node: ast.expr, scope: Scope) -> Any:
-    """The value of a part; raises ValueError where it is unknown."""
-    value = _evaluate(node, scope)
-    if value is UNKNOWN:
-        raise ValueError("unknown")
-    return value
-
-
-def _attribute(owner: str, name: str, scope: Scope) -> Any:
-    if owner == "self":
-        return scope.attributes[name]
-    if owner in ("config", "self.config") and scope.reads_config:
-        return scope.config[name]
-    raise KeyError(name)

@@ -195,7 +195,7 @@ def _keys_of_table(file: Path, name: str) -> set[str]:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             (target,) = node.targets
             if isinstance(target, ast.Name) and target.id == name:
-                return {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
+                return {str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)}
     return set()
 
 

@@ -120,7 +120,7 @@ class _Reader:
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"says general.alignment={alignment}, which is no number of bytes")
         start = -(-self.at // alignment) * alignment
-        tensor_of = {name: _tensor(name, *place, start) for name, *place in places}
+        tensor_of = {place[0]: _tensor(*place, start) for place in places}
         end = max((t.begin + t.length for t in tensor_of.values()), default=0)
         if end > size:
             raise ValueError(

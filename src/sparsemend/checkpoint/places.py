@@ -134,10 +134,8 @@ def model_class(values: Mapping[str, Any], tables: Tables) -> ModelClass | None:
         return None
     if renames_tensors(kind.model_type):
         return None
-    folder = _folder(kind.model_type)
-    models = _texts(folder, "modeling")
-    text = next((t for t in models if re.search(rf"^class {name}\(", t, re.M)), None)
-    config = _config_class(kind.model_type, _texts(folder, "configuration"))
+    text = _model_text(kind.model_type, name)
+    config = _config_class(kind.model_type, _texts(kind.model_type, "configuration"))
     if text is None or config is None or re.search(r"^from \.\.\w+\.modeling_", text, re.M):
         return None
     config_class, config_text = config
@@ -145,7 +143,26 @@ def model_class(values: Mapping[str, Any], tables: Tables) -> ModelClass | None:
     return ModelClass(name, text, built_linears(ast.parse(text), complete_values, config_class))
 
 
-def _texts(folder: Path, kind: str) -> list[str]:
+def uncalled_linears(values: Mapping[str, Any], tables: Tables) -> frozenset[str]:
+    """The attributes that a model's class builds as linears and calls nowhere, as Mamba's dt_proj.
+
+    Their weight alone is read, so that a run leaves them dense.
+    """
+    model_type = Architecture.of(values).model_type
+    name = tables.causal.get(model_type)
+    text = _model_text(model_type, name) if isinstance(name, str) else None
+    built = set(re.findall(r"self\.(\w+) = nn\.Linear\(", text or ""))
+    return frozenset(name for name in built if not re.search(rf"\.{name}\(", text or ""))
+
+
+def _model_text(model_type: str, name: str) -> str | None:
+    """The text of the module that defines a class, where it lies in the folder of its type."""
+    texts = _texts(model_type, "modeling")
+    return next((t for t in texts if re.search(rf"^class {name}\(", t, re.M)), None)
+
+
+def _texts(model_type: str, kind: str) -> list[str]:
+    folder = _folder(model_type)
     return [path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"{kind}_*.py"))]
 
 

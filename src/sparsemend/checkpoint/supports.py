@@ -19,11 +19,11 @@ from sparsemend.checkpoint.headers import (
 )
 from sparsemend.checkpoint.linears import BLOCK_TENSOR
 from sparsemend.checkpoint.masks import Masks, read_masks
-from sparsemend.checkpoint.prunable import (
-    Prunable,
-    prunable_of_masks,
-    prunable_of_names,
+from sparsemend.checkpoint.pruned_tensors import (
+    PrunedTensors,
     tensor_of,
+    tensors_by_masks,
+    tensors_by_names,
 )
 from sparsemend.config.kinds import kinds
 from sparsemend.names import MASKS, MODEL, RESULT
@@ -43,7 +43,7 @@ class Checked:
 
     path: Path
     masks: Path | None
-    prunable: Prunable
+    prunable: PrunedTensors
     tensors: Mapping[str, str]
     supports: Mapping[str, Support]
     all_weights: int
@@ -164,12 +164,12 @@ def _prunable(
     folder: Path,
     masks: Path | None,
     written: Masks,
-) -> Prunable:
+) -> PrunedTensors:
     config = folder / "config.json"
     values = json_object(config) if config.is_file() else None
     if masks is None:
-        return prunable_of_names(path, headers, values)
-    return prunable_of_masks(path, headers, values, masks, written)
+        return tensors_by_names(path, headers, values)
+    return tensors_by_masks(path, headers, values, masks, written)
 
 
 def _those_of(path: Path, headers: Mapping[str, object], masks: Masks) -> Masks:

@@ -45,7 +45,9 @@ def declarations(cfg: DictConfig, folders: Sequence[Path] = ()) -> Declarations:
     result = dict(root)
     for group, section in cfg.items_ex(resolve=False):
         if OmegaConf.is_dict(section):
-            result |= _of_section(str(group), str(group), section, places)
+            inside = _of_section(str(group), str(group), section, places)
+            # what run.yaml says of a key holds, whatever an experiment sets it to
+            result |= {key: entry for key, entry in inside.items() if key not in root}
         elif group not in root:
             result |= declared_by_experiments(str(group), places)
     return {key: _follow_references(key, result) for key in result}

@@ -59,12 +59,12 @@ def _products(rows: Iterable[Numbers], universe: Iterable[Numbers]) -> list[list
         key = frozenset(rest), frozenset(every.get(first, rest))
         groups.setdefault(key, []).append(first)
     products = []
-    for (rest, all_rest), firsts in groups.items():
+    for (same, all_same), firsts in groups.items():
         head = _set(sorted(firsts), len(every))
-        if rest == {()}:
+        if same == {()}:
             products.append([head])
         else:
-            inner = _products(sorted(rest), sorted(all_rest))
+            inner = _products(sorted(same), sorted(all_same))
             products += [[head, *product] for product in inner]
     return products
 

@@ -38,6 +38,7 @@ from sparsemend.data.streams import StreamSource
 
 C4_TEST_ROWS = 1100  # SparseGPT's C4 perplexity: the first rows of the validation shard ...
 C4_TEST_WINDOWS = 256  # ... and their first 256 windows
+TESTED = ("wikitext2", "c4", "ptb")
 SPLITS = ("train", "validation", "test")
 
 
@@ -61,7 +62,7 @@ class WikiText2(StreamSource):
 
 @dataclass(kw_only=True)
 class C4(DataSource):
-    """One shard of C4 for calibration and training; tests on WikiText-2 or on C4 itself."""
+    """One shard of C4 for calibration and training; tests on WikiText-2, C4 itself or PTB."""
 
     name: str
     path: str
@@ -70,15 +71,18 @@ class C4(DataSource):
     test_on: str
     wikitext_path: str
     wikitext_config: str
+    ptb_path: str
+    ptb_revision: str | None
+    ptb_config: str
     train_documents: int
     seqlen: int
     calibration_samples: int
     bos: bool
 
     def __post_init__(self) -> None:
-        if self.test_on not in ("wikitext2", "c4"):
+        if self.test_on not in TESTED:
             raise ValueError(
-                f"data.test_on={self.test_on} is neither wikitext2 nor c4; choose one of them"
+                f"data.test_on={self.test_on} is none of {', '.join(TESTED)}; choose one of them"
             )
 
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:
@@ -102,7 +106,7 @@ class C4(DataSource):
         return Examples.of(held_out_rows(self._train_windows(tokenizer))[1])
 
     def test(self, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
-        """WikiText-2 test windows, or the first 256 of the first 1100 C4 validation rows."""
+        """Test windows of WikiText-2 or PTB, or the first 256 of the first 1100 C4 rows."""
         bos = bos_token(tokenizer, self.bos)
         ids = encode(tokenizer, self._test_text())
         rows = windows(ids, self.seqlen, what="test", bos=bos, key=self.key)
@@ -131,6 +135,8 @@ class C4(DataSource):
     def _test_text(self) -> str:
         if self.test_on == "wikitext2":
             return wikitext(self.wikitext_path, self.wikitext_config, "test")
+        if self.test_on == "ptb":
+            return treebank(self.ptb_path, self.ptb_config, "test", revision=self.ptb_revision)
         rows = text_column(self.path, self.validation_file, split="validation", column="text")
         return " ".join(rows[:C4_TEST_ROWS])
 
@@ -151,13 +157,7 @@ class PennTreebank(StreamSource):
         return fingerprint_texts(self.read(split) for split in SPLITS)
 
     def read(self, split: str) -> str:
-        """The sentences of one split, joined by a space.
-
-        Its files lie as the hub's parquet conversions do: config/split/0000.parquet.
-        """
-        files = f"{self.config}/{split}/*.parquet"
-        rows = text_column(self.path, files, split=split, column="sentence", revision=self.revision)
-        return " ".join(rows)
+        return treebank(self.path, self.config, split, revision=self.revision)
 
 
 def wikitext(path: str, config: str, split: str) -> str:
@@ -168,3 +168,12 @@ def wikitext(path: str, config: str, split: str) -> str:
     else:
         rows = TextRows(load_rows(path, config, split=split)["text"], f"{path} {split}")
     return (" " if split == "train" else "\n\n").join(rows)
+
+
+def treebank(path: str, config: str, split: str, *, revision: str | None) -> str:
+    """The sentences of one split of Penn Treebank, joined by a space.
+
+    Its files lie as the hub's parquet conversions do: config/split/0000.parquet.
+    """
+    files = f"{config}/{split}/*.parquet"
+    return " ".join(text_column(path, files, split=split, column="sentence", revision=revision))

@@ -16,6 +16,30 @@ from sparsemend.data.row_files import PlacedRow, json_rows, parquet_rows
 
 JSON = (".json", ".jsonl")
 SUFFIXES = (*JSON, ".parquet")
+SLICED = re.compile(r"(?P<split>[^\[\]]+)\[(?P<first>-?\d*):(?P<end>-?\d*)\]")
+
+
+def split_rows(place: str) -> tuple[str, slice]:
+    """A split or file and the rows that are meant: `train[-2000:]`, the last 2000 of train."""
+    match = SLICED.fullmatch(place)
+    if match is None:
+        return place, slice(None)
+    first, end = (int(number) if number else None for number in match.group("first", "end"))
+    return match["split"], slice(first, end)
+
+
+def check_some(key: str, place: str, total: int) -> int:
+    """The number of rows of `place`, of whose split or file there are `total`.
+
+    Raises ValueError where no row is meant.
+    """
+    count = len(range(total)[split_rows(place)[1]])
+    if not count:
+        raise ValueError(
+            f"data.{key}={place} is none of the {total} rows; give a range inside them, such as "
+            f"{split_rows(place)[0]}[-{max(1, total // 10)}:]"
+        )
+    return count
 
 
 def split_files(key: str, path: str | None, config: str | None, split: str) -> list[Path] | None:

@@ -2,7 +2,8 @@
 
 Validation is held out of train as the papers' codes do, by `datasets`' train_test_split with one
 seed: a permutation whose head is held out.  Where the data set has no test split, the task's
-test examples come next in that permutation.  The hold-out seed is a key of its own, so runs of
+test examples come next in that permutation.  A split may be given by rows, `train[-2000:]`, which
+takes nothing out of train.  The hold-out seed is a key of its own, so runs of
 several seeds compare.
 """
 
@@ -17,10 +18,12 @@ from sparsemend.data.base import DataSource
 from sparsemend.data.hub_files import load_rows
 from sparsemend.data.instruction_files import (
     check_held_out,
+    check_some,
     examples_of,
     file_examples,
     key_and_file,
     split_files,
+    split_rows,
 )
 from sparsemend.data.prompted import PromptedSource
 from sparsemend.data.prompts import Prompted, RowFormat
@@ -87,16 +90,22 @@ class Instructions(PromptedSource):
         return held_out(read.pop("train"), wanted, seed=self.split_seed) | read
 
     def _read(self, key: str, place: str) -> list[Prompted]:
-        files = split_files(key, self.path, self.config, place)
+        name, part = split_rows(place)
+        everything = self._read_whole(key, name)
+        check_some(key, place, len(everything))
+        return everything[part]
+
+    def _read_whole(self, key: str, name: str) -> list[Prompted]:
+        files = split_files(key, self.path, self.config, name)
         if files is None:
             assert self.path is not None
-            rows = load_rows(self.path, self.config, split=place)
+            rows = load_rows(self.path, self.config, split=name)
             numbered = ((f"row {number}", row) for number, row in enumerate(rows))
-            return list(examples_of(f"data.{key}={place} ({self.path})", numbered, self.row_format))
+            return list(examples_of(f"data.{key}={name} ({self.path})", numbered, self.row_format))
         return [
             example
             for file in files
-            for example in file_examples(file, self.row_format, key_and_file(key, place, file))
+            for example in file_examples(file, self.row_format, key_and_file(key, name, file))
         ]
 
 

@@ -8,9 +8,11 @@ from sparsemend.config.asked import Asked
 from sparsemend.data.chat_template import check_chat_template
 from sparsemend.data.instruction_files import (
     check_held_out,
+    check_some,
     file_examples,
     key_and_file,
     split_files,
+    split_rows,
 )
 from sparsemend.data.prompts import RowFormat
 
@@ -32,11 +34,13 @@ def check(asked: Asked) -> None:
         check_held_out(counted["train"], wanted)
 
 
-def _count_rows(key: str, split: str, data: DictConfig, row_format: RowFormat) -> int | None:
+def _count_rows(key: str, place: str, data: DictConfig, row_format: RowFormat) -> int | None:
     """The number of rows of a split, all of them sound; None where they lie on the hub."""
-    files = split_files(key, data.path, data.config, split)
+    name, _ = split_rows(place)
+    files = split_files(key, data.path, data.config, name)
     if files is None:
         return None
-    return sum(
-        1 for path in files for _ in file_examples(path, row_format, key_and_file(key, split, path))
+    total = sum(
+        1 for path in files for _ in file_examples(path, row_format, key_and_file(key, name, path))
     )
+    return check_some(key, place, total)

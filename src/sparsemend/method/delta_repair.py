@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.names import saved_name
 from sparsemend.method.adapter.delta.budget import DeltaBudget
 from sparsemend.method.adapter.delta.linear import KERNEL_CHOICES, DeltaLinear, delta_linears
 from sparsemend.method.adapter.delta.rounds import DeltaRounds
@@ -87,7 +88,7 @@ class DeltaRepair(TrainedRepair):
         shapes = {name: tuple(linears[name].weight.shape) for name in kept}
         counts = self.deltas.per_linear(shapes, sum(p.numel() for p in model.parameters()))
         for name, count in counts.items():
-            self.deltas.check(name, count, kept[name])
+            self.deltas.check(saved_name(model, name), count, kept[name])
         return counts
 
     def attach_at(self, model: PreTrainedModel, positions: Mapping[str, Tensor]) -> None:
@@ -136,7 +137,7 @@ class DeltaRepair(TrainedRepair):
         layers = dict(delta_linears(model))
         return {
             "evolution": {
-                "linears": list(layers),
+                "linears": [saved_name(model, name) for name in layers],
                 "kept": [layer.starting_count for layer in layers.values()],
                 "deltas": [layer.indices.numel() for layer in layers.values()],
                 "rounds": [] if self.evolution is None else self.evolution.records,

@@ -24,7 +24,7 @@ from sparsemend.method.adapter.low_rank import (
     check_adapter,
     scale_of,
 )
-from sparsemend.method.adapter.peft_layout import load_peft, save_peft
+from sparsemend.method.adapter.peft_layout import load_peft, peft_scale, save_peft
 from sparsemend.method.base import Workbench
 from sparsemend.method.low_rank_repair import LowRankRepair
 from sparsemend.sparse.count import support_sparsity
@@ -77,8 +77,12 @@ class Lora(LowRankRepair):
 
     @torch.no_grad()
     def load_adapter(self, model: PreTrainedModel, folder: Path) -> None:
-        scale = scale_of(self.alpha, self.rank, self.scale_rule)
-        for name, (a, b) in load_peft(folder).items():
+        """Attach the factors of `folder` with the scale that its config states, or else ours."""
+        factors = load_peft(folder)
+        scale = peft_scale(folder, factors)
+        if scale is None:
+            scale = scale_of(self.alpha, self.rank, self.scale_rule)
+        for name, (a, b) in factors.items():
             base = model.get_submodule(name)
             assert isinstance(base, SparseLinear)
             adapter = LoraLinear(base, a, scale, self.dropout).train(model.training)

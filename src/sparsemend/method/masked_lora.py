@@ -11,7 +11,7 @@ two graph forms with exact gradients (D = dLoss/dY, N weights, T tokens):
 Both keep a weight-sized matrix and its mask for the backward pass (3 bytes per bf16 weight).
 MaskLoRA: PERP, Zimmer et al. 2023, arXiv 2312.15230.  SparsePEFT: SQFT, Munoz et al. 2024, arXiv
 2410.03750.  In bf16 merge_first rounds the sum to the weight's grid in every forward, two_gemm
-only when it folds.
+only when it folds (the report then has validation/loss/folded beside validation/loss).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.method.adapter.fold import rounds_when_folded
 from sparsemend.method.adapter.low_rank import (
     SCALE_RULES,
     attach_started,
@@ -62,3 +63,6 @@ class MaskedLora(LowRankRepair):
             return MaskedLoraLinear(linear, start, scale)
 
         attach_started(model, make, rank=self.rank, seed=bench.seed)
+
+    def validates_the_fold(self, model: PreTrainedModel) -> bool:
+        return self.form == "merge_first" or not rounds_when_folded(model)

@@ -3,7 +3,8 @@
     W_eff[i, j] = W[i, j] (1 + s a[g(i), j] b[i])
 
 The output rows fall into `groups` equal contiguous groups, g(i) is row i's.  A zero times anything
-stays zero, so no mask is needed.  b starts at zero.  (Lu et al. 2024, arXiv 2405.16057.)
+stays zero, so no mask is needed.  b starts at zero and decays as a does, a matrix of one column in
+the released code too.  (Lu et al. 2024, arXiv 2405.16057.)
 
 Three forms of one function (T tokens, N weights):
 
@@ -29,7 +30,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import called_linears
-from sparsemend.method.adapter.fold import adapters
+from sparsemend.blocks.names import saved_name
+from sparsemend.method.adapter.fold import adapters, rounds_when_folded
 from sparsemend.method.adapter.low_rank import attach_started, wider
 from sparsemend.method.base import Workbench
 from sparsemend.method.trained import TrainedRepair
@@ -40,7 +42,7 @@ FORMS = ("group_loop", "plain", "checkpointed")
 
 
 class SppLinear(SparseLinear):
-    """W * (1 + scale * E(a) * b); spp_a (groups, I), spp_b (O,), fp32."""
+    """W * (1 + scale * E(a) * b); spp_a (groups, I), spp_b (O, 1), fp32."""
 
     def __init__(
         self, base: SparseLinear, start: Tensor, *, scale: float, form: str, dropout: float
@@ -48,13 +50,13 @@ class SppLinear(SparseLinear):
         super().__init__(base.weight, base.bias, base.keep)
         start = start.to(device=base.weight.device, dtype=wider(base.weight.dtype))
         self.spp_a = nn.Parameter(start)
-        self.spp_b = nn.Parameter(start.new_zeros(base.out_features))
+        self.spp_b = nn.Parameter(start.new_zeros(base.out_features, 1))
         self.scale, self.form = scale, form
         self.dropout = nn.Dropout(dropout)
 
     def effective_weight(self) -> Tensor:
         factor = self.spp_a.repeat_interleave(self.out_features // len(self.spp_a), dim=0)
-        multiplier = 1 + self.scale * factor * self.spp_b.unsqueeze(1)
+        multiplier = 1 + self.scale * factor * self.spp_b
         return (self.weight.to(multiplier.dtype) * multiplier).to(self.weight.dtype)
 
     @torch.no_grad()
@@ -71,13 +73,14 @@ class SppLinear(SparseLinear):
             return base + self._product(input)
         # under autocast the base product has the compute dtype; the weight is cast by groups
         dropped = self.dropout(input).to(base.dtype)
-        return base + GroupedProduct.apply(dropped, self.weight, self.spp_a, self.spp_b, self.scale)
+        a, b = self.spp_a, self.spp_b.squeeze(1)
+        return base + GroupedProduct.apply(dropped, self.weight, a, b, self.scale)
 
     def _product(self, input: Tensor) -> Tensor:
         """s drop(x) (W * E(a) * b)^T as plain autograd sees it."""
         a, b = self.spp_a.to(self.weight.dtype), self.spp_b.to(self.weight.dtype)
         factor = a.repeat_interleave(self.out_features // len(a), dim=0)
-        scaled = self.weight * factor * b.unsqueeze(1)
+        scaled = self.weight * factor * b
         return self.scale * F.linear(self.dropout(input), scaled)
 
 
@@ -105,7 +108,7 @@ class Spp(TrainedRepair):
             if linear.out_features % self.groups:
                 raise ValueError(
                     f"method.groups={self.groups} does not divide the {linear.out_features} "
-                    f"outputs of {name}; set method.groups to a divisor of them"
+                    f"outputs of {saved_name(model, name)}; set method.groups to a divisor of them"
                 )
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
@@ -115,6 +118,9 @@ class Spp(TrainedRepair):
             return SppLinear(linear, start, scale=self.scale, form=self.form, dropout=self.dropout)
 
         attach_started(model, make, rank=self.groups, seed=bench.seed)
+
+    def validates_the_fold(self, model: PreTrainedModel) -> bool:
+        return not rounds_when_folded(model)  # base and update are two products
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         linears = [m for _, m in adapters(model) if isinstance(m, SppLinear)]

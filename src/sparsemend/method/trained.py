@@ -88,11 +88,18 @@ class TrainedRepair(TrainingFields, RepairMethod):
         model.requires_grad_(False).eval().zero_grad(set_to_none=True)
         report |= self.fold(model)
         check_supports(model)
-        if self.foldable and not self.holds_support:
-            # validation saw a denser model than the one that is left
+        if self.foldable and not self.validates_the_fold(model):
             loss = mean_loss(model, module.validation_examples, bench.device, self.at_once(bench))
             report[f"{VALIDATION_LOSS}/folded"] = loss
         return {"trained_parameters": parameters, **report}
+
+    def validates_the_fold(self, model: PreTrainedModel) -> bool:
+        """Whether the fit measures the function of the folded `model`, but for fp32 rounding.
+
+        Where not, because it is denser or is rounded in another place, the folded model's own loss
+        is reported beside it.
+        """
+        return self.holds_support
 
     def at_once(self, bench: Workbench) -> int:
         """The windows of a forward pass outside of training."""
@@ -109,7 +116,7 @@ class TrainedRepair(TrainingFields, RepairMethod):
                 parameter.data = parameter.data.to(torch.bfloat16)
             parameter.requires_grad_(True)
         pruned = sum(
-            int((~linear.keep).sum())
+            linear.keep.numel() - int(linear.keep.count_nonzero())
             for _, linear in sparse_linears(model)
             if linear.weight.requires_grad
         )

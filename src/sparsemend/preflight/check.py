@@ -10,14 +10,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.checkpoint.architecture import installed_tables
 from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.checkpoint.linears import other_weights, stored_linears
 from sparsemend.checkpoint.model import ModelConfig, find_model
+from sparsemend.checkpoint.places import uncalled_linears
 from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.config.asked import Asked
 from sparsemend.config.flags import says
@@ -28,10 +31,10 @@ from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.checkpoint import check_checkpoint
 from sparsemend.preflight.data import check_paths, check_tokenizers, data_sources
 from sparsemend.preflight.declared import check_declared
+from sparsemend.preflight.linear_names import check_linear_names
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_modules
-from sparsemend.preflight.prunable import check_prunable
 from sparsemend.preflight.steps import check_steps
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
@@ -92,14 +95,16 @@ def check(cfg: DictConfig) -> None:
     if model.config is not None:
         check_window(cfg, model.config)
     linears: dict[str, TensorShape] = {}
+    called: dict[str, TensorShape] = {}
     if model.blocks is not None:
         config = model.config.values if model.config is not None else {}
         check_linears(model.path, model.blocks, config)
-        check_prunable(cfg, model.blocks, config)
+        check_linear_names(cfg, model.blocks, config)
         linears = prunable_shapes(cfg, model.blocks, config)
-        check_widths(cfg, pattern, linears)
+        called = _without_uncalled(linears, config)
+        check_widths(cfg, pattern, called)
     asked = Asked(cfg=cfg, pattern=pattern, model=model, linears=linears, key="", section=cfg)
-    check_adapter_shapes(asked)
+    check_adapter_shapes(replace(asked, linears=called))
     check_tokenizers(cfg)
     check_members(asked)
     check_paths(cfg)
@@ -198,6 +203,15 @@ def check_linears(path: str, blocks: Mapping[str, TensorShape], config: Mapping[
             f"model {path} has no linear inside its blocks, so nothing can be pruned; choose "
             "a causal language model whose blocks are built of linears"
         )
+
+
+def _without_uncalled(
+    linears: Mapping[str, TensorShape], config: Mapping[str, Any]
+) -> dict[str, TensorShape]:
+    """The linears without those that the model's class calls nowhere, which stay dense."""
+    tables = installed_tables()
+    uncalled = frozenset() if tables is None else uncalled_linears(config, tables)
+    return {n: shape for n, shape in linears.items() if n.rpartition(".")[2] not in uncalled}
 
 
 def check_widths(cfg: DictConfig, pattern: Pattern, linears: Mapping[str, TensorShape]) -> None:

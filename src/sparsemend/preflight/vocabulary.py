@@ -1,7 +1,7 @@
 """Check the knobs that mean the same in every member that has them, a user's own included.
 
     method.learning_rate         peak rate of what trains, above 0
-    method.precision             that of the fit; bf16-true needs a model in bfloat16
+    method.precision             that of the fit; bf16-true needs a bfloat16 model, float16 scaling
     method.scope                 `all` trains the whole model, which needs no pruning
     method.rank, method.groups   of an adapter: at most a linear's width; a divisor of its outputs
     method.distill               the dense model as teacher: weight, hidden_weight, teacher_device
@@ -52,6 +52,11 @@ def check_training(cfg: DictConfig) -> None:
         raise ValueError(
             f"method.precision=bf16-true needs a bfloat16 model, not model.dtype="
             f"{cfg.model.get('dtype')}; set model.dtype=bfloat16 or method.precision=bf16-mixed"
+        )
+    if (cfg.model.get("dtype"), method.get("precision")) == ("float16", "32-true"):
+        raise ValueError(
+            "model.dtype=float16 loses small gradients unless the loss is scaled; set "
+            "method.precision=16-mixed, which scales it, or model.dtype=bfloat16"
         )
     whole_model = method.get("scope") == "all"  # ordinary training, as of the tiny model
     if leaves_whole(cfg.pruner) and not whole_model:

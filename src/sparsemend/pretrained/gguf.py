@@ -27,9 +27,9 @@ from sparsemend.checkpoint.gguf import SOURCE, WEIGHTS, plain_name, read_checked
 from sparsemend.checkpoint.gguf_header import GgufHeader
 from sparsemend.checkpoint.names import name_some
 from sparsemend.config.gguf import FORM, digest_of
-from sparsemend.errors import USER_ERRORS
+from sparsemend.errors import USER_ERRORS, blame
 from sparsemend.files import file_digest, give_usual_mode, write_json, write_text
-from sparsemend.pretrained.one_line import cause, in_one_line
+from sparsemend.pretrained.cause import cause
 from sparsemend.pretrained.tensors import check_tensors
 
 # `tokenizer.ggml.pre` of byte-level vocabularies, by how llama.cpp splits text before it merges
@@ -107,8 +107,8 @@ def _fill(file: Path, header: GgufHeader, folder: Path) -> None:
 
 def load_gguf(file: Path, header: GgufHeader) -> PreTrainedModel:
     """The model of a file, whole, in fp32; raises ValueError in one line."""
-    with in_one_line(str(file), "be loaded"):
-        model, report = AutoModelForCausalLM.from_pretrained(
+    with blame(f"model {file} cannot be loaded", say=cause):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(file.parent),
             gguf_file=file.name,
             quantization_config=GgufConfig(dequantize=True),  # the default keeps some packed
@@ -116,6 +116,7 @@ def load_gguf(file: Path, header: GgufHeader) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
+    model, report = loaded
     check_tensors(str(file), model, report)
     _check_scales(file, header)
     _check_used(file, header, model)
@@ -125,7 +126,9 @@ def load_gguf(file: Path, header: GgufHeader) -> PreTrainedModel:
 
 def _check_scales(file: Path, header: GgufHeader) -> None:
     """Raise ValueError on a factor of the forward pass that transformers does not read."""
-    tables = {plain_name(name): table for name, table in GGUF_CONFIG_MAPPING.items()}
+    tables: dict[str, Any] = {
+        plain_name(name): table for name, table in GGUF_CONFIG_MAPPING.items()
+    }
     table: Mapping[str, Any] = tables.get(plain_name(header.architecture), {})
     if not table:
         return  # of an architecture with a function of its own
@@ -160,7 +163,7 @@ def _save_tokenizer(file: Path, header: GgufHeader, folder: Path) -> list[str]:
     """Write the tokenizer, if the file has one; returns what is to be said about it."""
     if "tokenizer.ggml.tokens" not in header.values:
         return []
-    with in_one_line(str(file), "give its tokenizer"):
+    with blame(f"model {file} cannot give its tokenizer", say=cause):
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
         split = header.values.get("tokenizer.ggml.pre")
         byte_level = header.values.get("tokenizer.ggml.model") == "gpt2"

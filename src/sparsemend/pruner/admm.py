@@ -133,8 +133,8 @@ class ADMM(Pruner):
         if nothing_goes:
             return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
         if self.mask is not None:
-            given = self.mask(weight, _gram(statistic).beside, sparsity, pattern)
-            return self._prune(weight, statistic, lambda *_: ~given.keep)
+            support = self.mask(weight, _gram(statistic).beside, sparsity, pattern)
+            return self._prune(weight, statistic, lambda *_: ~support.keep)
         ramped = self._ramps(pattern)
         return self._prune(
             weight, statistic, partial(self._removal_mask, sparsity, pattern), ramped=ramped
@@ -144,8 +144,8 @@ class ADMM(Pruner):
         if not zeros:
             return Pruned(weight, torch.ones_like(weight, dtype=torch.bool))
         if self.mask is not None:
-            given = self.mask.exactly(weight, _gram(statistic).beside, zeros)
-            return self._prune(weight, statistic, lambda *_: ~given.keep)
+            support = self.mask.exactly(weight, _gram(statistic).beside, zeros)
+            return self._prune(weight, statistic, lambda *_: ~support.keep)
         lowest = lowest_over_rows if self.group == "row" else lowest_of_all
         return self._prune(
             weight,

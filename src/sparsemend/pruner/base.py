@@ -7,6 +7,7 @@ score, which training-free repair starts from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -51,6 +52,13 @@ class Pruner(ABC):
     def exactly(self, weight: Tensor, statistic: Statistic | None, zeros: int) -> Pruned:
         """Prune exactly `zeros` weights of `weight` (O, I), within the groups of this pruner."""
         raise ValueError(f"{type(self).__name__} has no exact count; use rounding=pruner")
+
+    def around(self, rates: Mapping[str, float], dense: Collection[str]) -> Mapping[str, float]:
+        """The rates by which linears of a block are pruned, while those in `dense` lose nothing.
+
+        rates: as they were asked, by full name.  Asked block by block, before any is pruned.
+        """
+        return rates
 
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """Importance (O, I), fp32; higher stays.  DSnoT ranks it for its initial mask."""

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsemend.blocks.find import check_prunable
+from sparsemend.blocks.find import check_blocks
 from sparsemend.blocks.self_check import check_walk
 from sparsemend.errors import blame
 from sparsemend.prune import check_widths
@@ -118,7 +118,7 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
 def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
     """Load the dense model, place it, and check it against what the run will do with it."""
     model = _dense_model(job)
-    check_prunable(model)
+    check_blocks(model)
     labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
     vocabulary = model.config.get_text_config().vocab_size
     for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):

@@ -17,7 +17,7 @@ from sparsemend.config.values import digest
 from sparsemend.layout.saved import module_supports
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
-from sparsemend.rounding import apply_rounding
+from sparsemend.rounding import apply_rounding, as_pruned
 from sparsemend.run.adopt import adopt
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.memory import Memory
@@ -67,7 +67,7 @@ class PruningRules:
         if self.statistics == "dense" and self.pruner.needs_calibration:
             statistics = remember("statistics", dense_statistics)
             prune_observed(model, calibration, statistics, pruner, allocation, self.pattern)
-            return allocation
+            return as_pruned(pruner, allocation)
         first = None
         if memory.enabled and not self.true_sequential:  # which observes the first block by parts
             first = remember("first block", observe_first)
@@ -80,7 +80,7 @@ class PruningRules:
             first=first,
             true_sequential=self.true_sequential,
         )
-        return allocation
+        return as_pruned(pruner, allocation)
 
 
 def prune_stage(job: RunJob, loaded: Loaded) -> Mapping[str, float]:

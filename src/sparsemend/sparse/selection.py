@@ -71,7 +71,7 @@ def kth_lowest(score: Tensor, count: int) -> Tensor:
 def checked_finite(score: Tensor) -> Tensor:
     """`score` itself; raises ValueError if any of it is NaN or infinite, which has no rank."""
     if not score.isfinite().all():
-        bad = int((~score.isfinite()).sum())
+        bad = score.numel() - int(score.isfinite().count_nonzero())
         raise ValueError(
             f"{bad} of {score.numel()} scores are NaN or infinite; check this linear's weight and "
             "the activations of the blocks before it (half precision overflows beyond 65504)"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparsity_schedule.alphapruning_checks import check_options
 from sparsemend.sparsity_schedule.rates.budget import unit_interval, weighted_mean
@@ -47,7 +48,10 @@ class AlphaPruning(ScoredSchedule):
     def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """Mean alpha of every unit."""
         linears = list(prunable_linears(model).items())
-        alphas = {name: self._alpha(name, m) for name, m in with_lines(linears, "spectra")}
+        alphas = {
+            name: self._alpha(saved_name(model, name), m)
+            for name, m in with_lines(linears, "spectra")
+        }
         units = Units.of(model, self.granularity).members.values()
         return [sum(alphas[name] for name in names) / len(names) for names in units]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,9 @@ from torch import nn
 
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.rates.progression import ROUNDING
+
+log = logging.getLogger(__name__)
 
 Granularity = Literal["block", "linear"]
 
@@ -60,9 +64,21 @@ class Allocation(Mapping[str, float]):
         return len(self.rates)
 
 
-def mixed_tolerance(pattern: Pattern, blocks: int) -> float:
-    """Largest deviation of the mean by rounding to whole N per block: half of 1 / (blocks * M)."""
-    return 0.5 / (pattern.group_size * blocks) + 1e-9
+def mixed_tolerance(pattern: Pattern, weights: Sequence[float]) -> float:
+    """Largest deviation of the mean by rounding to whole N per block, of so many weights each.
+
+    Half an N of the largest block: where blocks are equal, half of 1 / (blocks * M).
+    """
+    return 0.5 * max(weights) / (pattern.group_size * sum(weights)) + 1e-9
+
+
+def report_rounding(pattern: Pattern, mean: float, target: float) -> None:
+    """Log a mean that whole N per block keep off the target by more than a thousandth."""
+    if abs(mean - target) > ROUNDING:
+        log.warning(
+            "pattern %s keeps a whole N of every block, so that the sparsity is %.4f, not %g",
+            *(pattern, mean, target),
+        )
 
 
 class SparsitySchedule(ABC):

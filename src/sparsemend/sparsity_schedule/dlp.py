@@ -5,7 +5,7 @@
 
 Chen et al. 2025, "DLP: Dynamic Layerwise Pruning in Large Language Models", arXiv 2505.23807.  The
 paper reduces by the median; the released code takes the mean unless the pattern is N:M, whatever
-its option says.  `torch.median` fails above 16 M elements; selection does not.
+its option says.  `torch.quantile` fails above 16 M elements; selection does not.
 """
 
 from __future__ import annotations

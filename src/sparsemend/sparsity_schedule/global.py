@@ -1,9 +1,10 @@
 """Global: one threshold over the pooled scores of all linears.
 
 The rate of a linear is the share of its weights among the round(S sum n) lowest scores of the
-model.  Which weights go is left to the pruner: magnitude by layer with score=magnitude removes
-exactly those below the threshold, a pruner by row the same number spread over its rows.  At high
-sparsity this empties whole linears (OWL and DSA quote a perplexity of 5147 at 70 %).
+model.  Which weights go is left to the pruner: with rounding=exact_budget magnitude by layer and
+score=magnitude removes exactly those below the threshold (by the pruner's own rounding one more,
+and what ties with it), a pruner by row the same number spread over its
+rows.  At high sparsity this empties whole linears (OWL and DSA quote a perplexity of 5147 at 70 %).
 """
 
 from __future__ import annotations

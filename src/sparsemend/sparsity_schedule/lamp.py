@@ -7,7 +7,8 @@ With the weights of one linear in ascending order of magnitude
 so the largest weight of every linear scores 1 and no linear is emptied before all others are down
 to their last weight.  Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning",
 arXiv 2010.07611.  The score ranks the weights of a linear as their magnitude does, so magnitude
-by layer removes exactly those below the threshold; other pruners take the rates.
+by layer with rounding=exact_budget removes exactly those below the threshold (by its own rounding
+one more, and what ties with it); other pruners take the rates.
 """
 
 from __future__ import annotations

@@ -55,5 +55,5 @@ def outlier_percent(scores: list[Tensor], multiple: float) -> float:
     """100 * share of all entries strictly above `multiple` times their pooled mean."""
     count = sum(score.numel() for score in scores)
     mean = sum(float(score.sum(dtype=torch.float64)) for score in scores) / count
-    outliers = sum(int((score > multiple * mean).sum()) for score in scores)
+    outliers = sum(int((score > multiple * mean).count_nonzero()) for score in scores)
     return 100 * outliers / count

@@ -19,6 +19,7 @@ from sparsemend.sparsity_schedule.base import (
     Granularity,
     SparsitySchedule,
     mixed_tolerance,
+    report_rounding,
 )
 from sparsemend.sparsity_schedule.rates.block_rates import (
     Band,
@@ -71,6 +72,7 @@ class Rmi(SparsitySchedule):
         log.info("block rates  %s", "  ".join(f"{rate:.4f}" for rate in rates))
         if not pattern.mixed:
             return block_allocation(model, rates, sparsity)
-        kept = mixed_kept(rates, pattern.group_size, sparsity)
+        kept = mixed_kept(rates, pattern.group_size, sparsity, band.weights)
         rates = [1 - n / pattern.group_size for n in kept]
-        return block_allocation(model, rates, sparsity, mixed_tolerance(pattern, len(rates)))
+        report_rounding(pattern, band.mean(rates), sparsity)
+        return block_allocation(model, rates, sparsity, mixed_tolerance(pattern, band.weights))

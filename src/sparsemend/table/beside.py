@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsemend.names import HARNESS
 from sparsemend.result.protocol import Protocol
 from sparsemend.result.runs import DENSE, Row
-from sparsemend.table.measurement import AVERAGE, AVERAGED, measurement_of, published_shots
+from sparsemend.table.measurement import (
+    AVERAGE,
+    AVERAGED,
+    WORDS,
+    measurement_of,
+    published_shots,
+)
 from sparsemend.table.published import UNKNOWN, Published, published_numbers
 
 
@@ -29,9 +35,19 @@ class Beside:
         cell = self.cells.get((model, row))
         if cell is not None:
             return cell, agrees(cell, self.measured[model])
-        if self.reference is None or model in {published for published, _ in self.cells}:
+        if model in {published for published, _ in self.cells}:
+            return self._match_any_pruner(model, row), False
+        if self.reference is None:
             return None, False
-        return self.cells.get((self.reference, row)), False
+        return self.cells.get((self.reference, row)) or self._match_any_pruner(
+            self.reference, row
+        ), False
+
+    def _match_any_pruner(self, model: str, row: Row) -> Published | None:
+        """The cell of a row whose source does not state the pruner, or the schedule either."""
+        of_any_pruner = replace(row, pruner=UNKNOWN)
+        rows = (of_any_pruner, replace(of_any_pruner, schedule=UNKNOWN))
+        return next((self.cells[model, r] for r in rows if (model, r) in self.cells), None)
 
 
 def published_cells(title: str, metric: str, measured: Mapping[str, Protocol]) -> Beside:
@@ -73,13 +89,16 @@ def row_of(cell: Published) -> Row:
 def agrees(cell: Published, protocol: Protocol) -> bool:
     """Whether a published number was measured like ours; what it does not state counts against it.
 
-    An accuracy is comparable where all items were asked after equally many solved examples, in any
-    version of the harness; a mean is comparable where it is over the paper's tasks.
+    An accuracy is comparable where all items of the task's own split were asked after equally many
+    solved examples, in any version of the harness; a mean where it is over the paper's tasks; a
+    perplexity of words where windows are as long.
     """
     as_published = (protocol.statistics, protocol.calibration) == ("exact", "text")
     if protocol.text == HARNESS:
         same = cell.dataset != AVERAGE or protocol.split == AVERAGED.get(cell.paper)
-        same = same and published_shots(cell) in (None, protocol.shots)
+        same = same and published_shots(cell) in (None, protocol.shots) and cell.split == UNKNOWN
+        if cell.metric == WORDS:
+            same = same and cell.seqlen == str(protocol.seqlen)
         return same and protocol.items == "all" and as_published
     theirs = (cell.dataset, cell.split, cell.seqlen)
     ours = (protocol.text, protocol.split, str(protocol.seqlen))

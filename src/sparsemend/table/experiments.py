@@ -115,7 +115,7 @@ def _read(path: Path, folder: Path) -> Experiment:
 def _choices(key: str, text: str) -> Sequence[tuple[str, str, Any]]:
     """(key, override line, value) of every value that a sweep gives a key."""
     if PLAIN.fullmatch(text):  # Hydra's parser would take most of the command's time
-        return [(key, f"{key}={part}", _plain(part)) for part in text.split(",")]
+        return [(key, f"{key}={part}", plain_value(part)) for part in text.split(",")]
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from sparsemend.config.jobs import expand
@@ -125,7 +125,7 @@ def _choices(key: str, text: str) -> Sequence[tuple[str, str, Any]]:
     return [(key, line, parser.parse_overrides([line])[0].value()) for line in lines]
 
 
-def _plain(text: str) -> Any:
+def plain_value(text: str) -> Any:
     """The value of a word of PLAIN as Hydra reads it."""
     if text in ("null", "true", "false"):
         return {"null": None, "true": True, "false": False}[text]

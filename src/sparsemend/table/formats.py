@@ -1,8 +1,8 @@
 """A paper table as Markdown, LaTeX (booktabs) and CSV.
 
 Marks: + a run whose sources were not exactly a commit, 1 a single seed, ~ a published number of
-another model or protocol, so that no difference to it is taken, s a second-hand one.  `-` is
-unknown.
+another model or protocol, or of a pruner not stated, so that no difference to it is taken, s a
+second-hand number.  `-` is unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIRTY, SINGLE, OTHER, SECOND_HAND = "+", "1", "~", "s"
 MARKS = {
     DIRTY: "a run of uncommitted sources",
     SINGLE: "a single seed",
-    OTHER: "another model or protocol than ours, no difference taken",
+    OTHER: "no difference taken: another model or protocol than ours, or a pruner not stated",
     SECOND_HAND: "second-hand: reported by another paper than the method's own, or by a rerun",
 }
 THEIRS = (OTHER, SECOND_HAND)  # marks of the published number, not of ours

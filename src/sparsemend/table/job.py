@@ -65,9 +65,10 @@ class Job:
         if cell.dataset == AVERAGE:
             return bool(self.values[SUITE] == AVERAGED[cell.paper])
         if measurement.evaluation != PERPLEXITY:
-            return cell.dataset in suites()[self.values[SUITE]]
-        text = tested_text(self.values["data"])
-        same = cell.dataset == text or (text == WIKITEXT and cell.dataset in TEXTS)
+            same = cell.dataset in suites()[self.values[SUITE]]
+        else:
+            text = tested_text(self.values["data"])
+            same = cell.dataset == text or (text == WIKITEXT and cell.dataset in TEXTS)
         return same and cell.seqlen in (UNKNOWN, str(self.values[CONTEXT]))
 
     def covers(self, cell: Published) -> bool:

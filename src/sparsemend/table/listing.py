@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from rich.console import Console
 from rich.table import Table
@@ -112,16 +113,21 @@ def reason(cell: Published) -> str:
         return f"no preset of model {cell.model}"
     groups = {"pruner": cell.pruner, "sparsity_schedule": cell.schedule, "method": cell.method}
     for group, member in groups.items():
-        if member != UNKNOWN and not (conf_folder() / group / f"{member}.yaml").exists():
+        if member != UNKNOWN and not _exists(group, member):
             return f"no {group} {member}"
     if cell.pattern == "structured":
         return "no structured pruning"
     unstated = [name for name in ("pruner", "sparsity") if getattr(cell, name) == UNKNOWN]
     if unstated:
         return f"{' and '.join(unstated)} not stated"
-    if not (conf_folder() / "evaluation" / f"{measurement.evaluation}.yaml").exists():
+    if not _exists("evaluation", measurement.evaluation):
         return f"no evaluation {measurement.evaluation}"
-    return "no experiment"
+    return "no experiment" if cell.variant == UNKNOWN else f"no experiment of {cell.variant}"
+
+
+@cache
+def _exists(group: str, member: str) -> bool:
+    return (conf_folder() / group / f"{member}.yaml").is_file()
 
 
 def why_unmeasured(cell: Published) -> str:

@@ -6,8 +6,9 @@
     acc, percent of zero_shot_average_7  zero_shot/mean/acc
     acc_norm_if_available of it         zero_shot/mean/acc_norm: acc where a task has no acc_norm
 
-A difference of rows is not one of these; its two sides are (published.sides).  Nor is
-word_perplexity, which counts words where perplexity counts tokens.
+    word_perplexity of a task           zero_shot/<task>/word_perplexity, no other perplexity
+
+A difference of rows is not one of these; its two sides are (published.sides).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ PERPLEXITY = "perplexity"
 AVERAGE = "zero_shot_average_7"
 # paper -> the suite of conf/evaluation/zero_shot.yaml whose seven tasks it averages
 AVERAGED = {"atp": "atp", "sp_lora": "wanda", "rethinking": "wanda", "lsa": "atp"}
-NAMES = ("acc", "acc_norm")
+WORDS = "word_perplexity"
+NAMES = ("acc", "acc_norm", WORDS)
 NAMES_OF_MEANS = {"acc": "acc", PERCENT: "acc", "acc_norm_if_available": "acc_norm"}
 
 

@@ -53,12 +53,13 @@ class TransformerSize:
     mlp_matrices: int
     tied: int
     positions: int
+    head_size: int = 0  # of a head that is not hidden / heads wide
 
     @property
     def prunable(self) -> int:
         """Weights of the linears inside blocks."""
-        key_value = self.hidden // self.heads * self.key_value_heads
-        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * key_value
+        head = self.head_size or self.hidden // self.heads
+        attention = 2 * self.hidden * head * (self.heads + self.key_value_heads)
         return self.blocks * (attention + self.mlp_matrices * self.hidden * self.intermediate)
 
     @property
@@ -98,7 +99,7 @@ def shapes() -> Mapping[str, TransformerSize]:
     with MODELS.open(encoding="utf-8", newline="") as file:
         rows = {row.pop("model"): row for row in csv.DictReader(file)}
     return {
-        name: TransformerSize(**{key: int(v) for key, v in row.items()})
+        name: TransformerSize(**{key: int(v) for key, v in row.items() if v})
         for name, row in rows.items()
     }
 

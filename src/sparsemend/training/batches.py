@@ -2,7 +2,8 @@
 
 The windows of step k are a function of (seed, k) alone, whatever was interrupted in between.  They
 are shared out over processes and micro-batches, whose numbers change neither which windows a step
-reads nor what it minimises: the mean over all labelled positions of the step.
+reads nor what it minimises: the mean over all labelled positions of the step.  A batch is as long
+as its longest example, as in the reference codes, whatever the window of data.seqlen.
 """
 
 from __future__ import annotations
@@ -136,9 +137,10 @@ def mean_loss(model: nn.Module, examples: Examples, device: torch.device, at_onc
         starts = range(0, len(examples), at_once)
         for start in with_lines(starts, "validation batch", tokens=examples.tokens.numel()):
             part = slice(start, start + at_once)
-            tokens, labels = examples.tokens[part].to(device), examples.labels[part].to(device)
+            tokens, labels = trim(examples.tokens[part], examples.labels[part])
             if number := count_labels(labels):
-                total += float(next_token_loss(model, tokens, labels)) * number
+                loss = next_token_loss(model, tokens.to(device), labels.to(device))
+                total += float(loss) * number
                 count += number
     model.to(home)
     return total / count if count else math.nan
@@ -146,10 +148,37 @@ def mean_loss(model: nn.Module, examples: Examples, device: torch.device, at_onc
 
 def count_labels(labels: Tensor) -> int:
     """The number of next-token positions of labels (B, T) that count."""
-    return int((labels[:, 1:] != UNLABELLED).sum())
+    return int((labels[:, 1:] != UNLABELLED).count_nonzero())
 
 
-def loader(examples: Examples, batches: Sampler[list[int]] | list[list[int]]) -> DataLoader[Any]:
-    """Batches of (tokens, labels) by lists of row indices."""
+def trim(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens and labels (B, T) up to the last label of any row: what is right of it has no effect.
+
+    Under causal attention no labelled position sees the padding that is cut, so the loss is the
+    same but for the order of sums.  Two columns stay where no row has a label.
+    """
+    labelled = (labels != UNLABELLED).any(dim=0).nonzero()
+    end = max(2, int(labelled[-1]) + 1) if len(labelled) else 2
+    return tokens[:, :end], labels[:, :end]
+
+
+def loader(
+    examples: Examples, batches: Sampler[list[int]] | list[list[int]], *, whole: bool = False
+) -> DataLoader[Any]:
+    """Batches of (tokens, labels) by lists of row indices, each trimmed to its longest example.
+
+    whole: every batch has the length of a window (a compiled model would be compiled anew).
+    """
     data = TensorDataset(examples.tokens, examples.labels)
-    return DataLoader(data, batch_sampler=batches)
+    collate = stack_rows if whole else stack_and_trim
+    return DataLoader(data, batch_sampler=batches, collate_fn=collate)
+
+
+def stack_rows(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    tokens, labels = zip(*rows, strict=True)
+    return [torch.stack(tokens), torch.stack(labels)]
+
+
+def stack_and_trim(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    tokens, labels = stack_rows(rows)
+    return list(trim(tokens, labels))

@@ -151,8 +151,9 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], counts: Tensor) -> Tensor:
     """Mean over blocks and counted positions of |s - d|^2 / |d|^2, in fp32.
 
-    student, teacher: hidden states (B, T, D), the embeddings first, which are left out.  counts:
-    bool (B, T - 1), the positions whose next token is labelled.
+    student, teacher: hidden states (B, T, D) as transformers gives them: the embeddings first,
+    which are left out, and for the last block what the model's final norm makes of its output.
+    counts: bool (B, T - 1), the positions whose next token is labelled.
     """
     total = student[0].new_zeros((), dtype=torch.float32)
     for s, d in zip(student[1:], teacher[1:], strict=True):

@@ -286,7 +286,7 @@ class RepairModule(LightningModule):
             steps=self.first_step + self.plan.max_steps,
             start=lambda: self.first_step + self.global_step,
         )
-        return loader(self.train_examples, batches)
+        return loader(self.train_examples, batches, whole=self.plan.compile)
 
     def val_dataloader(self) -> DataLoader[Any]:
         examples = self.validation_examples
@@ -300,7 +300,7 @@ class RepairModule(LightningModule):
             )
         size = self.split.at_once
         batches = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
-        return loader(examples, batches)
+        return loader(examples, batches, whole=self.plan.compile)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer(self.model)

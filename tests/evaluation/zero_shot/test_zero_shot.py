@@ -272,8 +272,29 @@ def test_the_figure_of_a_task_is_the_metric_asked_for_or_accuracy() -> None:
         "exact_match@strict-match": 0.2,
     }
     assert numbers(result) == {"acc": 0.5, "acc_norm": 0.6}
-    with pytest.raises(ValueError, match="reports word_perplexity: neither accuracy nor"):
-        figure({"alias": "wikitext", "word_perplexity,none": 9.0}, "acc")
+    with pytest.raises(ValueError, match="reports bleu: neither accuracy nor"):
+        figure({"alias": "wmt", "bleu,none": 9.0}, "acc")
+
+
+def test_a_text_has_a_perplexity_of_words_and_no_part_in_the_mean(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {"word_perplexity,none": 9.5, "byte_perplexity,none": 1.5}
+    results = {"wikitext": text, "piqa": {"acc,none": 0.25, "acc_norm,none": 0.75}}
+    monkeypatch.setattr(
+        ZeroShot, "_harness", lambda *_: [{"results": results, "versions": {"wikitext": 2.0}}]
+    )
+    model = torch.nn.Linear(1, 1)
+    both = evaluation("tasks={wikitext: 0, piqa: 0}", "add_bos_token=false")
+    metrics = both(model, given(tmp_path, source.tokenizer()))
+    assert metrics["zero_shot/wikitext/word_perplexity"] == 9.5
+    assert "zero_shot/wikitext" not in metrics
+    assert (metrics["zero_shot/mean"], metrics["zero_shot/mean/acc_norm"]) == (0.25, 0.75)
+    alone = evaluation("tasks={wikitext: 0}", "add_bos_token=false")
+    assert set(alone(model, given(tmp_path, source.tokenizer()))) == {
+        "zero_shot/wikitext/word_perplexity",
+        "zero_shot/wikitext/byte_perplexity",
+    }
 
 
 def test_a_model_without_a_tokenizer_is_refused(tiny: PreTrainedModel, tmp_path: Path) -> None:

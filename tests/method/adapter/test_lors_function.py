@@ -518,3 +518,19 @@ def test_bf16_gradients_are_close_to_exact_ones_of_the_same_weight() -> None:
 
 def test_unit_roundings_are_half_the_spacing_above_one() -> None:
     assert all(2 * unit == torch.finfo(dtype).eps for dtype, unit in UNIT.items())
+
+
+def test_strips_of_bf16_factors_are_summed_in_fp32() -> None:
+    """One rounding at the end; sums in bf16 would round with each of the 60 strips of five rows."""
+    outputs = 300
+    layer = lors("exact_tiled", dtype=torch.bfloat16, outputs=outputs)
+    layer.lora_a.data = layer.lora_a.data.bfloat16()
+    layer.lora_b.data = layer.lora_b.data.bfloat16()
+    x = inputs(7, dtype=torch.bfloat16)
+    d = random(7, outputs, seed=7).bfloat16()
+    got = gradients(layer, x, layer(x), d)["lora_a"]
+    # G of each strip is a product in bf16, as autograd's own is
+    g = torch.cat([d[:, i : i + TILE].T @ x.detach() for i in range(0, outputs, TILE)])
+    exact = SCALE * layer.lora_b.double().T @ (g * layer.keep).double()
+    assert got.dtype == torch.bfloat16
+    assert ((got.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-4).all()

@@ -31,7 +31,7 @@ from sparsemend.method.base import Workbench
 from sparsemend.method.losa import rounds as losa_rounds
 from sparsemend.method.losa.losa import Losa
 from sparsemend.method.losa.plan import cubic_ramp
-from sparsemend.method.losa.progress import losa_linears
+from sparsemend.method.losa.progress import losa_linears, resize_moments
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.magnitude import Magnitude
 from sparsemend.pruner.sparsegpt import SparseGPT
@@ -228,7 +228,11 @@ def test_carried_moments_follow_the_factors(tmp_path: Path) -> None:
             assert torch.equal(new.narrow(dim, 0, both), old.narrow(dim, 0, both))
             assert not new.narrow(dim, both, new.shape[dim] - both).any()
             grown += new.shape[dim] > old.shape[dim]
-        assert state["step"] == left[name]["step"] > 0
+        ages, before = state["step"].flatten(), left[name]["step"].flatten()
+        both = min(len(ages), len(before))
+        assert torch.equal(ages[:both], before[:both])
+        assert ages[:both].all()
+        assert not ages[both:].any()
     assert grown
 
 
@@ -472,3 +476,18 @@ def test_the_released_preset_repairs(tmp_path: Path) -> None:
     assert max(block["active_rank"] for block in report["rounds"][-1]["blocks"]) <= 8
     ranks: Sequence[int] = [block["rank"] for block in report["rounds"][-1]["blocks"]]
     assert max(ranks) > 8
+
+
+def test_hidden_components_of_a_capped_factor_come_back_without_moments_or_age() -> None:
+    model = pruned_model()
+    losa(rank_cap=4).attach(model, bench_for(Path()))
+    used = dict.fromkeys(losa_linears(model), 2)
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, linear in losa_linears(model).items():
+        linear.set_rank_(3, None)  # of the four that it has
+        a, b = linear.lora_a, linear.lora_b
+        moments[f"model.{name}.lora_a"] = {"exp_avg": torch.ones_like(a), "step": torch.ones(4, 1)}
+        moments[f"model.{name}.lora_b"] = {"exp_avg": torch.ones_like(b), "step": torch.ones(1, 4)}
+    for name, state in resize_moments(moments, model, used).items():
+        by_component = [value if name.endswith("a") else value.T for value in state.values()]
+        assert [value.amin(dim=1).tolist() for value in by_component] == [[1, 1, 0, 0]] * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from sparsemend.method.losa.plan import (
@@ -52,6 +54,14 @@ def test_halves_round_to_even_and_the_least_error_pays_for_the_excess() -> None:
 def test_a_budget_beyond_the_limits_stops_at_them() -> None:
     plan = RankPlan(2.0, 0.0, 1, 4, "until_met")
     assert allocate_ranks([1e9, 0, 0, 0], 4.0, plan) == [4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf])
+def test_a_block_error_that_is_not_finite_is_named(error: float) -> None:
+    with pytest.raises(
+        ValueError, match=rf"the error of block 1 against the dense model is {error}"
+    ):
+        allocate_ranks([1.0, error, 2.0], 4.0, ONE_PASS)
 
 
 def test_steps_are_shared_and_the_later_rounds_get_the_rest() -> None:

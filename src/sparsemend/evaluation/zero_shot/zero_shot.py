@@ -37,6 +37,7 @@ from sparsemend.terminal import BarLines
 log = logging.getLogger(__name__)
 
 METRICS = ("acc", "acc_norm")
+WORDS = "word_perplexity,none"  # what a task reports that reads a text and asks nothing
 REMEDY = "look at the task's yaml and its data, at include_path and max_length, or leave it out"
 
 
@@ -45,6 +46,8 @@ class ZeroShot(Evaluation):
     """`zero_shot/<task>`, their mean, and every number of each as `zero_shot/<task>/<metric>`.
 
     `zero_shot/mean/<metric>` is the mean in acc and in acc_norm, the latter where a task has it.
+    A task that reads a text, as wikitext, has no accuracy and no part in the mean:
+    `zero_shot/wikitext/word_perplexity`.
     """
 
     suite: str
@@ -107,10 +110,12 @@ class ZeroShot(Evaluation):
         for part in raw:
             results |= part["results"]
             self._versions |= part["versions"]
-        metrics = {f"{HARNESS}/{task}": figure(results[task], self.metric) for task in self.chosen}
-        metrics[MEAN] = fmean(metrics.values())
-        for metric in METRICS:
-            metrics[f"{MEAN}/{metric}"] = fmean(figure(results[t], metric) for t in self.chosen)
+        asked = [task for task in self.chosen if WORDS not in results[task]]
+        metrics = {f"{HARNESS}/{task}": figure(results[task], self.metric) for task in asked}
+        if asked:
+            metrics[MEAN] = fmean(metrics.values())
+            for metric in METRICS:
+                metrics[f"{MEAN}/{metric}"] = fmean(figure(results[t], metric) for t in asked)
         for task in self.chosen:
             metrics |= {f"{HARNESS}/{task}/{k}": v for k, v in numbers(results[task]).items()}
         return metrics

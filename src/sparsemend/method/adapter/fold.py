@@ -42,6 +42,11 @@ def count_lost(before: Mapping[str, SparseLinear], model: nn.Module) -> dict[str
     return {"zeroed_by_fold": lost}
 
 
+def rounds_when_folded(model: nn.Module) -> bool:
+    """Whether folding rounds: a linear's weight is narrower than the fp32 of its adapter."""
+    return any(linear.weight.dtype.itemsize < 4 for _, linear in sparse_linears(model))
+
+
 @torch.no_grad()
 def fold_linear(adapter: SparseLinear) -> SparseLinear:
     """A plain SparseLinear holding the adapter's effective weight in its base weight's dtype."""

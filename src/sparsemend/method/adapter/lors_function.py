@@ -73,6 +73,13 @@ def fused_weight(
     return fused
 
 
+def times(rows: Tensor, effective: Tensor, bias: Tensor | None) -> Tensor:
+    """rows (T, I) effective^T + bias, (T, O), in the dtype of the first two."""
+    if bias is None:
+        return rows @ effective.T
+    return torch.addmm(bias.to(rows.dtype), rows, effective.T)
+
+
 def _support_rows(weight: Tensor, packed_keep: Tensor | None, part: slice) -> Tensor:
     """The support of some output rows."""
     if packed_keep is None:
@@ -104,11 +111,7 @@ class LorsFunction(torch.autograd.Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
         with torch.autocast(x.device.type, enabled=False):
             effective = fused_weight(weight, a, b, packed_keep, settings)
-            rows = x.to(settings.dtype).flatten(0, -2)
-            if bias is None:
-                y = rows @ effective.T
-            else:
-                y = torch.addmm(bias.to(settings.dtype), rows, effective.T)
+            y = times(x.to(settings.dtype).flatten(0, -2), effective, bias)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
@@ -141,20 +144,21 @@ def _factor_gradients(
     packed_keep: Tensor | None,
     settings: LorsSettings,
 ) -> tuple[Tensor, Tensor]:
-    """(dA (R, I), dB (O, R)) in the factors' dtype from x (T, I) and d (T, O)."""
+    """(dA (R, I), dB (O, R)) in the factors' dtype, summed in fp32, from x (T, I) and d (T, O)."""
     if settings.grad_mode in ("ste", "released"):
         scale = settings.scale if settings.grad_mode == "ste" else 1.0
         return rank_first(x, d, a, b, scale)
     strip = settings.tile_rows if settings.grad_mode == "exact_tiled" else weight.shape[0]
-    da = torch.zeros_like(a)
+    wide = torch.promote_types(a.dtype, torch.float32)  # of the sum over strips
+    da = torch.zeros_like(a, dtype=wide)
     db = torch.empty_like(b)
     for start in range(0, weight.shape[0], strip):
         part = slice(start, start + strip)
         g = d[:, part].T @ x
         g = zero_off_(g, _support_rows(weight, packed_keep, part)).to(a.dtype)
         db[part] = settings.scale * (g @ a.T)
-        da.addmm_(b[part].T, g, alpha=settings.scale)
-    return da, db
+        da.addmm_(b[part].T.to(wide), g.to(wide), alpha=settings.scale)
+    return da.to(a.dtype), db
 
 
 def rank_first(x: Tensor, d: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -36,8 +36,12 @@ class LowRankLinear(SparseLinear):
         self.scale = scale
 
     def update(self) -> Tensor:
-        """scale * B A, (O, I), not masked."""
-        return self.scale * (self.lora_b @ self.lora_a)
+        """scale * B A, (O, I), not masked, in the factors' dtype under autocast too.
+
+        The fold adds it in fp32; a product that autocast rounds to bf16 would be another function.
+        """
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.scale * (self.lora_b @ self.lora_a)
 
     @torch.no_grad()
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:

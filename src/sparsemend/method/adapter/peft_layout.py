@@ -7,6 +7,7 @@ factors the config, without which PEFT refuses the folder, is not written.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.names import saved_name
 from sparsemend.files import replacing, write_json
 from sparsemend.layout.fused import Unfolded
+from sparsemend.method.adapter.low_rank import SCALE_RULES, scale_of
 
 log = logging.getLogger(__name__)
 
+FACTORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ROOT, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
@@ -43,9 +47,9 @@ def save_peft(
     for name, (a, b) in factors.items():
         tensors[f"{ROOT}{name}{A}"] = a.detach().cpu().contiguous()
         tensors[f"{ROOT}{name}{B}"] = b.detach().cpu().contiguous()
-    with replacing(folder / "adapter_model.safetensors") as partial:
+    with replacing(folder / FACTORS) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
-    config_path = folder / "adapter_config.json"
+    config_path = folder / CONFIG
     if inside := in_fused_tensors(factors, model):
         config_path.unlink(missing_ok=True)
         log.warning(
@@ -53,7 +57,7 @@ def save_peft(
             "experts' linears, first %s, and would leave them out; from_run reads them, and "
             "method=masked_lora folds its factors into the weights",
             len(inside),
-            inside[0],
+            saved_name(model, inside[0]),
         )
         return
     rank = next(iter(factors.values()))[0].shape[0]
@@ -81,9 +85,28 @@ def in_fused_tensors(names: Iterable[str], model: nn.Module) -> list[str]:
 
 def load_peft(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """The factors that `save_peft` wrote: linear name -> (A (R, I), B (O, R))."""
-    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors = load_file(folder / FACTORS)
     names = [key.removesuffix(A).removeprefix(ROOT) for key in tensors if key.endswith(A)]
     return {name: (tensors[f"{ROOT}{name}{A}"], tensors[f"{ROOT}{name}{B}"]) for name in names}
+
+
+def peft_scale(folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]]) -> float | None:
+    """The scale that the folder's config states for its factors; None where there is no config.
+
+    Raises ValueError where the config states another rank than the factors have.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name, (a, _) in factors.items():
+        if a.shape[0] != config["r"]:
+            raise ValueError(
+                f"{path} states r={config['r']}, but the factors of {name} have rank {a.shape[0]}; "
+                "bring back the two files that were written together"
+            )
+    rule = SCALE_RULES[1] if config.get("use_rslora") else SCALE_RULES[0]
+    return scale_of(config["lora_alpha"], config["r"], rule)
 
 
 def target_modules(names: Iterable[str], model: nn.Module) -> list[str]:

@@ -143,7 +143,7 @@ class Tally:
     def of(start: Tensor, refined: Refined) -> Tally:
         """The tally of one linear that started with support `start`."""
         return Tally(
-            revived=int((refined.keep & ~start).sum()),
+            revived=int((refined.keep & ~start).count_nonzero()),
             moved=int((refined.keep != start).sum()),
             weights=start.numel(),
             rows=len(start),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import called_linears
+from sparsemend.blocks.names import saved_name
 from sparsemend.method.adapter.lors import LorsLinear
 from sparsemend.method.adapter.lors_function import FUSE_DTYPES, GRAD_MODES, LorsSettings
 from sparsemend.method.adapter.low_rank import (
@@ -93,13 +94,13 @@ class Lors(TrainedRepair):
                 keep = supports.get(name)
                 # whether the file fits the model is checked where it is used
                 if keep is not None and keep.shape == linear.weight.shape:
-                    check_derivable(name, linear.weight, keep)
+                    check_derivable(saved_name(model, name), linear.weight, keep)
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         linears = dict(sparse_linears(model))
         if self.mask == "derived":
             for name, linear in linears.items():
-                check_derivable(name, linear.weight, linear.keep)
+                check_derivable(saved_name(model, name), linear.weight, linear.keep)
         starts = self._starts(model, bench, linears)
 
         def make(name: str, linear: SparseLinear) -> LorsLinear:

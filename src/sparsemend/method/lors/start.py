@@ -24,7 +24,7 @@ from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import Examples
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.terminal import track
-from sparsemend.training.batches import count_labels, next_token_loss, permutation
+from sparsemend.training.batches import count_labels, next_token_loss, permutation, trim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class GradientStart:
         """Add the gradient of the mean loss over all labels of the examples `rows`."""
         total, size = count_labels(examples.labels[rows]), self.micro_batch or len(rows)
         for part in (rows[first : first + size] for first in range(0, len(rows), size)):
-            tokens, labels = examples.tokens[part], examples.labels[part]
+            tokens, labels = trim(examples.tokens[part], examples.labels[part])
             count = count_labels(labels)
             if total and not count:
                 continue

@@ -23,7 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsemend.method.adapter.lors import LorsLinear
-from sparsemend.method.adapter.lors_function import LorsFunction, LorsSettings, fused_weight
+from sparsemend.method.adapter.lors_function import (
+    LorsFunction,
+    LorsSettings,
+    fused_weight,
+    times,
+)
 from sparsemend.method.adapter.rows import by_rows
 from sparsemend.sparse.linear import SparseLinear, zero_off_
 
@@ -47,6 +52,8 @@ class LosaLinear(LorsLinear):
         self.dropout = dropout
         self.exact_base = exact_base
         self.nested = nested
+        self.keeps_merged = False  # for the next window of a walk, see `walks`
+        self.merged: Tensor | None = None
 
     @property
     def used(self) -> tuple[Tensor, Tensor]:
@@ -62,6 +69,8 @@ class LosaLinear(LorsLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         settings, device = self.settings, input.device.type
+        if self.keeps_merged and not (self.training or torch.is_grad_enabled()):
+            return by_rows(self._merged_product, input)
         if torch.is_autocast_enabled(device):
             settings = replace(settings, dtype=torch.get_autocast_dtype(device))
         if not (self.training and self.dropout):
@@ -69,6 +78,11 @@ class LosaLinear(LorsLinear):
         dropped, alone = F.dropout(input, self.dropout), replace(settings, base=0.0)
         update = by_rows(partial(self._product, alone, None), dropped)
         return F.linear(input, self.weight, self.bias) + update
+
+    def _merged_product(self, rows: Tensor) -> Tensor:
+        if self.merged is None or self.merged.device != rows.device:
+            self.merged = self.effective_weight()
+        return times(rows.to(self.merged.dtype), self.merged, self.bias)
 
     def _product(self, settings: LorsSettings, bias: Tensor | None, rows: Tensor) -> Tensor:
         a, b = self.used
@@ -84,6 +98,7 @@ class LosaLinear(LorsLinear):
         nested, a weight comes back to the support only if it is not zero, as if the support were
         read from W != 0.
         """
+        self.merged = None
         if self.nested:
             keep = keep & (self.keep | (weight != 0))
         if not self.exact_base:
@@ -98,6 +113,7 @@ class LosaLinear(LorsLinear):
     @torch.no_grad()
     def set_rank_(self, rank: int, start: Tensor | None) -> None:
         """Use `rank` components; start (rank, I) gives the rows that are new, None under a cap."""
+        self.merged = None
         if start is None:
             self.rank = min(rank, len(self.lora_a))
             return
@@ -114,6 +130,7 @@ class LosaLinear(LorsLinear):
     def restore_(self, base: Tensor, keep: Tensor, a: Tensor, b: Tensor, rank: int) -> None:
         """Take over base weight, support and factors as they were saved."""
         SparseLinear.set_effective_(self, base, keep)
+        self.merged = None
         self.rank = rank
         self.lora_a = nn.Parameter(a.to(self.lora_a.device), requires_grad=False)
         self.lora_b = nn.Parameter(b.to(self.lora_b.device), requires_grad=False)

@@ -19,15 +19,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from sparsemend.data.base import Examples
 from sparsemend.method.adapter.lors_function import LorsSettings
 from sparsemend.method.adapter.low_rank import attach_started, check_ranks, factors
 from sparsemend.method.base import Workbench
+from sparsemend.method.losa.component_adamw import ComponentAdamW
 from sparsemend.method.losa.linear import LosaLinear
 from sparsemend.method.losa.plan import check_fixed_pattern, check_slices, round_steps
-from sparsemend.method.losa.progress import Progress, restore_dense_
+from sparsemend.method.losa.progress import Progress, losa_linears, restore_dense_
 from sparsemend.method.losa.report import totals
 from sparsemend.method.losa.rounds import Rounds, Work
 from sparsemend.method.losa.settings import LosaSettings
@@ -73,6 +75,19 @@ class Losa(LosaSettings):
 
     def trainable(self, model: PreTrainedModel) -> list[nn.Parameter]:
         return factors(model)
+
+    def make_optimizer(self, model: nn.Module) -> Optimizer:
+        """AdamW whose moments can be carried between rounds, or (fresh) the plan's optimizer."""
+        if self.optimizer_state == "fresh":
+            return super().make_optimizer(model)
+        linears = losa_linears(model).values()
+        return ComponentAdamW(
+            [linear.lora_a for linear in linears],
+            [linear.lora_b for linear in linears],
+            lr=self.learning_rate,
+            betas=self.plan.both_betas,
+            weight_decay=self.weight_decay,
+        )
 
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         """Return the diagnostics; `rounds` has what each asked, reached and cost, by block."""

@@ -9,6 +9,7 @@ Huang et al. 2025, LoSA, arXiv 2502.14816, and its released code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -112,8 +113,15 @@ def allocate_ranks(errors: Sequence[float], mean: float, plan: RankPlan) -> list
     Shares are rounded half to even; then single ranks are taken from the blocks of least error or
     added to those of largest error, in one pass as in the released code (`single_pass`, which
     misses the budget where limits cut much) or until the budget is met.  Ties go to the earlier
-    block.
+    block.  Raises ValueError on an error that is NaN or infinite.
     """
+    bad = [index for index, error in enumerate(errors) if not math.isfinite(error)]
+    if bad:
+        raise ValueError(
+            f"the error of block {bad[0]} against the dense model is {errors[bad[0]]}, so no rank "
+            "follows from it: outputs of one of the two are not finite; set model.dtype=float32 or "
+            "lower method.learning_rate"
+        )
     total = sum(errors)
     shares = [e / total for e in errors] if total else [1 / len(errors)] * len(errors)
     budget = round(mean * len(errors))

@@ -135,7 +135,7 @@ class CarriedMoments(Callback):
         for name, parameter in pl_module.named_parameters():
             if name in self.moments:
                 optimizer.state[parameter] = {
-                    key: value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
+                    key: value.to(parameter.device, copy=True)
                     for key, value in self.moments[name].items()
                 }
 
@@ -149,18 +149,22 @@ class CarriedMoments(Callback):
         }
 
 
-def resize_moments(moments: AdamStates, model: nn.Module) -> AdamStates:
-    """Moments resized to the factors as they are now; new and hidden components have zeros.
+def resize_moments(moments: AdamStates, model: nn.Module, used: Mapping[str, int]) -> AdamStates:
+    """Moments and ages resized to the factors as they are now.
 
-    model: the moments' names are its parameters' names with a leading `model.`.
+    Components that are new, hidden, or were hidden have zeros, an age of zero too.
+
+    model: the moments' names are its parameters' names with a leading `model.`; used: the
+    components of each linear that were in use so far.
     """
     moved = {}
     for name, linear in losa_linears(model).items():
         for factor, dim in (("lora_a", 0), ("lora_b", 1)):
             key, size = f"model.{name}.{factor}", len(linear.lora_a)
+            stay = min(used[name], linear.rank)
             if key in moments:
                 moved[key] = {
-                    entry: m if m.ndim == 0 else resize(resize(m, linear.rank, dim), size, dim)
+                    entry: resize(resize(m, stay, dim), size, dim)
                     for entry, m in moments[key].items()
                 }
     return moved

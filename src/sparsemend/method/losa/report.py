@@ -34,7 +34,10 @@ def block_zeros(model: nn.Module) -> list[float]:
 def off_support(linears: Mapping[str, LosaLinear]) -> LinearCount:
     """Count the weights off the support; a kept weight does not count even if exactly 0."""
     keeps = [linear.keep for linear in linears.values()]
-    return sum((LinearCount(int((~k).sum()), k.numel()) for k in keeps), LinearCount(0, 0))
+    return sum(
+        (LinearCount(k.numel() - int(k.count_nonzero()), k.numel()) for k in keeps),
+        LinearCount(0, 0),
+    )
 
 
 def block_records(
@@ -53,10 +56,10 @@ def block_records(
         both = either = dropped = regrown = 0
         for name, linear in linears.items():
             old, new = unpack(before[name], linear.in_features), linear.keep
-            both += int((old & new).sum())
-            either += int((old | new).sum())
-            dropped += int((old & ~new).sum())
-            regrown += int((new & ~old).sum())
+            both += int((old & new).count_nonzero())
+            either += int((old | new).count_nonzero())
+            dropped += int((old & ~new).count_nonzero())
+            regrown += int((new & ~old).count_nonzero())
         records.append(
             {
                 "rate": rates[index],

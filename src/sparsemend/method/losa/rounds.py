@@ -34,6 +34,7 @@ from sparsemend.method.losa.report import (
     report_trained,
 )
 from sparsemend.method.losa.settings import LosaSettings
+from sparsemend.method.losa.walks import merged_by_block
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import apply_rounding
 from sparsemend.sparsity_schedule.base import Allocation
@@ -80,17 +81,19 @@ class Rounds:
         method, work, progress = self.method, self.work, self.progress
         progress.round, progress.trained = progress.round + 1, False
         started = perf_counter()
-        rates = self.set_rates()
+        with merged_by_block(work.model):
+            rates = self.set_rates()
         allocated = perf_counter()
         before = {name: m.packed_keep.clone() for name, m in losa_linears(work.model).items()}
         pruner, allocation = work.pruner_and_rates(rates)
-        errors = prune_and_compare(
-            work.pair,
-            pruner,
-            allocation,
-            work.bench.pattern,
-            true_sequential=work.bench.true_sequential,
-        )
+        with merged_by_block(work.model):
+            errors = prune_and_compare(
+                work.pair,
+                pruner,
+                allocation,
+                work.bench.pattern,
+                true_sequential=work.bench.true_sequential,
+            )
         mean = method.ranks.means(method.rounds)[progress.round - 1]
         ranks = self.ranks_of(errors, mean)
         self.set_ranks(ranks)
@@ -137,11 +140,12 @@ class Rounds:
         seed = mix_seed(work.bench.seed, progress.round) * 101 + 1
         generator = torch.Generator().manual_seed(seed)
         capped = self.method.rank_cap is not None
+        used = {name: linear.rank for name, linear in losa_linears(work.model).items()}
         for rank, linears in zip(ranks, by_block(work.model), strict=True):
             for linear in linears.values():
                 start = None if capped else kaiming_start(rank, linear.in_features, generator)
                 linear.set_rank_(rank, start)
-        progress.moments = resize_moments(progress.moments, work.model)
+        progress.moments = resize_moments(progress.moments, work.model, used)
 
     def train(self) -> None:
         """Run one fit on the round's share of the data, resumed from where it was killed, if so."""
@@ -164,7 +168,9 @@ class Rounds:
         progress.trained, progress.moments = True, carried.moments
         record = progress.records[-1]
         if method.measure_trained:
-            for block, error in zip(record["blocks"], output_errors(work.pair), strict=True):
+            with merged_by_block(model):
+                errors = output_errors(work.pair)
+            for block, error in zip(record["blocks"], errors, strict=True):
                 block["error_trained"] = error
         record |= {**fitted, **module.objective.report(), "trained_parameters": parameters}
         record["seconds"] |= {"train": trained - started, "measure": perf_counter() - trained}

@@ -102,14 +102,14 @@ class DenseUpdate(UpdateMasks):
             else:
                 score = self.growth.get(name, torch.zeros_like(linear.weight)).to(keep.device).abs()
             still = rule.rule != "set" and name not in self.growth
-            count = 0 if still else int(fraction * int(keep.sum()))
+            count = 0 if still else int(fraction * int(keep.count_nonzero()))
             weight = linear.weight.detach()
             new, changed = moved_support(keep, weight.abs(), score, count)
             linear.set_effective_(weight, new)
             forget_(state_of(optimizer, linear.weight), weight.shape, changed)
-            moved.append(int(changed.sum()) // 2)
+            moved.append(int(changed.count_nonzero()) // 2)
             start = self.starting[name.removeprefix("model.")].to(new.device)
-            overlap.append(int((new & unpack(start, linear.in_features)).sum()))
+            overlap.append(int((new & unpack(start, linear.in_features)).count_nonzero()))
         if rule.rule == "rigl":
             self.growth.clear()
         self.records.append(

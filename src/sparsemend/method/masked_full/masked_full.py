@@ -16,6 +16,7 @@ from lightning.pytorch import Callback
 from torch import nn
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.names import saved_name
 from sparsemend.method.base import Workbench
 from sparsemend.method.masked_full.dense_update import RULES, DenseUpdate, UpdateRule
 from sparsemend.method.trained import TrainedRepair
@@ -85,8 +86,8 @@ class MaskedFull(TrainedRepair):
         if self.mask_update != "none":
             linears = dict(sparse_linears(model))
             report["evolution"] = {
-                "linears": list(linears),
-                "kept": [int(linear.keep.sum()) for linear in linears.values()],
+                "linears": [saved_name(model, name) for name in linears],
+                "kept": [int(linear.keep.count_nonzero()) for linear in linears.values()],
                 "rounds": self.evolution.records,
             }
         return report

@@ -12,7 +12,7 @@ from typing import TypeGuard
 
 
 def bound(
-    sparsity: float, blocks: int, weights: Sequence[int] | None = None, *, falling: bool = False
+    sparsity: float, blocks: int, weights: Sequence[float] | None = None, *, falling: bool = False
 ) -> float:
     """Largest |common difference| that keeps every block rate in [0, 1].
 
@@ -33,7 +33,7 @@ def bound(
 
 
 def check_difference(
-    difference: float, sparsity: float, blocks: int, weights: Sequence[int] | None = None
+    difference: float, sparsity: float, blocks: int, weights: Sequence[float] | None = None
 ) -> None:
     """Raise ValueError beyond the bound of the difference's direction (equality is legal).
 
@@ -55,17 +55,17 @@ def check_difference(
     )
 
 
-def _differ(weights: Sequence[int] | None) -> TypeGuard[Sequence[int]]:
+def _differ(weights: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
     return weights is not None and len(set(weights)) > 1
 
 
-def _centre(weights: Sequence[int]) -> float:
+def _centre(weights: Sequence[float]) -> float:
     """The weighted mean of the block numbers 0..L-1."""
     return sum(i * w for i, w in enumerate(weights)) / sum(weights)
 
 
 def rates(
-    difference: float, sparsity: float, blocks: int, weights: Sequence[int] | None = None
+    difference: float, sparsity: float, blocks: int, weights: Sequence[float] | None = None
 ) -> list[float]:
     """s_1..s_L in float64, multiplied (not accumulated) as in the reference code.
 
@@ -85,10 +85,20 @@ def rates(
     return [min(max(value, 0.0), 1.0) for value in values]
 
 
-def mixed_kept(block_rates: Sequence[float], group_size: int, sparsity: float) -> list[int]:
-    """N per block for a mixed N:M pattern, by largest remainder.
+ROUNDING = 1e-3  # of the mean sparsity: what whole N per block may leave without a word
 
-    The N sum to round(L * M * (1 - s)); ties go to the earlier block; each is clamped to 1..M.
+
+def mixed_kept(
+    block_rates: Sequence[float],
+    group_size: int,
+    sparsity: float,
+    weights: Sequence[float] | None = None,
+) -> list[int]:
+    """N per block for a mixed N:M pattern, by largest remainder; ties go to the earlier block.
+
+    The N sum to round(L * M * (1 - s)); each is clamped to 1..M.  weights: parameters per block;
+    where blocks differ in size, each N goes up or down to a whole one so that the mean over the
+    weights is near the target, which the plain sum can miss by an N of the largest block.
     """
     ideal = [group_size * (1 - rate) for rate in block_rates]
     # a remainder within rounding error of a whole number is that number
@@ -104,4 +114,45 @@ def mixed_kept(block_rates: Sequence[float], group_size: int, sparsity: float) -
         free = [i for i, n in enumerate(kept) if 1 <= n + step <= group_size]
         chosen = max(free, key=lambda i: (round(step * (ideal[i] - kept[i]), 9), -step * i))
         kept[chosen] += step
-    return kept
+    return kept if weights is None else _move_nearer(kept, ideal, group_size, sparsity, weights)
+
+
+def _move_nearer(
+    kept: list[int],
+    ideal: Sequence[float],
+    group_size: int,
+    sparsity: float,
+    weights: Sequence[float],
+) -> list[int]:
+    """N of one block, or of two against each other, moved while the weighted mean gets nearer.
+
+    Where it costs least, no N a whole one off its own, and not within ROUNDING of the target.
+    """
+    total = group_size * sum(weights)
+    while True:
+        moved = sum(n * w for n, w in zip(kept, weights, strict=True))
+        missing = total * (1 - sparsity) - moved
+        if abs(missing) <= ROUNDING * total:
+            return kept
+        up, down = (
+            [i for i, n in enumerate(kept) if _is_near(n + step, ideal[i], group_size)]
+            for step in (1, -1)
+        )
+        single = [[(i, 1)] for i in up] + [[(i, -1)] for i in down]
+        pairs = [[(i, 1), (j, -1)] for i in up for j in down if i != j]
+        nearer = [
+            steps
+            for steps in single + pairs
+            if abs(missing - sum(step * weights[i] for i, step in steps)) < abs(missing) - 1e-6
+        ]
+        if not nearer:
+            return kept
+        cheapest = max(
+            nearer, key=lambda steps: round(sum(s * (ideal[i] - kept[i]) for i, s in steps), 9)
+        )
+        for i, step in cheapest:
+            kept[i] += step
+
+
+def _is_near(kept: int, ideal: float, group_size: int) -> bool:
+    return 1 <= kept <= group_size and abs(kept - ideal) < 1

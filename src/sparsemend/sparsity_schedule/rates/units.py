@@ -9,7 +9,13 @@ from torch import nn
 
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.sparse.pattern import Pattern
-from sparsemend.sparsity_schedule.base import Allocation, Granularity, mixed_tolerance
+from sparsemend.sparsity_schedule.base import (
+    Allocation,
+    Granularity,
+    mixed_tolerance,
+    report_rounding,
+)
+from sparsemend.sparsity_schedule.rates.budget import weighted_mean
 from sparsemend.sparsity_schedule.rates.progression import mixed_kept
 
 
@@ -55,8 +61,10 @@ class Units:
         """The rates of the units as an Allocation; a mixed pattern rounds each to N of M."""
         if pattern.mixed:
             size = pattern.group_size
-            rates = [1 - kept / size for kept in mixed_kept(rates, size, target)]
-            tolerance = mixed_tolerance(pattern, len(rates))
+            kept = mixed_kept(rates, size, target, self.weights)
+            rates = [1 - n / size for n in kept]
+            tolerance = mixed_tolerance(pattern, self.weights)
+            report_rounding(pattern, weighted_mean(rates, self.weights), target)
         named = dict(zip(self.members, scores, strict=True)) if scores else {}
         return Allocation(self.by_linear(rates), self.size, target, tolerance, named)
 

@@ -105,7 +105,7 @@ def read_variants(folders: Sequence[Path]) -> list[Variant]:
     if not cells:
         raise ValueError(f"no finished run with a variant under {', '.join(map(str, folders))}")
     seeds = {seed for rates in cells.values() for runs in rates.values() for seed in runs}
-    return [_chosen(name, rates, seeds) for name, rates in cells.items()]
+    return [_choose(name, rates, seeds) for name, rates in cells.items()]
 
 
 def _number(run: RunRecord) -> tuple[int, str]:
@@ -113,7 +113,7 @@ def _number(run: RunRecord) -> tuple[int, str]:
     return (int(name) if name.isdigit() else -1, str(run.folder))
 
 
-def _chosen(name: str, rates: Mapping[float, Mapping[int, RunRecord]], seeds: set[int]) -> Variant:
+def _choose(name: str, rates: Mapping[float, Mapping[int, RunRecord]], seeds: set[int]) -> Variant:
     """The variant at its rate of lowest validation loss, of the rates with every seed."""
     losses = {
         rate: float(loss)

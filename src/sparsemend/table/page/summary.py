@@ -72,10 +72,10 @@ def _unequal(groups: Sequence[Group]) -> list[str]:
     """Lines on the groups of one model and target that are not equally sparse."""
     lines = []
     for model in dict.fromkeys(group.model for group in groups):
-        own = [group for group in groups if group.model == model and _foldable(group)]
-        achieved = (group.mean(lambda run: run.sparsity) for group in own)
-        amounts = (group.row.sparsity for group in own)
-        lines += unequal_sparsities(zip(names(own), amounts, achieved, strict=True))
+        of_model = [group for group in groups if group.model == model and _foldable(group)]
+        achieved = (group.mean(lambda run: run.sparsity) for group in of_model)
+        amounts = (group.row.sparsity for group in of_model)
+        lines += unequal_sparsities(zip(names(of_model), amounts, achieved, strict=True))
     return lines
 
 

@@ -79,7 +79,7 @@ class SlotAdamW(Optimizer):
         if group["weight_decay"]:
             parameter.mul_(1 - rate * group["weight_decay"])
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load as torch does, and move the ages to their parameters, which torch leaves behind."""
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():

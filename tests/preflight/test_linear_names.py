@@ -9,7 +9,7 @@ from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.preflight import check as preflight
 from sparsemend.preflight.cache import pruned_bytes
-from sparsemend.preflight.prunable import check_prunable
+from sparsemend.preflight.linear_names import check_linear_names
 
 DECODER = {f"decoder.layers.{i}.{n}.weight": (8, 6) for i in (0, 1) for n in ("fc1", "fc2")}
 EXPERTS = {"model.layers.0.mlp.experts.0.w1.weight": (8, 6)}
@@ -21,7 +21,7 @@ def check(
     *,
     model_type: str = "opt",
 ) -> None:
-    check_prunable(compose("run", overrides), blocks, {"model_type": model_type})
+    check_linear_names(compose("run", overrides), blocks, {"model_type": model_type})
 
 
 def test_a_pattern_that_matches_nothing_is_refused_before_the_model_is_loaded() -> None:

@@ -17,7 +17,7 @@ from sparsemend.checkpoint.prunable_shapes import module_names
 from sparsemend.config.prunable import PrunableNames
 
 
-def check_prunable(
+def check_linear_names(
     cfg: DictConfig, blocks: Mapping[str, TensorShape], config: Mapping[str, Any] | None = None
 ) -> None:
     """Raise ValueError on a pattern that matches no linear of these headers, and if none is left.

@@ -28,7 +28,7 @@ INTEGERS = ("F4", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 
 
 @dataclass(frozen=True)
-class Prunable:
+class PrunedTensors:
     """Tensors by name, without a final `.weight`, in the order of the blocks.
 
     linears: those that are pruned; stays_dense: those that the masks file lists as dense; left_out:
@@ -46,9 +46,9 @@ def tensor_of(name: str, headers: Mapping[str, Any]) -> str:
     return f"{name}.weight" if f"{name}.weight" in headers else name
 
 
-def prunable_of_names(
+def tensors_by_names(
     path: Path, headers: Mapping[str, TensorHeader], config: Mapping[str, Any] | None
-) -> Prunable:
+) -> PrunedTensors:
     """The linears of a checkpoint without masks.
 
     Raises ValueError where it has none, or where integers stand for its weights.
@@ -63,7 +63,7 @@ def prunable_of_names(
         )
     pruned = _routers().without_dense(linears) or linears
     routers = {name: stored for name, stored in linears.items() if name not in pruned}
-    return Prunable(_in_order(pruned), {}, _in_order(routers))
+    return PrunedTensors(_in_order(pruned), {}, _in_order(routers))
 
 
 def _routers() -> PrunableNames:
@@ -71,13 +71,13 @@ def _routers() -> PrunableNames:
     return PrunableNames(include=None, exclude=defaults())
 
 
-def prunable_of_masks(
+def tensors_by_masks(
     path: Path,
     headers: Mapping[str, TensorHeader],
     config: Mapping[str, Any] | None,
     masks_path: Path,
     masks: Masks,
-) -> Prunable:
+) -> PrunedTensors:
     """The linears of a checkpoint with masks; raises ValueError where they are of other weights."""
     shapes = {name: header.shape for name, header in headers.items()}
     listed = masks.stays_dense or ()
@@ -100,7 +100,7 @@ def prunable_of_masks(
     left_out = {n: s for n, s in missing.items() if n in unlisted or not _routers().allow(n)}
     pruned = {name: s for name, s in linears.items() if name not in dense and name not in left_out}
     _check_same(masks_path, masks, shapes, pruned)
-    return Prunable(_in_order(pruned), _in_order(dense), _in_order(left_out))
+    return PrunedTensors(_in_order(pruned), _in_order(dense), _in_order(left_out))
 
 
 def _prefix(name: str) -> str | None:
