@@ -157,7 +157,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model on disk, and rates for its three blocks."""
     folder = tmp_path_factory.mktemp("model")
     random_model("llama").save_pretrained(folder)
-    (folder / "tokenizer.json").touch()
+    (folder / "tokenizer.json").write_text("{}")
     (folder / "rates.yaml").write_text("0: 0.25\n1: 0.5\n2: 0.75\n")
     return folder
 

@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(model: Path | str, *overrides: str) -> None:
     lines = ["model=local", f"model.path={model}", "model.context_length=16", *overrides]
     if Path(model).is_dir():
-        (Path(model) / "tokenizer.json").touch()  # there, and not read early
+        (Path(model) / "tokenizer.json").write_text("{}")  # of which the first sign is read
     preflight.check(compose("run", overrides=lines))
 
 
@@ -73,6 +73,19 @@ def test_a_sound_configuration_on_tokens_files_passes(model: Path, data: Path) -
 
 def test_the_untrained_model_passes() -> None:
     preflight.check(compose("run", overrides=["experiment=pretrain_tiny"]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("evaluation=[]", r"evaluation has no member, .*, evaluation=\[perplexity\]"),
+        ("logger=[]", r"logger has no member"),
+        ("~method", r"method has no member"),
+    ],
+)
+def test_a_group_without_a_member_is_refused(line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        preflight.check(compose("run", overrides=[line]))
 
 
 @pytest.mark.parametrize("sparsity", ["1.2", "1.0", "-0.1", "nan", "much"])

@@ -176,6 +176,33 @@ def test_formats_that_are_turned_back_while_they_load_pass(
     check(changed(tmp_path, llama, config={"quantization_config": {"quant_method": method}}))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_weights_that_are_no_floats_are_refused(
+    llama: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    folder = changed(tmp_path, llama, tensors=lambda ts: {n: t.to(dtype) for n, t in ts.items()})
+    with pytest.raises(ValueError, match="which is none of F64, F32, F16, BF16"):
+        check(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer.json", "", r"tokenizer\.json is no JSON object"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json is not a JSON object"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not valid JSON"),
+        ("config.json", '{"model_type": 3}', r"model_type=3, which is no name"),
+    ],
+)
+def test_broken_files_beside_the_weights_are_refused_by_name(
+    llama: Path, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    folder = changed(tmp_path, llama)
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        check(folder)
+
+
 def test_a_gguf_file_alone_is_refused(llama: Path, tmp_path: Path) -> None:
     shutil.copy(llama / "config.json", tmp_path)
     (tmp_path / "model-q4.gguf").touch()

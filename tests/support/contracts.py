@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.walk import Calibration
 from sparsemend.data.base import Examples
+from sparsemend.method.adapter.head import HeadLinear
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.prune import prune
@@ -225,7 +226,8 @@ def check_only_what_is_trained_moves(method: TrainedRepair, out: Path) -> None:
 
 
 def has_adapter(module: nn.Module) -> bool:
-    return isinstance(module, SparseLinear) and type(module) is not SparseLinear
+    adapted = isinstance(module, SparseLinear) and type(module) is not SparseLinear
+    return adapted or isinstance(module, HeadLinear)
 
 
 def check_fold_equals_adapter_forward(method: TrainedRepair, out: Path) -> None:

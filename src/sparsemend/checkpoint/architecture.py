@@ -56,9 +56,15 @@ class Architecture:
                 f"config.json says auto_map={classes!r}, which is no table of classes; take the "
                 "line out"
             )
+        model_type = values.get("model_type") or ""
+        if not isinstance(model_type, str):
+            raise ValueError(
+                f"config.json says model_type={model_type!r}, which is no name; write that of the "
+                'family, as in "llama"'
+            )
         code = classes.get(CAUSAL)
         return cls(
-            model_type=str(values.get("model_type") or ""),
+            model_type=model_type,
             named=tuple(named),
             encoder_decoder=any(level.get("is_encoder_decoder") is True for level in levels),
             code=code if isinstance(code, str) else None,

@@ -90,25 +90,20 @@ def _attribute(name: str, ending: str) -> str | None:
     return attribute if name.endswith(ending) and not attribute.isdigit() else None
 
 
-def _other_sizes(
-    shapes: Mapping[str, TensorShape], taker: ModelClass
-) -> Iterator[tuple[str, TensorShape]]:
+def _other_sizes(shapes: Mapping[str, TensorShape], taker: ModelClass) -> Iterator[tuple[str, str]]:
     """The names of weights whose size is that of no constructor, with the size of one."""
     for name, shape in shapes.items():
         linears = taker.built.get(_attribute(name, WEIGHT) or "", [])
-        if not linears or len(shape) != 2 or taker.ignores(name):
+        if not linears or taker.ignores(name):
             continue
-        expected = [None if linear is None else linear.shape for linear in linears]
-        if not any(sizes is None or _fits(shape, sizes) for sizes in expected):
-            assert expected[0] is not None
-            yield (
-                name,
-                tuple(s if e is None else e for e, s in zip(expected[0], shape, strict=True)),
-            )
+        expected = [linear.shape for linear in linears if linear is not None]
+        if len(expected) == len(linears) and not any(_fits(shape, sizes) for sizes in expected):
+            yield name, f"({', '.join('any' if s is None else str(s) for s in expected[0])})"
 
 
 def _fits(shape: TensorShape, sizes: tuple[int | None, int | None]) -> bool:
-    return all(size in (None, axis) for size, axis in zip(sizes, shape, strict=True))
+    pairs = zip(sizes, shape, strict=False)
+    return len(shape) == len(sizes) and all(size in (None, axis) for size, axis in pairs)
 
 
 def _biases(inside: Mapping[str, TensorShape], taker: ModelClass) -> list[list[str]]:

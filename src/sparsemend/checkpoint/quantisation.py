@@ -23,7 +23,7 @@ PACKED = {
     r"(\.weight_scale(_inv|_2)?|\.input_scale)$": "FP8 with scales",
     r"_blocks$": "mxfp4",
 }
-PACKED_DTYPES = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")
+FLOATS = ("F64", "F32", "F16", "BF16")  # what the weight of a model is saved in
 
 
 def quantisation_settings(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -57,10 +57,9 @@ def check_packed(path: str, values: Mapping[str, Any], tensors: Mapping[str, Ten
         for pattern, method in PACKED.items():
             if re.search(pattern, name):
                 raise ValueError(_refusal(path, method, f"as its tensor {name} shows"))
-        if name.endswith(".weight") and header.dtype in PACKED_DTYPES:
-            raise ValueError(
-                _refusal(path, "a packed dtype", f"{name} is {header.dtype}, which no float is")
-            )
+        if name.endswith(".weight") and header.dtype not in FLOATS:
+            why = f"{name} is {header.dtype}, which is none of {', '.join(FLOATS)}"
+            raise ValueError(_refusal(path, "a packed dtype", why))
 
 
 def check_no_gguf(folder: Path) -> None:

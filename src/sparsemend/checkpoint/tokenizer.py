@@ -7,10 +7,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from sparsemend.checkpoint.headers import json_object
 from sparsemend.config.locations import resolve_path
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-MODEL, FAST = "tokenizer.model", "tokenizer.json"
+MODEL, FAST, SETTINGS = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 INSTALL = "pip install 'sparsemend[sentencepiece]'"
 
 
@@ -33,7 +34,11 @@ def check_has_tokenizer(what: str, model: DictConfig, remedy: str) -> None:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise ValueError where the only tokenizer is a file for which a package is missing."""
+    """Raise ValueError on broken files, and where the only one is of a package that is missing."""
+    if (folder / SETTINGS).is_file():
+        json_object(folder / SETTINGS)
+    if (folder / FAST).exists():
+        _check_begins(folder / FAST)
     file = folder / MODEL
     if (folder / FAST).is_file() or not file.is_file() or find_spec("sentencepiece") is not None:
         return
@@ -44,3 +49,15 @@ def check_tokenizer(folder: Path) -> None:
         f"model folder {folder} has a {MODEL} of SentencePiece and no {FAST}; {INSTALL}, "
         f"or save the tokenizer again where it is installed, which writes {FAST}"
     )
+
+
+def _check_begins(file: Path) -> None:
+    """Raise ValueError unless a file begins as a JSON object does: it may be of many megabytes."""
+    begin = b""
+    if file.is_file():
+        with file.open("rb") as opened:
+            begin = opened.read(64).lstrip()
+    if not begin.startswith(b"{"):
+        raise ValueError(
+            f"{file} is no JSON object, so it is no tokenizer; copy or download it again"
+        )

@@ -17,6 +17,7 @@ Any other comment is prose, and the type of the default alone is held.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -239,7 +240,8 @@ def text_of(value: Any) -> str:
         return f"[{','.join(map(text_of, value))}]"
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{text_of(item)}" for key, item in value.items()) + "}"
-    return str(value)
+    text = str(value)
+    return text if text.isprintable() else json.dumps(text)
 
 
 def _head(comment: str) -> str:

@@ -81,7 +81,12 @@ def _in_settings(folder: Path) -> Any:
 def _templates(folder: Path) -> Iterator[tuple[Path, str]]:
     """File and text of the template that a tokenizer in this folder would take."""
     if (folder / FILES[0]).is_file():
-        yield folder / FILES[0], (folder / FILES[0]).read_text(encoding="utf-8")
+        try:
+            yield folder / FILES[0], (folder / FILES[0]).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{folder / FILES[0]} is not UTF-8 text ({error.reason}); convert it"
+            ) from error
         return
     template = _in_settings(folder)
     if isinstance(template, list):  # several, of which the default one is taken

@@ -34,7 +34,7 @@ from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.linear_names import check_linear_names
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
-from sparsemend.preflight.modules import check_modules
+from sparsemend.preflight.modules import check_groups, check_modules
 from sparsemend.preflight.steps import check_steps
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
@@ -71,6 +71,7 @@ EXAMPLES = {
 def check(cfg: DictConfig) -> None:
     """Raise ValueError or FileNotFoundError, with value, bound and remedy, on what cannot work."""
     cfg = resolve_from_run(cfg)
+    check_groups(cfg)
     check_declared(cfg)
     check_missing(cfg)
     check_config(cfg)

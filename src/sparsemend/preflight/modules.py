@@ -14,6 +14,23 @@ from sparsemend.config.locations import PACKAGE, conf_folder
 from sparsemend.config.members import targets
 
 OURS = "sparsemend"
+BUILT = {  # group that a run builds -> an override that chooses a member
+    "model": "model=tiny",
+    "data": "data=python_docs",
+    "pruner": "pruner=none",
+    "sparsity_schedule": "sparsity_schedule=uniform",
+    "method": "method=none",
+    "hardware": "hardware=cpu",
+    "evaluation": "evaluation=[perplexity]",
+    "logger": "logger=[none]",
+}
+
+
+def check_groups(cfg: DictConfig) -> None:
+    """Raise ValueError where a group that a run builds has no member, as after `logger=[]`."""
+    for group, example in BUILT.items():
+        if group not in cfg:
+            raise ValueError(f"{group} has no member, and a run needs one; choose it, {example}")
 
 
 def check_modules(cfg: DictConfig) -> None:

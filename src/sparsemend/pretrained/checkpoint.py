@@ -125,6 +125,7 @@ class Checkpoint:
             if not has_tokenizer(folder):
                 return None
             check_tokenizer(folder)
+            self.config()  # the tokenizer is not to blame for it
         hint = "" if find_spec("sentencepiece") or folder.is_dir() else SENTENCEPIECE_HINT
         with self._blame("give its tokenizer", hint):
             self._check_tokenizer_code()
