@@ -147,7 +147,8 @@ def _compare(
     comparisons = []
     for setting in sorted(sides[0].keys() & sides[1].keys()):
         ours, rival = sides[0][setting], sides[1][setting]
-        outcome = effect_of(*(_logarithms(side, statement.measure) for side in (ours, rival)))
+        pair = [_logarithms(side, statement.measure) for side in (ours, rival)]
+        outcome = effect_of(*pair, _weights(ours, statement.measure))
         if outcome is not None:
             effect, seeds = outcome
             comparisons.append(
@@ -201,7 +202,8 @@ def _by_seed(
     by_test = best_value(test)
     assert by_test is not None
     pair = [{0: tried[v].logarithms(metric)} for v in (value, by_test)]
-    gap = effect_of(*pair) if all(p[0] is not None for p in pair) else None  # type: ignore[arg-type]
+    weights = tried[value].weights(metric)
+    gap = effect_of(*pair, weights) if all(p[0] is not None for p in pair) else None  # type: ignore[arg-type]
     seconds = sum(state.run.result.seconds or 0.0 for state in tried.values())
     chosen = Chosen(
         side=side,
@@ -252,7 +254,13 @@ def _judge(
         (_logarithms(c.ours, statement.measure), _logarithms(c.rival, statement.measure))
         for c in comparisons
     ]
-    pooled = pooled_effect(pairs)
+    weights = _weights(comparisons[0].ours, statement.measure) if comparisons else None
+    pooled = pooled_effect(pairs, weights)
     effect, seeds = pooled if pooled is not None else (None, ())
     text = None if effect is None else verdict(effect, statement.at_most)
     return Judged(statement, *place, tuple(comparisons), effect, seeds, text)
+
+
+def _weights(side: BySeed, measure: str) -> Any:
+    """How much each test window (W,) counts, which is the same for all runs on a text."""
+    return next((state.weights(measure) for state in side.values()), None)
