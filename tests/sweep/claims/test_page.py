@@ -195,3 +195,26 @@ def test_a_statement_that_is_not_whole_is_refused(
     rates(folder, 0, 0, None)
     with pytest.raises(ValueError, match=message):
         read_claims([folder])
+
+
+OTHER = {"name": "python_docs", "calibration_samples": 2}
+
+
+@pytest.mark.parametrize(
+    ("number", "seed", "difference"),
+    [(5, 2, 0.01), (5, 0, 0.03), (5, 2, None)],  # of ours, a trial that is tried no more, a rival
+)
+def test_cells_of_another_configuration_are_not_mixed_with_the_rest(
+    searched: Path, number: int, seed: int, difference: float | None
+) -> None:
+    rates(searched, number, seed, difference, pruned=20.0, validation=1.0, data=OTHER)
+    with pytest.raises(ValueError, match=r"differ in data.calibration_samples \(unset and 2\)"):
+        read_claims([searched])
+
+
+def test_both_sides_are_measured_alike(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", STATEMENT)
+    rates(folder, 0, 0, None)
+    rates(folder, 1, 0, 0.01, data=OTHER)
+    with pytest.raises(ValueError, match="that are compared differ in data"):
+        read_claims([folder])

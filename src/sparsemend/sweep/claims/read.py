@@ -13,11 +13,11 @@ from sparsemend.names import METRIC, VALIDATION_METRIC
 from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.sweep.arena.bootstrap import Ratio
 from sparsemend.sweep.claims.choice import best_value
+from sparsemend.sweep.claims.equality import check_same, check_side, check_sides
 from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState, measured_states
 from sparsemend.sweep.claims.published import PublishedRatio, published_ratio
 from sparsemend.sweep.claims.statements import PER_WINDOW, Rules, Statement, read_rules
 from sparsemend.sweep.claims.verdict import effect_of, pooled_effect, verdict
-from sparsemend.table.grouping import differing
 
 BySeed = Mapping[int, MeasuredState]
 
@@ -147,6 +147,7 @@ def _compare(
     comparisons = []
     for setting in sorted(sides[0].keys() & sides[1].keys()):
         ours, rival = sides[0][setting], sides[1][setting]
+        check_sides([*ours.values(), *rival.values()])
         pair = [_logarithms(side, statement.measure) for side in (ours, rival)]
         outcome = effect_of(*pair, _weights(ours, statement.measure))
         if outcome is not None:
@@ -185,8 +186,9 @@ def _by_seed(
         by_seed = by_value.setdefault(value, {})
         earlier = by_seed.get(state.run.seed)
         if earlier is not None:
-            _check_same(earlier, state)
+            check_same(earlier, state)
         by_seed[state.run.seed] = state
+    check_side(members, but_for=rules.chosen_key)
     if len(by_value) == 1:
         return next(iter(by_value.values())), None
     tried = {
@@ -228,18 +230,6 @@ def _value_of(state: MeasuredState, key: str | None) -> Any:
 def _metric(state: MeasuredState, name: str) -> float:
     value = state.run.value("repaired", name)
     return math.inf if value is None else value
-
-
-def _check_same(earlier: MeasuredState, state: MeasuredState) -> None:
-    """Raise ValueError where two cells of one side and seed differ in what decides the state."""
-    settings = [one.run.settings(one.state) for one in (earlier, state)]
-    if keys := differing(settings):
-        values = " and ".join(str(each.get(keys[0], "unset")) for each in settings)
-        raise ValueError(
-            f"a cell of claim {state.run.config['claim']} is there twice with seed "
-            f"{state.run.seed}, and differs in {keys[0]} ({values})\n  there: "
-            f"{earlier.run.folder}\n  here: {state.run.folder}\ngive the folders of one sweep"
-        )
 
 
 def _logarithms(side: BySeed, measure: str) -> dict[int, Any]:
