@@ -61,6 +61,14 @@ class Chosen:
     gap: Ratio | None  # test perplexity of `value` over that of `by_test`
     seconds: float  # of all trials
 
+    @property
+    def at_edge(self) -> bool:
+        """Whether the chosen value is the lowest or highest of those whose trial finished."""
+        values = [
+            value for value, perplexity in self.validation.items() if math.isfinite(perplexity)
+        ]
+        return self.value in (min(values), max(values))
+
 
 @dataclass(frozen=True)
 class Claim:
