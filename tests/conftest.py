@@ -16,6 +16,7 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from support.configs import reading_once
 from support.families import random_model
 from support.process_state import process_state
 from transformers import PreTrainedModel
@@ -28,6 +29,7 @@ from sparsemend.names import METRIC, VALIDATION_METRIC
 # tests that interrupt a command need it to listen, also where a shell started pytest in the
 # background, which ignores the signal and hands that on
 signal.signal(signal.SIGINT, signal.default_int_handler)
+reading_once()
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands under test

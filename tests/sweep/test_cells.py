@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig
+from support.configs import compose
 
+from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.declared import check_declared
 from sparsemend.result.folder import alive
 from sparsemend.result.sections import ProcessId
@@ -49,11 +51,11 @@ def test_the_summary_has_a_line_per_cell_with_what_varies(command, tmp_path) -> 
 
 
 def test_a_failed_cell_is_recorded_and_does_not_stop_the_rest(command, tmp_path, capsys) -> None:
-    code, seen = command(*SWEEP, "hydra.sweep.dir=out", run=failing_at(0.5))
-    assert (code, len(seen)) == (1, 4)
-    assert [r["status"] for r in rows(tmp_path / "out")] == [*["failed"] * 2, *["finished"] * 2]
+    code, seen = command(*PAIR, "hydra.sweep.dir=out", run=failing_at(0.5))
+    assert (code, len(seen)) == (1, 2)
+    assert [r["status"] for r in rows(tmp_path / "out")] == ["failed", "finished"]
     assert rows(tmp_path / "out")[0]["error"] == "loss is NaN"
-    assert "2 of 4 cells did not finish" in capsys.readouterr().out
+    assert "1 of 2 cells did not finish" in capsys.readouterr().out
 
 
 def test_cells_of_swept_names_lie_in_the_sweeps_folder(command, tmp_path) -> None:
@@ -155,11 +157,11 @@ def test_resume_auto_does_not_join_a_sweep_that_still_runs(command, capsys) -> N
 def test_a_sweep_in_the_folder_of_another_is_refused_before_its_first_job(
     command, tmp_path, capsys
 ) -> None:
-    command(*SWEEP, "hydra.sweep.dir=out", run=lambda cfg: 1.0)
-    code, seen = command("-m", "sparsity=0.5,0.7", SWEEP[2], "hydra.sweep.dir=out")
+    command(*PAIR, "hydra.sweep.dir=out", run=lambda cfg: 1.0)
+    code, seen = command("-m", "sparsity=0.5,0.7", "hydra.sweep.dir=out")
     assert (code, seen) == (1, [])
     said = capsys.readouterr().err
-    assert "out/2 holds a cell of another sweep (sparsity: 0.6 there, 0.7 here)" in said
+    assert "out/1 holds a cell of another sweep (sparsity: 0.6 there, 0.7 here)" in said
 
 
 def test_resuming_a_sweep_by_the_folder_of_a_run_is_refused(command, capsys) -> None:
@@ -207,14 +209,15 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_first_job(
 def test_a_cache_without_room_is_refused_with_the_size(command, monkeypatch, capsys) -> None:
     usage = type("usage", (), {"free": 40 * 2**20})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    lines = ("-m", "sparsity=0.5,0.6", "method=none,dsnot")  # two models of 8 MiB
-    assert command(*lines, "hydra.sweep.dir=room")[0] == 0
+    methods = ("method=none", "method=dsnot")  # two models of 8 MiB for the four cells
+    jobs = [compose("run", [f"sparsity={s}", m]) for s in (0.5, 0.6) for m in methods]
+    check_cache(jobs)
     usage.free = 10 * 2**20
-    code, seen = command(*lines, "hydra.sweep.dir=out")
+    code, seen = command(*PAIR, "hydra.sweep.dir=out")
     assert (code, seen) == (1, [])
     assert "has 0.01 GiB free" in (said := capsys.readouterr().err)
     assert "cache.models=false" in said
-    assert command(*lines, "cache=off", "hydra.sweep.dir=off")[0] == 0
+    check_cache([compose("run", ["sparsity=0.5", "cache=off"])])
 
 
 def test_an_objective_that_is_not_finite_reads_as_none(command, tmp_path) -> None:

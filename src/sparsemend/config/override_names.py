@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 
 from hydra import compose
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -103,7 +105,19 @@ class Names:
         return [*self.members(group), *nested]
 
     def _options(self, group: str, kind: ObjectType) -> list[str]:
-        return sorted(self.loader.get_group_options(group, kind, self.config_name, self.search))
+        return sorted(self._repository.get_group_options(group, kind))
+
+    @cached_property
+    def _repository(self) -> CachingConfigRepository:
+        """The folders of the whole search path.
+
+        Hydra's own `get_group_options` composes its part of the config anew for every group, of
+        which a refusal asks for fifty.
+        """
+        assert isinstance(self.loader, ConfigLoaderImpl)
+        return self.loader._parse_overrides_and_create_caching_repo(self.config_name, self.search)[
+            1
+        ]
 
     def check_group(self, override: Override) -> None:
         """Raise OverrideError unless every member that an override of a group names exists."""

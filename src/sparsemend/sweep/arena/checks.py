@@ -36,7 +36,7 @@ def check_arena(configs: Sequence[DictConfig]) -> None:
             )
     if rows and rows[0].budget == "seconds":
         _check_seconds(rows)
-    trainable = bool(rows) and rows[0].budget == "trainable"
+    trainable = bool(rows) and rows[0].budget == "trainable" and rows[0].get("claim") is None
     if trainable and not any(says(cfg.method, "low_rank") for cfg in rows):
         raise ValueError(
             "budget=trainable gives every row the parameters of the low-rank ones; add one of "

@@ -6,34 +6,22 @@ every <claim>.csv there, so that claims may be measured and written at different
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsemend.files import replacing, write_text
 from sparsemend.result.equal_sparsity import unequal_sparsities
 from sparsemend.result.format import format_metric
-from sparsemend.result.runs import RunRecord
 from sparsemend.sweep.arena.bootstrap import LEVEL, RESAMPLES, Ratio
-from sparsemend.sweep.claims.facts import MeasuredState, dense_perplexity
+from sparsemend.sweep.claims.claim import Chosen, Claim, Comparison, Judged
+from sparsemend.sweep.claims.facts import dense_perplexity
+from sparsemend.sweep.claims.index import INDEX, index, table
 from sparsemend.sweep.claims.published import published_lines
-from sparsemend.sweep.claims.read import Chosen, Claim, Comparison, Judged
 from sparsemend.sweep.claims.statements import MEASURES
-from sparsemend.sweep.claims.verdict import FAILS, HOLDS, OPEN
 from sparsemend.sweep.read import overrides_of
 from sparsemend.table.formats import markdown_table
-
-INDEX = "README.md"
-CSV_COLUMNS = (
-    *("claim", "says", "model", "text", "setting", "measure", "at_most", "ours", "rival"),
-    *("effect", "low", "high", "seeds", "verdict", "published", "hours"),
-)
-ALL = "all settings"
-UNITS = {"peak_bytes": 2**20}
 
 
 def write(claims: Sequence[Claim], folder: Path) -> list[Path]:
@@ -132,24 +120,17 @@ def _unequal(one: Judged) -> list[str]:
 
 
 def _row(one: Judged, comparison: Comparison) -> list[str]:
-    effect = comparison.effect
-    published = comparison.published
+    effect, published = comparison.effect, comparison.published
+    measure = one.statement.measure
     return [
         comparison.setting.label,
-        *(_mean(one, side.values()) for side in (comparison.ours, comparison.rival)),
+        *(comparison.mean(side, measure) for side in (comparison.ours, comparison.rival)),
         f"{effect.mean:.3f}",
         f"{effect.low:.3f} - {effect.high:.3f}",
         ", ".join(map(str, comparison.seeds)),
         comparison.verdict,
         "-" if published is None else published.text,
     ]
-
-
-def _mean(one: Judged, states: Iterable[MeasuredState]) -> str:
-    measure = one.statement.measure
-    values = [state.value(measure) for state in states]
-    numbers = [value for value in values if value is not None]
-    return format_metric(statistics.fmean(numbers) / UNITS.get(measure, 1), 3) if numbers else "-"
 
 
 def _choices(chosen: Sequence[Chosen]) -> str:
@@ -196,7 +177,7 @@ def _origin(claim: Claim) -> list[str]:
         *_commands(claim),
         "```",
         "",
-        f"{len(runs)} cells, {hours(runs):.1f} hours; commit {', '.join(commits)}{state}; torch "
+        f"{len(runs)} cells, {claim.hours:.1f} hours; commit {', '.join(commits)}{state}; torch "
         f"{', '.join(torch)}; {'; '.join(machines)}.  Dense perplexity: {', '.join(dense)}.",
         f"Intervals: {RESAMPLES:,} paired resamples of seeds and test windows; of one number a run "
         "(seconds, bytes) of seeds alone.  Few seeds make them narrow.",
@@ -234,83 +215,6 @@ def _other_than(claim: Claim, swept: Mapping[str, Sequence[str]]) -> list[str]:
         f"{key}={','.join(sorted(values))}"
         for key, values in swept.items()
         if set(values) != set(claim.swept[key].split(","))
-    ]
-
-
-def hours(runs: Sequence[RunRecord]) -> float:
-    """Hours that the runs took one after the other."""
-    return sum(run.result.seconds or 0.0 for run in runs) / 3600
-
-
-def table(claim: Claim) -> str:
-    """The comparisons of a claim as CSV, each statement's over all settings first."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for one in claim.judged:
-        statement = one.statement
-        front = (claim.name, statement.says, one.model, one.text)
-        rule = (statement.measure, statement.at_most)
-        took = f"{hours(claim.runs):.2f}"
-        if one.effect is not None:
-            figures = _figures(one.effect, one.seeds)
-            writer.writerow([*front, ALL, *rule, "", "", *figures, one.verdict, "", took])
-        for c in one.comparisons:
-            means = [_mean(one, side.values()) for side in (c.ours, c.rival)]
-            ratio = "" if c.published is None else f"{c.published.ratio:.4f}"
-            figures = _figures(c.effect, c.seeds)
-            writer.writerow(
-                [*front, c.setting.label, *rule, *means, *figures, c.verdict, ratio, took]
-            )
-    return out.getvalue()
-
-
-def _figures(effect: Ratio, seeds: Sequence[int]) -> list[str]:
-    numbers = [f"{value:.5f}" for value in (effect.mean, effect.low, effect.high)]
-    return [*numbers, " ".join(map(str, seeds))]
-
-
-def index(folder: Path) -> str:
-    """The page of all verdicts, from the .csv of every claim in a folder."""
-    heads = ["claim", "says", "model, text", "verdict", "effect", "settings", "hours"]
-    rows = []
-    for path in sorted(folder.glob("*.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            lines = list(reader) if tuple(reader.fieldnames or ()) == CSV_COLUMNS else []
-        keys = dict.fromkeys((line["says"], line["model"], line["text"]) for line in lines)
-        for key in keys:
-            same = [x for x in lines if (x["says"], x["model"], x["text"]) == key]
-            rows.append(_index_row(path.stem, key, same))
-    notes = [
-        "effect: ours over the rival, perplexity unless the sentence says otherwise, with its "
-        f"paired {LEVEL:.0%} interval over seeds and test windows; below 1 is as the paper says",
-        f"verdict: {HOLDS} / {FAILS} / {OPEN}, by the rule that the yaml of "
-        "the claim states; over all settings, and how many settings hold, do not, are open",
-    ]
-    return markdown_table("What the papers claim, measured here", heads, rows, 3, notes) + "\n"
-
-
-def _index_row(claim: str, key: tuple[str, str, str], lines: Sequence[dict[str, str]]) -> list[str]:
-    overall = next((line for line in lines if line["setting"] == ALL), None)
-    settings = [line for line in lines if line["setting"] != ALL]
-    counts = Counter(line["verdict"] for line in settings)
-    shown = overall or (settings[0] if len(settings) == 1 else None)
-    effect = (
-        "-"
-        if shown is None
-        else (
-            f"{float(shown['effect']):.3f} ({float(shown['low']):.3f} - {float(shown['high']):.3f})"
-        )
-    )
-    return [
-        f"[{claim}]({claim}.md)",
-        key[0],
-        f"{key[1]}, {key[2]}",
-        "-" if shown is None else f"**{shown['verdict']}**",
-        effect,
-        " / ".join(str(counts[verdict]) for verdict in (HOLDS, FAILS, OPEN)),
-        lines[0]["hours"],
     ]
 
 

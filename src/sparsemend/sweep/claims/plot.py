@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from sparsemend.sweep.claims.read import Comparison, Judged
+from sparsemend.sweep.claims.claim import Comparison, Judged
 from sparsemend.sweep.claims.verdict import FAILS, HOLDS, OPEN
 
 COLOURS = {HOLDS: "#2a7f3f", FAILS: "#c4512d", OPEN: "#7a7a7a"}

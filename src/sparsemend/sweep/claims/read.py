@@ -4,82 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsemend.config.values import leaves
 from sparsemend.names import METRIC, VALIDATION_METRIC
 from sparsemend.result.runs import RunRecord, find_runs
-from sparsemend.sweep.arena.bootstrap import Ratio
 from sparsemend.sweep.claims.choice import best_value
+from sparsemend.sweep.claims.claim import BySeed, Chosen, Claim, Comparison, Judged
 from sparsemend.sweep.claims.equality import check_same, check_side, check_sides
 from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState, measured_states
-from sparsemend.sweep.claims.published import PublishedRatio, published_ratio
+from sparsemend.sweep.claims.published import published_ratio
 from sparsemend.sweep.claims.statements import PER_WINDOW, Rules, Statement, read_rules
 from sparsemend.sweep.claims.verdict import effect_of, pooled_effect, verdict
-
-BySeed = Mapping[int, MeasuredState]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A statement in one setting."""
-
-    setting: ComparedAt
-    ours: BySeed
-    rival: BySeed
-    effect: Ratio
-    seeds: tuple[int, ...]
-    verdict: str
-    published: PublishedRatio | None
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A statement on one model and text: in each setting, and over all of them."""
-
-    statement: Statement
-    model: str
-    text: str
-    comparisons: tuple[Comparison, ...]
-    effect: Ratio | None  # over settings; None where no seed has all of them
-    seeds: tuple[int, ...]
-    verdict: str | None
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What validation chose for a side, and what the test text would have chosen."""
-
-    side: str
-    setting: ComparedAt
-    key: str
-    validation: Mapping[float, float]  # value -> perplexity, on the seed where values were tried
-    value: float
-    by_test: float
-    gap: Ratio | None  # test perplexity of `value` over that of `by_test`
-    seconds: float  # of all trials
-
-    @property
-    def at_edge(self) -> bool:
-        """Whether the chosen value is the lowest or highest of those whose trial finished."""
-        values = [
-            value for value, perplexity in self.validation.items() if math.isfinite(perplexity)
-        ]
-        return self.value in (min(values), max(values))
-
-
-@dataclass(frozen=True)
-class Claim:
-    """All that is measured of one claim."""
-
-    name: str
-    runs: tuple[RunRecord, ...]
-    judged: tuple[Judged, ...]
-    chosen: tuple[Chosen, ...]
-    swept: Mapping[str, str]  # as of `Rules`
-    chosen_key: str | None
 
 
 def read_claims(folders: Sequence[Path]) -> list[Claim]:
