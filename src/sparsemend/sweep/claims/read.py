@@ -94,7 +94,7 @@ def _compare(
         ours, rival = sides[0][setting], sides[1][setting]
         check_sides([*ours.values(), *rival.values()])
         pair = [_logarithms(side, statement.measure) for side in (ours, rival)]
-        outcome = effect_of(*pair, _weights(ours, statement.measure))
+        outcome = effect_of(pair[0], pair[1], _weights(ours, statement.measure))
         if outcome is not None:
             effect, seeds = outcome
             comparisons.append(
@@ -148,9 +148,9 @@ def _by_seed(
     test = {v: _metric(state, metric) for v, state in tried.items()}
     by_test = best_value(test)
     assert by_test is not None
-    pair = [{0: tried[v].logarithms(metric)} for v in (value, by_test)]
-    weights = tried[value].weights(metric)
-    gap = effect_of(*pair, weights) if all(p[0] is not None for p in pair) else None  # type: ignore[arg-type]
+    windows = [tried[v].logarithms(metric) for v in (value, by_test)]
+    pair = [{0: losses} for losses in windows if losses is not None]
+    gap = effect_of(pair[0], pair[1], tried[value].weights(metric)) if len(pair) == 2 else None
     seconds = sum(state.run.result.seconds or 0.0 for state in tried.values())
     chosen = Chosen(
         side=side,
