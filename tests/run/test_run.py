@@ -216,10 +216,14 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
         data = SimpleNamespace(
             name="d", data_hash=lambda: data_hash, framing=dict, calibration_samples=1
         )
+        data.calibration_from = "text"
         asked = {"statistics": "exact", "true_sequential": False}
         cfg = OmegaConf.create({"model": {"dtype": "float32"}, **asked})
         result = Result(tmp_path / "result.json", config, resumed=True)
-        parts = SimpleNamespace(data=data)
+        model = SimpleNamespace(stored_as=lambda: None)
+        reader = SimpleNamespace(needs_calibration=True)
+        readers = dict.fromkeys(("pruner", "sparsity_schedule", "method"), reader)
+        parts = SimpleNamespace(data=data, model=model, **readers)
         return SimpleNamespace(cfg=cfg, parts=parts, result=result, out=tmp_path)
 
     for data_hash in ("one", "one"):

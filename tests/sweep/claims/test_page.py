@@ -158,7 +158,7 @@ def test_a_pruned_model_stands_beside_its_own_repair_and_the_papers_cells(tmp_pa
     assert comparison.effect.mean == pytest.approx(1.1)
     assert comparison.verdict == "does not hold here"
     assert comparison.published is not None
-    assert comparison.published.text == "x 0.956 (llama_7b: 10.22 / 10.69)"
+    assert comparison.published.text == "x 0.956 (dsnot/table1, llama_7b: 10.22 / 10.69)"
     assert "does not hold here, x 1.100" in verdict_lines(claim)[0]
     assert "made_up sparsity=0.6 seed=0\n" in page(claim)  # one seed of two
 

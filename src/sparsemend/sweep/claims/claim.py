@@ -66,7 +66,9 @@ class Chosen:
     @property
     def at_edge(self) -> bool:
         """Whether the chosen value is the lowest or highest of those whose trial finished."""
-        values = [value for value, loss in self.validation.items() if math.isfinite(loss)]
+        values = [
+            value for value, perplexity in self.validation.items() if math.isfinite(perplexity)
+        ]
         return self.value in (min(values), max(values))
 
 

@@ -93,11 +93,8 @@ def _compare(
     for setting in sorted(sides[0].keys() & sides[1].keys()):
         ours, rival = sides[0][setting], sides[1][setting]
         check_sides([*ours.values(), *rival.values()])
-        outcome = effect_of(
-            _logarithms(ours, statement.measure),
-            _logarithms(rival, statement.measure),
-            _weights(ours, statement.measure),
-        )
+        pair = [_logarithms(side, statement.measure) for side in (ours, rival)]
+        outcome = effect_of(pair[0], pair[1], _weights(ours, statement.measure))
         if outcome is not None:
             effect, seeds = outcome
             comparisons.append(
@@ -151,8 +148,9 @@ def _by_seed(
     test = {v: _metric(state, metric) for v, state in tried.items()}
     by_test = best_value(test)
     assert by_test is not None
-    chosen_losses, best_losses = (_logarithms({0: tried[v]}, metric) for v in (value, by_test))
-    gap = effect_of(chosen_losses, best_losses, tried[value].weights(metric))
+    windows = [tried[v].logarithms(metric) for v in (value, by_test)]
+    pair = [{0: losses} for losses in windows if losses is not None]
+    gap = effect_of(pair[0], pair[1], tried[value].weights(metric)) if len(pair) == 2 else None
     seconds = sum(state.run.result.seconds or 0.0 for state in tried.values())
     chosen = Chosen(
         side=side,

@@ -202,10 +202,12 @@ def verdict(variants: Sequence[Variant], subject: str, bound: str, most: float) 
 def notes(variants: Sequence[Variant]) -> list[str]:
     """The lines below the table: setting, and how to read it."""
     first = variants[0]
-    run = first.runs[0]
+    run, losses = first.runs[0], first.losses()
+    windows = "" if losses is None else f", {losses.shape[1]:,} test windows"
+    seeds = ", ".join(str(each.seed) for each in first.runs)
     lines = [
-        f"{run.model}, {run.member('pruner')}, {run.row.amount}, {run.protocol(METRIC).label}; "
-        f"{first.metric}; seeds {', '.join(str(each.seed) for each in first.runs)}",
+        f"{run.model}, {run.member('pruner')}, {run.row.amount}; {first.metric} on "
+        f"{run.config['data']['name']}{windows}; seeds {seeds}",
         f"rate: of the lowest validation loss with seed {first.runs[0].seed}, of "
         + "; ".join(
             f"{v.name} " + ", ".join(f"{r:g}: {v.validation[r]:.4f}" for r in sorted(v.validation))
