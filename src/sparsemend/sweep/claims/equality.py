@@ -50,10 +50,10 @@ def _check_equal(states: Sequence[MeasuredState], settings: Sequence[Mapping[str
         if keys := differing([settings[0], its]):
             values = " and ".join(str(each.get(keys[0], "unset")) for each in (settings[0], its))
             raise ValueError(
-                f"cells of claim {state.run.config['claim']} that are compared differ in {keys[0]} "
-                f"({values})\n  there: {states[0].run.folder}\n  here: {state.run.folder}\nrun the "
-                "command of each part again, which measures anew what has changed, and remove the "
-                "folder of a cell that is tried no more"
+                f"cells that are compared differ in {keys[0]} ({values})\n  there: "
+                f"{states[0].run.folder}\n  here: {state.run.folder}\nrun the command of each part "
+                "again, which measures anew what has changed, and remove the folder of a cell that "
+                "is tried no more"
             )
 
 
