@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def test_a_pruned_model_saves_what_its_class_loads(
         ours, theirs = (m(input_ids=tokens, use_cache=False).logits for m in (model, loaded))
     # its experts run in one grouped product; the order of its sums differs
     assert (ours - theirs).abs().max() <= 16 * torch.finfo(torch.float32).eps * ours.abs().max()
+
+
+def test_what_is_saved_generates_with_a_cache(tmp_path: Path) -> None:
+    """It is off in the model, as the package loads one."""
+    model = pruned("gpt_oss")
+    assert not model.config.use_cache
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["use_cache"]
+    assert not model.config.use_cache
 
 
 def test_a_copy_saves_its_own_weights(tmp_path: Path) -> None:

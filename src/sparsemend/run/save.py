@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.names import saved_name
 from sparsemend.layout.unfold import fold_within
-from sparsemend.run.export import to_dense_
+from sparsemend.run.export import caching, to_dense_
 from sparsemend.sparse.linear import sparse_linears
 
 
@@ -58,5 +58,5 @@ def save_pretrained(model: PreTrainedModel, *arguments: Any, **settings: Any) ->
             f"{names[0]} carries an adapter that is not folded into its weight, which a checkpoint "
             "has no place for; write it by sparsemend.api.export(model, folder, repaired=...)"
         )
-    with as_saved(model):
+    with as_saved(model), caching(model):
         type(model).save_pretrained(model, *arguments, **settings)
