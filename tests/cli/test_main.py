@@ -446,7 +446,7 @@ def test_the_real_command_refuses_a_line_of_instructions_without_importing_torch
     done = python(["-c", code], tmp_path)
     assert done.returncode == 1
     assert done.stdout == "imported []\n"
-    message = "error: a.jsonl line 1 has no field output (fields: instruction, input, respons); "
+    message = "error: data.train=a.jsonl line 1 has no field output (fields: instruction, input, respons); "
     assert done.stderr.startswith(message)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
