@@ -37,7 +37,15 @@ FREE = Pattern()
 
 
 def admm(group: Literal["layer", "row"]) -> ADMM:
-    return ADMM(iterations=4, mask_iterations=2, ramp="cubic", group=group, rho=1.0, damping=0.1)
+    return ADMM(
+        iterations=4,
+        mask_iterations=2,
+        ramp="cubic",
+        group=group,
+        rho=1.0,
+        damping=0.1,
+        mask=None,
+    )
 
 
 EXACT = {

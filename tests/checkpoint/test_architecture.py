@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto import configuration_auto, modeling_auto
 
-from sparsemend.checkpoint.architecture import CAUSAL, IMAGE_TEXT, Architecture, installed_tables
+from sparsemend.checkpoint.architecture import (
+    CAUSAL,
+    IMAGE_TEXT,
+    Architecture,
+    installed_tables,
+    renames_tensors,
+)
 
 
 def test_the_tables_read_as_text_are_those_that_transformers_imports() -> None:
@@ -57,3 +64,11 @@ def test_a_class_that_is_no_name_is_refused(odd: dict[str, object]) -> None:
     (key,) = odd
     with pytest.raises(ValueError, match=rf"config\.json says {key}="):
         Architecture.of({"model_type": "llama", **odd})
+
+
+def test_the_types_whose_tensors_get_other_names_are_those_of_transformers() -> None:
+    types = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    renamed = {kind for kind in types if get_checkpoint_conversion_mapping(kind)}
+    assert {"mixtral", "bailing_hybrid", "kimi_linear"} <= renamed
+    assert not [kind for kind in renamed if not renames_tensors(kind)]
+    assert not renames_tensors("llama")

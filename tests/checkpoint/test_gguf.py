@@ -1,9 +1,12 @@
 # ruff: noqa: E402  (without the package gguf there is nothing to import)
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,6 +109,25 @@ def test_another_file_than_that_of_the_config_is_refused(tmp_path: Path) -> None
     stored = config(write_values(tmp_path / "m.gguf", "llama"), f"model.digest={'0' * 64}")
     with pytest.raises(ValueError, match=r"is another file than .* model\.digest=000000000000"):
         find_model(stored.model)
+
+
+@pytest.mark.parametrize(
+    ("cache", "free", "message"),
+    [
+        ("file/of", 1 << 30, r"file/of/gguf, where .* cannot be written \(Not a directory\)"),
+        ("cache", 10, r"cache/gguf has 0\.0 MiB free, the weights take 0\.0 MiB"),
+    ],
+)
+def test_a_cache_that_cannot_hold_the_folder_is_refused_before_a_process_starts(
+    cache: str, free: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPARSEMEND_CACHE", str(tmp_path / cache))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    monkeypatch.setattr(subprocess, "run", pytest.fail)
+    file = write_values(tmp_path / "m.gguf", "llama", lambda w: w.add_head_count_kv(2))
+    with pytest.raises(OSError, match=f"{message}.*; set SPARSEMEND_CACHE to a folder"):
+        find_model(config(file).model)
 
 
 def test_a_process_that_fails_ends_in_its_last_line(

@@ -446,8 +446,8 @@ def test_the_real_command_refuses_a_line_of_instructions_without_importing_torch
     done = python(["-c", code], tmp_path)
     assert done.returncode == 1
     assert done.stdout == "imported []\n"
-    message = "error: a.jsonl line 1 has no field output (fields: instruction, input, respons); "
-    assert done.stderr.startswith(message)
+    message = "error: data.train=a.jsonl line 1 has no field output "
+    assert done.stderr.startswith(f"{message}(fields: instruction, input, respons); ")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 

@@ -19,6 +19,14 @@ from sparsemend.config.values import plain
         (["+search=rank", "pattern='2:4'"], "pruner"),
         (["+search=rank", "pruner.variant=true"], "pruner"),
         (["+search=rank", "pruner=existing"], "pruner"),
+        (["+search=rank", "pruner=admm", "pruner@pruner.mask=wanda"], "exact_budget"),
+        (
+            [
+                *("+search=rank", "pruner=admm"),
+                *("pruner@pruner.mask=wanda", "pruner.mask.variant=true"),
+            ],
+            "pruner",
+        ),
         (["+search=rank", "method=dsnot", "method.start=pruner"], "pruner"),
         (["+search=atp_common_difference", "rounding=pruner"], "pruner"),
     ],

@@ -169,23 +169,24 @@ def test_a_tensor_that_is_not_there_is_refused(
         source(file).load(seed=0)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_spoilt_folder_is_made_again(
-    tmp_path: Path, converted_here: list[list[str]], capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, converted_here: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     section = compose(
         "run", ["model=gguf", f"model.path={write_llama(tmp_path / 'm.gguf', llama())}"]
     )
-    weights = converted_folder(tmp_path / "m.gguf") / cache.WEIGHTS
+    spoilt = converted_folder(tmp_path / "m.gguf") / name
     assert find_model(section.model).blocks
-    sound = weights.read_bytes()
+    sound = spoilt.read_bytes()
     find_model(section.model)
     assert len(converted_here) == 1
-    weights.write_bytes(sound[:-1] + b"\x01")
+    spoilt.write_bytes(sound[:-1] + b" ")
     assert find_model(section.model).blocks
     assert len(converted_here) == 2
-    assert weights.read_bytes() == sound
+    assert spoilt.read_bytes() == sound
     assert "is spoilt" in capsys.readouterr().err
-    (weights.parent / cache.SOURCE).unlink()
+    (spoilt.parent / cache.SOURCE).unlink()
     find_model(section.model)
     assert len(converted_here) == 3
 
@@ -205,9 +206,22 @@ def test_a_full_disk_is_refused_before_anything_is_loaded(
     file = write_llama(tmp_path / "m.gguf", llama())
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(under_test.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(OSError, match=r"0\.00 GiB free, the weights take .* set SPARSEMEND_CACHE"):
+    with pytest.raises(OSError, match=r"0\.0 MiB free, the weights take .* set SPARSEMEND_CACHE"):
         convert(file, tmp_path / "cache" / "folder")
     assert not (tmp_path / "cache" / "folder").exists()
+
+
+def test_a_disk_that_fills_up_on_the_way_is_what_the_message_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*arguments: Any) -> list[str]:
+        raise Exception("No space left on device (os error 28)")  # as tokenizers has it
+
+    monkeypatch.setattr(under_test, "_save_tokenizer", fill)
+    file = write_llama(tmp_path / "m.gguf", llama())
+    with pytest.raises(OSError, match=r"cache has become full; set SPARSEMEND_CACHE"):
+        convert(file, tmp_path / "cache" / "folder")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 @pytest.mark.slow

@@ -216,7 +216,7 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
         data = SimpleNamespace(
             name="d", data_hash=lambda: data_hash, framing=dict, calibration_samples=1
         )
-        data.calibration_from = "text"
+        data.calibrates_on = lambda: "text"
         asked = {"statistics": "exact", "true_sequential": False}
         cfg = OmegaConf.create({"model": {"dtype": "float32"}, **asked})
         result = Result(tmp_path / "result.json", config, resumed=True)

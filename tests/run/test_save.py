@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,15 +52,38 @@ def test_a_pruned_model_saves_what_its_class_loads(
     assert (ours - theirs).abs().max() <= 16 * torch.finfo(torch.float32).eps * ours.abs().max()
 
 
-def test_a_copy_saves_its_own_weights(tmp_path: Path) -> None:
+def test_what_is_saved_generates_with_a_cache(tmp_path: Path) -> None:
+    """It is off in the model, as the package loads one."""
     model = pruned("gpt_oss")
-    other = copy.deepcopy(model)
+    assert not model.config.use_cache
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["use_cache"]
+    assert not model.config.use_cache
+
+
+def pickled(model: PreTrainedModel) -> PreTrainedModel:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    other: PreTrainedModel = torch.load(file, weights_only=False)
+    return other
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_a_copy_saves_its_own_weights(
+    copied: Callable[[PreTrainedModel], PreTrainedModel], tmp_path: Path
+) -> None:
+    model = pruned("gpt_oss")
+    model.save_pretrained(tmp_path)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    other = copied(model)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
     other.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors").values()
-    assert not any(weight.any() for weight in weights)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert weights.keys() == names
+    assert not any(weight.any() for weight in weights.values())
 
 
 def test_what_would_write_something_else_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,12 @@ from support.schedules import schedule_of
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
-from sparsemend.sparsity_schedule.rates.rates_file import by_linear, by_module, read_rates
+from sparsemend.sparsity_schedule.rates.rates_file import (
+    by_linear,
+    by_module,
+    check_rates,
+    read_rates,
+)
 
 FREE = Pattern()
 NAMES = ["model.layers.0.fc1", "model.layers.0.fc2", "model.layers.1.fc1", "model.layers.1.fc2"]
@@ -78,6 +83,18 @@ def test_missing_and_extra_keys_are_named(rates: dict[str, float], message: str)
         by_linear(rates, NAMES)
 
 
+def test_messages_name_linears_as_their_files_do() -> None:
+    saved = {name: name.replace("fc", "w") for name in NAMES}
+    with pytest.raises(ValueError, match=r"have no rate, first model\.layers\.1\.w1;"):
+        by_linear({"0": 0.5}, NAMES, saved)
+    with pytest.raises(ValueError, match=r"first '3'; a linear is for example '0\.w1'"):
+        by_linear({"0": 0.5, "1": 0.5, "3": 0.5}, NAMES, saved)
+    rates = dict.fromkeys(NAMES, 0.55)
+    sizes = dict.fromkeys(NAMES, 8)
+    with pytest.raises(ValueError, match=r"^model\.layers\.0\.w1: "):
+        check_rates(rates, sizes, 0.55, Pattern.parse("mixed:8"), 0.0, saved)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -89,7 +106,7 @@ def test_missing_and_extra_keys_are_named(rates: dict[str, float], message: str)
         ("a.csv", "0,0.5\n0,0.6\n", "0 stands there twice"),
         ("a.json", '{"0": 0.5, "0": 0.6}', "0 stands there twice"),
         ("a.yaml", "0: 0.5\n1: 0.5\n0: 0.6\n", "0 stands there twice"),
-        ("a.csv", "0,0.5,1\n", "is not a row of two columns"),
+        ("a.csv", "e[3, up],0.5\n", "is not a row of two columns.*in double quotes"),
         ("a.txt", "0,0.5\n", r"is not one of \.yaml"),
     ],
 )

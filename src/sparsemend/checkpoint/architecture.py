@@ -8,6 +8,7 @@ AutoModelForCausalLM would take the language part alone and drop the rest of the
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -119,7 +120,9 @@ def renames_tensors(model_type: str) -> bool:
     if package is None or not package.submodule_search_locations:
         return True
     file = Path(package.submodule_search_locations[0], "conversion_mapping.py")
-    return not file.is_file() or f'"{model_type}":' in file.read_text(encoding="utf-8")
+    # in a table, or set by itself: `mapping["kimi_linear"] = `, `mapping["legacy"] += `
+    entry = rf'"{re.escape(model_type)}"(?::|\] \+?= )'
+    return not file.is_file() or re.search(entry, file.read_text(encoding="utf-8")) is not None
 
 
 @cache

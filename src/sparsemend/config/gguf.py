@@ -20,7 +20,7 @@ from sparsemend.files import file_digest
 
 PACKAGED = "package:"
 MAGIC = b"GGUF"
-FORM = 1  # of the folder; another number turns every file anew
+FORM = 2  # of the folder; another number turns every file anew
 
 
 def gguf_file(path: str) -> Path | None:

@@ -16,15 +16,22 @@ RESOLVER = "rounding_of_search"
 
 def rounding_of_search(*, _root_: DictConfig) -> str:
     """exact_budget; `pruner` where a pattern fixes the zeros, or pruner or method has no count."""
-    pruner, method = _root_.pruner, _root_.method
     legal = (
         _root_.pattern == "unstructured"
-        and not says(pruner, "reads_support")
-        and not pruner.get("variant")  # Wanda's, one threshold for the whole model
-        and defines(str(pruner.get("_target_")), "exactly")
-        and method.get("start") != "pruner"  # DSnoT's, which prunes again by row
+        and _counts(_root_.pruner)
+        and _root_.method.get("start") != "pruner"  # DSnoT's, which prunes again by row
     )
     return "exact_budget" if legal else "pruner"
+
+
+def _counts(pruner: DictConfig) -> bool:
+    """Whether a pruner, and one that chooses the support for it, can leave a number of zeros."""
+    return (
+        not says(pruner, "reads_support")
+        and not pruner.get("variant")  # Wanda's, one threshold for the whole model
+        and defines(str(pruner.get("_target_")), "exactly")
+        and (pruner.get("mask") is None or _counts(pruner.mask))
+    )
 
 
 OmegaConf.register_resolver(RESOLVER, rounding_of_search, replace=True)

@@ -49,8 +49,7 @@ class DataSource(ABC):
     """Windows of `seqlen` tokens for calibration, training, validation and test.
 
     needs_tokenizer: a model folder without one does not serve.  key: that of its section in the
-    config, which messages name.  calibration_from: `text`, or `train` where calibration windows lie
-    over the examples that repair trains on.
+    config, which messages name.
     """
 
     needs_tokenizer: ClassVar[bool] = True
@@ -59,7 +58,10 @@ class DataSource(ABC):
     seqlen: int
     calibration_samples: int
     key: str = "data"
-    calibration_from: str = "text"
+
+    def calibrates_on(self) -> str:
+        """`text`, or `train` where calibration windows lie over the training examples."""
+        return "text"
 
     @abstractmethod
     def calibration(self, tokenizer: PreTrainedTokenizerBase | None, *, seed: int) -> Tensor:

@@ -111,7 +111,7 @@ def file_examples(path: Path, row_format: RowFormat, what: str) -> Iterator[Prom
 
 def key_and_file(key: str, split: str, path: Path) -> str:
     """A file of the split that `data.<key>` gives: by that key, and by where it lies."""
-    return f"data.{key}={path}" if split == str(path) else f"data.{key}={split} ({path})"
+    return f"data.{key}={path}" if Path(split) == path else f"data.{key}={split} ({path})"
 
 
 def examples_of(what: str, rows: Iterable[PlacedRow], row_format: RowFormat) -> Iterator[Prompted]:

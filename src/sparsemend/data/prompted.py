@@ -53,6 +53,9 @@ class PromptedSource(DataSource):
     def __post_init__(self) -> None:
         adopt_text_(self, self.text)
 
+    def calibrates_on(self) -> str:
+        return self.calibration_from
+
     @abstractmethod
     def examples(self, split: str) -> Sequence[Prompted]:
         """The examples of train, validation or test, in a fixed order; test may have none."""

@@ -7,6 +7,7 @@ a folder; the others wait for it.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import sys
@@ -23,7 +24,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.utils.quantization_config import GgufConfig
 
-from sparsemend.checkpoint.gguf import SOURCE, WEIGHTS, plain_name, read_checked, whole
+from sparsemend.checkpoint.gguf import SOURCE, make_room, plain_name, read_checked, whole
 from sparsemend.checkpoint.gguf_header import GgufHeader
 from sparsemend.checkpoint.names import name_some
 from sparsemend.config.gguf import FORM, digest_of
@@ -55,25 +56,23 @@ def convert(file: Path, folder: Path) -> None:
         if whole(folder):
             return
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        for left in folder.parent.glob(f".{folder.name}.*"):
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
             shutil.rmtree(left, ignore_errors=True)  # of a killed process: we hold its lock
-        _check_room(folder, header)
+        make_room(folder, header)
         try:
             partial.mkdir()
             _fill(file, header, partial)
             shutil.rmtree(folder, ignore_errors=True)  # a spoilt one
             partial.rename(folder)
+        except Exception as error:
+            if "No space left on device" not in str(error):
+                raise
+            raise OSError(
+                f"{folder.parent} has become full; set SPARSEMEND_CACHE to a folder on a larger "
+                "disk"
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_room(folder: Path, header: GgufHeader) -> None:
-    needed, free = 4 * header.weights, shutil.disk_usage(folder.parent).free
-    if free < 1.05 * needed:  # tokenizer and file system beside the weights
-        raise OSError(
-            f"{folder.parent} has {free / 2**30:.2f} GiB free, the weights take "
-            f"{needed / 2**30:.2f} GiB; set SPARSEMEND_CACHE to a folder on a larger disk"
-        )
 
 
 def _fill(file: Path, header: GgufHeader, folder: Path) -> None:
@@ -94,11 +93,12 @@ def _fill(file: Path, header: GgufHeader, folder: Path) -> None:
     card = CARD.format(front_matter=front_matter, name=file.name, stored_as=stored_as)
     write_text(folder / "README.md", card)
     give_usual_mode(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     entry = {
         "form": FORM,
         "file": file.name,
         "digest": digest_of(file),
-        "weights": file_digest(folder / WEIGHTS),
+        "files": {str(p.relative_to(folder)): file_digest(p) for p in files},
         "stored_as": stored_as,
         "remarks": entries,
     }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -97,6 +98,20 @@ def _dense(sparse: SparseLinear) -> nn.Linear:
     return linear
 
 
+@contextmanager
+def caching(model: PreTrainedModel) -> Iterator[None]:
+    """Let the config say `use_cache` while the block runs, as who generates from a file wants it.
+
+    It is off only while this package calibrates and trains.
+    """
+    before = vars(model.config).get("use_cache", True)  # some classes have no such setting
+    model.config.use_cache = True
+    try:
+        yield
+    finally:
+        model.config.use_cache = before
+
+
 def export(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -114,12 +129,8 @@ def export(
     fold_(model)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    before = vars(model.config).get("use_cache", True)  # some classes have no such setting
-    model.config.use_cache = True  # off only while this package calibrates and trains
-    try:
+    with caching(model):
         model.save_pretrained(partial)
-    finally:
-        model.config.use_cache = before
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
     for file in companions:

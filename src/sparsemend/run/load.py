@@ -102,7 +102,7 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
         "chat_template": False,
         **data.framing(),
         "calibration_samples": data.calibration_samples,
-        "calibration_from": data.calibration_from if _calibrates(job) else "text",
+        "calibration_from": data.calibrates_on() if _calibrates(job) else "text",
         "statistics": job.cfg.statistics,
         "true_sequential": job.cfg.true_sequential,
     }

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.names import saved_name
 from sparsemend.layout.unfold import fold_within
-from sparsemend.run.export import to_dense_
+from sparsemend.run.export import caching, to_dense_
 from sparsemend.sparse.linear import sparse_linears
 
 
@@ -41,9 +41,10 @@ def open_adapters(model: PreTrainedModel) -> list[str]:
 def save_as_class_does_(model: PreTrainedModel) -> None:
     """Give `model` a `save_pretrained` that writes what its class can load, in place.
 
-    A copy of the model has it too, for the copy.
+    A copy of the model has it too, for the copy, and so has one that torch.save wrote, which looks
+    a bound method up in the class.
     """
-    vars(model)["save_pretrained"] = MethodType(save_pretrained, model)
+    vars(model)["save_pretrained"] = partial(save_pretrained, model)
 
 
 def save_pretrained(model: PreTrainedModel, *arguments: Any, **settings: Any) -> None:
@@ -58,5 +59,5 @@ def save_pretrained(model: PreTrainedModel, *arguments: Any, **settings: Any) ->
             f"{names[0]} carries an adapter that is not folded into its weight, which a checkpoint "
             "has no place for; write it by sparsemend.api.export(model, folder, repaired=...)"
         )
-    with as_saved(model):
+    with as_saved(model), caching(model):
         type(model).save_pretrained(model, *arguments, **settings)

@@ -42,6 +42,6 @@ class File(SparsitySchedule):
         and a rate that a mixed pattern cannot keep; FileNotFoundError without the file."""
         size = Units.of(model, "linear").size
         names = {name: saved_name(model, name) for name in size}
-        rates = by_linear(by_module(read_rates(Path(self.path)), names), size)
-        check_rates(rates, size, sparsity, pattern, self.tolerance)
+        rates = by_linear(by_module(read_rates(Path(self.path)), names), size, names)
+        check_rates(rates, size, sparsity, pattern, self.tolerance, names)
         return Allocation(rates, size, sparsity, self.tolerance + 1e-12)

@@ -75,3 +75,13 @@ def test_chunks_of_resamples_cover_all_of_them(monkeypatch: pytest.MonkeyPatch) 
 def test_losses_that_are_not_paired_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="same seeds and the same test windows"):
         perplexity_ratio(np.zeros(shape), losses(2, 50))
+
+
+def test_windows_count_by_their_weights() -> None:
+    """A window of weight 3 is three windows; the interval is resampled by windows all the same."""
+    best, apart = np.zeros((1, 4)), np.array([[0.1, -0.1, 0.2, 0.0]])
+    weights = np.array([3.0, 1.0, 1.0, 1.0])
+    weighted = perplexity_ratio(best + apart, best, weights=weights)
+    assert weighted.mean == pytest.approx(np.exp((3 * 0.1 - 0.1 + 0.2) / 6), rel=1e-12)
+    assert np.log(weighted.high) <= 0.2  # no mean is above the largest difference
+    assert weighted.low < weighted.mean < weighted.high

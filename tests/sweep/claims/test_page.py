@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def test_the_value_that_validation_chose_is_compared(searched: Path) -> None:
     assert comparison.effect.mean == pytest.approx(math.sqrt(24 / 30 * 24 / 32))
     assert (comparison.verdict, judged.verdict) == ("holds here", "holds here")
     (chosen,) = claim.chosen
+    assert chosen.at_edge
     assert (chosen.side, chosen.value, chosen.by_test) == ("atp", 0.01, 0.02)
     assert chosen.gap is not None
     assert chosen.gap.mean == pytest.approx(24 / 22)
@@ -122,7 +124,7 @@ def test_the_page_says_what_was_measured_and_where_it_comes_from(
         "| wanda 0.6 | 24.000 | 31.000 | 0.775 |",
         "\nsparsemend -m experiment=claims/made_up sparsity=0.6\n",  # both seeds are its own
         "published: perplexity change (atp minus uniform) -52.10 of llama2_7b",
-        "| atp | wanda 0.6, python_docs | 2 | 0.01 | 0.02 | 1.0909 |",
+        "| atp | wanda 0.6, python_docs | 2 | 0.01 (edge) | 0.02 | 1.0909 |",
         "5 cells, 0.5 hours; commit cccccccccc",
         "![every comparison with its interval](made_up.png)",
     ):
@@ -156,7 +158,7 @@ def test_a_pruned_model_stands_beside_its_own_repair_and_the_papers_cells(tmp_pa
     assert comparison.effect.mean == pytest.approx(1.1)
     assert comparison.verdict == "does not hold here"
     assert comparison.published is not None
-    assert comparison.published.text == "x 0.956 (llama_7b: 10.22 / 10.69)"
+    assert comparison.published.text == "x 0.956 (dsnot/table1, llama_7b: 10.22 / 10.69)"
     assert "does not hold here, x 1.100" in verdict_lines(claim)[0]
     assert "made_up sparsity=0.6 seed=0\n" in page(claim)  # one seed of two
 
@@ -194,4 +196,37 @@ def test_a_statement_that_is_not_whole_is_refused(
     folder = sweep(tmp_path / "sweep", {**STATEMENT, **changes})
     rates(folder, 0, 0, None)
     with pytest.raises(ValueError, match=message):
+        read_claims([folder])
+
+
+def test_a_page_says_where_sides_are_not_equally_sparse(searched: Path) -> None:
+    path = searched / "3" / "result.json"
+    content = json.loads(path.read_text())
+    content["sparsity"]["achieved"] = 0.59
+    path.write_text(json.dumps(content))
+    (claim,) = read_claims([searched])
+    said = "wanda 0.6: not equally sparse: of target 0.6, the rival (seed 1) achieves 0.5900"
+    assert said in page(claim)
+
+
+OTHER = {"name": "python_docs", "calibration_samples": 2}
+
+
+@pytest.mark.parametrize(
+    ("number", "seed", "difference"),
+    [(5, 2, 0.01), (5, 0, 0.03), (5, 2, None)],  # of ours, a trial that is tried no more, a rival
+)
+def test_cells_of_another_configuration_are_not_mixed_with_the_rest(
+    searched: Path, number: int, seed: int, difference: float | None
+) -> None:
+    rates(searched, number, seed, difference, pruned=20.0, validation=1.0, data=OTHER)
+    with pytest.raises(ValueError, match=r"differ in data.calibration_samples \(unset and 2\)"):
+        read_claims([searched])
+
+
+def test_both_sides_are_measured_alike(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", STATEMENT)
+    rates(folder, 0, 0, None)
+    rates(folder, 1, 0, 0.01, data=OTHER)
+    with pytest.raises(ValueError, match="that are compared differ in data"):
         read_claims([folder])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from support import result_folders
 from support.command_runs import cells_of, put_workspace, sparsemend_here, sweep_files
@@ -83,6 +84,13 @@ def test_a_part_of_a_claim_takes_up_the_cells_that_are_there(tmp_path: Path) -> 
     # the trials of seed 0 once more, which a real cell finds finished, and a new cell for seed 1
     assert [number for number, _ in later.ran] == [0, 1, 2]
     assert later.ran[-1][1] == ["method=lors", "seed=1", f"{KEY}=0.01"]
+
+
+def test_a_value_of_the_chosen_key_is_refused(tmp_path: Path) -> None:
+    sweeper = Recorded(tmp_path, jobs_with("method=lors"), {"key": KEY})
+    with pytest.raises(CompactHydraException, match=f"{KEY}=0.1 would have no effect"):
+        sweeper.sweep(["arena=lors", f"{KEY}=0.1"])
+    assert sweeper.ran == []
 
 
 def test_without_a_key_nothing_is_tried(tmp_path: Path) -> None:

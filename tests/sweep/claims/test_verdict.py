@@ -103,3 +103,19 @@ def test_listed_values_are_tried_once_in_their_order() -> None:
     asked: list[float] = []
     try_each([3.0, 1.0, 3.0], lambda value: asked.append(value) or value)
     assert asked == [3.0, 1.0]
+
+
+def test_an_effect_that_all_windows_share_has_no_spread_where_they_count_unequally() -> None:
+    """Examples of a task with 4 to 60 labelled tokens, whose losses differ by ln 0.7 in each."""
+    weights = np.linspace(4.0, 60.0, 8)
+    ours, rival = sides(math.log(0.7), 0.0)
+    for found in (effect_of(ours, rival, weights), pooled_effect([(ours, rival)] * 2, weights)):
+        assert found is not None
+        assert (found[0].low, found[0].high) == pytest.approx((0.7, 0.7))
+
+
+def test_a_window_counts_by_its_weight() -> None:
+    ours, rival = {0: np.array([1.0, 3.0])}, {0: np.array([2.0, 3.0])}
+    found = effect_of(ours, rival, np.array([3.0, 1.0]))
+    assert found is not None
+    assert found[0].mean == pytest.approx(math.exp(-0.75))

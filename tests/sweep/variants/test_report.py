@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -123,3 +124,13 @@ def test_a_variant_without_a_whole_rate_and_a_folder_without_any_are_refused(
     cell(tmp_path, 1, "evolve", 1e-2, 1, 3.0, 0.0)
     with pytest.raises(ValueError, match=r"no learning rate of variant fixed has .* seeds 0, 1"):
         read_variants([tmp_path])
+
+
+def test_cells_of_another_configuration_are_not_mixed_with_the_rest(tmp_path: Path) -> None:
+    folder = runs(tmp_path, {"fixed": 0.0, "evolve": 0.1})
+    path = next(folder.glob("*/result.json"))
+    content = json.loads(path.read_text())
+    content["config"]["data"]["calibration_samples"] = 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"that are compared differ in data\.calibration_samples"):
+        read_variants([folder])

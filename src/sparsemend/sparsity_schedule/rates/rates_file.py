@@ -25,6 +25,7 @@ from sparsemend.sparse.pattern import Pattern
 # a linear's name from its block's index on, which is its first part that is a number
 WITHIN = re.compile(r"(?:(?!\d+\.)[^.]+\.)*(\d+\..+)")
 BLOCK = re.compile(r"(?:.*\.)?(\d+)")
+UNCHANGED: Mapping[str, str] = {}  # linears whose files call them as the model does
 SUFFIXES = (".yaml", ".yml", ".json", ".csv")
 
 
@@ -65,10 +66,13 @@ def by_module(rates: Mapping[str, float], saved: Mapping[str, str]) -> dict[str,
     return {name: rates[key] for name, key in keys.items()}
 
 
-def by_linear(rates: Mapping[str, float], linears: Collection[str]) -> dict[str, float]:
+def by_linear(
+    rates: Mapping[str, float], linears: Collection[str], saved: Mapping[str, str] = UNCHANGED
+) -> dict[str, float]:
     """The rate of every linear; raises ValueError naming linears without one and unused keys.
 
-    linears: full names; the part before the block's index is not compared.
+    linears: full names; the part before the block's index is not compared.  saved: their names in
+    messages, where these are others.
     """
     short = {name: _within(name) for name in linears}
     _check_distinct(rates, set(short.values()))
@@ -78,16 +82,18 @@ def by_linear(rates: Mapping[str, float], linears: Collection[str]) -> dict[str,
     indices = {name.split(".")[0] for name in short.values()}
     extra = [key for key in others if not (m := BLOCK.fullmatch(key)) or m[1] not in indices]
     if extra:
+        example = next(iter(short))
         raise ValueError(
             f"{len(extra)} keys name no linear and no block of this model, first {extra[0]!r}; "
-            f"a linear is for example {next(iter(short.values()))!r}, a block {min(indices)!r}"
+            f"a linear is for example {_within(saved.get(example, example))!r}, a block "
+            f"{min(indices)!r}"
         )
     by_name = {name: inside.get(key, blocks.get(key.split(".")[0])) for name, key in short.items()}
     missing = [name for name, rate in by_name.items() if rate is None]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(by_name)} linears have no rate, first {missing[0]}; give each "
-            "linear or its block one"
+            f"{len(missing)} of {len(by_name)} linears have no rate, first "
+            f"{saved.get(missing[0], missing[0])}; give each linear or its block one"
         )
     return {name: rate for name, rate in by_name.items() if rate is not None}
 
@@ -98,13 +104,16 @@ def check_rates(
     sparsity: float,
     pattern: Pattern,
     tolerance: float,
+    saved: Mapping[str, str] = UNCHANGED,
 ) -> None:
     """Raise ValueError on a mean off `sparsity`, or a rate that a mixed pattern cannot keep.
 
     The weighted mean may be off by `tolerance`; a mixed pattern needs a whole N >= 1 of every rate.
+    saved: as in `by_linear`.
     """
     if pattern.mixed:
-        for name, rate in rates.items():
+        for linear, rate in rates.items():
+            name = saved.get(linear, linear)
             try:
                 kept = pattern.at(rate).kept
             except ValueError as error:
@@ -144,7 +153,10 @@ def _of_csv(text: str) -> list[tuple[str, Any]]:
     rows = [row for row in csv.reader(text.splitlines()) if row]
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
-        raise ValueError(f"{','.join(wrong)!r} is not a row of two columns, name and sparsity")
+        raise ValueError(
+            f"{','.join(wrong)!r} is not a row of two columns, name and sparsity; a name with a "
+            "comma in it stands in double quotes"
+        )
     if rows and math.isnan(_number(rows[0][1])):
         rows = rows[1:]  # a header
     return [(name.strip(), value) for name, value in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,6 +62,14 @@ class Chosen:
     by_test: float
     gap: Ratio | None  # test perplexity of `value` over that of `by_test`
     seconds: float  # of all trials
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the chosen value is the lowest or highest of those whose trial finished."""
+        values = [
+            value for value, perplexity in self.validation.items() if math.isfinite(perplexity)
+        ]
+        return self.value in (min(values), max(values))
 
 
 @dataclass(frozen=True)

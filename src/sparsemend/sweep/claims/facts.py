@@ -82,18 +82,17 @@ class MeasuredState:
         return self.run.value(self.state, measure)
 
     def logarithms(self, measure: str) -> np.ndarray | None:
-        """The logarithm of a measure (W,) by test window, or (1,) where it has one number.
-
-        Its mean is the measure's: examples of a task count by their labelled tokens.
-        """
+        """The logarithm of a measure (W,) by test window, or (1,) where it has one number."""
         if measure in PER_WINDOW:
-            losses = read_losses(self.run.folder, self.state, measure)
-            weights = read_losses(self.run.folder, self.state, weights_of(measure))
-            return (
-                losses if losses is None or weights is None else losses * weights / weights.mean()
-            )
+            return read_losses(self.run.folder, self.state, measure)
         value = self.value(measure)
         return None if value is None else np.log(np.array([value]))
+
+    def weights(self, measure: str) -> np.ndarray | None:
+        """How much each test window (W,) counts in a measure; None where they count equally."""
+        if measure not in PER_WINDOW:
+            return None
+        return read_losses(self.run.folder, self.state, weights_of(measure))
 
 
 _NOTHING = object()

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsemend.files import replacing, write_text
+from sparsemend.result.equal_sparsity import unequal_sparsities
 from sparsemend.result.format import format_metric
 from sparsemend.sweep.arena.bootstrap import LEVEL, RESAMPLES, Ratio
 from sparsemend.sweep.claims.claim import Chosen, Claim, Comparison, Judged
@@ -97,9 +98,25 @@ def _statement(one: Judged) -> list[str]:
         f"measure: {MEASURES[statement.measure]}; holds where the whole {LEVEL:.0%} interval is "
         f"below {statement.at_most:g}, does not where it is above",
         *(f"published: {line}" for line in published_lines(statement)),
+        *_unequal(one),
     ]
     title = f"{statement.says} ({one.model}, {one.text})"
     return [markdown_table(title, heads, rows, 1, notes), ""]
+
+
+def _unequal(one: Judged) -> list[str]:
+    """A line per setting whose sides are not equally sparse."""
+    lines = []
+    for c in one.comparisons:
+        sides = {"ours": c.ours, "the rival": c.rival}
+        counted = [
+            (f"{name} (seed {seed})", state.run.result.sparsity)
+            for name, side in sides.items()
+            for seed, state in side.items()
+        ]
+        results = ((name, counts.target, counts.achieved) for name, counts in counted)
+        lines += [f"{c.setting.label}: {line}" for line in unequal_sparsities(results)]
+    return lines
 
 
 def _row(one: Judged, comparison: Comparison) -> list[str]:
@@ -124,7 +141,7 @@ def _choices(chosen: Sequence[Chosen]) -> str:
             choice.side,
             f"{choice.setting.label}, {choice.setting.text}",
             f"{len(choice.validation)}",
-            f"{choice.value:.4g}",
+            f"{choice.value:.4g}{' (edge)' if choice.at_edge else ''}",
             f"{choice.by_test:.4g}",
             "-" if choice.gap is None else f"{choice.gap.mean:.4f}",
             "-" if choice.gap is None else f"{choice.gap.low:.4f} - {choice.gap.high:.4f}",
@@ -133,7 +150,8 @@ def _choices(chosen: Sequence[Chosen]) -> str:
         for choice in chosen
     ]
     notes = [
-        "tried: values, each a run on the first seed; chosen: by validation, for every seed",
+        "tried: values, each a run on the first seed; chosen: by validation, for every seed; edge: "
+        "the lowest or highest that finished, so that a better one may lie beyond",
         "gap: test perplexity of the chosen value over that of the value that the test text would "
         "have chosen, which is what choosing by the reported text hides",
     ]

@@ -17,7 +17,8 @@ from sparsemend.sweep.claims.verdict import FAILS, HOLDS, OPEN
 
 COLOURS = {HOLDS: "#2a7f3f", FAILS: "#c4512d", OPEN: "#7a7a7a"}
 LINE = 0.24  # inches a comparison takes
-FAR = 30.0  # ratio of largest to smallest effect beyond which ticks are decades
+NEAR, FAR = 2.0, 30.0  # ratios of the axis's ends: from the first logarithmic, by decades
+BEYOND = 10.0  # how far beyond ours a published ratio may widen the axis; the page has all
 
 
 def draw(judged: Sequence[Judged], path: Path) -> None:
@@ -34,7 +35,7 @@ def draw(judged: Sequence[Judged], path: Path) -> None:
         sharex=True,
         height_ratios=heights,
     )
-    effects = [e for one in panels for c in one.comparisons for e in (c.effect.low, c.effect.high)]
+    first, last = _range(panels)
     for one, axes in zip(panels, grid[:, 0], strict=True):
         for place, comparison in enumerate(one.comparisons):
             _line(axes, place, comparison)
@@ -46,18 +47,33 @@ def draw(judged: Sequence[Judged], path: Path) -> None:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.grid(axis="x", color="#e4e4e4", lw=0.6)
         axes.set_axisbelow(True)
-        axes.set_xscale("log")
     low = grid[-1, 0]
-    if max(effects) / min(effects) < FAR:
-        low.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    low.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    low.xaxis.set_minor_formatter(NullFormatter())
+    low.set_xlim(first, last)
+    if last / first > NEAR:
+        low.set_xscale("log")
+        subs = (1, 1.5, 2, 3, 5, 7) if last / first < FAR else (1,)
+        low.xaxis.set_major_locator(LogLocator(subs=subs))
+        low.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        low.xaxis.set_minor_formatter(NullFormatter())
     low.set_xlabel("ours / rival, 95 % interval (left of the line: as the paper says)", fontsize=9)
     figure.legend(
         handles=_legend(), loc="outside lower center", ncols=4, frameon=False, fontsize=8.5
     )
     figure.savefig(path, format="png", dpi=110)
     plt.close(figure)
+
+
+def _range(panels: Sequence[Judged]) -> tuple[float, float]:
+    """The ends of the axis: all intervals and bounds, and published ratios that are not far off."""
+    comparisons = [comparison for one in panels for comparison in one.comparisons]
+    values = [e for c in comparisons for e in (c.effect.low, c.effect.high)]
+    values += [one.statement.at_most for one in panels]
+    low, high = min(values), max(values)
+    published = [c.published.ratio for c in comparisons if c.published is not None]
+    values += [ratio for ratio in published if low / BEYOND <= ratio <= high * BEYOND]
+    low, high = min(values), max(values)
+    margin = (high / low) ** 0.04
+    return low / margin, high * margin
 
 
 def _line(axes: plt.Axes, place: int, comparison: Comparison) -> None:

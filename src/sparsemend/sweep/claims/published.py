@@ -26,16 +26,18 @@ class PublishedRatio:
 
     @property
     def text(self) -> str:
-        """`x 0.119 (llama_7b: 66.70 / 5.6e2)`"""
+        """`x 0.119 (dsnot/table1, llama_7b: 66.70 / 5.6e2)`"""
         figures = f"{self.ours.model}: {self.ours.value} / {self.rival.value}"
-        return f"x {self.ratio:.3f} ({figures})"
+        unstated = "; its pruner is not stated" * (self.ours.pruner == UNKNOWN)
+        ratio = f"{self.ratio:.3f}" if self.ratio >= 0.01 else f"{self.ratio:.1e}"
+        return f"x {ratio} ({self.ours.title}, {figures}{unstated})"
 
 
 def published_ratio(statement: Statement, setting: ComparedAt) -> PublishedRatio | None:
     """The first pair of published cells that a statement may stand beside in a setting.
 
-    Both are perplexities of one table, model, text, pruner and amount; None where no table of
-    `statement.beside` has such a pair.
+    Both are perplexities of one table, model, text, pruner and amount, of ours at least where its
+    pruner is stated; None where no table of `statement.beside` has such a pair.
     """
     for title in statement.beside:
         cells = [c for c in _perplexities(title) if _of(c, setting)]
@@ -64,7 +66,7 @@ def _of(cell: Published, setting: ComparedAt) -> bool:
         amount = UNKNOWN if cell.sparsity == UNKNOWN else f"{float(cell.sparsity):g}"
     else:
         amount = cell.pattern
-    return (cell.pruner, amount) == (setting.pruner, setting.amount)
+    return cell.pruner in (setting.pruner, UNKNOWN) and amount == setting.amount
 
 
 def _meets(cell: Published, conditions: Mapping[str, Any]) -> bool:

@@ -12,11 +12,11 @@ from sparsemend.names import METRIC, VALIDATION_METRIC
 from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.sweep.claims.choice import best_value
 from sparsemend.sweep.claims.claim import BySeed, Chosen, Claim, Comparison, Judged
+from sparsemend.sweep.claims.equality import check_same, check_side, check_sides
 from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState, measured_states
 from sparsemend.sweep.claims.published import published_ratio
 from sparsemend.sweep.claims.statements import PER_WINDOW, Rules, Statement, read_rules
 from sparsemend.sweep.claims.verdict import effect_of, pooled_effect, verdict
-from sparsemend.table.grouping import differing
 
 
 def read_claims(folders: Sequence[Path]) -> list[Claim]:
@@ -92,7 +92,9 @@ def _compare(
     comparisons = []
     for setting in sorted(sides[0].keys() & sides[1].keys()):
         ours, rival = sides[0][setting], sides[1][setting]
-        outcome = effect_of(*(_logarithms(side, statement.measure) for side in (ours, rival)))
+        check_sides([*ours.values(), *rival.values()])
+        pair = [_logarithms(side, statement.measure) for side in (ours, rival)]
+        outcome = effect_of(pair[0], pair[1], _weights(ours, statement.measure))
         if outcome is not None:
             effect, seeds = outcome
             comparisons.append(
@@ -129,8 +131,9 @@ def _by_seed(
         by_seed = by_value.setdefault(value, {})
         earlier = by_seed.get(state.run.seed)
         if earlier is not None:
-            _check_same(earlier, state)
+            check_same(earlier, state)
         by_seed[state.run.seed] = state
+    check_side(members, but_for=rules.chosen_key)
     if len(by_value) == 1:
         return next(iter(by_value.values())), None
     tried = {
@@ -145,8 +148,9 @@ def _by_seed(
     test = {v: _metric(state, metric) for v, state in tried.items()}
     by_test = best_value(test)
     assert by_test is not None
-    pair = [{0: tried[v].logarithms(metric)} for v in (value, by_test)]
-    gap = effect_of(*pair) if all(p[0] is not None for p in pair) else None  # type: ignore[arg-type]
+    windows = [tried[v].logarithms(metric) for v in (value, by_test)]
+    pair = [{0: losses} for losses in windows if losses is not None]
+    gap = effect_of(pair[0], pair[1], tried[value].weights(metric)) if len(pair) == 2 else None
     seconds = sum(state.run.result.seconds or 0.0 for state in tried.values())
     chosen = Chosen(
         side=side,
@@ -173,18 +177,6 @@ def _metric(state: MeasuredState, name: str) -> float:
     return math.inf if value is None else value
 
 
-def _check_same(earlier: MeasuredState, state: MeasuredState) -> None:
-    """Raise ValueError where two cells of one side and seed differ in what decides the state."""
-    settings = [one.run.settings(one.state) for one in (earlier, state)]
-    if keys := differing(settings):
-        values = " and ".join(str(each.get(keys[0], "unset")) for each in settings)
-        raise ValueError(
-            f"a cell of claim {state.run.config['claim']} is there twice with seed "
-            f"{state.run.seed}, and differs in {keys[0]} ({values})\n  there: "
-            f"{earlier.run.folder}\n  here: {state.run.folder}\ngive the folders of one sweep"
-        )
-
-
 def _logarithms(side: BySeed, measure: str) -> dict[int, Any]:
     by_seed = {seed: state.logarithms(measure) for seed, state in side.items()}
     return {seed: values for seed, values in by_seed.items() if values is not None}
@@ -197,7 +189,13 @@ def _judge(
         (_logarithms(c.ours, statement.measure), _logarithms(c.rival, statement.measure))
         for c in comparisons
     ]
-    pooled = pooled_effect(pairs)
+    weights = _weights(comparisons[0].ours, statement.measure) if comparisons else None
+    pooled = pooled_effect(pairs, weights)
     effect, seeds = pooled if pooled is not None else (None, ())
     text = None if effect is None else verdict(effect, statement.at_most)
     return Judged(statement, *place, tuple(comparisons), effect, seeds, text)
+
+
+def _weights(side: BySeed, measure: str) -> Any:
+    """How much each test window (W,) counts, which is the same for all runs on a text."""
+    return next((state.weights(measure) for state in side.values()), None)

@@ -45,6 +45,7 @@ class ClaimSweeper(CellSweeper):
         self.chosen: dict[tuple[str, ...], float | None] = {}
 
     def sweep(self, arguments: list[str]) -> Any:
+        self._check_chosen(arguments)
         returned = []
         for job in self.jobs_of(arguments):
             row = row_of(job, self.choose["key"])
@@ -62,6 +63,17 @@ class ClaimSweeper(CellSweeper):
             seed = next(line for line in job if override_key(line) == "seed")
             returned += self._cell([*row, seed, f"{self.choose['key']}={value!r}"])
         return returned
+
+    def _check_chosen(self, arguments: Sequence[str]) -> None:
+        """Raise where the command gives the key that validation chooses: no cell would have it."""
+        key = self.choose["key"]
+        for line in arguments:
+            if key and override_key(line) == key:
+                raise CompactHydraException(
+                    f"error: {line} would have no effect, since validation chooses {key} here; "
+                    "leave it out, or give hydra.sweeper.choose.points=[...] the values to choose "
+                    "among (one value fixes it)"
+                )
 
     def _chooses(self, job: Sequence[str]) -> bool:
         key = self.choose["key"]

@@ -3,8 +3,10 @@
     d_sw = log measure of ours - log measure of rival, seed s, test window w (one w without windows)
     effect = exp(mean d), with its paired 95 % interval (sweep/arena/bootstrap)
 
-Over settings, d is first averaged over them: every setting has the same windows, so that the
-interval is of the mean logarithm of their effects.
+Windows that count unequally, as a task's examples do by their labelled tokens, have weights: the
+mean d is weighted, and a resampled one by the weights that it drew.  Over settings, d is first
+averaged over them: every setting has the same windows, so that the interval is of the mean
+logarithm of their effects.
 """
 
 from __future__ import annotations
@@ -27,10 +29,13 @@ def verdict(effect: Ratio, at_most: float) -> str:
     return FAILS if effect.low > at_most else OPEN
 
 
-def effect_of(ours: Logarithms, rival: Logarithms) -> tuple[Ratio, tuple[int, ...]] | None:
+def effect_of(
+    ours: Logarithms, rival: Logarithms, weights: np.ndarray | None = None
+) -> tuple[Ratio, tuple[int, ...]] | None:
     """The effect over the seeds that both sides have, and those seeds.
 
-    None without a finite one, and of a single number (one seed, no windows), which has no interval.
+    weights: how much each window counts, (W,), None for equally.  None without a finite one, and of
+    a single number (one seed, no windows), which has no interval.
     Raises ValueError where the windows of the sides are not the same in number.
     """
     seeds = tuple(sorted(ours.keys() & rival.keys()))
@@ -39,16 +44,19 @@ def effect_of(ours: Logarithms, rival: Logarithms) -> tuple[Ratio, tuple[int, ..
     sides = [np.stack([side[seed] for seed in seeds]) for side in (ours, rival)]
     if sides[0].size < 2 or not all(np.isfinite(side).all() for side in sides):
         return None
-    return perplexity_ratio(*sides), seeds
+    return perplexity_ratio(*sides, weights=weights), seeds
 
 
 def pooled_effect(
-    pairs: Sequence[tuple[Logarithms, Logarithms]],
+    pairs: Sequence[tuple[Logarithms, Logarithms]], weights: np.ndarray | None = None
 ) -> tuple[Ratio, tuple[int, ...]] | None:
-    """The effect over several settings, of the seeds that all of them have; None without any."""
+    """The effect over several settings, of the seeds that all of them have; None without any.
+
+    weights: as those of `effect_of`, the same in every setting.
+    """
     seeds = set.intersection(*(set(o.keys() & r.keys()) for o, r in pairs)) if pairs else set()
     windows = {side[seed].shape for pair in pairs for side in pair for seed in seeds}
     if not seeds or len(windows) != 1:
         return None
     ours, rival = ({s: np.mean([p[i][s] for p in pairs], axis=0) for s in seeds} for i in (0, 1))
-    return effect_of(ours, rival)
+    return effect_of(ours, rival, weights)

@@ -27,8 +27,10 @@ from sparsemend.names import METRIC, TASK_METRIC, weights_of
 from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.result.window_losses import read_losses
 from sparsemend.sweep.arena.bootstrap import Ratio, perplexity_ratio
+from sparsemend.sweep.claims.equality import check_side, check_sides
+from sparsemend.sweep.claims.facts import MeasuredState
 from sparsemend.sweep.read import wide_console
-from sparsemend.sweep.variants.sweeper import VALIDATION
+from sparsemend.sweep.variants.sweeper import RATE, VALIDATION
 from sparsemend.table.formats import markdown_table
 
 log = logging.getLogger(__name__)
@@ -95,13 +97,20 @@ class Variant:
 def read_variants(folders: Sequence[Path]) -> list[Variant]:
     """The variants of the runs under `folders`, in the order of their first runs.
 
-    Raises ValueError where there are none, or no rate of a variant has every seed.
+    Raises ValueError where there are none, where no rate of a variant has every seed, and where
+    cells differ in more than seed, rate, or for two variants their method.
     """
     cells: dict[str, dict[float, dict[int, RunRecord]]] = {}
+    states: dict[str, list[MeasuredState]] = {}
     for run in sorted(find_runs(folders), key=_number):
         if run.config.get("variant"):
-            rates = cells.setdefault(str(run.config["variant"]), {})
+            name = str(run.config["variant"])
+            rates = cells.setdefault(name, {})
             rates.setdefault(float(run.config["method"]["learning_rate"]), {})[run.seed] = run
+            states.setdefault(name, []).append(MeasuredState(run, run.row, "repaired"))
+    for side in states.values():
+        check_side(side, but_for=RATE)
+    check_sides([state for side in states.values() for state in side])
     if not cells:
         raise ValueError(f"no finished run with a variant under {', '.join(map(str, folders))}")
     seeds = {seed for rates in cells.values() for runs in rates.values() for seed in runs}
@@ -202,10 +211,12 @@ def verdict(variants: Sequence[Variant], subject: str, bound: str, most: float) 
 def notes(variants: Sequence[Variant]) -> list[str]:
     """The lines below the table: setting, and how to read it."""
     first = variants[0]
-    run = first.runs[0]
+    run, losses = first.runs[0], first.losses()
+    windows = "" if losses is None else f", {losses.shape[1]:,} test windows"
+    seeds = ", ".join(str(each.seed) for each in first.runs)
     lines = [
-        f"{run.model}, {run.member('pruner')}, {run.row.amount}, {run.protocol(METRIC).label}; "
-        f"{first.metric}; seeds {', '.join(str(each.seed) for each in first.runs)}",
+        f"{run.model}, {run.member('pruner')}, {run.row.amount}; {first.metric} on "
+        f"{run.config['data']['name']}{windows}; seeds {seeds}",
         f"rate: of the lowest validation loss with seed {first.runs[0].seed}, of "
         + "; ".join(
             f"{v.name} " + ", ".join(f"{r:g}: {v.validation[r]:.4f}" for r in sorted(v.validation))
