@@ -96,7 +96,6 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
         "windows": test.shape[0],
         "seqlen": test.shape[1],
         "dtype": job.cfg.model.dtype,
-        "stored_as": job.parts.model.stored_as(),
         "data_hash": data.data_hash(),
         "bos": False,
         "chat_template": False,
@@ -106,6 +105,8 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
         "statistics": job.cfg.statistics,
         "true_sequential": job.cfg.true_sequential,
     }
+    if (stored_as := job.parts.model.stored_as()) is not None:
+        protocol["stored_as"] = stored_as
     earlier = content["protocol"].get("data_hash", protocol["data_hash"])  # of a resumed run
     if earlier != protocol["data_hash"]:
         raise ValueError(
