@@ -59,7 +59,32 @@ def _groups(
     return [{"params": p, "weight_decay": decay} for p, decay in groups if p]
 
 
-class MuonWithAdamW(Optimizer):
+class SteppedOptimizer(Optimizer):
+    """An optimizer whose step is an update of every parameter that has a gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step after `closure`, which computes the gradients, and return its loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.advance()
+        return loss
+
+    def advance(self) -> None:
+        """Change the parameters by their gradients; no graph is recorded."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.update(parameter, group)
+
+    def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Change one parameter by its gradient, with the settings of its group."""
+        raise NotImplementedError
+
+
+class MuonWithAdamW(SteppedOptimizer):
     """Muon on every matrix but embeddings and head, AdamW on the rest, seen as one optimizer."""
 
     def __init__(
@@ -87,15 +112,9 @@ class MuonWithAdamW(Optimizer):
         super().__init__(parameters.values(), {})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def advance(self) -> None:
         for part in self.parts:
             part.step()
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}

@@ -11,15 +11,16 @@ of (1 - b1) / sqrt(1 - b2) times the learning rate, 3.2 for b2 = 0.999.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+
+from sparsemend.training.optimizers import SteppedOptimizer
 
 
-class ComponentAdamW(Optimizer):
+class ComponentAdamW(SteppedOptimizer):
     """state of a factor: exp_avg, exp_avg_sq as torch's AdamW has, step fp32, one per component.
 
     step is (R, 1) for the rows of A (R, I) and (1, R) for the columns of B (O, R).
@@ -40,19 +41,7 @@ class ComponentAdamW(Optimizer):
         settings = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
         super().__init__(groups, settings)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-        return loss
-
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         first_beta, second_beta = group["betas"]
         state, gradient, rate = self.state[parameter], parameter.grad, group["lr"]
         assert gradient is not None

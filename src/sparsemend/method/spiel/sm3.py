@@ -9,20 +9,21 @@ no weight-sized gradient is ever formed (Ansell et al. 2024, arXiv 2401.16405).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from sparsemend.method.adapter.delta.linear import DeltaLinear
 from sparsemend.sparse.drop_and_grow import highest
+from sparsemend.training.optimizers import SteppedOptimizer
 
 EPSILON = 1e-8  # SpIEL's code
 CHUNK = 2**24  # scores formed at once: 64 MiB in fp32
 
 
-class Sm3(Optimizer):
+class Sm3(SteppedOptimizer):
     """state of a layer's values: rows (O, 1), columns (1, I) and, with momentum, average (k,)."""
 
     def __init__(
@@ -34,18 +35,6 @@ class Sm3(Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__([layer.values for layer in layers], defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for values in group["params"]:
-                if values.grad is not None:
-                    self._update(self.layers[id(values)], values.grad, group)
-        return loss
-
     def accumulators(self, layer: DeltaLinear) -> tuple[Tensor, Tensor]:
         """u (O, 1) and w (1, I), from 0."""
         state, shape = self.state[layer.values], layer.weight.shape
@@ -55,7 +44,9 @@ class Sm3(Optimizer):
             state["columns"] = layer.values.new_zeros(1, shape[1])
         return state["rows"], state["columns"]
 
-    def _update(self, layer: DeltaLinear, gradient: Tensor, group: dict[str, float]) -> None:
+    def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        layer, gradient = self.layers[id(parameter)], parameter.grad
+        assert gradient is not None
         rows, columns = self.accumulators(layer)
         index = layer.indices.long()
         row, column = index // layer.in_features, index % layer.in_features

@@ -14,19 +14,20 @@ SpIEL, Ansell et al. 2024, arXiv 2401.16405.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+
+from sparsemend.training.optimizers import SteppedOptimizer
 
 OLDEST = 32767
 FLAT = 2.0**-25  # 1 - FLAT rounds to 1 in fp32
 
 
-class SlotAdamW(Optimizer):
+class SlotAdamW(SteppedOptimizer):
     """state of a parameter (k,): exp_avg, exp_avg_sq in its dtype and step, int16, all (k,)."""
 
     def __init__(
@@ -48,19 +49,7 @@ class SlotAdamW(Optimizer):
             parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-        return loss
-
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         first_beta, second_beta = group["betas"]
         state, gradient, rate = self.state[parameter], parameter.grad, group["lr"]
         assert gradient is not None
