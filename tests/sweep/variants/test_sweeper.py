@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 from support import result_folders
 
-from sparsemend.sweep.variants.sweeper import VariantSweeper, best_rates, rest_of, validation_loss
+from sparsemend.sweep.claims.sweeper import row_of
+from sparsemend.sweep.variants.sweeper import RATE, VariantSweeper, best_rates, validation_loss
 
 JOBS = [
     [f"seed={seed}", f"variant={variant}", f"method.learning_rate={rate}"]
@@ -23,7 +24,7 @@ def test_a_variants_best_rate_is_that_of_its_lowest_loss() -> None:
     best = best_rates(JOBS[:4], [3.0, 2.0, 1.0, 4.0])
     assert best == {("variant=fixed",): "1e-2", ("variant=evolve",): "1e-3"}
     assert best_rates(JOBS[:4], [None, 2.0, None, None]) == {("variant=fixed",): "1e-2"}
-    assert rest_of(JOBS[0]) == ("variant=fixed",)
+    assert row_of(JOBS[0], RATE) == ("variant=fixed",)
 
 
 def test_further_seeds_run_at_the_best_rates_alone(

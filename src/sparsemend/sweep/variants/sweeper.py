@@ -14,6 +14,7 @@ from typing import Any
 
 from sparsemend.config.values import override_key
 from sparsemend.result.folder import read_result
+from sparsemend.sweep.claims.sweeper import row_of
 from sparsemend.sweep.sweeper import CellSweeper
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class VariantSweeper(CellSweeper):
         others = [
             job
             for job, seed in zip(jobs, seeds, strict=True)
-            if seed != seeds[0] and value_of(job, RATE) == chosen.get(rest_of(job))
+            if seed != seeds[0] and value_of(job, RATE) == chosen.get(row_of(job, RATE))
         ]
         return returned + self.launch(others, first=len(first))
 
@@ -46,11 +47,6 @@ class VariantSweeper(CellSweeper):
 def value_of(job: Sequence[str], key: str) -> str | None:
     """The value that a job's lines give a key; None where no line does."""
     return next((line.partition("=")[2] for line in job if override_key(line) == key), None)
-
-
-def rest_of(job: Sequence[str]) -> Rest:
-    """What all rates and seeds of a variant share."""
-    return tuple(line for line in job if override_key(line) not in (SEED, RATE))
 
 
 def validation_loss(folder: Path) -> float | None:
@@ -68,7 +64,7 @@ def best_rates(
     """Variant -> its rate of lowest loss; a variant without a loss is left out."""
     best: dict[Rest, tuple[float, str | None]] = {}
     for job, loss in zip(jobs, losses, strict=True):
-        variant = rest_of(job)
+        variant = row_of(job, RATE)
         if loss is not None and (variant not in best or loss < best[variant][0]):
             best[variant] = (loss, value_of(job, RATE))
     for variant, (loss, rate) in best.items():
