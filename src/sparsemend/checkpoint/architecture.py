@@ -110,16 +110,20 @@ def _of(names: ClassNames, model_type: str) -> tuple[str, ...]:
     return (classes,) if isinstance(classes, str) else tuple(classes)
 
 
+def inside_transformers(*parts: str) -> Path:
+    """A place in the installed transformers, which is not imported; nothing need be there."""
+    package = find_spec("transformers")
+    places = package.submodule_search_locations if package is not None else None
+    return Path(places[0] if places else "absent", *parts)
+
+
 @cache
 def renames_tensors(model_type: str) -> bool:
     """Whether the installed transformers gives tensors of this type other names as it loads them.
 
     Read as text; True where its file does not lie where releases 5.23 and later have it.
     """
-    package = find_spec("transformers")
-    if package is None or not package.submodule_search_locations:
-        return True
-    file = Path(package.submodule_search_locations[0], "conversion_mapping.py")
+    file = inside_transformers("conversion_mapping.py")
     # in a table, or set by itself: `mapping["kimi_linear"] = `, `mapping["legacy"] += `
     entry = rf'"{re.escape(model_type)}"(?::|\] \+?= )'
     return not file.is_file() or re.search(entry, file.read_text(encoding="utf-8")) is not None
@@ -131,10 +135,7 @@ def installed_tables() -> Tables | None:
 
     None where they do not lie where releases 5.23 and later have them: then only loading tells.
     """
-    package = find_spec("transformers")
-    if package is None or not package.submodule_search_locations:
-        return None
-    folder = Path(package.submodule_search_locations[0], "models", "auto")
+    folder = inside_transformers("models", "auto")
     tables = dict(_literals(folder / "auto_mappings.py")) | dict(
         _literals(folder / "modeling_auto.py")
     )

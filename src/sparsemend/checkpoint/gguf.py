@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import glob
 import json
-import logging
 import os
 import re
 import shutil
@@ -25,12 +24,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from sparsemend.checkpoint.architecture import inside_transformers
 from sparsemend.checkpoint.gguf_header import GgufHeader, read_gguf_header
 from sparsemend.config.gguf import PACKAGED, converted_folder, digest_of, gguf_file
 from sparsemend.config.locations import PACKAGE, tilde_hint
 from sparsemend.terminal import note
-
-log = logging.getLogger(__name__)
 
 SOURCE = "gguf.json"  # in the folder: of what file it was made, and the digests of its other files
 INSTALL = 'pip install -e ".[real]"'
@@ -203,10 +201,7 @@ def readable_architectures() -> frozenset[str] | None:
 
     None where they do not lie where release 5.24 has them: then only loading tells.
     """
-    package = find_spec("transformers")
-    if package is None or not package.submodule_search_locations:
-        return None
-    folder = Path(package.submodule_search_locations[0], "integrations")
+    folder = inside_transformers("integrations")
     older = _keys_of_table(folder / "ggml.py", "GGUF_CONFIG_MAPPING")
     newer = _keys_of_table(folder / "gguf" / "gguf_config_mapping.py", "GGUF_CONFIG_ARCHS")
     # general and tokenizer are no models; an encoder-decoder is no causal LM

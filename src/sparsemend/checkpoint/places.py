@@ -13,11 +13,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sparsemend.checkpoint.architecture import CAUSAL, Architecture, Tables, renames_tensors
+from sparsemend.checkpoint.architecture import (
+    CAUSAL,
+    Architecture,
+    Tables,
+    inside_transformers,
+    renames_tensors,
+)
 from sparsemend.checkpoint.constructors import BuiltLinear, built_linears, complete
 from sparsemend.checkpoint.headers import TensorShape
 from sparsemend.checkpoint.linears import block_tensors
@@ -173,7 +178,5 @@ def _config_class(model_type: str, texts: Iterable[str]) -> tuple[str, str] | No
 @cache
 def _folder(model_type: str) -> Path:
     """The folder of transformers with the modules of a model type; it need not exist."""
-    package = find_spec("transformers")
-    places = package.submodule_search_locations if package is not None else None
     name = model_type.removesuffix("_text").replace("-", "_")
-    return Path(places[0] if places else "absent", "models", name)
+    return inside_transformers("models", name)

@@ -13,7 +13,6 @@ Singular values are computed where the weights are; on a GPU their last digits d
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,8 +28,6 @@ from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
 from sparsemend.sparsity_schedule.rates.units import Units
 from sparsemend.sparsity_schedule.scored import ScoredSchedule
 from sparsemend.terminal import with_lines
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)

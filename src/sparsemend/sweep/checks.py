@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,6 @@ from sparsemend.preflight.cache import check_cache
 from sparsemend.sweep import cells as sweep
 from sparsemend.sweep.arena.checks import as_measured, check_arena
 from sparsemend.sweep.search.space import space_of
-
-log = logging.getLogger(__name__)
 
 
 def check_sweep(configs: Sequence[DictConfig], lines: Sequence[str]) -> None:
