@@ -39,9 +39,8 @@ class Beside:
             return self._match_any_pruner(model, row), False
         if self.reference is None:
             return None, False
-        return self.cells.get((self.reference, row)) or self._match_any_pruner(
-            self.reference, row
-        ), False
+        exact = self.cells.get((self.reference, row))
+        return exact or self._match_any_pruner(self.reference, row), False
 
     def _match_any_pruner(self, model: str, row: Row) -> Published | None:
         """The cell of a row whose source does not state the pruner, or the schedule either."""
