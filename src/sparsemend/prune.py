@@ -88,7 +88,7 @@ def prune(
             _report(index, len(named), linears_of(block).values(), started)
         return
     recorded = None if first is None else first.recorded
-    for visit in calibration.walk(model, recorded=recorded):
+    for visit in calibration.walk(model, recorded=recorded, changes=True):
         statistics = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
         prune_block(
             visit,

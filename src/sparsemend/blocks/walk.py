@@ -24,6 +24,7 @@ from sparsemend.blocks.calls import StopForward, record_calls
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.observer import InputObserver
 from sparsemend.blocks.order import CallOrder
+from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
 from sparsemend.terminal import StageLines
 
@@ -179,10 +180,13 @@ class Calibration:
         """The first `count` windows; all of them where there are fewer."""
         return replace(self, batches=(self.windows[:count],))
 
-    def walk(self, model: nn.Module, *, recorded: Recorded | None = None) -> Iterator[Visit]:
+    def walk(
+        self, model: nn.Module, *, recorded: Recorded | None = None, changes: bool = False
+    ) -> Iterator[Visit]:
         """Visit the blocks of `model` in order with propagated activations.
 
         recorded: the output of `record` for this model; it stays unchanged.
+        changes: the loop's body changes the blocks, so that a streamed one is written back.
         """
         prefix, blocks = find_blocks(model)
         lines = StageLines("blocks", len(blocks), tokens=sum(b.numel() for b in self.batches))
@@ -191,27 +195,23 @@ class Calibration:
         recording = recorded or self.record(model)
         states = [state.to(device, copy=recorded is not None) for state in recording.states]
         placements = [Placement(device) for _ in states]
-        for index, block in enumerate(blocks):
-            if self.offload:
-                block.to(device)
-            visit = Visit(
-                index=index,
-                count=len(blocks),
-                name=f"{prefix}.{index}",
-                block=block,
-                _states=states,
-                _shapes=recording.shapes,
-                _arguments=place_all(recording.arguments[index], placements),
-                _device=device,
-                _lines=lines,
-            )
-            try:
+        residency = residency_of(model)
+        for index in range(len(blocks)):
+            with residency.resident(index, device, offload=self.offload, changes=changes) as block:
+                visit = Visit(
+                    index=index,
+                    count=len(blocks),
+                    name=f"{prefix}.{index}",
+                    block=block,
+                    _states=states,
+                    _shapes=recording.shapes,
+                    _arguments=place_all(recording.arguments[index], placements),
+                    _device=device,
+                    _lines=lines,
+                )
                 yield visit
                 if index + 1 < len(blocks):
                     visit.advance_()
-            finally:
-                if self.offload:
-                    block.to(home)
 
     def record(self, model: nn.Module) -> Recorded:
         """Record what `walk` reads before the first block; no mask changes any of it."""

@@ -208,7 +208,7 @@ class DSnoT(RepairMethod):
         updated = self.start == "given" and self.sparsegpt_weights == "obs"
         states = restore_dense_(model, bench.load_dense(), weights=updated)
         tallies = []
-        for visit in bench.calibration.walk(model):
+        for visit in bench.calibration.walk(model, changes=True):
             tally = self._repair_block(visit, bench, states)
             log.info(
                 "block %d/%d  swapped %.2f %%  |E| %.3g -> %.3g",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from sparsemend.blocks.find import find_blocks
+from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.walk import Calibration, Visit
 
 
@@ -36,10 +36,12 @@ def pairs(
     """
     of_dense = replace(calibration, offload=True)
     if stream == "cross":
-        for visit, twin in zip(calibration.walk(model), of_dense.walk(dense), strict=True):
+        for visit, twin in zip(
+            calibration.walk(model, changes=True), of_dense.walk(dense), strict=True
+        ):
             yield BlockPair(visit, twin)
     elif stream == "sparse":
-        for visit in calibration.walk(model):
+        for visit in calibration.walk(model, changes=True):
             with borrow(visit, dense, calibration.device) as twin:
                 yield BlockPair(visit, twin)
     else:
@@ -51,10 +53,7 @@ def pairs(
 @contextmanager
 def borrow(visit: Visit, other: nn.Module, device: torch.device | None) -> Iterator[Visit]:
     """Visit the same block of `other` on the visit's inputs; it lives on `device` meanwhile."""
-    block = find_blocks(other)[1][visit.index]
-    home = next(block.parameters()).device
-    block.to(device)
-    try:
+    place = device or next(other.parameters()).device
+    residency = residency_of(other)
+    with residency.resident(visit.index, place, offload=True, changes=True) as block:
         yield replace(visit, block=block)
-    finally:
-        block.to(home)
