@@ -443,6 +443,7 @@ def _hardware(model: PreTrainedModel, cfg: DictConfig) -> Iterator[tuple[Hardwar
     cached = vars(model.config).get("use_cache", True)
     precision = torch.get_float32_matmul_precision()
     threads, training = torch.get_num_threads(), model.training
+    deterministic = torch.are_deterministic_algorithms_enabled()
     home = next(model.parameters()).device
     try:
         torch.set_float32_matmul_precision("highest")
@@ -457,6 +458,7 @@ def _hardware(model: PreTrainedModel, cfg: DictConfig) -> Iterator[tuple[Hardwar
         torch.nn.Module.to(model, home)
         model.config.use_cache = cached
         torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
 
 

@@ -178,6 +178,10 @@ class Calibration:
             raise ValueError("there are no calibration windows for a block to see; give some")
         return torch.cat(list(self.batches))
 
+    def placed(self, weight: Tensor) -> Tensor:
+        """A weight on the device of the calibration."""
+        return weight.to(self.device or weight.device)
+
     def first(self, count: int) -> Calibration:
         """The first `count` windows; all of them where there are fewer."""
         return replace(self, batches=(self.windows[:count],))

@@ -140,7 +140,12 @@ class ZeroShot(Evaluation):
     def _harness(self, model: PreTrainedModel, inputs: EvaluationInput) -> list[dict[str, Any]]:
         """The harness's results, one for each number of solved examples."""
         tasks = f"evaluation.zero_shot.tasks={', '.join(self.chosen)}"
-        with blame(tasks, REMEDY), harness_quiet(), randomness_restored(), content_decides():
+        with (
+            blame(tasks, REMEDY),
+            harness_quiet(),
+            randomness_restored(inputs.device),
+            content_decides(),
+        ):
             from lm_eval import simple_evaluate
             from lm_eval.tasks import TaskManager
 
@@ -217,11 +222,15 @@ def harness_quiet() -> Iterator[None]:
 
 
 @contextmanager
-def randomness_restored() -> Iterator[None]:
-    """Restore the state of all random generators afterwards: the harness seeds every one."""
+def randomness_restored(device: torch.device) -> Iterator[None]:
+    """Restore the state of all random generators afterwards: the harness seeds every one.
+
+    device: the only GPU, if it is one, that this process uses; to ask the others would start them.
+    """
+    devices = [device] if device.type == "cuda" else []
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(python)
