@@ -8,7 +8,6 @@ first time its batches are noted and answered by zeros, the second time by logit
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any, TypeVar
 
 import torch
@@ -65,8 +64,9 @@ class WalkedLM(HFLM):  # type: ignore[misc]  # the harness has no types
             return next(walked)[0]
 
         self._logits_of = answer
-        with closing(walked):
-            return ask(False)
+        answers = ask(False)
+        assert next(walked, None) is None, "the harness asked less the second time"
+        return answers
 
     def _model_call(
         self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
