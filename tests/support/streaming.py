@@ -31,6 +31,11 @@ class Elsewhere(Residency):
         for block, empty in zip(self.blocks, self.empty, strict=True):
             _put_(block, empty)
 
+    @property
+    def last(self) -> int:
+        """Index of the last block."""
+        return len(self.blocks) - 1
+
     @contextmanager
     def resident(
         self, index: int, device: torch.device, *, offload: bool = False, changes: bool = False

@@ -22,7 +22,7 @@ from sparsemend.run.keys import model_key
 
 log = logging.getLogger(__name__)
 
-STATES_BYTES = 4 * 10**9  # the hidden states of 256 windows of 2048 tokens of a 7B model in bf16
+STATES_BYTES = 4 * 10**9  # 240 windows of 2048 tokens of a 7B model in bf16
 
 
 def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
