@@ -380,6 +380,24 @@ def test_what_it_needs_beside_the_models_does_not_grow_with_depth(
     assert peaks[6] < 7 * block_bytes
 
 
+@pytest.mark.slow  # measures memory of deep models
+@pytest.mark.parametrize(("inputs", "targets", "form"), [STREAMED[0], STREAMED[3], STREAMED[5]])
+def test_streamed_blocks_need_no_more_memory_in_a_deeper_model(
+    inputs: str, targets: str, form: str, tmp_path: Path
+) -> None:
+    def peak(layers: int) -> int:
+        model, bench = deep(layers, tmp_path)
+        dense = streamed(bench.load_dense())
+        object.__setattr__(bench, "load_dense", lambda: dense)
+        streamed(model)
+        made = method(f"form={form}", f"inputs={inputs}", f"targets={targets}", "epochs=1")
+        with LiveBytes([]) as live:
+            made.repair(model, bench)
+        return live.peak
+
+    assert peak(6) <= 1.02 * peak(2)
+
+
 class Whereabouts:
     """Which blocks are on the device `cpu:0`, by the moves that are asked for."""
 
