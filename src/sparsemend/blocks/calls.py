@@ -21,6 +21,7 @@ from sparsemend.blocks.arguments import (
     sharing,
     tuple_like,
 )
+from sparsemend.blocks.residency import home_of
 
 
 class StopForward(Exception):
@@ -111,7 +112,7 @@ class _Recorder:
         return seen[0], arguments
 
     def _forward(self, tokens: Tensor, notes: list[tuple[nn.Module, Callable[..., Any]]]) -> None:
-        home = next(self.model.parameters()).device
+        home = home_of(self.model)
         with _forwards_replaced(notes), suppress(StopForward):
             self.model(input_ids=tokens.to(home), use_cache=False)
 
