@@ -36,6 +36,7 @@ from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_groups, check_modules
 from sparsemend.preflight.steps import check_steps
+from sparsemend.preflight.streaming import check_streaming
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
     check_distillation,
@@ -89,6 +90,7 @@ def check(cfg: DictConfig) -> None:
     check_similarity(cfg)
     check_distillation(cfg)
     check_resume(cfg)
+    check_streaming(cfg)
     if cfg.cache.when == "always":
         check_cache([cfg])
     model = find_model(cfg.model)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.residency import home_of, move_
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput, KeepNothing, Unfinished
 from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
@@ -114,10 +115,10 @@ def _measure(
 ) -> Content:
     """Measure on the device of this run, then put the model back where it lives."""
     fresh = replace(inputs, window_losses={}, unfinished=unfinished)
-    home = next(model.parameters()).device
-    nn.Module.to(model, job.device)
+    home = home_of(model)
+    move_(model, job.device)
     metrics = evaluation(model, fresh)
-    nn.Module.to(model, home)
+    move_(model, home)
     return Content(metrics, fresh.window_losses)
 
 

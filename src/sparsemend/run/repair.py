@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from sparsemend.blocks.residency import residency_of
+from sparsemend.config.values import config_hash, digest, plain
 from sparsemend.method.base import Workbench
 from sparsemend.result.summary import curves_of
 from sparsemend.result.window_losses import repeat_losses
@@ -20,6 +22,8 @@ def repair_stage(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Map
     """Repair the loaded model in place; return the sparsity now asked of every linear."""
     method, content = job.parts.method, job.result.content
     with job.stages.measure("repair"):
+        if method.repairs:
+            residency_of(loaded.model).begin("repair", _key(job))
         diagnostics = method.repair(loaded.model, _workbench(job, loaded, asked))
         check_supports(loaded.model)
     job.result.costs(job.stages)
@@ -28,6 +32,13 @@ def repair_stage(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Map
         show_rates(content, loaded.model, asked, job.cfg.sparsity)
     _record(job, diagnostics)
     return asked
+
+
+def _key(job: RunJob) -> str | None:
+    """What decides the repaired blocks; None where none are kept for a later attempt."""
+    if job.reuse.attempts is None:
+        return None
+    return digest([job.keys.environment, job.keys.dense, config_hash(plain(job.cfg))])
 
 
 def evaluate_repaired(job: RunJob, loaded: Loaded) -> None:
