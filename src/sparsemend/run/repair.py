@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from sparsemend.blocks.residency import residency_of
@@ -14,6 +13,7 @@ from sparsemend.result.window_losses import repeat_losses
 from sparsemend.run.evaluate import evaluate
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.prune import calibration_of
+from sparsemend.run.streamed import dense_loader
 from sparsemend.run.table import show_rates
 from sparsemend.sparse.linear import check_supports
 
@@ -61,7 +61,7 @@ def _workbench(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Workb
         allocation=asked,
         sparsity=cfg.sparsity,
         pattern=job.pattern,
-        load_dense=partial(parts.model.load, seed=cfg.seed),
+        load_dense=dense_loader(parts.model, cfg.seed, loaded.model),
         make_trainer=parts.hardware.trainer_factory(job.loggers, job.out),
         device=job.device,
         out=job.out,

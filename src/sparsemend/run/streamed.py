@@ -7,6 +7,8 @@ this process may have; no number depends on it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from sparsemend.blocks.residency import visit_blocks
+from sparsemend.blocks.residency import streams, visit_blocks
 from sparsemend.checkpoint.headers import BITS, INDEX, read_header
 from sparsemend.config.streaming import obstacle
 from sparsemend.errors import CannotStream
@@ -56,6 +58,15 @@ def open_if_streamed(
 def _too_large(source: ModelSource) -> bool:
     weights, available = source.weight_bytes(), available_bytes()
     return weights is not None and available is not None and weights > available // SHARE
+
+
+def dense_loader(
+    source: ModelSource, seed: int, model: PreTrainedModel
+) -> Callable[[], PreTrainedModel]:
+    """Loads the dense model once more: one that streams as `model` does, which nobody changes."""
+    if streams(model):
+        return partial(source.open_streamed, folder=None)
+    return partial(source.load, seed=seed)
 
 
 def save_streamed(model: PreTrainedModel, folder: Path) -> None:
