@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks
-from sparsemend.blocks.residency import Residency, attach_residency
+from sparsemend.blocks.residency import Carried, Residency, attach_residency
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,13 @@ class Elsewhere(Residency):
 
     @contextmanager
     def resident(
-        self, index: int, device: torch.device, *, offload: bool = False, changes: bool = False
+        self,
+        index: int,
+        device: torch.device,
+        *,
+        offload: bool = False,
+        changes: bool = False,
+        carried: Carried | None = None,
     ) -> Iterator[nn.Module]:
         block = self.blocks[index]
         self.bring_(index, device)
