@@ -47,7 +47,7 @@ class InMemory(Residency):
 
     def __init__(self, model: nn.Module) -> None:
         self._blocks = find_blocks(model)[1]
-        self._home = next(model.parameters()).device
+        self._home = home_of(model)
 
     @contextmanager
     def resident(
@@ -72,6 +72,31 @@ def residency_of(model: nn.Module) -> Residency:
     """The residency of a model's blocks: what was attached, else its own memory."""
     attached: Residency | None = vars(model).get(ATTRIBUTE)
     return InMemory(model) if attached is None else attached
+
+
+def streams(model: nn.Module) -> bool:
+    """Whether the weights of this model's blocks are there only while a block is resident."""
+    attached: Residency | None = vars(model).get(ATTRIBUTE)
+    return attached is not None and attached.streams
+
+
+def home_of(model: nn.Module) -> torch.device:
+    """The device of a model, or of what a streamed one holds outside its blocks."""
+    return next(p.device for p in model.parameters() if not p.is_meta)
+
+
+def move_(model: nn.Module, device: torch.device) -> None:
+    """Move a model to a device, in place; of a streamed one what lies outside its blocks."""
+    if not streams(model):
+        nn.Module.to(model, device)
+        return
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.is_meta:
+                parameter.data = parameter.data.to(device)
+        for name, buffer in module.named_buffers(recurse=False):
+            if not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)
 
 
 def visit_linears(

@@ -64,7 +64,7 @@ class Global(SparsitySchedule):
 
         def scores() -> Iterator[Tensor]:
             for name, linear in with_lines(list(reached.items()), "scores"):
-                score = linear.weight.float().abs()
+                score = calibration.placed(linear.weight).float().abs()
                 if name in norms:
                     score *= norms[name].to(score.device)
                 yield checked_finite(score)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.running import running_sums
 from sparsemend.sparse.selection import checked_finite
 from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsitySchedule
 from sparsemend.sparsity_schedule.lamp_checks import check_options
@@ -50,7 +51,10 @@ class Lamp(SparsitySchedule):
         units = Units.of(model, self.granularity)
         each = list(linears.values())
         counts = lowest_counts(
-            lambda: (ascending_scores(linear.weight) for linear in with_lines(each, "scores")),
+            lambda: (
+                ascending_scores(calibration.placed(linear.weight))
+                for linear in with_lines(each, "scores")
+            ),
             round(sparsity * sum(units.size.values())),
         )
         return units.from_counts(dict(zip(linears, counts, strict=True)), sparsity, pattern)
@@ -62,5 +66,5 @@ def ascending_scores(weight: Tensor) -> Tensor:
     Weights of a linear that is zero throughout score 0.
     """
     squared = checked_finite(weight).flatten().double().square().sort().values
-    above = squared.flip(0).cumsum(0).flip(0)
+    above = running_sums(squared.flip(0), dim=0).flip(0)
     return torch.where(above > 0, squared / above, 0.0).float()
