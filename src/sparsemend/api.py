@@ -45,6 +45,7 @@ from sparsemend.preflight.vocabulary import check_rounding, check_true_sequentia
 from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
 from sparsemend.run.adopt import adopt, check_existing
+from sparsemend.run.evaluate import STATES_BYTES
 from sparsemend.run.export import export as write_model
 from sparsemend.run.export import save_supports
 from sparsemend.run.job import build
@@ -283,6 +284,7 @@ def evaluate(
             load_dense=_dense(dense, "this evaluation", model),
             out=out,
             state="repaired",
+            states_bytes=STATES_BYTES,
         )
         torch.nn.Module.to(model, device)
         for section in cfg.evaluation.values():
