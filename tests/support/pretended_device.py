@@ -321,7 +321,7 @@ def _apply(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
 
     The parameter object stays where torch can swap its content, as on a real device.
     """
-    for child in module.children():
+    for child in module.children() if recurse else ():
         child._apply(change)
     for name, parameter in module._parameters.items():
         if parameter is None:

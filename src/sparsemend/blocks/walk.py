@@ -24,7 +24,7 @@ from sparsemend.blocks.calls import StopForward, record_calls
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.observer import InputObserver
 from sparsemend.blocks.order import CallOrder
-from sparsemend.blocks.residency import Carried, home_of, residency_of
+from sparsemend.blocks.residency import Carried, home_of, outside_on, residency_of
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
 from sparsemend.terminal import StageLines
 
@@ -235,9 +235,18 @@ class Calibration:
                     visit.advance_()
 
     def record(self, model: nn.Module) -> Recorded:
-        """Record what `walk` reads before the first block; no mask changes any of it."""
-        together, blocks = self.together, find_blocks(model)[1]
-        with residency_of(model).resident(0, home_of(model)):
+        """Record what `walk` reads before the first block; no mask changes any of it.
+
+        On the device of the walk, block 0 too: another would round otherwise, and a host may lack
+        the model's kernels or be slow in its dtype.
+        """
+        together, blocks, residency = self.together, find_blocks(model)[1], residency_of(model)
+        home = home_of(model)
+        device = self.device or home
+        with (
+            residency.resident(0, device, offload=self.offload),
+            outside_on(model, device, home),
+        ):
             if together is None:
                 return record_calls(model, blocks, self.batches, every=True)
             return record_calls(model, blocks, self.windows.split(together))
