@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.plain import LinearLike
+from sparsemend.blocks.residency import streams, visit_linears
 from sparsemend.sparse.packing import pack, unpack
 
 
@@ -29,7 +30,7 @@ class SparseLinear(LinearLike):
     packed_keep: Tensor
     weight: nn.Parameter
     holds_support: ClassVar[bool] = True  # False: dense in effect (plain LoRA), base on the support
-    moving: ClassVar[tuple[str, ...]] = ("packed_keep",)  # untrained state that a fit may change
+    moving: tuple[str, ...] = ()  # untrained state, by name, that training this layer may change
 
     def __init__(self, weight: Tensor, bias: Tensor | None, keep: Tensor) -> None:
         """Take over the parameters `weight` (O, I) and `bias` (O,); zero off `keep` (O, I)."""
@@ -104,7 +105,10 @@ def check_supports(model: nn.Module) -> None:
 
     Looks at the effective weight, or at the base alone where an open adapter fills the zeros.
     """
-    for name, linear in sparse_linears(model):
+    whole = visit_linears(model) if streams(model) else model.named_modules()
+    for name, linear in whole:
+        if not isinstance(linear, SparseLinear):
+            continue
         weight = linear.effective_weight() if linear.holds_support else linear.weight
         escaped = int(weight.masked_fill(linear.keep, 0).count_nonzero())
         if escaped:
