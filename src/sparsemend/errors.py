@@ -18,6 +18,10 @@ class OverrideError(Exception):
     """An override that names something that does not exist."""
 
 
+class CannotStream(ValueError):
+    """The blocks of a model cannot be worked on one by one from files: a reason in one line."""
+
+
 # answered in one line; anything else is a bug and shows where
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
 

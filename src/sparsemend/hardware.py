@@ -33,6 +33,7 @@ class Hardware:
     accelerator: str
     devices: int
     offload: bool
+    stream: bool | str
     threads: int | None
     micro_batch: int | None
     evaluation_batch: int

@@ -24,7 +24,7 @@ from sparsemend.blocks.calls import StopForward, record_calls
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.observer import InputObserver
 from sparsemend.blocks.order import CallOrder
-from sparsemend.blocks.residency import home_of, residency_of
+from sparsemend.blocks.residency import Carried, home_of, residency_of
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
 from sparsemend.terminal import StageLines
 
@@ -187,22 +187,37 @@ class Calibration:
         return replace(self, batches=(self.windows[:count],))
 
     def walk(
-        self, model: nn.Module, *, recorded: Recorded | None = None, changes: bool = False
+        self,
+        model: nn.Module,
+        *,
+        recorded: Recorded | None = None,
+        changes: bool = False,
+        carried: Carried | None = None,
     ) -> Iterator[Visit]:
         """Visit the blocks of `model` in order with propagated activations.
 
         recorded: the output of `record` for this model; it stays unchanged.
-        changes: the loop's body changes the blocks, so that a streamed one is written back.
+        changes: the loop's body changes the blocks, so that a streamed one is written back; those
+        that an earlier attempt has finished are walked through, but not visited again.
+        carried: what the body hands from block to block, taken up from the last of those.
         """
         prefix, blocks = find_blocks(model)
         lines = StageLines("blocks", len(blocks), tokens=sum(b.numel() for b in self.batches))
-        device = self.device or home_of(model)
+        device, residency = self.device or home_of(model), residency_of(model)
+        finished = residency.take_up(carried) if changes else 0
+        if finished == len(blocks):
+            return
         recording = recorded or self.record(model)
         states = [state.to(device, copy=recorded is not None) for state in recording.states]
         placements = [Placement(device) for _ in states]
-        residency = residency_of(model)
         for index in range(len(blocks)):
-            with residency.resident(index, device, offload=self.offload, changes=changes) as block:
+            with residency.resident(
+                index,
+                device,
+                offload=self.offload,
+                changes=changes and index >= finished,
+                carried=carried,
+            ) as block:
                 visit = Visit(
                     index=index,
                     count=len(blocks),
@@ -214,7 +229,8 @@ class Calibration:
                     _device=device,
                     _lines=lines,
                 )
-                yield visit
+                if index >= finished:
+                    yield visit
                 if index + 1 < len(blocks):
                     visit.advance_()
 

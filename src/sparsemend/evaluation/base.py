@@ -83,9 +83,11 @@ class Evaluation(ABC):
     """Measures one model; metric names are `group/name`.
 
     repeatable: equal inputs give equal numbers, so that a sweep measures equal models once.
+    streams: it needs one block at a time, so that the others may lie in files.
     """
 
     repeatable: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
 
     @property
     def needs_validation(self) -> bool:

@@ -3,10 +3,10 @@
 `resume=auto` takes the newest unfinished run of the same configuration; `resume=FOLDER` that run
 and no other.  A configuration is compared by a hash of what changes the numbers.
 
-Three things are worth continuing from: the checkpoint of a fit, the files that a method which
-works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished, and the
-stages in `stages/` (the pruned model, measurements) that an attempt has finished, or begun to
-measure.
+Four things are worth continuing from: the checkpoint of a fit, the files that a method which
+works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished, the stages
+in `stages/` (the pruned model, measurements) that an attempt has finished, or begun to measure, and
+in `blocks/` the blocks of a streamed model that it has changed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sparsemend.config.values import config_hash, differences
 from sparsemend.names import (
     ADAPTER,
     BEGUN,
+    BLOCKS,
     CHECKPOINTS,
     CURVES,
     HARNESS,
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 LEFT = (
     PARTS,
     STAGES,
+    BLOCKS,
     CHECKPOINTS,
     CURVES,
     f"{CURVES}-*",
@@ -181,7 +183,8 @@ def _has_work(folder: Path) -> bool:
     finished = parts.is_dir() and any(not p.name.startswith(".") for p in parts.iterdir())
     kept = any((folder / STAGES).glob("*/*/content.json"))
     begun = any((folder / STAGES / BEGUN).glob("[!.]*"))
-    return finished or kept or begun or last_checkpoint(folder) is not None
+    blocks = any((folder / BLOCKS).glob("*/[!.]*"))
+    return finished or kept or begun or blocks or last_checkpoint(folder) is not None
 
 
 def _search_root(fresh: Path, name: str) -> Path:

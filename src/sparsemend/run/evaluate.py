@@ -19,10 +19,11 @@ from sparsemend.result.window_losses import write_losses
 from sparsemend.run.cache import Content
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.keys import model_key
+from sparsemend.run.streamed import dense_loader
 
 log = logging.getLogger(__name__)
 
-STATES_BYTES = 4 * 10**9  # the hidden states of 256 windows of 2048 tokens of a 7B model in bf16
+STATES_BYTES = 4 * 10**9  # 240 windows of 2048 tokens of a 7B model in bf16
 
 
 def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
@@ -130,7 +131,7 @@ def _inputs(job: RunJob, state: str, loaded: Loaded) -> EvaluationInput:
         tokenizer=loaded.tokenizer,
         device=job.device,
         batch_size=job.parts.hardware.evaluation_batch,
-        load_dense=partial(job.parts.model.load, seed=job.cfg.seed),
+        load_dense=dense_loader(job.parts.model, job.cfg.seed, loaded.model),
         out=job.out,
         state=state,
         states_bytes=STATES_BYTES,

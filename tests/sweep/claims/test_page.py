@@ -326,6 +326,7 @@ def test_the_share_of_another_sides_gain_that_is_kept_is_judged(
             )
     (claim,) = read_claims([folder])
     assert says in verdict_lines(claim)[0]
+    assert f"wanda 0.6: free has {free:.3f}; free over the rival" in page(claim)
 
 
 def test_a_cell_that_is_there_twice_is_refused(searched: Path) -> None:

@@ -60,7 +60,7 @@ class Comparison:
 
     def mean(self, side: Side, measure: str) -> str:
         """The mean of a side over the compared seeds, as text in the unit of MEASURES."""
-        values = [side.by_seed[seed].value(measure) for seed in self.seeds]
+        values = [side.by_seed[s].value(measure) for s in self.seeds if s in side.by_seed]
         numbers = [value for value in values if value is not None]
         mean = statistics.fmean(numbers) / UNITS.get(measure, 1) if numbers else None
         return format_metric(mean, 3)

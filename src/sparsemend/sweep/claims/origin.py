@@ -39,8 +39,9 @@ def origin(claim: Claim) -> list[str]:
     state = ", some runs of uncommitted sources" if any(run.dirty for run in runs) else ""
     texts = dict.fromkeys((one.model, one.text) for one in claim.judged)
     dense = [
-        f"{model} on {text} {format_metric(dense_perplexity(runs, text), 3)}"
+        f"{model} on {text} {format_metric(perplexity, 3)}"
         for model, text in texts
+        if (perplexity := dense_perplexity(runs, text)) is not None  # a task has none
     ]
     return [
         "## Where it comes from",

@@ -21,7 +21,7 @@ from sparsemend.sweep.claims.origin import origin, progress_lines
 from sparsemend.sweep.claims.published import published_lines
 from sparsemend.sweep.claims.side import Chosen
 from sparsemend.sweep.claims.statements import MEASURES
-from sparsemend.sweep.claims.verdict_line import verdict_lines
+from sparsemend.sweep.claims.verdict_line import gain_text, verdict_lines
 from sparsemend.table.evolution import MOMENTS, mean_rounds
 from sparsemend.table.formats import markdown_table
 
@@ -76,12 +76,27 @@ def _statement(one: Judged) -> list[str]:
         f"below {statement.at_most:g}, does not where it is above; over settings only where none "
         "says the contrary, else it is mixed",
         *(f"published: {line}" for line in published_lines(statement)),
+        *_gain_notes(one),
         *_collapse_notes(one),
         *_repeats(one),
         *_unequal(one),
     ]
     title = f"{statement.says} ({one.model}, {one.text})"
     return [markdown_table(title, heads, rows, 1, notes), ""]
+
+
+def _gain_notes(one: Judged) -> list[str]:
+    """A line per setting of the side of whose gain ours is to keep a share."""
+    lines = []
+    for c in one.comparisons:
+        if c.bound is None or c.gain is None:
+            continue
+        runs = [state.run for state in c.bound.by_seed.values()]
+        beyond = max(int(run.result.repair.diagnostics.get("beyond_budget", 0)) for run in runs)
+        denser = f", {beyond:,} weights beyond the budget: no sparse model" * bool(beyond)
+        mean = c.mean(c.bound, one.statement.measure)
+        lines.append(f"{c.setting.label}: {c.bound.name} has {mean}{denser}; {gain_text(c.gain)}")
+    return lines
 
 
 def _collapse_notes(one: Judged) -> list[str]:

@@ -22,7 +22,7 @@ from sparsemend.sweep.claims.statements import Rules, Statement
 Combination = Mapping[str, str]  # swept key -> value
 # keys of a command that make no other cells
 NO_PART = frozenset({*NOT_HASHED, "hardware", "hydra"}) - {"variant"}
-PLACES = ("model", "data", "scale")  # sections whose overrides decide model and text
+PLACES = ("model", "data", "scale", "debug")  # sections that decide the model and the text
 SWEPT_AS = {"row": "arena", "schedule": "sparsity_schedule"}  # fact of a side -> key that sweeps it
 
 

@@ -23,7 +23,7 @@ def _verdict_line(one: Judged, mark: str) -> str:
     verdict = f"{mark}{one.verdict}{' so far' * bool(missing)}{mark}"
     of_planned = f" ({one.progress.text})" if missing else ""
     parts = [f"{verdict}{of_planned}", _overall(one), _settings(one), *_collapses(one)]
-    gains = (_gain(c.gain) for c in one.comparisons if c.gain is not None)
+    gains = (gain_text(c.gain) for c in one.comparisons if c.gain is not None)
     return f"{statement.says} ({one.model}, {one.text}): " + "; ".join([*parts, *gains])
 
 
@@ -48,7 +48,7 @@ def _collapses(one: Judged) -> list[str]:
     return [f"collapsed: {' and '.join(counted)} of {pairs} pairs"] if counted else []
 
 
-def _gain(gain: KeptGain) -> str:
+def gain_text(gain: KeptGain) -> str:
     """What is kept of the gain of another side over the rival."""
     its = f"{gain.name} over the rival x {_interval(gain.effect)}"
     if gain.kept is None:
