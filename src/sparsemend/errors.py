@@ -16,6 +16,10 @@ class OverrideError(Exception):
     """An override that names something that does not exist."""
 
 
+class CannotStream(ValueError):
+    """The blocks of a model cannot be worked on one by one from files: a reason in one line."""
+
+
 # answered in one line; anything else is a bug and shows where
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
 
@@ -68,6 +72,11 @@ def lacks_disk(error: BaseException) -> bool:
     """
     text = str(error)
     return not isinstance(error, OSError) and any(words in text for words in FULL)
+
+
+def lacks_determinism(error: BaseException) -> bool:
+    """Whether torch was to be deterministic and has no such form of an operator."""
+    return "does not have a deterministic implementation" in str(error)
 
 
 def brief(error: BaseException) -> str:

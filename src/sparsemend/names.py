@@ -26,6 +26,7 @@ CURVES = "training"  # and training-2, ... of later fits and attempts; metrics.c
 WINDOW_LOSSES = "window_losses"
 PARTS = "repair"
 STAGES = "stages"  # finished stages, until the run ends
+BLOCKS = "blocks"  # changed blocks of a model that streams, until the run ends
 BEGUN = "begun"  # in STAGES: measurements under way
 TENSORBOARD = "tensorboard"
 WANDB_RUN_ID = "wandb_run_id"

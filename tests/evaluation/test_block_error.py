@@ -1,16 +1,20 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from support.evaluation_inputs import evaluation_input
 from support.families import FAMILIES, random_model
+from support.streaming import streamed
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks, prunable_linears
+from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.walk import Calibration
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.block_error import BlockError, growth, relative_error
+from sparsemend.instruments import LiveBytes
 from sparsemend.sparse.linear import SparseLinear
 
 
@@ -18,9 +22,9 @@ def given(tokens: Tensor, family: str, *, batch: int = 3) -> EvaluationInput:
     return evaluation_input(tokens, family=family, batch_size=batch)
 
 
-def halved(family: str, *, blocks: range | None = None) -> PreTrainedModel:
+def halved(family: str, *, blocks: range | None = None, **settings: int) -> PreTrainedModel:
     """A random model whose linears (of some blocks) keep every other input."""
-    model = random_model(family)
+    model = random_model(family, **settings)
     for name, linear in prunable_linears(model).items():
         keep = torch.ones_like(linear.weight, dtype=torch.bool)
         block = int(next(part for part in name.split(".") if part.isdigit()))
@@ -58,6 +62,31 @@ def test_it_is_the_error_of_the_outputs_in_a_plain_forward(family: str, tokens: 
         expected = float((dense - sparse).norm() / dense.norm())
         # fp32 forwards batched by 3 against all at once
         assert metrics[f"block_error/{index}"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_streamed_pair_has_the_same_errors(tokens: Tensor) -> None:
+    inputs = given(tokens, "gemma2")
+    whole = BlockError(windows=8)(halved("gemma2"), inputs)
+    dense = streamed(random_model("gemma2"))
+    walked = BlockError(windows=8)(
+        streamed(halved("gemma2")), replace(inputs, load_dense=lambda: dense)
+    )
+    assert walked == whole
+    assert residency_of(dense).most == 1
+
+
+@pytest.mark.slow  # measures memory of deep models
+def test_a_streamed_pair_needs_no_more_memory_in_a_deeper_model(tokens: Tensor) -> None:
+    def peak(depth: int) -> int:
+        size = {"num_hidden_layers": depth, "intermediate_size": 512}
+        dense = streamed(random_model("llama", **size))
+        inputs = replace(given(tokens, "llama"), load_dense=lambda: dense)
+        model = streamed(halved("llama", **size))
+        with LiveBytes([]) as live:
+            BlockError(windows=8)(model, inputs)
+        return live.peak
+
+    assert peak(6) == peak(2)
 
 
 def test_blocks_before_the_first_cut_have_no_error(tokens: Tensor) -> None:

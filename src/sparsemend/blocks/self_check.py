@@ -20,6 +20,7 @@ from sparsemend.blocks.arguments import Placement
 from sparsemend.blocks.calls import split_call
 from sparsemend.blocks.find import NEVER_CALLED, find_blocks, linears_of
 from sparsemend.blocks.hooks import keep_hooks
+from sparsemend.blocks.residency import home_of, residency_of, streams
 from sparsemend.blocks.walk import Calibration
 
 # ||walk - model|| / ||model|| of the states.  The walk repeats the model's own operations, so that
@@ -77,13 +78,14 @@ class _Seen:
 def _run(model: nn.Module, blocks: nn.ModuleList, calibration: Calibration) -> _Seen:
     """One forward of the model on the calibration's window, its blocks where a walk has them."""
     seen = _Seen()
-    home = next(model.parameters()).device
+    home = home_of(model)
+    elsewhere = calibration.offload or streams(model)
     with ExitStack() as stack:
         away = Placement(calibration.device or home)
         for index, block in enumerate(blocks):
             stack.enter_context(_watching(block, index, seen))
-            if calibration.offload:
-                stack.enter_context(_visiting(block, away, home))
+            if elsewhere:
+                stack.enter_context(_visiting(model, block, index, away))
         model(input_ids=calibration.windows.to(home), use_cache=False)
     return seen
 
@@ -110,26 +112,24 @@ def _watching(block: nn.Module, index: int, seen: _Seen) -> Iterator[None]:
 
 
 @contextmanager
-def _visiting(block: nn.Module, away: Placement, home: torch.device) -> Iterator[None]:
+def _visiting(model: nn.Module, block: nn.Module, index: int, away: Placement) -> Iterator[None]:
     """Bring the block and what it is given away for each of its calls, and back home."""
+    home, residency, calls = home_of(model), residency_of(model), ExitStack()
 
     def bring(module: nn.Module, inputs: Any, named: Any) -> tuple[Any, Any]:
-        block.to(away.device)
+        calls.enter_context(residency.resident(index, away.device, offload=True))
         return away.place(inputs), {key: away.place(value) for key, value in named.items()}
 
     def back(module: nn.Module, inputs: Any, output: Any) -> Any:
-        block.to(home)
+        calls.close()
         return Placement(home).place(output)
 
     handles = [
         block.register_forward_pre_hook(bring, with_kwargs=True),
         block.register_forward_hook(back),
     ]
-    try:
-        with keep_hooks(handles):
-            yield
-    finally:
-        block.to(home)
+    with calls, keep_hooks(handles):
+        yield
 
 
 def _check_order(family: str, prefix: str, order: Sequence[int], count: int) -> None:

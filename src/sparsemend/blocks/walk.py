@@ -24,7 +24,7 @@ from sparsemend.blocks.calls import StopForward, record_calls
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.observer import InputObserver
 from sparsemend.blocks.order import CallOrder
-from sparsemend.blocks.residency import residency_of
+from sparsemend.blocks.residency import Carried, home_of, residency_of
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
 from sparsemend.terminal import StageLines
 
@@ -158,16 +158,18 @@ class Visit:
 class Calibration:
     """Token windows, and where the blocks of a model see them.
 
-    batches: windows (B, T), all of one T, in batches of any size; no result depends on it.
+    batches: windows (B, T), all of one T, in batches of any size; no result depends on it unless
+        `together` is None.
     device: of the visited block and of the hidden states; None where the model is.
     offload: bring only the visited block to `device`; otherwise the model is expected there.
-    together: sequences of one forward; only work whose steps are batches takes another number.
+    together: sequences of one forward; only work whose steps are batches takes another number, and
+        None where the batches, of any shapes, are the forwards.
     """
 
     batches: Sequence[Tensor]
     device: torch.device | None = None
     offload: bool = False
-    together: int = FORWARD_SEQUENCES
+    together: int | None = FORWARD_SEQUENCES
 
     @property
     def windows(self) -> Tensor:
@@ -176,28 +178,46 @@ class Calibration:
             raise ValueError("there are no calibration windows for a block to see; give some")
         return torch.cat(list(self.batches))
 
+    def placed(self, weight: Tensor) -> Tensor:
+        """A weight on the device of the calibration."""
+        return weight.to(self.device or weight.device)
+
     def first(self, count: int) -> Calibration:
         """The first `count` windows; all of them where there are fewer."""
         return replace(self, batches=(self.windows[:count],))
 
     def walk(
-        self, model: nn.Module, *, recorded: Recorded | None = None, changes: bool = False
+        self,
+        model: nn.Module,
+        *,
+        recorded: Recorded | None = None,
+        changes: bool = False,
+        carried: Carried | None = None,
     ) -> Iterator[Visit]:
         """Visit the blocks of `model` in order with propagated activations.
 
         recorded: the output of `record` for this model; it stays unchanged.
-        changes: the loop's body changes the blocks, so that a streamed one is written back.
+        changes: the loop's body changes the blocks, so that a streamed one is written back; those
+        that an earlier attempt has finished are walked through, but not visited again.
+        carried: what the body hands from block to block, taken up from the last of those.
         """
         prefix, blocks = find_blocks(model)
         lines = StageLines("blocks", len(blocks), tokens=sum(b.numel() for b in self.batches))
-        home = next(model.parameters()).device
-        device = self.device or home
+        device, residency = self.device or home_of(model), residency_of(model)
+        finished = residency.take_up(carried) if changes else 0
+        if finished == len(blocks):
+            return
         recording = recorded or self.record(model)
         states = [state.to(device, copy=recorded is not None) for state in recording.states]
         placements = [Placement(device) for _ in states]
-        residency = residency_of(model)
         for index in range(len(blocks)):
-            with residency.resident(index, device, offload=self.offload, changes=changes) as block:
+            with residency.resident(
+                index,
+                device,
+                offload=self.offload,
+                changes=changes and index >= finished,
+                carried=carried,
+            ) as block:
                 visit = Visit(
                     index=index,
                     count=len(blocks),
@@ -209,10 +229,15 @@ class Calibration:
                     _device=device,
                     _lines=lines,
                 )
-                yield visit
+                if index >= finished:
+                    yield visit
                 if index + 1 < len(blocks):
                     visit.advance_()
 
     def record(self, model: nn.Module) -> Recorded:
         """Record what `walk` reads before the first block; no mask changes any of it."""
-        return record_calls(model, find_blocks(model)[1], self.windows.split(self.together))
+        together, blocks = self.together, find_blocks(model)[1]
+        with residency_of(model).resident(0, home_of(model)):
+            if together is None:
+                return record_calls(model, blocks, self.batches, every=True)
+            return record_calls(model, blocks, self.windows.split(together))

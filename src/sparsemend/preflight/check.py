@@ -35,7 +35,9 @@ from sparsemend.preflight.linear_names import check_linear_names
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_groups, check_modules
+from sparsemend.preflight.moved import check_moved
 from sparsemend.preflight.steps import check_steps
+from sparsemend.preflight.streaming import check_streaming
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
     check_distillation,
@@ -89,10 +91,12 @@ def check(cfg: DictConfig) -> None:
     check_similarity(cfg)
     check_distillation(cfg)
     check_resume(cfg)
+    check_streaming(cfg)
     if cfg.cache.when == "always":
         check_cache([cfg])
     model = find_model(cfg.model)
     check_checkpoint(cfg.model, model)
+    check_moved(cfg, model)
     if model.config is not None:
         check_window(cfg, model.config)
     linears: dict[str, TensorShape] = {}

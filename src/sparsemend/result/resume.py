@@ -3,10 +3,10 @@
 `resume=auto` takes the newest unfinished run of the same configuration; `resume=FOLDER` that run
 and no other.  A configuration is compared by a hash of what changes the numbers.
 
-Three things are worth continuing from: the checkpoint of a fit, the files that a method which
-works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished, and the
-stages in `stages/` (the pruned model, measurements) that an attempt has finished, or begun to
-measure.
+Four things are worth continuing from: the checkpoint of a fit, the files that a method which
+works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished, the stages
+in `stages/` (the pruned model, measurements) that an attempt has finished, or begun to measure, and
+in `blocks/` the blocks of a streamed model that it has changed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sparsemend.config.values import config_hash, differences
 from sparsemend.names import (
     ADAPTER,
     BEGUN,
+    BLOCKS,
     CHECKPOINTS,
     CURVES,
     HARNESS,
@@ -36,7 +37,7 @@ from sparsemend.names import (
     WANDB_RUN_ID,
     WINDOW_LOSSES,
 )
-from sparsemend.result.folder import alive, load_result, read_result
+from sparsemend.result.folder import alive, load_result, read_result, this_process
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 LEFT = (
     PARTS,
     STAGES,
+    BLOCKS,
     CHECKPOINTS,
     CURVES,
     f"{CURVES}-*",
@@ -162,8 +164,16 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
         if result is None:
             continue
         same = result.config_hash == digest and result.status in UNFINISHED
-        if same and not alive(result.status, result.process):
+        if not same:
+            continue
+        if not alive(result.status, result.process):
             candidates.append(path)
+        elif result.process.host != this_process().host:
+            log.warning(
+                "%s is noted as running on %s, which cannot be seen from here: if it has ended, "
+                "go on with it by resume=%s",
+                *(path.parent, result.process.host, path.parent),
+            )
     return max(candidates, key=lambda p: p.stat().st_mtime).parent if candidates else None
 
 
@@ -173,7 +183,8 @@ def _has_work(folder: Path) -> bool:
     finished = parts.is_dir() and any(not p.name.startswith(".") for p in parts.iterdir())
     kept = any((folder / STAGES).glob("*/*/content.json"))
     begun = any((folder / STAGES / BEGUN).glob("[!.]*"))
-    return finished or kept or begun or last_checkpoint(folder) is not None
+    blocks = any((folder / BLOCKS).glob("*/[!.]*"))
+    return finished or kept or begun or blocks or last_checkpoint(folder) is not None
 
 
 def _search_root(fresh: Path, name: str) -> Path:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.forwards import placed
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput, KeepNothing, Unfinished
 from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
@@ -18,8 +19,11 @@ from sparsemend.result.window_losses import write_losses
 from sparsemend.run.cache import Content
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.keys import model_key
+from sparsemend.run.streamed import dense_loader
 
 log = logging.getLogger(__name__)
+
+STATES_BYTES = 4 * 10**9  # 240 windows of 2048 tokens of a 7B model in bf16
 
 
 def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
@@ -114,10 +118,8 @@ def _measure(
 ) -> Content:
     """Measure on the device of this run, then put the model back where it lives."""
     fresh = replace(inputs, window_losses={}, unfinished=unfinished)
-    home = next(model.parameters()).device
-    nn.Module.to(model, job.device)
-    metrics = evaluation(model, fresh)
-    nn.Module.to(model, home)
+    with placed(model, job.device):
+        metrics = evaluation(model, fresh)
     return Content(metrics, fresh.window_losses)
 
 
@@ -129,7 +131,8 @@ def _inputs(job: RunJob, state: str, loaded: Loaded) -> EvaluationInput:
         tokenizer=loaded.tokenizer,
         device=job.device,
         batch_size=job.parts.hardware.evaluation_batch,
-        load_dense=partial(job.parts.model.load, seed=job.cfg.seed),
+        load_dense=dense_loader(job.parts.model, job.cfg.seed, loaded.model),
         out=job.out,
         state=state,
+        states_bytes=STATES_BYTES,
     )

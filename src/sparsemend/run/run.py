@@ -12,7 +12,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsemend.config.values import plain
-from sparsemend.names import RESULT
+from sparsemend.files import forget_partials
+from sparsemend.names import BLOCKS, RESULT
 from sparsemend.result.finished import check_apart, resolve_from_run
 from sparsemend.result.record import Result, objective
 from sparsemend.result.resume import cell_folder, forget_work, run_folder
@@ -53,6 +54,7 @@ def open_result(cfg: DictConfig) -> Result:
     check_apart(cfg, fresh)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     out, resumed = cell_folder(config, fresh) if sweep else run_folder(cfg.resume, config, fresh)
+    forget_partials(out)
     if not resumed:
         forget_work(out)
     if out.resolve() != fresh.resolve():
@@ -110,6 +112,7 @@ def finish(job: RunJob) -> None:
     content["status"] = "finished"
     job.result.costs(job.stages)
     job.reuse.forget_attempts()
+    shutil.rmtree(job.out / BLOCKS, ignore_errors=True)
     try:
         job.parts.logger.finish(job.loggers, content)
     except Exception:  # result.json is the truth, and it is written

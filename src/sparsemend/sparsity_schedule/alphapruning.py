@@ -8,7 +8,7 @@ values).  m_b is the plain mean of the alphas of block b's linears and scales it
 Lu et al. 2024, "AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise
 Pruning of Large Language Models", arXiv 2410.10912.  The largest rate is (1 + epsilon) /
 (1 - epsilon) times the smallest.  The authors' code has no clamp and fails where a rate exceeds 1.
-Singular values are computed where the weights are; on a GPU their last digits differ.
+Singular values are computed on the device of the calibration; on a GPU their last digits differ.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.names import saved_name
+from sparsemend.blocks.residency import visit_linears
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparsity_schedule.alphapruning_checks import check_options
 from sparsemend.sparsity_schedule.rates.budget import unit_interval, weighted_mean
 from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
 from sparsemend.sparsity_schedule.rates.units import Units
 from sparsemend.sparsity_schedule.scored import ScoredSchedule
-from sparsemend.terminal import with_lines
 
 
 @dataclass(kw_only=True)
@@ -44,10 +43,9 @@ class AlphaPruning(ScoredSchedule):
 
     def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """Mean alpha of every unit."""
-        linears = list(prunable_linears(model).items())
         alphas = {
-            name: self._alpha(saved_name(model, name), m)
-            for name, m in with_lines(linears, "spectra")
+            name: self._alpha(saved_name(model, name), calibration.placed(linear.weight))
+            for name, linear in visit_linears(model, what="spectra")
         }
         units = Units.of(model, self.granularity).members.values()
         return [sum(alphas[name] for name in names) / len(names) for names in units]
@@ -58,12 +56,13 @@ class AlphaPruning(ScoredSchedule):
         return rescale(scores, weights, sparsity, self.spread)
 
     @torch.no_grad()
-    def _alpha(self, name: str, linear: nn.Linear) -> float:
-        weight = linear.weight
+    def _alpha(self, name: str, weight: Tensor) -> float:
         if self.weight_dtype == "float16":
             weight = weight.half()
         try:
-            spectrum = eigenvalues(weight.float())
+            spectrum = eigenvalues(
+                weight.float()
+            ).cpu()  # few numbers, which the fit asks for singly
             if self.metric == "alpha_mid":
                 return alpha_mid(spectrum)
             return alpha_peak(spectrum, logarithmic_bound=self.lower_bound == "reference")

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.residency import visit_linears
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.running import running_sums
 from sparsemend.sparse.selection import checked_finite
 from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsitySchedule
 from sparsemend.sparsity_schedule.lamp_checks import check_options
 from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
 from sparsemend.sparsity_schedule.rates.units import Units
-from sparsemend.terminal import with_lines
 
 
 @dataclass(kw_only=True)
@@ -46,14 +46,15 @@ class Lamp(SparsitySchedule):
     def decide(
         self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        linears = prunable_linears(model)
         units = Units.of(model, self.granularity)
-        each = list(linears.values())
         counts = lowest_counts(
-            lambda: (ascending_scores(linear.weight) for linear in with_lines(each, "scores")),
+            lambda: (
+                ascending_scores(calibration.placed(linear.weight))
+                for _, linear in visit_linears(model, what="scores")
+            ),
             round(sparsity * sum(units.size.values())),
         )
-        return units.from_counts(dict(zip(linears, counts, strict=True)), sparsity, pattern)
+        return units.from_counts(dict(zip(units.size, counts, strict=True)), sparsity, pattern)
 
 
 def ascending_scores(weight: Tensor) -> Tensor:
@@ -62,5 +63,5 @@ def ascending_scores(weight: Tensor) -> Tensor:
     Weights of a linear that is zero throughout score 0.
     """
     squared = checked_finite(weight).flatten().double().square().sort().values
-    above = squared.flip(0).cumsum(0).flip(0)
+    above = running_sums(squared.flip(0), dim=0).flip(0)
     return torch.where(above > 0, squared / above, 0.0).float()

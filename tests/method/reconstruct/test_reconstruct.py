@@ -7,12 +7,14 @@ import pytest
 import torch
 from support import contracts
 from support.families import random_model
+from support.streaming import Elsewhere, brought_back, streamed
 from support.tiers import slow_but_for
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks
+from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.walk import Calibration
 from sparsemend.instruments import LiveBytes
 from sparsemend.method.base import Workbench
@@ -265,6 +267,30 @@ def test_fp32_copies_gather_steps_that_bf16_would_round_away(tmp_path: Path) -> 
     assert int(gathered.sum()) > 20
 
 
+STREAMED = [(*streams, form) for streams in STREAMS for form in ("weights", "masked_lora")]
+
+
+@pytest.mark.parametrize(("inputs", "targets", "form"), slow_but_for(STREAMED, STREAMED[-1:]))
+def test_streamed_blocks_are_tuned_to_the_same_bits(
+    inputs: str, targets: str, form: str, tmp_path: Path
+) -> None:
+    made = method(f"inputs={inputs}", f"targets={targets}", f"form={form}", "epochs=1")
+    whole, bench = scene(tmp_path / "whole", "gemma2")
+    expected = made.repair(whole, bench)
+    walked, bench = scene(tmp_path / "walked", "gemma2")
+    dense = streamed(bench.load_dense())
+    object.__setattr__(bench, "load_dense", lambda: dense)
+    report = made.repair(streamed(walked), bench)
+    for one, other in zip(expected["blocks"], report["blocks"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    tuned, source = residency_of(walked), residency_of(dense)
+    assert isinstance(tuned, Elsewhere)
+    assert isinstance(source, Elsewhere)
+    assert tuned.most == source.most == 1
+    assert not any(changes for _, changes in source.visits)  # it may not be written
+    contracts.assert_same_bits(contracts.bits(brought_back(walked)), contracts.bits(whole))
+
+
 class Killed(Exception):
     pass
 
@@ -299,6 +325,37 @@ def test_a_run_cut_off_in_block_two_ends_with_the_same_bits(
     report = method(f"form={form}").repair(again, bench)
     assert fitted == [1, 2]
     contracts.assert_same_bits(contracts.bits(whole), contracts.bits(again))
+    for one, other in zip(expected["blocks"], report["blocks"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+@pytest.mark.slow  # three runs each; that of a model in memory is above
+@pytest.mark.parametrize(("inputs", "targets"), STREAMS)
+def test_a_streamed_run_cut_off_in_block_two_ends_with_the_same_bits(
+    inputs: str, targets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = method(f"inputs={inputs}", f"targets={targets}", "epochs=1")
+    whole, bench = scene(tmp_path / "whole")
+    expected = made.repair(whole, bench)
+    run, fitted = BlockFit.run, list[int]()
+
+    def cut(self: BlockFit) -> Any:
+        fitted.append(self.visit.index)
+        if fitted == [0, 1]:
+            raise Killed
+        return run(self)
+
+    monkeypatch.setattr(BlockFit, "run", cut)
+    broken, bench = scene(tmp_path / "broken")
+    residency = residency_of(streamed(broken))
+    assert isinstance(residency, Elsewhere)
+    with pytest.raises(Killed):
+        made.repair(broken, bench)
+    residency.finished = 1
+    report = made.repair(broken, bench)
+    assert fitted == [0, 1, 1, 2]
+    assert not bench.parts.exists()  # a second copy of every block
+    contracts.assert_same_bits(contracts.bits(brought_back(broken)), contracts.bits(whole))
     for one, other in zip(expected["blocks"], report["blocks"], strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
@@ -352,6 +409,24 @@ def test_what_it_needs_beside_the_models_does_not_grow_with_depth(
     assert peaks[6] <= 1.02 * peaks[2]
     # per weight a gradient, two moments, the values of the best epoch and of the one just seen
     assert peaks[6] < 7 * block_bytes
+
+
+@pytest.mark.slow  # measures memory of deep models
+@pytest.mark.parametrize(("inputs", "targets", "form"), [STREAMED[0], STREAMED[3], STREAMED[5]])
+def test_streamed_blocks_need_no_more_memory_in_a_deeper_model(
+    inputs: str, targets: str, form: str, tmp_path: Path
+) -> None:
+    def peak(layers: int) -> int:
+        model, bench = deep(layers, tmp_path)
+        dense = streamed(bench.load_dense())
+        object.__setattr__(bench, "load_dense", lambda: dense)
+        streamed(model)
+        made = method(f"form={form}", f"inputs={inputs}", f"targets={targets}", "epochs=1")
+        with LiveBytes([]) as live:
+            made.repair(model, bench)
+        return live.peak
+
+    assert peak(6) <= 1.02 * peak(2)
 
 
 class Whereabouts:

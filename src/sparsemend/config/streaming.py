@@ -1,0 +1,21 @@
+"""What keeps a run from leaving the blocks of its model in files, before torch is imported."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from sparsemend.config.flags import flag_of, says
+from sparsemend.config.members import member_name
+
+
+def obstacle(cfg: DictConfig) -> str | None:
+    """The first part of a configuration that needs the whole model in memory, and why."""
+    if not says(cfg.method, "streams"):
+        name = member_name(str(cfg.method._target_))
+        return f"method={name} works on all blocks of the model at once"
+    for name, section in (cfg.get("evaluation") or {}).items():
+        if OmegaConf.is_dict(section) and not flag_of(str(section.get("_target_")), "streams"):
+            return f"evaluation={name} needs all blocks of the model at once"
+    if cfg.from_run is not None:
+        return "from_run loads the model of a finished run whole"
+    return None
