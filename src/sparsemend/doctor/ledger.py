@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, UntypedStorage
 
 from sparsemend.config.locations import PACKAGE
