@@ -248,14 +248,40 @@ def one_cache(trials: Trials, folder: Path, ending: Ending) -> None:
     ending.wrong += [f"left: {name}" for name in half_written(folder)]
 
 
+HELD = """
+import pathlib, time
+from sparsemend.run import run
+load = run.load
+def held(job):
+    while not pathlib.Path("second").exists():
+        time.sleep(0.01)
+    return load(job)
+run.load = held
+"""
+SECOND = """
+import pathlib, time
+from sparsemend.cli import main as cli
+while not pathlib.Path("out/result.json").exists():
+    time.sleep(0.01)
+main = cli.main
+def told():
+    try:
+        main()
+    finally:
+        pathlib.Path("second").touch()
+cli.main = told
+"""
+
+
 def one_folder(*resume: str) -> Callable[[Trials, Path, Ending], None]:
-    """A second command in the folder of a run, once it has begun."""
-    begun = "out/result.json"
-    wait = f"import pathlib, time\nwhile not pathlib.Path({begun!r}).exists(): time.sleep(0.01)"
+    """A second command in the folder of a run, which waits for its end before it loads a model."""
 
     def provoke(trials: Trials, folder: Path, ending: Ending) -> None:
         command = trials.command(DSNOT, folder)
-        asked = [(command, None, PRELUDE), ([*command, *resume], None, f"{PRELUDE}\n{wait}")]
+        asked = [
+            (command, None, f"{PRELUDE}{HELD}"),
+            ([*command, *resume], None, f"{PRELUDE}{SECOND}"),
+        ]
         first, second = trials.start.together(asked, folder)
         one_line(second, folder, ending)
         if first.code != 0:
@@ -280,7 +306,7 @@ FAULTS = (
     ),
     Fault(f"{ATTEMPT}measurements", cut("out/stages/metrics/*/content.json", DSNOT, 0.9)),
     Fault(f"{ATTEMPT}pruned model", cut("out/stages/pruned/*/tensors.safetensors", DSNOT, 0.9)),
-    Fault(f"{ATTEMPT}measured windows", cut("out/stages/begun/*.safetensors", DSNOT, 0.48)),
+    Fault(f"{ATTEMPT}measured windows", cut("out/stages/begun/*.safetensors", DSNOT, 0.12)),
     Fault(f"{ATTEMPT}last checkpoint", cut("out/checkpoints/last.ckpt", LORS, 0.8)),
     Fault(f"{ATTEMPT}best checkpoint", cut("out/checkpoints/best.ckpt", LORS, 0.8)),
     Fault(f"{ATTEMPT}rounds", cut("out/repair/rounds.pt", ROW["repair: losa"], 0.5)),

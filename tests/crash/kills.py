@@ -35,6 +35,10 @@ RUN = (
 )
 FIT = ("method.max_steps=20", "method.checkpoint_every=4", "method.validate_every=10")
 ROUNDS = ("method.update_interval=6", "method.accumulation_steps=2", "method.budget.density=0.05")
+SET = ("method.mask_update=set", "method.update_interval=6")
+LOSA = ("method.similarity_samples=6", "method.max_steps=50")
+DSNOT = ("method=dsnot",)
+RECONSTRUCT = ("method.windows_per_step=2", "method.epochs=5")
 CELLS = ("-m", "method=none,dsnot", "sparsity=0.5,0.7")
 SEARCH = (
     "-m",
@@ -52,48 +56,45 @@ class Row:
     """A stage of a command.
 
     overrides: the command, after RUN.  stages: the names of the stages that are killed, ALL for
-    any time at all.  kept: what survives a kill, in the reader's words.
+    any time at all.  kept: what survives a kill, in the reader's words.  most: calls of
+    decoder blocks that are made again at most after one kill, None for all of the stage.
     """
 
     title: str
     overrides: tuple[str, ...]
     stages: tuple[str, ...]
     kept: str
+    most: int | None
 
     @property
     def sweep(self) -> bool:
         return "-m" in self.overrides
 
 
-def repair(method: str, *overrides: str, kept: str) -> Row:
-    return Row(f"repair: {method}", (f"method={method}", *overrides), ("repair",), kept)
+def repair(method: str, *overrides: str, kept: str, most: int | None) -> Row:
+    return Row(f"repair: {method}", (f"method={method}", *overrides), ("repair",), kept, most)
 
 
 BY_STEPS = "the last checkpoint, here every 4 steps"
+REPAIR = 52  # block calls of DSnoT, of which a kill leaves nothing until the run has ended
+STEPS = 15  # block calls of four steps and of a validation
 ROWS = (
-    Row("load", ("method=dsnot",), (START, "load"), "nothing"),
-    Row("prune in memory", ("method=dsnot",), ("prune",), "nothing of it"),
-    Row("prune streamed", ("method=dsnot", STREAMED), ("prune",), "finished blocks"),
-    repair("masked_lora", "method.rank=2", *FIT, kept=BY_STEPS),
-    repair("lors", "method.rank=2", *FIT, kept=BY_STEPS),
-    repair(
-        "masked_full", "method.mask_update=set", *FIT, "method.update_interval=6", kept=BY_STEPS
-    ),
-    repair("seft", *FIT, *ROUNDS, kept=BY_STEPS),
-    repair("spiel", *FIT, *ROUNDS, kept=BY_STEPS),
-    repair(
-        "losa",
-        "method.similarity_samples=6",
-        *FIT,
-        "method.max_steps=50",
-        kept="rounds, and in one the last checkpoint, here every 4 steps",
-    ),
-    repair("dsnot", kept="nothing of it"),
-    repair("reconstruct", "method.windows_per_step=2", "method.epochs=5", kept="finished blocks"),
-    Row("evaluation", ("method=dsnot",), ("evaluate",), "measured batches, here each"),
-    Row("export", ("method=dsnot",), ("export", END), "nothing of it"),
-    Row("sweep", CELLS, ALL, "finished cells, and finished stages of the one under way"),
-    Row("search", SEARCH, ALL, "finished trials"),
+    Row("load", DSNOT, (START, "load"), "nothing", None),
+    Row("prune in memory", DSNOT, ("prune",), "nothing of it", None),
+    Row("prune streamed", (*DSNOT, STREAMED), ("prune",), "finished blocks", None),
+    repair("masked_lora", "method.rank=2", *FIT, kept=BY_STEPS, most=STEPS),
+    # and of the start, which every attempt makes
+    repair("lors", "method.rank=2", *FIT, kept=BY_STEPS, most=STEPS + 6),
+    repair("masked_full", *FIT, *SET, kept=BY_STEPS, most=STEPS),
+    repair("seft", *FIT, *ROUNDS, kept=BY_STEPS, most=STEPS),
+    repair("spiel", *FIT, *ROUNDS, kept=BY_STEPS, most=STEPS),
+    repair("losa", *FIT, *LOSA, kept="half rounds, in training the last checkpoint", most=None),
+    repair("dsnot", kept="nothing of it", most=None),
+    repair("reconstruct", *RECONSTRUCT, kept="finished blocks", most=None),
+    Row("evaluation", DSNOT, ("evaluate",), "measured batches, here each", 3 + REPAIR),
+    Row("export", DSNOT, ("export", END), "nothing of it", REPAIR),
+    Row("sweep", CELLS, ALL, "finished cells, and finished stages of the one under way", None),
+    Row("search", SEARCH, ALL, "finished trials", None),
 )
 
 
@@ -206,14 +207,17 @@ def stages_of(whole: Attempt) -> tuple[str, ...]:
     return tuple(dict.fromkeys(mark.stage for mark in whole.marks))
 
 
-def draw(random: Random, whole: Attempt, stages: Sequence[str]) -> Kill:
-    """A random place of an attempt, inside `stages`, by each of the four measures alike."""
+def draw(random: Random, whole: Attempt, stages: Sequence[str], *, clock: bool = True) -> Kill:
+    """A random place of an attempt, inside `stages`, by each of the four measures alike.
+
+    clock: processor seconds are one of them.
+    """
     choices: list[Callable[[], Kill]] = []
     for by in ("files", "passes"):
         if spans := whole.spans(by, stages):
             places = [n + 1 for first, end in spans for n in range(int(first), int(end))]
             choices.append(lambda by=by, places=places: Kill(by, random.choice(places)))
-    if spans := whole.spans("seconds", stages):
+    if clock and (spans := whole.spans("seconds", stages)):
         lengths = [end - first for first, end in spans]
 
         def second() -> Kill:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 SECTIONS = ("status", "config_hash", "protocol", "sparsity", "metrics", "repair", "curves")
 # in the names of what no two runs share; overhead is a share of seconds
 CLOCK = ("seconds", "tokens_per_second", "peak", "overhead")
+PAGE = 2**12  # bytes; a small file in the folder for temporary ones is the system's to remove
 TENSORS = ("masks.safetensors", "model/*.safetensors", "adapter/*", "window_losses/*")
 
 
@@ -64,13 +65,12 @@ def broken(folder: Path) -> list[str]:
 
 
 def half_written(folder: Path) -> list[str]:
-    """Files under temporary names, or where temporary files go, which no run should leave."""
-    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")))
+    """Files under temporary names, or large where temporary files go, which no run should leave."""
     return [
-        name.as_posix()
-        for name in names
-        if name.parent.name == TEMPORARY
-        or (name.name.startswith(".") and name.name not in (".hydra", ".cache"))
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if (TEMPORARY in path.parts and path.is_file() and path.stat().st_size > PAGE)
+        or (path.name.startswith(".") and path.name not in (".hydra", ".cache"))
     ]
 
 
