@@ -70,6 +70,15 @@ def test_an_error_of_cuda_keeps_its_traceback() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
+def test_an_operator_that_cannot_be_deterministic_is_one_line_with_the_switch() -> None:
+    stages = Stages(torch.device("cpu"))
+    with (
+        pytest.raises(ValueError, match=r"^repair: .*histc.*set hardware\.deterministic=false"),
+        stages.measure("repair"),
+    ):
+        raise RuntimeError("histc_cuda does not have a deterministic implementation, but you set")
+
+
 def save_by_torch(path: Path) -> None:
     torch.save({"weight": torch.zeros(2**16)}, path)
 

@@ -56,7 +56,7 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "sparsemend -m experiment=tiny_seft": (*FEW_TOKENS, "method.max_steps=12"),  # one round
     "sparsemend -m experiment=seft_control": (
         *FEW_TOKENS,
-        *("method.max_steps=12", "method.learning_rate=1e-2", "seed=0,1"),
+        *("method.max_steps=12", "hydra.sweeper.choose.points=[1e-2]", "seed=0,1"),
     ),
     "sparsemend -m experiment=tiny_losa": (*FEW_TOKENS, *TWO_ROUNDS),
     "sparsemend -m experiment=tiny_reconstruct": FEW_TOKENS,

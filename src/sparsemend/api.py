@@ -45,6 +45,7 @@ from sparsemend.preflight.vocabulary import check_rounding, check_true_sequentia
 from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
 from sparsemend.run.adopt import adopt, check_existing
+from sparsemend.run.evaluate import STATES_BYTES
 from sparsemend.run.export import export as write_model
 from sparsemend.run.export import save_supports
 from sparsemend.run.job import build
@@ -283,6 +284,7 @@ def evaluate(
             load_dense=_dense(dense, "this evaluation", model),
             out=out,
             state="repaired",
+            states_bytes=STATES_BYTES,
         )
         torch.nn.Module.to(model, device)
         for section in cfg.evaluation.values():
@@ -441,6 +443,7 @@ def _hardware(model: PreTrainedModel, cfg: DictConfig) -> Iterator[tuple[Hardwar
     cached = vars(model.config).get("use_cache", True)
     precision = torch.get_float32_matmul_precision()
     threads, training = torch.get_num_threads(), model.training
+    deterministic = torch.are_deterministic_algorithms_enabled()
     home = next(model.parameters()).device
     try:
         torch.set_float32_matmul_precision("highest")
@@ -455,6 +458,7 @@ def _hardware(model: PreTrainedModel, cfg: DictConfig) -> Iterator[tuple[Hardwar
         torch.nn.Module.to(model, home)
         model.config.use_cache = cached
         torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
 
 

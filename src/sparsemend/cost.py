@@ -12,7 +12,7 @@ from time import perf_counter
 
 import torch
 
-from sparsemend.errors import brief, lacks_disk, lacks_memory
+from sparsemend.errors import brief, lacks_determinism, lacks_disk, lacks_memory
 
 # what lowers the peak of a stage; a stage without an entry has nothing to lower it
 LOWER = {
@@ -66,7 +66,8 @@ class Stages:
     def measure(self, name: str, part: str | None = None) -> Iterator[None]:
         """Measure the block as part of stage `name`, and by itself as its `part`.
 
-        Raises MemoryError or OSError of one line where memory or the disk ran out inside.
+        Raises MemoryError or OSError of one line where memory or the disk ran out inside, and
+        ValueError where an operator cannot be deterministic.
         """
         self._reset()
         started = perf_counter()
@@ -77,6 +78,11 @@ class Stages:
                 raise MemoryError(self._memory_line(name, error)) from error
             if lacks_disk(error):
                 raise OSError(f"{name}: the disk is full ({brief(error)}); make room") from error
+            if lacks_determinism(error):
+                raise ValueError(
+                    f"{name}: {brief(error)}; set hardware.deterministic=false, after which "
+                    "resumed and repeated runs may differ in their last bits"
+                ) from error
             raise
         finally:
             cost = self.costs.setdefault(name, Cost())

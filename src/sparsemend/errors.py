@@ -74,6 +74,11 @@ def lacks_disk(error: BaseException) -> bool:
     return not isinstance(error, OSError) and any(words in text for words in FULL)
 
 
+def lacks_determinism(error: BaseException) -> bool:
+    """Whether torch was to be deterministic and has no such form of an operator."""
+    return "does not have a deterministic implementation" in str(error)
+
+
 def brief(error: BaseException) -> str:
     """The message of an error in one line, cut to LONGEST; its type leads where that tells more."""
     text = " ".join(str(error).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from sparsemend.training.module import TrainerFactory
-from sparsemend.training.ranks import LeadingTrainer, Team
+from sparsemend.training.numerics import set_numerics
+from sparsemend.training.ranks import LeadingTrainer, Place, Team
 
 
 @dataclass(kw_only=True)
@@ -22,6 +23,8 @@ class Hardware:
     """One machine's resources as a run uses them.
 
     parallel: several devices train together, a process each.
+    deterministic: whether equal inputs give equal bits; `auto`: on a GPU, where it has a price; a
+        CPU gives them by itself.
     """
 
     parallel: ClassVar[bool] = False
@@ -33,22 +36,29 @@ class Hardware:
     threads: int | None
     micro_batch: int | None
     evaluation_batch: int
+    deterministic: bool | Literal["auto"]
 
     def prepare(self) -> torch.device:
         """Set the thread count and return the device; raises ValueError where it is missing."""
         self.check_devices()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        if self.accelerator == "gpu":
-            if not torch.cuda.is_available():
-                raise ValueError(
-                    "hardware=gpu but torch sees no CUDA device; use hardware=cpu, or install a "
-                    "CUDA build of torch"
-                )
-            # the papers' scripts prune in full fp32
-            torch.backends.cuda.matmul.allow_tf32 = False
-            return torch.device("cuda", 0)
-        return torch.device("cpu")
+        if self.on_gpu and not torch.cuda.is_available():
+            raise ValueError(
+                "hardware=gpu but torch sees no CUDA device; use hardware=cpu, or install a "
+                "CUDA build of torch"
+            )
+        set_numerics(gpu=self.on_gpu, deterministic=self.is_deterministic)
+        return torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.accelerator == "gpu"
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether equal inputs give equal bits."""
+        return self.on_gpu if self.deterministic == "auto" else self.deterministic
 
     def check_devices(self) -> None:
         """Raise ValueError unless one device is asked for."""
@@ -79,6 +89,8 @@ class Hardware:
         return Trainer(
             accelerator=self.accelerator,
             devices=1,
+            # Lightning's own choice inside a SLURM job would requeue it and leave checkpoints here
+            plugins=[Place(0)],
             default_root_dir=out,
             enable_model_summary=False,
             **settings,
@@ -107,7 +119,13 @@ class DataParallel(Hardware):
     def trainer(self, out: Path, **settings: Any) -> Trainer:
         if self.devices == 1:
             return super().trainer(out, **settings)
-        team = Team(accelerator=self.accelerator, world=self.devices, threads=self.share(), out=out)
+        team = Team(
+            accelerator=self.accelerator,
+            world=self.devices,
+            threads=self.share(),
+            deterministic=self.is_deterministic,
+            out=out,
+        )
         return LeadingTrainer(team, **settings)
 
     def share(self) -> int:

@@ -1,13 +1,16 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from support.evaluation_inputs import evaluation_input
 from support.families import FAMILIES, random_model
+from support.streaming import streamed
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks, prunable_linears
+from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.walk import Calibration
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.block_error import BlockError, growth, relative_error
@@ -58,6 +61,17 @@ def test_it_is_the_error_of_the_outputs_in_a_plain_forward(family: str, tokens: 
         expected = float((dense - sparse).norm() / dense.norm())
         # fp32 forwards batched by 3 against all at once
         assert metrics[f"block_error/{index}"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_streamed_pair_has_the_same_errors(tokens: Tensor) -> None:
+    inputs = given(tokens, "gemma2")
+    whole = BlockError(windows=8)(halved("gemma2"), inputs)
+    dense = streamed(random_model("gemma2"))
+    walked = BlockError(windows=8)(
+        streamed(halved("gemma2")), replace(inputs, load_dense=lambda: dense)
+    )
+    assert walked == whole
+    assert residency_of(dense).most == 1
 
 
 def test_blocks_before_the_first_cut_have_no_error(tokens: Tensor) -> None:

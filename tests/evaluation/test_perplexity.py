@@ -1,15 +1,19 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from oracles import perplexity_oracle
 from support.evaluation_inputs import evaluation_input
 from support.families import FAMILIES, random_model
+from support.streaming import streamed
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.perplexity import Perplexity, exponential
+from sparsemend.instruments import LiveBytes
 from sparsemend.names import METRIC, VALIDATION_METRIC
 
 
@@ -69,9 +73,9 @@ def test_logits_are_limited_to_the_bytes_asked_for(tokens: Tensor) -> None:
 def test_a_bf16_model_is_scored_on_fp32_logits(tokens: Tensor) -> None:
     model = random_model("llama").bfloat16()
     evaluation = perplexity()
-    losses = evaluation.window_losses(model, tokens)
     with torch.no_grad():
         logits = model(input_ids=tokens, use_cache=False).logits
+    losses = evaluation.window_losses(logits, tokens)
     assert logits.dtype == torch.bfloat16
     expected = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
@@ -102,3 +106,62 @@ def test_validation_of_prompts_and_answers_counts_answers_alone(tokens: Tensor) 
         logits = model(input_ids=tokens[:2]).logits[:, :-1].flatten(0, 1)
     loss = torch.nn.functional.cross_entropy(logits, labels[:2, 1:].flatten())
     assert found[VALIDATION_METRIC] == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+def test_a_streamed_model_has_the_same_losses(tokens: Tensor) -> None:
+    labels = tokens.clone()
+    labels[:, :9] = UNLABELLED
+    rows = Examples(tokens[:5], labels[:5])
+
+    def losses(model: PreTrainedModel) -> dict[str, Tensor]:
+        inputs = evaluation_input(
+            tokens, batch_size=3, task=rows, validation=rows, states_bytes=4 * 24 * 32 * 4
+        )
+        perplexity(validation=True, limit=2 * 24 * 96 * 4)(model, inputs)
+        return inputs.window_losses
+
+    whole, walked = losses(random_model("gemma2")), losses(streamed(random_model("gemma2")))
+    assert whole.keys() == walked.keys()
+    assert all(torch.equal(whole[name], walked[name]) for name in whole)
+
+
+class KeepAll:
+    """Keeps everything at once, and says when it was asked to."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, tuple[int, Tensor]] = {}
+        self.asked: list[int] = []
+
+    def begun(self, part: str) -> tuple[int, Tensor] | None:
+        return self.rows.get(part)
+
+    def keep(self, part: str, batches: int, rows: Callable[[], Tensor]) -> None:
+        self.asked.append(batches)
+        self.rows[part] = (batches, rows())
+
+    def forget(self) -> None:
+        self.rows.clear()
+
+
+def test_a_streamed_measurement_is_kept_where_a_walk_ends(tokens: Tensor) -> None:
+    kept = KeepAll()
+    inputs = evaluation_input(
+        tokens, batch_size=2, states_bytes=3 * 2 * 24 * 32 * 4, unfinished=kept
+    )
+    expected = perplexity()(streamed(random_model("llama")), inputs)
+    assert kept.asked == [3, 4]
+    kept.rows["test"] = (1, kept.rows["test"][1][:2])  # as a kill in the first walk's forwards
+    assert perplexity()(streamed(random_model("llama")), inputs) == expected
+    assert kept.asked == [3, 4, 4]
+
+
+def test_the_logits_of_two_batches_are_never_held_at_once(tokens: Tensor) -> None:
+    def peak(batches: int) -> int:
+        model = random_model("llama", vocab_size=4096)
+        inputs = evaluation_input(tokens[:batches], batch_size=1)
+        with LiveBytes([]) as live:
+            perplexity(chunk=4)(model, inputs)
+        return live.peak
+
+    logits = 24 * 4096 * 4
+    assert peak(3) < peak(1) + logits / 2

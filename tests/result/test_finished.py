@@ -183,6 +183,27 @@ def test_a_command_names_the_folders_of_configs_of_one_s_own() -> None:
     ]
 
 
+def test_a_model_that_has_moved_is_said_so_and_may_be_given_anew(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    run = stored_run(tmp_path / "run", "model=local", f"model.path={old}")
+    with pytest.raises(FileNotFoundError, match=r"has moved, .*old does not exist; give"):
+        resolve_from_run(composed(overrides, f"from_run={run}"))
+    cfg = resolve_from_run(composed(overrides, f"from_run={run}", f"model.path={new}"))
+    assert (cfg.model.path, cfg.model.name) == (str(new), "old")
+    with pytest.raises(ValueError, match="is measured again"):
+        resolve_from_run(composed(overrides, f"from_run={run}", "model.dtype=float32"))
+
+
+def test_a_model_of_the_hub_or_the_package_has_not_moved(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    for number, path in enumerate(("org/name", "embedded:tiny")):
+        run = stored_run(tmp_path / str(number), "model=local", f"model.path={path}")
+        assert resolve_from_run(composed(overrides, f"from_run={run}")).model.path == path
+
+
 def test_resume_is_refused(tmp_path: Path, overrides: list[str]) -> None:
     run = stored_run(tmp_path / "run")
     with pytest.raises(ValueError, match="nothing left to continue"):

@@ -1,5 +1,7 @@
 import json
 import os
+import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,45 @@ def test_a_run_that_is_alive_is_left_alone(tmp_path: Path) -> None:
     result.content["process"]["pid"] = os.getppid()
     result.write()
     assert find_unfinished(tmp_path, result.content["config_hash"]) is None
+
+
+@pytest.fixture
+def on_another_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
+    """A run of SLURM job 7 on node one; then this process is on node two, as job and start say."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    monkeypatch.setattr(platform, "node", lambda: "one")
+    result = Result(tmp_path / "run" / "result.json", CONFIG)
+    result.write()
+
+    def move(job: str, start: str) -> str:
+        monkeypatch.setattr(platform, "node", lambda: "two")
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", start)
+        return str(result.content["config_hash"])
+
+    return move
+
+
+def test_a_job_that_its_cluster_starts_anew_on_another_node_goes_on(
+    tmp_path: Path, on_another_node: Callable[[str, str], str]
+) -> None:
+    assert find_unfinished(tmp_path, on_another_node("7", "1")) == tmp_path / "run"
+
+
+@pytest.mark.parametrize(("job", "start"), [("8", "1"), ("7", "0")], ids=["another", "same"])
+def test_a_run_on_another_node_is_left_alone_and_named(
+    tmp_path: Path,
+    on_another_node: Callable[[str, str], str],
+    caplog: pytest.LogCaptureFixture,
+    job: str,
+    start: str,
+) -> None:
+    """Whether that of another job has ended cannot be seen; one of the same start has not."""
+    assert find_unfinished(tmp_path, on_another_node(job, start)) is None
+    assert "running on one, which cannot be seen from here: if it has ended, go on with it by" in (
+        caplog.text
+    )
 
 
 def test_a_run_of_another_user_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,7 @@ def test_a_measurement_is_keyed_by_the_code_of_its_evaluation(tmp_path: Path) ->
         load_dense=lambda: None,
         out=tmp_path,
         state="dense",
+        states_bytes=1,
     )
     for code, words in ((OWN, "a"), (OWN, "a"), (f"{OWN}# edited", "a"), (OWN, "b")):
         (tmp_path / "own.py").write_text(code)

@@ -25,5 +25,6 @@ def evaluation_input(test: Tensor, *, family: str = "llama", **settings: Any) ->
         "load_dense": lambda: random_model(family),
         "out": Path(),
         "state": "dense",
+        "states_bytes": 10**9,
     }
     return EvaluationInput(**(given | settings))

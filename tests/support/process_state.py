@@ -34,6 +34,7 @@ def process_state() -> Iterator[None]:
     handlers = root.handlers[:]
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
     verbosity = transformers_logging.get_verbosity()
     try:
         yield
@@ -48,5 +49,6 @@ def process_state() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(deterministic)
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from sparsemend.cli.evolution import main
-from sparsemend.table.evolution import PICTURE, effects, read_evolution, remaining, shares
+from sparsemend.table.evolution import (
+    PICTURE,
+    effects,
+    mean_rounds,
+    read_evolution,
+    remaining,
+    shares,
+)
 
 EVOLUTION: dict[str, Any] = {
     "linears": ["a", "b"],
@@ -37,6 +44,16 @@ def test_the_loss_says_what_the_move_and_the_pruning_changed() -> None:
     losses = {"loss_before": 4.0, "loss_moved": 3.5, "loss_settled": 3.75}
     measured = {**EVOLUTION, "rounds": [{**one, **losses} for one in EVOLUTION["rounds"]]}
     assert effects(measured) == {"the move": [-0.5, -0.5], "the pruning": [0.25, 0.25]}
+
+
+def test_the_losses_of_rounds_are_averaged_over_runs() -> None:
+    def repair(shift: float) -> dict[str, Any]:
+        losses = {"loss_before": 4.0, "loss_moved": 3.5, "loss_settled": 3.75}
+        return {"evolution": {"rounds": [{"step": 5, **{k: v + shift for k, v in losses.items()}}]}}
+
+    assert mean_rounds([repair(0.0), repair(1.0)]) == [(5, [4.5, 4.0, 4.25])]
+    assert mean_rounds([repair(0.0), {"evolution": EVOLUTION}]) == []  # of rounds without a loss
+    assert mean_rounds([{}]) == []
 
 
 @pytest.mark.parametrize("left_out", [None, "overlap"])

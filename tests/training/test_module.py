@@ -128,11 +128,42 @@ def test_masks_update_once_per_optimizer_step_under_accumulation(tmp_path: Path)
     assert swap.steps == [2]
 
 
-def test_checkpoints_hold_only_what_is_trained_and_the_supports(tmp_path: Path) -> None:
+def test_checkpoints_hold_only_what_is_trained(tmp_path: Path) -> None:
     method_of("masked_lora").repair(pruned_model(), bench_for(tmp_path))
+    for name in ("last", "best"):
+        saved = torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=False)
+        assert {n.rpartition(".")[2] for n in saved["state_dict"]} == {"lora_a", "lora_b"}
+        assert ("optimizer_states" in saved) == (name == "last")
+
+
+def test_supports_that_a_callback_moves_are_in_its_checkpoints(tmp_path: Path) -> None:
+    method = with_callbacks([EnforceMasks(), SwapFirst()])
+    model = pruned_model()
+    method.repair(model, bench_for(tmp_path))
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
-    assert state
-    assert all(n.endswith(("lora_a", "lora_b", "packed_keep")) for n in state)
+    for name, linear in sparse_linears(model):
+        assert torch.equal(state[f"model.{name}.packed_keep"], linear.packed_keep)
+
+
+def test_a_support_that_moves_unannounced_is_not_saved_over(tmp_path: Path) -> None:
+    class Sly(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *_: Any) -> None:
+            SwapFirst().update(pl_module, trainer.optimizers[0], 1)
+
+    with pytest.raises(RuntimeError, match="a callback that moves supports is an UpdateMasks"):
+        method_of("masked_full").repair(pruned_model(), bench_for(tmp_path, Sly()))
+
+
+def test_a_checkpoint_of_other_supports_is_refused(tmp_path: Path) -> None:
+    method_of("masked_lora").repair(pruned_model(), bench_for(tmp_path))
+    other = pruned_model()
+    _, linear = next(sparse_linears(other))
+    linear.set_effective_(linear.weight.detach(), linear.keep.roll(1, dims=1))
+    bench = dataclasses.replace(
+        bench_for(tmp_path), resume_from=tmp_path / "checkpoints" / "last.ckpt"
+    )
+    with pytest.raises(ValueError, match=r"trained on other supports .* resume=null"):
+        method_of("masked_lora").repair(other, bench)
 
 
 def test_the_best_validation_weights_are_kept(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import csv
 import dataclasses
+import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -19,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file, save_file
 from support import contracts
-from support.command_runs import SCHEMA, contract, result_of, sparsemend_command
+from support.command_runs import SCHEMA, contract, python, result_of, sparsemend_command
 from support.contracts import bench_for, bits, method_of, pruned_model
 from support.families import random_model
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from sparsemend.hardware import DataParallel
 from sparsemend.method.base import Workbench
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.mask_file import load_masks
+from sparsemend.training import ranks
 from sparsemend.training.collectives import digest
 from sparsemend.training.without_values import without_values
 
@@ -39,6 +41,7 @@ TWO = DataParallel(
     threads=1,
     micro_batch=None,
     evaluation_batch=8,
+    deterministic="auto",
 )
 
 
@@ -235,6 +238,51 @@ def test_every_rank_learns_from_a_dense_model_of_its_own(tmp_path: Path) -> None
 def test_every_parameter_and_buffer_is_the_same_on_both_ranks(together: Path) -> None:
     first, second = (torch.load(together / f"rank{rank}.pt") for rank in (0, 1))
     contracts.assert_same_bits(first, second)
+
+
+@pytest.mark.slow
+def test_ranks_that_start_afresh_as_on_gpus_train_alike(
+    together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "start_context", lambda team: multiprocessing.get_context("spawn"))
+    fit_together(tmp_path, sgd("masked_full"))
+    contracts.assert_same_bits(last(tmp_path), last(together))
+
+
+def test_ranks_on_gpus_are_not_forked_off_a_process_that_may_use_cuda(tmp_path: Path) -> None:
+    methods = {}
+    for accelerator in ("cpu", "gpu"):
+        team = ranks.Team(
+            accelerator=accelerator, world=2, threads=1, deterministic=False, out=tmp_path
+        )
+        methods[accelerator] = ranks.start_context(team).get_start_method()
+    assert methods == {"cpu": "forkserver", "gpu": "spawn"}
+
+
+# stands before the imports of a process: CUDA looks present, and whoever starts it is noted
+NOTING_CUDA = """
+import importlib, sys, torch
+
+def started():
+    raise SystemExit("CUDA would be initialised")
+
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 2
+torch.cuda._lazy_init = started
+torch.version.cuda = "12.8"
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_rank_imports_initialises_no_cuda() -> None:
+    """With peft and bitsandbytes, of the extra `dev`, installed: the latter asks its device."""
+    imported = ("sparsemend.training.module", "transformers.models.llama.modeling_llama")
+    assert python(["-c", NOTING_CUDA, *imported], Path.cwd()).returncode == 0
+    if importlib.util.find_spec("bitsandbytes"):
+        asks = python(["-c", NOTING_CUDA, "bitsandbytes"], Path.cwd())
+        assert "CUDA would be initialised" in asks.stderr  # so that the test can fail
 
 
 @pytest.mark.slow

@@ -32,35 +32,45 @@ Call = tuple[Tensor, list[BlockArguments]]  # hidden states of block 0, argument
 
 
 @torch.no_grad()
-def record_calls(model: nn.Module, blocks: nn.ModuleList, batches: Sequence[Tensor]) -> Recorded:
+def record_calls(
+    model: nn.Module, blocks: nn.ModuleList, batches: Sequence[Tensor], *, every: bool = False
+) -> Recorded:
     """First block's hidden states, and every block's arguments, per batch.
 
     Arguments come from one forward per shape of a batch, in which each block only notes its
     arguments and hands its input on, and from one of other tokens: where that shows that
-    arguments depend on the tokens, from one per batch.
+    arguments depend on the tokens, from one per batch.  every: from one per batch anyway, for
+    batches of which only some are padded.
     """
     recorder = _Recorder(model, blocks)
     first: dict[torch.Size, int] = {}
     for number, batch in enumerate(batches):
         first.setdefault(batch.shape, number)
     whole = {number: recorder.call(batches[number]) for number in first.values()}
-    depends = False
-    if (other := _other_tokens(batches)) is not None:
+    depends = every
+    if not every and (other := _other_tokens(batches)) is not None:
         whole[other] = recorder.call(batches[other])
         depends = not same(whole[0][1], whole[other][1])
     states: list[Tensor] = []
     arguments: list[list[BlockArguments]] = [[] for _ in blocks]
     for number, batch in enumerate(batches):
-        if depends and number not in whole:
-            whole[number] = recorder.call(batch)
         place = first[batch.shape]
-        state, calls = whole.get(number) or (recorder.state(batch), [])
+        if number in whole:
+            state, calls = whole[number]
+        else:
+            state, calls = recorder.call(batch) if depends else (recorder.state(batch), [])
         states.append(state)
         for index, recorded in enumerate(arguments):
             earlier = whole[place][1][index]
             call = calls[index] if depends and number != place else earlier
             recorded.append(sharing(earlier, call))
     return Recorded(states, [batch.shape for batch in batches], arguments)
+
+
+@torch.no_grad()
+def bytes_per_token(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor) -> int:
+    """Bytes of the first block's hidden states per token of a batch (B, T), rounded up."""
+    return -(-_Recorder(model, blocks).state(tokens).nbytes // tokens.numel())
 
 
 def _other_tokens(batches: Sequence[Tensor]) -> int | None:
@@ -113,7 +123,7 @@ class _Recorder:
 
     def _forward(self, tokens: Tensor, notes: list[tuple[nn.Module, Callable[..., Any]]]) -> None:
         home = home_of(self.model)
-        with _forwards_replaced(notes), suppress(StopForward):
+        with forwards_replaced(notes), suppress(StopForward):
             self.model(input_ids=tokens.to(home), use_cache=False)
 
     def _like_returned(self, hidden: Tensor, arguments: BlockArguments) -> Any:
@@ -142,7 +152,8 @@ def split_call(
 
 
 @contextmanager
-def _forwards_replaced(pairs: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+def forwards_replaced(pairs: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Let each module call the function beside it instead of its class's forward, in the body."""
     for module, call in pairs:
         module.forward = call
     try:

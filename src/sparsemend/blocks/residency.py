@@ -122,7 +122,8 @@ def streams(model: nn.Module) -> bool:
 
 def home_of(model: nn.Module) -> torch.device:
     """The device of a model, or of what a streamed one holds outside its blocks."""
-    return next(p.device for p in model.parameters() if not p.is_meta)
+    devices = [p.device for p in model.parameters() if not p.is_meta]
+    return devices[0] if devices else torch.device("meta")
 
 
 def move_(model: nn.Module, device: torch.device) -> None:

@@ -158,16 +158,18 @@ class Visit:
 class Calibration:
     """Token windows, and where the blocks of a model see them.
 
-    batches: windows (B, T), all of one T, in batches of any size; no result depends on it.
+    batches: windows (B, T), all of one T, in batches of any size; no result depends on it unless
+        `together` is None.
     device: of the visited block and of the hidden states; None where the model is.
     offload: bring only the visited block to `device`; otherwise the model is expected there.
-    together: sequences of one forward; only work whose steps are batches takes another number.
+    together: sequences of one forward; only work whose steps are batches takes another number, and
+        None where the batches, of any shapes, are the forwards.
     """
 
     batches: Sequence[Tensor]
     device: torch.device | None = None
     offload: bool = False
-    together: int = FORWARD_SEQUENCES
+    together: int | None = FORWARD_SEQUENCES
 
     @property
     def windows(self) -> Tensor:
@@ -175,6 +177,10 @@ class Calibration:
         if not sum(map(len, self.batches)):
             raise ValueError("there are no calibration windows for a block to see; give some")
         return torch.cat(list(self.batches))
+
+    def placed(self, weight: Tensor) -> Tensor:
+        """A weight on the device of the calibration."""
+        return weight.to(self.device or weight.device)
 
     def first(self, count: int) -> Calibration:
         """The first `count` windows; all of them where there are fewer."""
@@ -230,5 +236,8 @@ class Calibration:
 
     def record(self, model: nn.Module) -> Recorded:
         """Record what `walk` reads before the first block; no mask changes any of it."""
+        together, blocks = self.together, find_blocks(model)[1]
         with residency_of(model).resident(0, home_of(model)):
-            return record_calls(model, find_blocks(model)[1], self.windows.split(self.together))
+            if together is None:
+                return record_calls(model, blocks, self.batches, every=True)
+            return record_calls(model, blocks, self.windows.split(together))

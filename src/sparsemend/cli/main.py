@@ -23,7 +23,6 @@ from sparsemend.sweep import cells as sweep
 from sparsemend.sweep.arena.sweeper import ArenaSweeper
 from sparsemend.sweep.checks import check_sweep
 from sparsemend.sweep.claims.sweeper import ClaimSweeper
-from sparsemend.sweep.variants.sweeper import VariantSweeper
 
 CONFIG_NAME = "run"
 TARGETS = [
@@ -32,7 +31,6 @@ TARGETS = [
     "sparsemend.sweep.arena.report.ArenaReport",
     "sparsemend.sweep.claims.report.ClaimReport",
     "sparsemend.sweep.search.report.SearchReport",
-    "sparsemend.sweep.variants.report.VariantsReport",
 ]
 
 
@@ -98,7 +96,6 @@ def _register_sweepers() -> None:
     """Register the sweepers of this command with Hydra."""
     Plugins.instance().register(ArenaSweeper)
     Plugins.instance().register(ClaimSweeper)
-    Plugins.instance().register(VariantSweeper)
     if any(override_key(argument) == "search" for argument in sys.argv):
         from sparsemend.sweep.search.sweeper import SearchSweeper
 

@@ -150,8 +150,9 @@ def _arena(asked: argparse.Namespace) -> None:
 
 
 def _claims(asked: argparse.Namespace) -> None:
-    from sparsemend.sweep.claims.page import verdict_lines, write
+    from sparsemend.sweep.claims.page import write
     from sparsemend.sweep.claims.read import read_claims
+    from sparsemend.sweep.claims.verdict_line import verdict_lines
 
     claims = read_claims(asked.folders)
     for line in (line for claim in claims for line in verdict_lines(claim)):

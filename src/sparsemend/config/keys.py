@@ -60,7 +60,7 @@ KEYS: Mapping[str, Key] = {
     "from_run":          Key(_yes,   _no,   _yes, _no,  _yes,  _no),
     "name":              Key(_no,    _no,   _no,  _yes, _yes,  _no),
     "variant":           Key(_no,    _no,   _no,  _no,  _no,   _no),
-    # of a debug run (its model and windows differ too), of an arena, variants, a claim, a search
+    # of a debug run (its model and windows differ too), of an arena, a claim, a control, a search
     "debug":             Key(_yes,   _no,   _yes, _no,  _no,   _yes),
     "arena":             Key(_yes,   _no,   _no,  _no,  _no,   _no),
     "budget":            Key(_yes,   _no,   _no,  _no,  _no,   _yes),

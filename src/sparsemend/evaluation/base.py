@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.blocks.forwards import forwards
 from sparsemend.data.base import Examples
+
+T = TypeVar("T")
 
 
 class Unfinished(Protocol):
@@ -53,6 +56,7 @@ class EvaluationInput:
         name -> loss of each window, (N,) fp32 on the host, so that two models can be compared
         window by window.
     unfinished: what an evaluation that takes long keeps of itself while it runs.
+    states_bytes: hidden states that a walk over a model that streams may hold at once.
     """
 
     test: Tensor
@@ -64,8 +68,15 @@ class EvaluationInput:
     load_dense: Callable[[], PreTrainedModel]
     out: Path
     state: str
+    states_bytes: int
     window_losses: dict[str, Tensor] = field(default_factory=dict)
     unfinished: Unfinished = field(default_factory=KeepNothing)
+
+    def forwards(
+        self, model: PreTrainedModel, batches: Sequence[Tensor], of: Callable[[int, Tensor], T]
+    ) -> Iterator[tuple[T, bool]]:
+        """`blocks.forwards.forwards` here: (of(number, logits), settled) of batches (B, T)."""
+        return forwards(model, batches, of, device=self.device, states_bytes=self.states_bytes)
 
 
 class Evaluation(ABC):

@@ -34,6 +34,7 @@ class BlockError(Evaluation):
     """
 
     repeatable: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
     windows: int
 

@@ -10,7 +10,7 @@ vocabulary does not blow memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -25,6 +25,7 @@ from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC, weights_of
 from sparsemend.terminal import track
 
 Batch = TypeVar("Batch")
+Measured = tuple[Tensor, bool]  # rows of a batch, and whether they may be kept now
 
 
 @dataclass(kw_only=True)
@@ -38,6 +39,7 @@ class Perplexity(Evaluation):
     """
 
     repeatable: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
     validation: bool
     windows: int | None
@@ -79,8 +81,11 @@ class Perplexity(Evaluation):
     ) -> Tensor:
         """The loss of every window, (N,) fp32 on the host."""
 
-        def measure(windows: Tensor) -> Tensor:
-            return self.window_losses(model, windows.to(inputs.device)).cpu()
+        def measure(batches: Sequence[Tensor]) -> Iterator[Measured]:
+            def losses(number: int, logits: Tensor) -> Tensor:
+                return self.window_losses(logits, batches[number].to(inputs.device)).cpu()
+
+            return inputs.forwards(model, batches, losses)
 
         batches = rows.split(self._batch_size(model, rows, inputs))
         return in_order(batches, measure, inputs.unfinished, part, tokens=rows.numel())
@@ -90,31 +95,33 @@ class Perplexity(Evaluation):
     ) -> tuple[Tensor, Tensor]:
         """The summed loss and the labelled positions of every example, (N,) fp64 on the host."""
 
-        def measure(pair: tuple[Tensor, Tensor]) -> Tensor:
-            """(sum of the losses, labelled positions) of a batch's examples, (B, 2)."""
-            tokens, labels = pair
-            losses = self._losses(model, tokens.to(inputs.device), labels.to(inputs.device))
-            counts = (labels[:, 1:] != UNLABELLED).sum(dim=1)
-            return torch.stack([losses.double().sum(dim=1).cpu(), counts.double().cpu()], dim=1)
+        def measure(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Measured]:
+            def sums(number: int, logits: Tensor) -> Tensor:
+                """(sum of the losses, labelled positions) of a batch's examples, (B, 2)."""
+                labels = pairs[number][1]
+                losses = self._losses(logits, labels.to(inputs.device))
+                counts = (labels[:, 1:] != UNLABELLED).sum(dim=1)
+                return torch.stack([losses.double().sum(dim=1).cpu(), counts.double().cpu()], dim=1)
+
+            return inputs.forwards(model, [tokens for tokens, _ in pairs], sums)
 
         batch = self._batch_size(model, rows.tokens, inputs)
         pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))
         both = in_order(pairs, measure, inputs.unfinished, part, tokens=rows.tokens.numel())
         return both[:, 0], both[:, 1]
 
-    def window_losses(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
-        """Mean next-token cross-entropy of each window: tokens (B, T) -> (B,) fp32."""
-        return self._losses(model, tokens, tokens).mean(dim=1)
+    def window_losses(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Mean next-token cross-entropy of each window: (B, T, V) and (B, T) -> (B,) fp32."""
+        return self._losses(logits, tokens).mean(dim=1)
 
     @torch.inference_mode()
-    def _losses(self, model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> Tensor:
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Next-token cross-entropy per position, (B, T - 1) fp32, 0 where not labelled."""
         targets = labels[:, 1:]
-        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
         losses = [
             self._token_losses(part, aims)
             for part, aims in zip(
-                logits.flatten(0, 1).split(self.chunk_tokens),
+                logits[:, :-1].flatten(0, 1).split(self.chunk_tokens),
                 targets.flatten().split(self.chunk_tokens),
                 strict=True,
             )
@@ -134,7 +141,7 @@ class Perplexity(Evaluation):
 
 def in_order(
     batches: Sequence[Batch],
-    measure: Callable[[Batch], Tensor],
+    measure: Callable[[Sequence[Batch]], Iterator[Measured]],
     unfinished: Unfinished,
     part: str,
     *,
@@ -142,16 +149,19 @@ def in_order(
 ) -> Tensor:
     """The rows of all batches, one after the other; an earlier attempt's are not measured again.
 
-    measure: the rows of one batch, on the host, whatever other batches hold.  tokens: of all.
+    measure: (rows, settled) of batches in their order, on the host; rows are the same whatever
+    other batches are measured.  They are kept where settled.  tokens: of all.
     """
     begun = unfinished.begun(part)
     done, rows = (0, []) if begun is None else (begun[0], [begun[1]])
     left = batches[done:]
     share = tokens * len(left) // len(batches)
-    for batch in track(left, f"perplexity/{part}", tokens=share, total=len(batches)):
-        rows.append(measure(batch))
+    shown = track(left, f"perplexity/{part}", tokens=share, total=len(batches))
+    for _, (measured, settled) in zip(shown, measure(left), strict=True):
+        rows.append(measured)
         done += 1
-        unfinished.keep(part, done, lambda: torch.cat(rows))
+        if settled:
+            unfinished.keep(part, done, lambda: torch.cat(rows))
     return torch.cat(rows)
 
 

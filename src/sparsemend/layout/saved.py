@@ -21,7 +21,7 @@ from sparsemend.blocks.find import find_blocks, prunable_linears
 from sparsemend.blocks.residency import visit_blocks
 from sparsemend.layout.unfold import folded_tensors
 from sparsemend.sparse.linear import SparseLinear
-from sparsemend.sparse.mask_file import PackedMask
+from sparsemend.sparse.mask_file import PackedMask, PackedMasks
 from sparsemend.sparse.packing import pack
 
 # what is asked of a saved tensor, in one byte per weight
@@ -154,26 +154,29 @@ def _input_axis(code: Tensor) -> int:
 
 
 @torch.no_grad()
-def module_supports(model: PreTrainedModel, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def module_supports(model: PreTrainedModel, saved: Mapping[str, Tensor]) -> PackedMasks:
     """The supports, bool (O, I), of the linears of `model` that `saved` has, by linear name.
 
     saved: bool in the shape of the saved tensor, by its name without a final `.weight`; files once
     had the names of the linears, which are taken too.  A name that is neither is handed through.
     Raises ValueError where a shape is not that of the saved tensor.
     """
-    supports, read = {}, set()
+    masks, read = PackedMasks.of(saved), set[str]()
+    supports: dict[str, PackedMask] = {}
     for state in block_states(model):
         for name, weight in state.renamed.items():
-            if key_of(name) in saved and weight in state.linears:
-                supports[key_of(weight)] = saved[key_of(name)]
+            if key_of(name) in masks and weight in state.linears:
+                supports[key_of(weight)] = masks.packed[key_of(name)]
                 read.add(key_of(name))
-        supports |= _moved_back(state, saved, read)
-    rest = {name: keep for name, keep in saved.items() if name not in read}
+        moved = _moved_back(state, masks, read)
+        supports |= {name: PackedMask.of(keep) for name, keep in moved.items()}
+    rest = {name: mask for name, mask in masks.packed.items() if name not in read}
     prunable = prunable_linears(model)
-    if rest and saved.keys() <= prunable.keys():
-        return dict(saved)
+    if rest and masks.keys() <= prunable.keys():
+        return masks
     # a linear that is to stay dense may be a whole part of a tensor whose other parts are not
-    return {n: keep for n, keep in supports.items() if n in prunable or not keep.all()} | rest
+    some = {n: m for n, m in supports.items() if n in prunable or not m.unpack().all()}
+    return PackedMasks(some | rest)
 
 
 def _moved_back(

@@ -12,16 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from sparsemend.method.adapter.fold import adapters, count_lost
+from sparsemend.method.adapter.fold import fold_adapters
 from sparsemend.method.adapter.lora import attach_lora
 from sparsemend.method.adapter.low_rank import check_adapter
 from sparsemend.method.base import Workbench
 from sparsemend.method.low_rank_repair import LowRankRepair
-from sparsemend.sparse.linear import SparseLinear
 
 
 @dataclass(kw_only=True)
@@ -38,11 +35,6 @@ class LoraPrune(LowRankRepair):
         scale = self.alpha / self.rank
         attach_lora(model, rank=self.rank, scale=scale, dropout=0.0, seed=bench.seed)
 
-    @torch.no_grad()
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
-        before = dict(adapters(model))
-        for name, adapter in before.items():
-            merged = nn.Parameter(adapter.effective_weight().clone(), requires_grad=False)
-            # SparseLinear zeroes what lies off the support
-            model.set_submodule(name, SparseLinear(merged, adapter.bias, adapter.keep))
-        return count_lost(before, model)
+        # a SparseLinear zeroes what lies off the support
+        return fold_adapters(model)

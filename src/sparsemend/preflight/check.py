@@ -35,6 +35,7 @@ from sparsemend.preflight.linear_names import check_linear_names
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_groups, check_modules
+from sparsemend.preflight.moved import check_moved
 from sparsemend.preflight.steps import check_steps
 from sparsemend.preflight.streaming import check_streaming
 from sparsemend.preflight.vocabulary import (
@@ -95,6 +96,7 @@ def check(cfg: DictConfig) -> None:
         check_cache([cfg])
     model = find_model(cfg.model)
     check_checkpoint(cfg.model, model)
+    check_moved(cfg, model)
     if model.config is not None:
         check_window(cfg, model.config)
     linears: dict[str, TensorShape] = {}

@@ -17,6 +17,7 @@ from torch import Tensor
 from sparsemend.blocks.statistics import InputNorm, Statistic
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.running import running_sums
 from sparsemend.sparse.selection import (
     checked_finite,
     lowest_over_rows,
@@ -89,7 +90,7 @@ class _SortedRows:
 
     def __init__(self, score: Tensor) -> None:
         self.ascending = score.sort(dim=1).values
-        self.running = self.ascending.cumsum(dim=1)
+        self.running = running_sums(self.ascending, dim=1)
         self.total = score.sum(dim=1, keepdim=True)
 
     def at(self, alpha: float) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from sparsemend.config.keys import keys_that
+from sparsemend.config.locations import EMBEDDED, PACKAGED, is_local
 from sparsemend.config.renamed import check_stored
 from sparsemend.config.values import override_key
 from sparsemend.names import ADAPTER, MASKS, MODEL, RESULT, SPEED, STATES
@@ -30,6 +31,7 @@ FREE = keys_that("free_with_from_run")
 ALWAYS = keys_that("always_from_command_line")
 # keys that name what a run reads
 READ = ("from_run", "model.path", "pruner.masks", "sparsity_schedule.path")
+MODEL_PATH = "model.path"  # of a dense model that has moved since the run
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,31 @@ def resolve_from_run(cfg: DictConfig) -> DictConfig:
         merged["model"].setdefault("trust_remote_code", False)
     merged["model"]["dtype"] = run.dtype  # dense and repaired are compared in that of the export
     config = OmegaConf.create(merged)
-    for key in (override_key(line) for line in overrides):
+    keys = [override_key(line) for line in overrides]
+    _check_moved(cfg.from_run, config.model.get("path"), again=MODEL_PATH in keys)
+    for key in keys:
         if "." in key and key.partition(".")[0] not in chosen:  # a knob of what the run had
             OmegaConf.update(config, key, OmegaConf.select(cfg, key), merge=False, force_add=True)
     return config
+
+
+def _check_moved(asked: str, path: str | None, *, again: bool) -> None:
+    """Raise an error where the run's dense model is not there any more, or never was in a folder.
+
+    again: whether the command line says where it is now.
+    """
+    if again and path is None:
+        raise ValueError(
+            f"from_run={asked}: the model of that run is made of numbers, not read from a folder; "
+            f"leave {MODEL_PATH} out"
+        )
+    if again or path is None or path.startswith((EMBEDDED, PACKAGED)) or not is_local(path):
+        return
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"from_run={asked}: the model of that run has moved, {path} does not exist; give "
+            f"{MODEL_PATH}=NEW beside from_run, the place where it is now"
+        )
 
 
 def check_apart(cfg: DictConfig, out: Path) -> None:
@@ -205,9 +228,11 @@ def _root(line: str) -> str:
 
 
 def _check_free(overrides: list[str]) -> None:
-    fixed = [line for line in overrides if _root(line) not in (*FREE, "from_run", "hydra")]
+    allowed = (*FREE, "from_run", "hydra")
+    fixed = [x for x in overrides if _root(x) not in allowed and override_key(x) != MODEL_PATH]
     if fixed:
         raise ValueError(
             f"{fixed[0]} is not for a run that is measured again, which keeps what it was made "
-            f"with; beside from_run set only {', '.join(FREE)}, or repeat the run by its command"
+            f"with; beside from_run set only {', '.join(FREE)}, {MODEL_PATH} of a model that has "
+            "moved, or repeat the run by its command"
         )

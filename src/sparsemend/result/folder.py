@@ -12,6 +12,9 @@ from sparsemend.names import RESULT
 from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import ProcessId
 
+# SLURM's; of a job array every task has a number of its own
+JOB, START = "SLURM_JOB_ID", "SLURM_RESTART_COUNT"
+
 
 def read_result(folder: Path) -> RunResult | None:
     """result.json of a run folder, None where it is missing or cannot be read."""
@@ -31,16 +34,21 @@ def load_result(path: Path) -> RunResult:
 
 def this_process() -> ProcessId:
     """The process that asks."""
-    return ProcessId(platform.node(), os.getpid())
+    job = os.environ.get(JOB)
+    start = int(os.environ.get(START) or 0) if job else None
+    return ProcessId(platform.node(), os.getpid(), job, start)
 
 
 def alive(status: str, process: ProcessId) -> bool:
     """Whether a run noted as running may still run, in another process or on another machine."""
     if status != "running":
         return False
-    if process.host != platform.node():
+    here = this_process()
+    if process.job and process.job == here.job and (process.start or 0) < (here.start or 0):
+        return False  # a cluster starts a job anew, perhaps elsewhere, when all of it has ended
+    if process.host != here.host:
         return True  # cannot be seen from here; resume it by naming its folder
-    if process == this_process():
+    if process.pid == here.pid:
         return False
     try:
         os.kill(process.pid, 0)

@@ -37,7 +37,7 @@ from sparsemend.names import (
     WANDB_RUN_ID,
     WINDOW_LOSSES,
 )
-from sparsemend.result.folder import alive, load_result, read_result
+from sparsemend.result.folder import alive, load_result, read_result, this_process
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +164,16 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
         if result is None:
             continue
         same = result.config_hash == digest and result.status in UNFINISHED
-        if same and not alive(result.status, result.process):
+        if not same:
+            continue
+        if not alive(result.status, result.process):
             candidates.append(path)
+        elif result.process.host != this_process().host:
+            log.warning(
+                "%s is noted as running on %s, which cannot be seen from here: if it has ended, "
+                "go on with it by resume=%s",
+                *(path.parent, result.process.host, path.parent),
+            )
     return max(candidates, key=lambda p: p.stat().st_mtime).parent if candidates else None
 
 

@@ -40,10 +40,16 @@ class ResultSection:
 
 @dataclass(frozen=True)
 class ProcessId(ResultSection):
-    """The process that wrote the file."""
+    """The process that wrote the file.
+
+    job, start: the cluster's number for the job that it belongs to, and how often the cluster had
+    started that job anew; None outside one.
+    """
 
     host: str = ""
     pid: int = -1
+    job: str | None = None
+    start: int | None = None
 
 
 @dataclass(frozen=True)

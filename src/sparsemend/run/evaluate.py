@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.blocks.residency import home_of, move_
+from sparsemend.blocks.forwards import placed
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput, KeepNothing, Unfinished
 from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
@@ -22,6 +22,8 @@ from sparsemend.run.keys import model_key
 from sparsemend.run.streamed import dense_loader
 
 log = logging.getLogger(__name__)
+
+STATES_BYTES = 4 * 10**9  # 240 windows of 2048 tokens of a 7B model in bf16
 
 
 def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
@@ -116,10 +118,8 @@ def _measure(
 ) -> Content:
     """Measure on the device of this run, then put the model back where it lives."""
     fresh = replace(inputs, window_losses={}, unfinished=unfinished)
-    home = home_of(model)
-    move_(model, job.device)
-    metrics = evaluation(model, fresh)
-    move_(model, home)
+    with placed(model, job.device):
+        metrics = evaluation(model, fresh)
     return Content(metrics, fresh.window_losses)
 
 
@@ -134,4 +134,5 @@ def _inputs(job: RunJob, state: str, loaded: Loaded) -> EvaluationInput:
         load_dense=dense_loader(job.parts.model, job.cfg.seed, loaded.model),
         out=job.out,
         state=state,
+        states_bytes=STATES_BYTES,
     )

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.residency import residency_of, streams, visit_blocks
 from sparsemend.checkpoint.card import model_card
-from sparsemend.files import give_usual_mode
+from sparsemend.files import replacing_folder
 from sparsemend.layout.saved import saved_masks
 from sparsemend.layout.unfold import fold_
 from sparsemend.model import DTYPES
@@ -132,25 +132,21 @@ def export(
     The model, which holds no SparseLinear any more, is folded into the layout of its class; one
     whose blocks lie in files stays as it is.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with caching(model):
-        if streams(model):
-            save_streamed(model, partial)
-        else:
-            fold_(model)
-            model.save_pretrained(partial)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    for file in companions:
-        shutil.copyfile(file, partial / file.name)
-    if masks.exists():
-        place_beside(masks, partial / masks.name)
-    if card is not None:
-        (partial / "README.md").write_text(card, encoding="utf-8")
-    give_usual_mode(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    with replacing_folder(folder) as partial:
+        with caching(model):
+            if streams(model):
+                save_streamed(model, partial)
+            else:
+                fold_(model)
+                model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        for file in companions:
+            shutil.copyfile(file, partial / file.name)
+        if masks.exists():
+            place_beside(masks, partial / masks.name)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def place_beside(masks: Path, copy: Path) -> None:

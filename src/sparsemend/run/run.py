@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsemend.config.values import plain
+from sparsemend.files import forget_partials
 from sparsemend.names import BLOCKS, RESULT
 from sparsemend.result.finished import check_apart, resolve_from_run
 from sparsemend.result.record import Result, objective
@@ -53,6 +54,7 @@ def open_result(cfg: DictConfig) -> Result:
     check_apart(cfg, fresh)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     out, resumed = cell_folder(config, fresh) if sweep else run_folder(cfg.resume, config, fresh)
+    forget_partials(out)
     if not resumed:
         forget_work(out)
     if out.resolve() != fresh.resolve():

@@ -30,7 +30,7 @@ class SparseLinear(LinearLike):
     packed_keep: Tensor
     weight: nn.Parameter
     holds_support: ClassVar[bool] = True  # False: dense in effect (plain LoRA), base on the support
-    moving: ClassVar[tuple[str, ...]] = ("packed_keep",)  # untrained state that a fit may change
+    moving: tuple[str, ...] = ()  # untrained state, by name, that training this layer may change
 
     def __init__(self, weight: Tensor, bias: Tensor | None, keep: Tensor) -> None:
         """Take over the parameters `weight` (O, I) and `bias` (O,); zero off `keep` (O, I)."""

@@ -9,7 +9,7 @@ where inputs lie on another axis than the last, `input_axis` say how the tensor 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +30,42 @@ class PackedMask:
     shape: Sequence[int]
     input_axis: int
 
+    @classmethod
+    def of(cls, keep: Tensor) -> PackedMask:
+        """The support `keep`, bool with inputs on the last axis."""
+        return cls(pack(keep), keep.shape, keep.ndim - 1)
+
+    def unpack(self) -> Tensor:
+        """The support, bool of `shape`."""
+        return unpack(self.bits, self.shape[self.input_axis]).movedim(-1, self.input_axis)
+
+
+class PackedMasks(Mapping[str, Tensor]):
+    """Supports by name, one bit per weight, of which each is unpacked when it is read."""
+
+    def __init__(self, packed: Mapping[str, PackedMask]) -> None:
+        self.packed = packed
+
+    @classmethod
+    def of(cls, masks: Mapping[str, Tensor]) -> PackedMasks:
+        """Supports, bool with inputs on the last axis, packed where they are not yet."""
+        if isinstance(masks, PackedMasks):
+            return masks
+        return cls({name: PackedMask.of(keep) for name, keep in masks.items()})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.packed[name].unpack()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.packed)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
 
 def save_masks(masks: Mapping[str, Tensor], path: Path) -> None:
     """Write supports {linear name: bool (O, I)}, atomically."""
-    write_masks({n: PackedMask(pack(k), k.shape, k.ndim - 1) for n, k in masks.items()}, path)
+    write_masks(PackedMasks.of(masks).packed, path)
 
 
 def write_masks(
@@ -52,16 +84,20 @@ def write_masks(
         save_file(packed, partial, metadata=metadata)
 
 
-def load_masks(path: Path) -> dict[str, Tensor]:
-    """Supports, bool in the shapes of the saved tensors; ValueError on a file of another format."""
+def load_masks(path: Path) -> PackedMasks:
+    """Supports, bool in the shapes of the saved tensors; ValueError on a file of another format.
+
+    In memory they take what they take in the file.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != MASKS_FORMAT:
             raise ValueError(f"{path} is not a {MASKS_FORMAT} file")
         shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
         axes: dict[str, int] = json.loads(metadata.get("input_axis", "{}"))
-        masks = {}
-        for name, shape in shapes.items():
-            axis = axes.get(name, len(shape) - 1)
-            masks[name] = unpack(file.get_tensor(name), shape[axis]).movedim(-1, axis)
-        return masks
+        return PackedMasks(
+            {
+                name: PackedMask(file.get_tensor(name), shape, axes.get(name, len(shape) - 1))
+                for name, shape in shapes.items()
+            }
+        )

@@ -8,7 +8,7 @@ values).  m_b is the plain mean of the alphas of block b's linears and scales it
 Lu et al. 2024, "AlphaPruning: Using Heavy-Tailed Self Regularization Theory for Improved Layer-wise
 Pruning of Large Language Models", arXiv 2410.10912.  The largest rate is (1 + epsilon) /
 (1 - epsilon) times the smallest.  The authors' code has no clamp and fails where a rate exceeds 1.
-Singular values are computed where the weights are; on a GPU their last digits differ.
+Singular values are computed on the device of the calibration; on a GPU their last digits differ.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class AlphaPruning(ScoredSchedule):
     def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """Mean alpha of every unit."""
         alphas = {
-            name: self._alpha(saved_name(model, name), linear)
+            name: self._alpha(saved_name(model, name), calibration.placed(linear.weight))
             for name, linear in visit_linears(model, what="spectra")
         }
         units = Units.of(model, self.granularity).members.values()
@@ -56,12 +56,13 @@ class AlphaPruning(ScoredSchedule):
         return rescale(scores, weights, sparsity, self.spread)
 
     @torch.no_grad()
-    def _alpha(self, name: str, linear: nn.Linear) -> float:
-        weight = linear.weight
+    def _alpha(self, name: str, weight: Tensor) -> float:
         if self.weight_dtype == "float16":
             weight = weight.half()
         try:
-            spectrum = eigenvalues(weight.float())
+            spectrum = eigenvalues(
+                weight.float()
+            ).cpu()  # few numbers, which the fit asks for singly
             if self.metric == "alpha_mid":
                 return alpha_mid(spectrum)
             return alpha_peak(spectrum, logarithmic_bound=self.lower_bound == "reference")

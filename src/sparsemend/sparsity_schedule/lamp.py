@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sparsemend.blocks.residency import visit_linears
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparse.running import running_sums
 from sparsemend.sparse.selection import checked_finite
 from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsitySchedule
 from sparsemend.sparsity_schedule.lamp_checks import check_options
@@ -47,7 +48,10 @@ class Lamp(SparsitySchedule):
     ) -> Allocation:
         units = Units.of(model, self.granularity)
         counts = lowest_counts(
-            lambda: (ascending_scores(m.weight) for _, m in visit_linears(model, what="scores")),
+            lambda: (
+                ascending_scores(calibration.placed(linear.weight))
+                for _, linear in visit_linears(model, what="scores")
+            ),
             round(sparsity * sum(units.size.values())),
         )
         return units.from_counts(dict(zip(units.size, counts, strict=True)), sparsity, pattern)
@@ -59,5 +63,5 @@ def ascending_scores(weight: Tensor) -> Tensor:
     Weights of a linear that is zero throughout score 0.
     """
     squared = checked_finite(weight).flatten().double().square().sort().values
-    above = squared.flip(0).cumsum(0).flip(0)
+    above = running_sums(squared.flip(0), dim=0).flip(0)
     return torch.where(above > 0, squared / above, 0.0).float()

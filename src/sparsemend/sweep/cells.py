@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from sparsemend.config.values import config_hash, differences, override_key, plain
 from sparsemend.errors import USER_ERRORS
-from sparsemend.files import write_json
+from sparsemend.files import forget_partials, write_json
 from sparsemend.names import RESULT, SWEEP
 from sparsemend.result.folder import alive, read_result, this_process
 from sparsemend.result.record import objective
@@ -73,7 +73,11 @@ def identity(overrides: Sequence[str]) -> list[str]:
 
 
 def begin(folder: Path, overrides: Sequence[str]) -> None:
-    """Write into the sweep's folder which sweep it is and that it runs."""
+    """Write into the sweep's folder which sweep it is and that it runs.
+
+    What killed cells were writing goes: a search does not enter the folder of a trial again.
+    """
+    forget_partials(folder)
     facts = {
         "schema": SCHEMA,
         "status": "running",

@@ -10,6 +10,7 @@ loss (method.round_loss_windows) a chart between them shows what moving and prun
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,11 @@ COUNTS = {  # key of a round: legend
 EFFECTS = {  # legend: the losses of a round whose difference it is
     "the move": ("loss_before", "loss_moved"),
     "the pruning": ("loss_moved", "loss_settled"),
+}
+MOMENTS = {  # of a round that measured its loss: what a table calls it
+    "loss_before": "before",
+    "loss_moved": "after the move",
+    "loss_settled": "after pruning",
 }
 LABELLED = 60  # linears that can be named beside the lower picture
 
@@ -81,6 +87,19 @@ def effects(evolution: Mapping[str, Any]) -> dict[str, list[float]]:
         for legend, (before, after) in EFFECTS.items()
         if all(before in record and after in record for record in rounds)
     }
+
+
+def mean_rounds(diagnostics: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[float]]]:
+    """(step, mean loss over runs at MOMENTS) of every round; empty where none was measured.
+
+    diagnostics: `repair` of runs of one plan, so that their rounds are at the same steps.
+    """
+    each = [repair.get("evolution", {}).get("rounds", []) for repair in diagnostics]
+    return [
+        (same[0]["step"], [statistics.fmean(one[m] for one in same) for m in MOMENTS])
+        for same in zip(*each, strict=False)  # of a run that was cut short, as far as it came
+        if all(m in one for one in same for m in MOMENTS)
+    ]
 
 
 def draw(evolution: Mapping[str, Any], path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
@@ -56,7 +56,13 @@ class EnforceMasks(Callback):
 
 
 class UpdateMasks(Callback):
-    """Moves supports between optimizer steps, at most once per step (drop-and-grow)."""
+    """Moves supports between optimizer steps, at most once per step (drop-and-grow).
+
+    moves_supports: also of plain sparse linears, so that checkpoints hold them; False where every
+    layer says itself what moves.
+    """
+
+    moves_supports: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._seen = 0

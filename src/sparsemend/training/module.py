@@ -1,8 +1,8 @@
 """The one Lightning module that wraps every trained method.
 
 RepairModule knows nothing of adapters or masks: a method hands it trainable parameters and brings
-its plan, callbacks and optimizer.  Checkpoints hold what is trained and the supports, verified
-before they are written; a loss or gradient that is not finite stops the fit before the step is
+its plan, callbacks and optimizer.  Checkpoints hold what the fit may change, verified before they
+are written; a loss or gradient that is not finite stops the fit before the step is
 taken.
 """
 
@@ -28,7 +28,6 @@ from transformers import PreTrainedModel
 from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.names import CHECKPOINTS, LAST_CHECKPOINT
-from sparsemend.sparse.linear import check_supports, sparse_linears
 from sparsemend.training.batches import (
     Order,
     SteppedBatches,
@@ -38,6 +37,14 @@ from sparsemend.training.batches import (
     next_token_loss,
 )
 from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace, StepLines
+from sparsemend.training.checkpointed import (
+    changing_tensors,
+    check_finite,
+    check_fixed,
+    fixed_supports,
+    moves_supports,
+    write_fixed,
+)
 from sparsemend.training.collectives import check_equal_over_ranks, send_buffers
 from sparsemend.training.objective import NextToken, Objective
 from sparsemend.training.plan import TrainingPlan, learning_rate_schedule
@@ -91,6 +98,7 @@ class RepairModule(LightningModule):
         self._after_fit = ExitStack()
         self._validated = torch.zeros(2, dtype=torch.float64)  # sum of losses, their number
         self._step_loss = StepLoss(1)
+        self._fixed = ""  # of the supports that the fit leaves alone, from its start on
 
     def fit(
         self, make_trainer: TrainerFactory, *, out: Path, resume_from: Path | None
@@ -103,6 +111,7 @@ class RepairModule(LightningModule):
             # left to itself Lightning reads validate_every=1 as "once per epoch"
             save_on_train_epoch_end=False,
             enable_version_counter=False,
+            save_weights_only=True,  # nothing goes on from there
         )
         last = LastCheckpoint(self.plan, out / LAST_CHECKPOINT)
         stop: list[Callback] = []
@@ -128,10 +137,12 @@ class RepairModule(LightningModule):
         count = self._split(trainer.world_size).count
         trainer.accumulate_grad_batches = count
         trainer.val_check_interval = min(self.plan.validate_every, self.plan.max_steps) * count
+        if trainer.is_global_zero:
+            self._fixed = fixed_supports(self, self.checkpoint_state())
         with ExitStack() as self._after_fit:
             trainer.fit(self, ckpt_path=resume_from, weights_only=False)
         if self.plan.keep_best and best.best_model_path and trainer.is_global_zero:
-            checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=False)
+            checkpoint = torch.load(best.best_model_path, "cpu", mmap=True, weights_only=False)
             self.load_state_dict(checkpoint["state_dict"], strict=False)
         score = best.best_model_score
         windows = self.plan.windows_per_step
@@ -316,22 +327,23 @@ class RepairModule(LightningModule):
         return self.method_callbacks
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable tensors and supports, verified; the frozen base is in the model folder.
+        """Keep what the fit may change, verified; see `checkpointed`.
 
         `micro_batches`: into how many a step was split, which Lightning's progress counts.
         """
-        check_supports(self.model)
         kept = self.checkpoint_state()
-        broken = [n for n, value in kept.items() if not torch.isfinite(value).all()]
-        if broken:
-            self._stop(f"a value of {broken[0]}", math.nan)
+        check_finite(kept, self._stop)
         checkpoint["state_dict"] = {
             name: value for name, value in checkpoint["state_dict"].items() if name in kept
         }
         checkpoint["micro_batches"] = self.split.count
+        if self.trainer.is_global_zero:
+            write_fixed(checkpoint, self._fixed, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count the steps taken in micro-batches of this fit, into which it may split otherwise."""
+        if self.trainer.is_global_zero:
+            check_fixed(checkpoint, self._fixed)
         more = checkpoint["global_step"] * (self.split.count - checkpoint["micro_batches"])
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
@@ -339,8 +351,5 @@ class RepairModule(LightningModule):
                 counts[name] += more
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """Tensors that are trained or `moving` (supports), by name in this module's state."""
-        changing = {name for name, p in self.named_parameters() if p.requires_grad}
-        for name, linear in sparse_linears(self):
-            changing |= {f"{name}.{tensor}" for tensor in linear.moving}
-        return {name: value for name, value in self.state_dict().items() if name in changing}
+        """The tensors that the fit may change, by name in this module's state."""
+        return changing_tensors(self, supports=moves_supports(self.method_callbacks))

@@ -14,7 +14,6 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
 
 from sparsemend.training.distillation import Distillation
 from sparsemend.training.optimizers import OPTIMIZERS, make_optimizer
@@ -173,6 +172,10 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def learning_rate_schedule(plan: StepPlan, optimizer: Optimizer, steps: int) -> LRScheduler:
     """The learning rate over K = `steps`: min + (max - min)(1 + cos(pi k/K)) / 2 for cosine."""
+    # here, since with PEFT and bitsandbytes installed it may initialise CUDA, in a process from
+    # which others are forked
+    from transformers import get_scheduler
+
     floored = plan.min_learning_rate > 0
     return get_scheduler(
         "cosine_with_min_lr" if floored else plan.schedule,

@@ -3,7 +3,8 @@
 When the fit begins rank 0 starts the others and sends each the module that is trained, without
 the values of its parameters and buffers; those follow through the process group.  Lightning's own
 launcher would repeat the command in every process instead: each would load, measure and prune,
-and the children of a sweep's first job would repeat the whole sweep.
+and the children of a sweep's first job would repeat the whole sweep.  Ranks on GPUs are fresh
+processes: a fork cannot use CUDA where its parent has, and to import a library may be enough.
 
 A failure anywhere ends all ranks: a rank ends itself when rank 0 is gone, and rank 0 raises the
 report of a lost rank, or ends after GRACE seconds if it waits for that rank inside a collective.
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,12 +36,16 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
+from sparsemend.training.numerics import set_numerics
 from sparsemend.training.without_values import without_values
 
 if TYPE_CHECKING:
     from sparsemend.training.module import RepairModule
 
 GRACE = 30.0  # seconds a rank has to leave by itself
+# NCCL's own ten minutes may be less than rank 0 takes to write a checkpoint to a file server; that
+# a rank is lost is seen at once by its process
+PATIENCE = timedelta(hours=2)
 HOST = "127.0.0.1"
 READY = ""  # the report of a rank that has its module
 
@@ -51,7 +57,12 @@ class Team:
     accelerator: str
     world: int
     threads: int
+    deterministic: bool
     out: Path
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.accelerator == "gpu"
 
     def settings(self, rank: int) -> dict[str, Any]:
         """Trainer arguments of process `rank` besides the settings of the fit."""
@@ -68,7 +79,7 @@ class Team:
 
 
 class Place(LightningEnvironment):
-    """Tells Lightning which rank this process is, and to start no others."""
+    """Tells Lightning which rank this process is, to start no others, and to requeue no job."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()
@@ -181,12 +192,15 @@ def start_followers(team: Team, module: RepairModule, checkpoint: Path | None) -
 
 
 def start(team: Team, module: RepairModule, port: int, checkpoint: Path | None) -> list[Follower]:
-    """Start ranks 1 ... world - 1, forked off one server that has imported what all of them need.
+    """Start ranks 1 ... world - 1: on GPUs afresh, else forked off a server with all imports.
 
     A fork of this very process, with its threads and perhaps CUDA, could deadlock.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sparsemend.training.module", type(module.model).__module__])
+    context = start_context(team)
+    if not team.on_gpu:
+        context.set_forkserver_preload(
+            ["sparsemend.training.module", type(module.model).__module__]
+        )
     sent = without_values(module)
     followers = []
     for rank in range(1, team.world):
@@ -198,6 +212,11 @@ def start(team: Team, module: RepairModule, port: int, checkpoint: Path | None) 
         sending.close()  # the process alone holds that end, so that its death is seen at this one
         followers.append(Follower(rank, process, receiving))
     return followers
+
+
+def start_context(team: Team) -> Any:
+    """How the ranks of this team are started."""
+    return multiprocessing.get_context("spawn" if team.on_gpu else "forkserver")
 
 
 def blame(followers: Sequence[Follower], error: RuntimeError) -> None:
@@ -227,16 +246,16 @@ def end_with_any(followers: Sequence[Follower], over: threading.Event) -> None:
 @contextmanager
 def join_group(team: Team, rank: int, store: distributed.Store) -> Iterator[None]:
     """Make this process `rank` of the default process group while inside."""
-    on_gpu = team.accelerator == "gpu"
-    if on_gpu:
+    if team.on_gpu:
         torch.cuda.set_device(rank)
     hook = sys.excepthook  # init_process_group replaces it by one that marks every line
     distributed.init_process_group(
-        "nccl" if on_gpu else "gloo",
+        "nccl" if team.on_gpu else "gloo",
         store=store,
         rank=rank,
         world_size=team.world,
-        device_id=torch.device("cuda", rank) if on_gpu else None,
+        timeout=PATIENCE,
+        device_id=torch.device("cuda", rank) if team.on_gpu else None,
     )
     try:
         yield
@@ -259,6 +278,7 @@ def follow(
     logging.disable(logging.WARNING)  # rank 0 logs for all
     warnings.simplefilter("ignore")
     try:
+        set_numerics(gpu=team.on_gpu, deterministic=team.deterministic)
         module: RepairModule = pickle.loads(sent)
         reports.send(READY)
         store = distributed.TCPStore(HOST, port, team.world, is_master=False)

@@ -13,6 +13,7 @@ from sparsemend.evaluation.zero_shot.task_names import (
     harness_tasks,
     names_under,
 )
+from sparsemend.evaluation.zero_shot.zero_shot_checks import needs_whole_model
 from sparsemend.preflight import check as preflight
 
 
@@ -55,6 +56,19 @@ def test_an_answer_that_leaves_no_room_for_the_question_is_refused(tmp_path: Pat
     with pytest.raises(ValueError, match=words):
         check(*lines)
     check(*lines, "evaluation.zero_shot.max_length=301")
+
+
+def test_tasks_that_generate_need_the_whole_model(tmp_path: Path) -> None:
+    (tmp_path / "long.yaml").write_text("task: long\noutput_type: generate_until\n")
+
+    def reason(tasks: str) -> str | None:
+        lines = [f"evaluation.zero_shot.{line}" for line in (tasks, f"include_path={tmp_path}")]
+        cfg = compose("run", ["evaluation=[zero_shot]", *lines])
+        return needs_whole_model(cfg.evaluation.zero_shot)
+
+    assert reason("suite=docs") is None
+    generates = "long of evaluation.zero_shot.tasks generates answers token by token"
+    assert generates in str(reason("tasks={docs_summary: 0, long: 0}"))
 
 
 @pytest.mark.slow  # the harness reads all of its tasks; the test below finds a group among them

@@ -3,6 +3,7 @@ import logging
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from hydra.utils import instantiate
 from support.configs import compose
 from support.evaluation_inputs import evaluation_input
+from support.streaming import Elsewhere, streamed
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.walk import Calibration
 from sparsemend.data.documentation import documents, split_text
 from sparsemend.evaluation.base import EvaluationInput
@@ -196,6 +199,44 @@ def test_a_task_of_the_users_that_cannot_be_carried_out_is_one_line(
         made(tiny, given(tmp_path, source.tokenizer()))
     assert "UndefinedError: 'str object' has no attribute 'part'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow  # the texts below take the same way in the default tier
+def test_a_streamed_model_gives_every_item_the_same_likelihoods(
+    tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
+) -> None:
+    made = evaluation("limit=3", "tasks={docs_summary: 0}", "keep_samples=true")
+    asked = given(tmp_path, source.tokenizer())
+    expected = made(tiny, asked)
+    whole = json.loads((tmp_path / "zero_shot" / "dense.json").read_text())[0]["samples"]
+    few = replace(asked, states_bytes=100_000)  # a walk for one or two of the batches
+    model = streamed(tiny)
+    assert made(model, few) == expected
+    walked = json.loads((tmp_path / "zero_shot" / "dense.json").read_text())[0]["samples"]
+    assert [sample["resps"] for sample in walked["docs_summary"]] == [
+        sample["resps"] for sample in whole["docs_summary"]
+    ]
+
+
+def test_texts_of_a_streamed_model_are_walked_together_and_answers_not_generated(
+    tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    asked, made = given(tmp_path, source.tokenizer()), evaluation("max_length=16")
+    texts = [
+        Instance("loglikelihood_rolling", {}, (text,), number, ("text", number, 1))
+        for number, text in enumerate(("a short text", "tensors have a dtype and a shape. " * 9))
+    ]
+    expected = made._adapter(tiny, asked).loglikelihood_rolling(texts, disable_tqdm=True)
+    model = streamed(tiny)
+    adapter = made._adapter(model, asked)
+    assert adapter.loglikelihood_rolling(texts, disable_tqdm=True) == expected
+    residency = residency_of(model)
+    assert isinstance(residency, Elsewhere)
+    assert residency.visits.count((residency.last, False)) == 1  # one walk for all windows
+    with pytest.raises(ValueError, match="text generates answers token by token"):
+        adapter.generate_until(texts)
 
 
 @pytest.mark.slow  # the sums of fp32 models are tested in this tier too

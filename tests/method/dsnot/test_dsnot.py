@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from oracles import dsnot_oracle
+from support.contracts import assert_same_bits, bits
+from support.streaming import Elsewhere, brought_back, streamed
 from support.tiers import slow_but_for
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.walk import Calibration
 from sparsemend.data.base import Examples
 from sparsemend.method.base import Workbench
@@ -354,6 +357,36 @@ def test_patterns_hold_through_repair(make_model, tokens) -> None:
     assert sum(report["swaps_per_block"]) > 0
     for keep in scene.supports().values():
         assert (keep.reshape(-1, 4).sum(1) == 2).all()
+
+
+STREAMED: list[tuple[str, str, dict[str, Any]]] = [
+    ("wanda", "unstructured", {}),
+    ("wanda", "2:4", {"refine": "attention"}),
+    ("sparsegpt", "unstructured", {"sparsegpt_weights": "obs", "start": "given"}),
+    ("sparsegpt", "2:4", {"sparsegpt_weights": "obs"}),
+]
+
+
+@pytest.mark.parametrize(("pruner", "pattern", "settings"), slow_but_for(STREAMED, STREAMED[:1]))
+def test_streamed_blocks_are_repaired_to_the_same_bits(
+    make_model, tokens, pruner: str, pattern: str, settings: dict[str, Any]
+) -> None:
+    made: Pruner = Wanda(variant=False)
+    if pruner == "sparsegpt":
+        made = SparseGPT(block_size=16, damping=0.01)
+
+    def scene() -> Scene:
+        return Scene(make_model, tokens, made, pattern, family="gemma2")
+
+    whole, walked = scene(), scene()
+    streamed(walked.model)
+    dense = streamed(walked.make())
+    object.__setattr__(walked.bench, "load_dense", lambda: dense)
+    assert walked.repair(**settings) == whole.repair(**settings)
+    written = residency_of(walked.model)
+    assert isinstance(written, Elsewhere)
+    assert written.most == residency_of(dense).most == 1
+    assert_same_bits(bits(brought_back(walked.model)), bits(whole.model))
 
 
 def test_a_threshold_per_token_is_multiplied_by_the_sequence_length(make_model, tokens) -> None:

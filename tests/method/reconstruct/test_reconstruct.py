@@ -7,12 +7,14 @@ import pytest
 import torch
 from support import contracts
 from support.families import random_model
+from support.streaming import Elsewhere, brought_back, streamed
 from support.tiers import slow_but_for
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks
+from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.walk import Calibration
 from sparsemend.instruments import LiveBytes
 from sparsemend.method.base import Workbench
@@ -263,6 +265,30 @@ def test_fp32_copies_gather_steps_that_bf16_would_round_away(tmp_path: Path) -> 
     spacing = before.float().abs() * 2.0**-8
     gathered = (moved > 0) & (spacing / 2 > 2 * 1e-4)
     assert int(gathered.sum()) > 20
+
+
+STREAMED = [(*streams, form) for streams in STREAMS for form in ("weights", "masked_lora")]
+
+
+@pytest.mark.parametrize(("inputs", "targets", "form"), slow_but_for(STREAMED, STREAMED[-1:]))
+def test_streamed_blocks_are_tuned_to_the_same_bits(
+    inputs: str, targets: str, form: str, tmp_path: Path
+) -> None:
+    made = method(f"inputs={inputs}", f"targets={targets}", f"form={form}", "epochs=1")
+    whole, bench = scene(tmp_path / "whole", "gemma2")
+    expected = made.repair(whole, bench)
+    walked, bench = scene(tmp_path / "walked", "gemma2")
+    dense = streamed(bench.load_dense())
+    object.__setattr__(bench, "load_dense", lambda: dense)
+    report = made.repair(streamed(walked), bench)
+    for one, other in zip(expected["blocks"], report["blocks"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    tuned, source = residency_of(walked), residency_of(dense)
+    assert isinstance(tuned, Elsewhere)
+    assert isinstance(source, Elsewhere)
+    assert tuned.most == source.most == 1
+    assert not any(changes for _, changes in source.visits)  # it may not be written
+    contracts.assert_same_bits(contracts.bits(brought_back(walked)), contracts.bits(whole))
 
 
 class Killed(Exception):

@@ -100,6 +100,7 @@ def trial(seed: int, pattern: Pattern | None = None, **fixed: Any) -> Trial:
                 growth=growth,
                 untouched_candidates=untouched,
                 refill=rule["refill"],
+                rewrites_base=rule["fold"] or within is not None,
             )
         )
     optimizer = SlotAdamW(
@@ -184,6 +185,31 @@ def test_supports_never_exceed_their_budget_and_fill_it_where_growth_asked() -> 
 
     over_random_rounds(check)
     assert filled > ROUNDS / 4
+
+
+def test_a_checkpoint_brings_the_base_back_that_it_does_not_hold() -> None:
+    """Into the layer that went on from there, and into one as it was at the start."""
+    without = 0
+    for seed in range(30):
+        one, start = trial(seed), trial(seed)
+        saved = []
+        for step in range(2, 26, 4):
+            one.train()
+            one.rounds.update(one.model, one.optimizer, step)
+            saved.append([(moving_state(layer), layer.weight.clone()) for layer in one.layers])
+        for states in reversed(saved):
+            for layers in (one.layers, start.layers):
+                for layer, (state, weight) in zip(layers, states, strict=True):
+                    layer.load_state_dict(state, strict=False)
+                    assert torch.equal(layer.weight, weight)
+                    without += "weight" not in state
+    assert without > 200
+
+
+def moving_state(layer: SeftLinear) -> dict[str, Tensor]:
+    """What a checkpoint holds of a layer."""
+    names = (*layer.moving, "values")
+    return {name: layer.state_dict()[name].clone() for name in names}
 
 
 def test_weights_are_zero_off_the_support_and_indices_distinct_and_ascending() -> None:
@@ -359,6 +385,7 @@ def hand_layer(weights: list[float], slots: list[int], gradient: list[float]) ->
         growth="all",
         untouched_candidates=False,
         refill=False,
+        rewrites_base=False,
     )
     window = Window(len(slots), "mean", watched=0)
     window.observe(torch.tensor([gradient]), layer)
@@ -423,6 +450,7 @@ def test_a_slot_that_a_refill_revives_is_as_young_as_at_the_start() -> None:
         growth="all",
         untouched_candidates=False,
         refill=True,
+        rewrites_base=False,
     )
     layer.prune_(torch.tensor([1]))
     window = Window(1, "rms", watched=0)
@@ -457,6 +485,7 @@ def test_excluded_deltas_are_no_candidates() -> None:
         growth="all",
         untouched_candidates=True,
         refill=False,
+        rewrites_base=False,
     )
     layer.prune_(torch.tensor([1]))
     window = Window(2, None, watched=0)

@@ -66,7 +66,13 @@ def evolved(growth: str, *, protected: bool = True) -> tuple[float, float, int]:
     generator = torch.Generator().manual_seed(1)
     start = kept[torch.randperm(KEPT, generator=generator)[:DELTAS]]
     layer = SeftLinear(
-        base, start, "gather", growth=growth, untouched_candidates=False, refill=False
+        base,
+        start,
+        "gather",
+        growth=growth,
+        untouched_candidates=False,
+        refill=False,
+        rewrites_base=False,
     )
     rule = Adaptation(
         adapt=True,

@@ -15,8 +15,10 @@ from support import result_folders
 from sparsemend.cli.tables import main
 from sparsemend.result.window_losses import write_losses
 from sparsemend.sweep.claims import plot
-from sparsemend.sweep.claims.page import page, verdict_lines, write
+from sparsemend.sweep.claims.index import index, table
+from sparsemend.sweep.claims.page import page, write
 from sparsemend.sweep.claims.read import read_claims
+from sparsemend.sweep.claims.verdict_line import verdict_lines
 
 METRIC, VALIDATION = "perplexity/test", "perplexity/validation"
 STATEMENT = {
@@ -44,7 +46,7 @@ def sweep(root: Path, *statements: dict[str, Any], key: str | None = None) -> Pa
     """A sweep's folder with the rules that its command left there."""
     root.mkdir(parents=True, exist_ok=True)
     callbacks = {"claim": {"statements": list(statements)}}
-    sweeper = {"params": {"seed": "0,1"}, "choose": {"key": key, "seed": 0}}
+    sweeper = {"params": {"seed": "0,1", "sparsity": "0.6"}, "choose": {"key": key, "seed": 0}}
     hydra = {"callbacks": callbacks, "sweeper": sweeper}
     OmegaConf.save(OmegaConf.create({"hydra": hydra}), root / "multirun.yaml")
     return root
@@ -117,12 +119,13 @@ def test_the_page_says_what_was_measured_and_where_it_comes_from(
 ) -> None:
     main(["claims", str(searched), "--out", str(tmp_path / "pages")])
     said = capsys.readouterr().out
-    assert "holds here, x 0.775 (" in said
+    assert "holds here; x 0.775 (" in said
     text = (tmp_path / "pages" / "made_up.md").read_text()
     for part in (
-        "**holds here**",
+        "**holds here**; x 0.775",
+        "* 2 of 2 cells measured.",
         "| wanda 0.6 | 24.000 | 31.000 | 0.775 |",
-        "\nsparsemend -m experiment=claims/made_up sparsity=0.6\n",  # both seeds are its own
+        "\nsparsemend -m experiment=claims/made_up\n",  # both seeds are its own
         "published: perplexity change (atp minus uniform) -52.10 of llama2_7b",
         "| atp | wanda 0.6, python_docs | 2 | 0.01 (edge) | 0.02 | 1.0909 |",
         "5 cells, 0.5 hours; commit cccccccccc",
@@ -144,10 +147,10 @@ def test_the_index_lists_claims_that_were_written_at_different_times(
     write(read_claims([other]), pages)
     index = (pages / "README.md").read_text()
     row = "| [made_up](made_up.md) | rates that rise are better than equal ones | tiny, python_docs"
-    assert f"{row} | **holds here** |" in index
+    assert f"{row} | **holds here** | 0.775 (" in index
     # pruned and repaired have one perplexity: no difference
     row = "| [zeros](zeros.md) | moving zeros helps | tiny, python_docs"
-    assert f"{row} | **not told apart** | 1.000 (1.000 - 1.000) | 0 / 0 / 1 |" in index
+    assert f"{row} | **not told apart** | 1.000 (1.000 - 1.000) | 0 / 0 / 1 | 2 of 2 |" in index
 
 
 def test_a_pruned_model_stands_beside_its_own_repair_and_the_papers_cells(tmp_path: Path) -> None:
@@ -159,8 +162,171 @@ def test_a_pruned_model_stands_beside_its_own_repair_and_the_papers_cells(tmp_pa
     assert comparison.verdict == "does not hold here"
     assert comparison.published is not None
     assert comparison.published.text == "x 0.956 (dsnot/table1, llama_7b: 10.22 / 10.69)"
-    assert "does not hold here, x 1.100" in verdict_lines(claim)[0]
-    assert "made_up sparsity=0.6 seed=0\n" in page(claim)  # one seed of two
+    assert "does not hold here so far (1 of 2 cells measured); x 1.100" in verdict_lines(claim)[0]
+    assert "made_up seed=0\n" in page(claim)  # one seed of two
+
+
+def collapse(folder: Path, state: str = "repaired") -> None:
+    """Make a state's perplexity, and its losses, those of a model that gives NaN."""
+    path = folder / "result.json"
+    content = json.loads(path.read_text())
+    content["metrics"][state][METRIC] = None
+    path.write_text(json.dumps(content))
+    write_losses(folder, state, {METRIC: torch.full((8,), math.nan)})
+
+
+def failure(kind: str, message: str) -> dict[str, str]:
+    return {"type": kind, "message": message, "traceback": ""}
+
+
+def diverge(folder: Path) -> None:
+    """Make a finished cell one whose training ended in a loss that is not finite."""
+    path = folder / "result.json"
+    content = json.loads(path.read_text())
+    message = "loss is nan at step 3 of 64; lower method.learning_rate"
+    content |= {"status": "failed", "error": failure("FloatingPointError", message)}
+    content["metrics"].pop("repaired")
+    path.write_text(json.dumps(content))
+
+
+def index_of(sweep: Path, folder: Path) -> str:
+    """The index of the one claim of a sweep."""
+    (claim,) = read_claims([sweep])
+    (folder / f"{claim.name}.csv").write_text(table(claim))
+    return index(folder)
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> Path:
+    """DSnoT with two seeds, better than the pruned model on both."""
+    folder = sweep(tmp_path / "sweep", DSNOT)
+    for seed in (0, 1):
+        cell(folder / str(seed), method="dsnot", seed=seed, pruned=30.0, repaired=20.0)
+    return folder
+
+
+@pytest.mark.parametrize("end", [collapse, diverge])
+def test_a_collapse_of_ours_is_counted_and_is_no_success(moved: Path, end: Any) -> None:
+    """The seed that is left would hold by itself; without any the claim does not hold."""
+    end(moved / "1")
+    if end is diverge:  # the pruned model is that of another cell
+        cell(moved / "2", method="none", seed=1, pruned=30.0, repaired=30.0)
+    (claim,) = read_claims([moved])
+    (one,) = claim.judged
+    assert one.comparisons[0].seeds == (0,)
+    assert (one.comparisons[0].verdict, one.verdict) == ("not told apart", "not told apart")
+    assert "collapsed: ours in 1 of 2 pairs" in verdict_lines(claim)[0]
+    assert "| 0 | ours 1 of 2 | not told apart |" in page(claim)
+    collapse(moved / "0")
+    (claim,) = read_claims([moved])
+    assert claim.judged[0].verdict == "does not hold here"
+    assert "| - | - | - | ours 2 of 2 | does not hold here |" in page(claim)
+
+
+def test_a_perplexity_of_a_hundred_thousand_is_a_collapse(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", DSNOT)
+    cell(folder / "0", method="dsnot", seed=0, pruned=9e4, repaired=2e5)
+    cell(folder / "1", method="dsnot", seed=1, pruned=9e4, repaired=10.0)  # carries the mean
+    (one,) = read_claims([folder])[0].judged
+    assert one.effect is not None
+    assert one.effect.mean < 1
+    assert one.verdict != "holds here"
+    assert one.collapses == (1, 0, 2)
+
+
+def test_a_seed_on_which_both_sides_collapsed_says_nothing(moved: Path, tmp_path: Path) -> None:
+    for state in ("pruned", "repaired"):
+        collapse(moved / "1", state)
+    (one,) = read_claims([moved])[0].judged
+    assert (one.verdict, one.seeds, one.collapses) == ("holds here", (0,), (1, 1, 2))
+    for state in ("pruned", "repaired"):
+        collapse(moved / "0", state)
+    write(read_claims([moved]), tmp_path / "pages")
+    assert (
+        "| **not told apart** | - | 0 / 0 / 1, 4 collapsed |"
+        in (tmp_path / "pages" / "README.md").read_text()
+    )
+
+
+def test_a_verdict_is_so_far_until_every_planned_cell_is_there(moved: Path, tmp_path: Path) -> None:
+    (path,) = moved.glob("multirun.yaml")
+    rules = OmegaConf.load(path)
+    rules.hydra.sweeper.params = {"seed": "0,1,2", "sparsity": "0.6,0.7", "pruner": "wanda"}
+    OmegaConf.save(rules, path)
+    (claim,) = read_claims([moved])
+    assert "holds here so far (2 of 6 cells measured); x 0.667" in verdict_lines(claim)[0]
+    assert "**holds here so far** (2 of 6" in page(claim)
+    assert "| **holds here so far** |" in index_of(moved, tmp_path)
+    cell(moved / "2", method="dsnot", seed=2, pattern="2:4", pruned=30.0, repaired=20.0)
+    lines = ["experiment=claims/made_up", "seed=2", "sparsity=0.5", r"pattern=2\:4"]
+    OmegaConf.save(OmegaConf.create(lines), moved / "2" / ".hydra" / "overrides.yaml")
+    assert "3 of 9 cells measured: 2 of 6 of `experiment=claims/made_up`, 1 of 3 of" in page(
+        read_claims([moved])[0]
+    )
+
+
+def test_one_setting_does_not_carry_a_claim_that_another_contradicts(tmp_path: Path) -> None:
+    """x 0.2 and x 1.5: their mean holds, one of the two does not."""
+    folder = sweep(tmp_path / "sweep", DSNOT)
+    for number, (pruner, after) in enumerate([("magnitude", 20.0), ("sparsegpt", 150.0)]):
+        cell(folder / str(number), method="dsnot", pruner=pruner, pruned=100.0, repaired=after)
+    (claim,) = read_claims([folder])
+    (one,) = claim.judged
+    assert one.effect is not None
+    assert one.effect.high < 1
+    assert one.verdict == "mixed"
+    assert "2 settings: holds here in 1, does not hold here in 1" in verdict_lines(claim)[0]
+
+
+def test_a_cell_that_was_measured_again_counts_once_and_both_numbers_are_shown(
+    moved: Path,
+) -> None:
+    cell(moved / "10", method="dsnot", seed=1, pruned=30.0, repaired=25.0)
+    (claim,) = read_claims([moved])
+    assert claim.judged[0].effect is not None
+    assert claim.judged[0].effect.mean == pytest.approx(math.sqrt(20 / 30 * 25 / 30))
+    said = "seed 1: ours measured again, 20.000 in cell 1 (None threads) and 25.000 in cell 10"
+    assert said in page(claim)
+    assert "the rival measured again" not in page(claim)  # the same number
+
+
+def test_cells_that_ended_otherwise_are_listed(moved: Path) -> None:
+    path = moved / "1" / "result.json"
+    content = json.loads(path.read_text())
+    error = failure("OSError", "the disk is full")
+    path.write_text(json.dumps({**content, "status": "failed", "error": error}))
+    text = page(read_claims([moved])[0])
+    assert "* 1 of 2 cells measured." in text
+    assert "* cell 1 failed: the disk is full." in text
+
+
+@pytest.mark.parametrize(
+    ("free", "says"),
+    [
+        (30.0, "no gain that is told from none"),
+        (24.0, "of which ours keeps 0.49; at least 0.5: does not hold here, x 1.00"),
+        (27.0, "of which ours keeps 1.04; at least 0.5: holds here, x 0.9"),
+    ],
+)
+def test_the_share_of_another_sides_gain_that_is_kept_is_judged(
+    tmp_path: Path, free: float, says: str
+) -> None:
+    evolve = 26.9
+    share = {"ours": {"variant": "evolve"}, "rival": {"variant": "fixed"}, "at_most": 1.01}
+    share |= {"share_of": {"variant": "free"}, "share": 0.5}
+    folder = sweep(tmp_path / "sweep", {**STATEMENT, **share})
+    for number, (name, value) in enumerate([("fixed", 30.0), ("evolve", evolve), ("free", free)]):
+        for seed in (0, 1):
+            cell(
+                folder / str(2 * number + seed),
+                method="seft",
+                seed=seed,
+                variant=name,
+                repaired=value,
+            )
+    (claim,) = read_claims([folder])
+    assert says in verdict_lines(claim)[0]
+    assert f"wanda 0.6: free has {free:.3f}; free over the rival" in page(claim)
 
 
 def test_a_cell_that_is_there_twice_is_refused(searched: Path) -> None:

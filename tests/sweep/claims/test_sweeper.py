@@ -131,6 +131,22 @@ def test_a_claim_states_what_it_compares(name: str) -> None:
         assert all(find_cell(identity) for identity in statement.published)
 
 
+@pytest.mark.parametrize(
+    ("variant", "scope", "adapts"),
+    [("fixed", "active", False), ("evolve", "all", True), ("free", "all", False)],
+)
+def test_the_control_of_seft_stands_between_a_fixed_mask_and_free_growth(
+    variant: str, scope: str, *, adapts: bool
+) -> None:
+    cfg = compose("run", ["experiment=seft_control", f"variant={variant}"])
+    assert (cfg.method.grow_scope, cfg.method.adapt) == (scope, adapts)
+    assert (cfg.claim, cfg.evaluation.perplexity.validation) == ("seft_control", True)
+    content = OmegaConf.load(conf_folder() / "experiment" / "seft_control.yaml")
+    for statement in statements_of(content.hydra.callbacks.claim.statements):
+        sides = (statement.ours, statement.rival, statement.share_of)
+        assert sides == tuple({"variant": name} for name in ("evolve", "fixed", "free"))
+
+
 @pytest.mark.slow  # composes every row
 @pytest.mark.parametrize("name", CLAIMS)
 def test_every_row_of_a_claim_composes_and_may_begin(name: str) -> None:

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from sparsemend.sweep.arena.bootstrap import Ratio
-from sparsemend.sweep.claims.choice import best_value, bracket, try_each
+from sparsemend.sweep.claims.choice import at_edge, best_value, bracket, try_each
 from sparsemend.sweep.claims.verdict import (
     FAILS,
     HOLDS,
+    MIXED,
     OPEN,
     effect_of,
+    overall,
     pooled_effect,
     verdict,
+    with_collapses,
 )
 
 WINDOWS = np.linspace(2.0, 4.0, 8)  # losses that differ by window
@@ -95,8 +98,64 @@ def test_a_bracket_ends_when_both_neighbours_are_worse(least: float, tried: list
     assert list(found) == pytest.approx(tried, rel=1e-5)
 
 
-def test_a_bracket_of_failed_trials_ends() -> None:
-    assert list(bracket(1.0, 3.0, lambda value: math.inf, most=6)) == pytest.approx([1 / 3, 1])
+@pytest.mark.parametrize(
+    ("finite_below", "tried"),
+    [
+        (0.2, [1 / 81, 1 / 27, 1 / 9, 1 / 3, 1]),  # 1/27 is best, between a worse and a better
+        (0.0, [3.0**-k for k in range(7, -1, -1)]),  # as many as are allowed
+    ],
+)
+def test_a_bracket_goes_lower_while_no_trial_ends(finite_below: float, tried: list[float]) -> None:
+    """The best of the finite ones is 1/27."""
+
+    def objective(value: float) -> float:
+        return abs(math.log(27 * value)) if value < finite_below else math.inf
+
+    assert list(bracket(1.0, 3.0, objective, most=8)) == pytest.approx(tried, rel=1e-5)
+
+
+def test_a_failed_neighbour_encloses_the_best_value() -> None:
+    assert not at_edge(0.1, {0.03: 2.0, 0.1: 1.0, 0.3: math.inf})
+    assert at_edge(0.1, {0.1: 1.0, 0.3: math.inf})
+    assert at_edge(0.3, {0.1: 1.0, 0.3: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("judged", "ours", "rival", "expected"),
+    [
+        (HOLDS, 1, 0, OPEN),
+        (HOLDS, 0, 1, HOLDS),
+        (FAILS, 1, 0, FAILS),
+        (FAILS, 0, 1, OPEN),
+        (None, 2, 0, FAILS),
+        (None, 0, 2, HOLDS),
+        (None, 1, 1, OPEN),
+        (None, 0, 0, OPEN),
+    ],
+)
+def test_a_collapse_takes_away_a_verdict_to_the_contrary(
+    judged: str | None, ours: int, rival: int, expected: str
+) -> None:
+    assert with_collapses(judged, ours=ours, rival=rival) == expected
+
+
+@pytest.mark.parametrize(
+    ("pooled", "settings", "expected"),
+    [
+        (HOLDS, [HOLDS, OPEN], HOLDS),
+        (HOLDS, [HOLDS, FAILS], MIXED),
+        (HOLDS, [FAILS, OPEN], MIXED),
+        (FAILS, [HOLDS, OPEN], MIXED),
+        (OPEN, [HOLDS, FAILS], MIXED),
+        (OPEN, [HOLDS, HOLDS], OPEN),
+        (None, [HOLDS, HOLDS], HOLDS),
+        (None, [HOLDS, OPEN], OPEN),
+    ],
+)
+def test_a_verdict_over_settings_is_none_that_a_setting_contradicts(
+    pooled: str | None, settings: list[str], expected: str
+) -> None:
+    assert overall(pooled, settings) == expected
 
 
 def test_listed_values_are_tried_once_in_their_order() -> None:

@@ -17,12 +17,13 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib import metadata
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.blocks.residency import streams
 from sparsemend.data.bos import needs_bos
 from sparsemend.data.by_content import content_decides
 from sparsemend.data.chat_template import check_renders
@@ -49,6 +50,8 @@ class ZeroShot(Evaluation):
     A task that reads a text, as wikitext, has no accuracy and no part in the mean:
     `zero_shot/wikitext/word_perplexity`.
     """
+
+    streams: ClassVar[bool] = True
 
     suite: str
     tasks: Mapping[str, int] | Sequence[str] | str | None
@@ -137,22 +140,18 @@ class ZeroShot(Evaluation):
     def _harness(self, model: PreTrainedModel, inputs: EvaluationInput) -> list[dict[str, Any]]:
         """The harness's results, one for each number of solved examples."""
         tasks = f"evaluation.zero_shot.tasks={', '.join(self.chosen)}"
-        with blame(tasks, REMEDY), harness_quiet(), randomness_restored(), content_decides():
+        with (
+            blame(tasks, REMEDY),
+            harness_quiet(),
+            randomness_restored(inputs.device),
+            content_decides(),
+        ):
             from lm_eval import simple_evaluate
-            from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
 
             folders = folders_of(self.chosen, self.include_path)
             manager = TaskManager(include_path=sorted(folders), include_defaults=False)
-            adapter = HFLM(
-                pretrained=model,
-                tokenizer=copy.deepcopy(inputs.tokenizer),  # it sets a padding token
-                batch_size=inputs.batch_size,
-                max_length=self.max_length,
-                add_bos_token=self._bos,
-                # of a bf16 model too: sums of bf16 log-probabilities have steps of 0.5 at -100
-                softmax_dtype=torch.float32,
-            )
+            adapter = self._adapter(model, inputs)
             seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
             return [
                 simple_evaluate(
@@ -168,6 +167,24 @@ class ZeroShot(Evaluation):
                 )
                 for shots in sorted(set(self.chosen.values()))
             ]
+
+    def _adapter(self, model: PreTrainedModel, inputs: EvaluationInput) -> Any:
+        """The harness's view of the model."""
+        from lm_eval.models.huggingface import HFLM
+
+        from sparsemend.evaluation.zero_shot.walked import WalkedLM
+
+        settings: dict[str, Any] = {
+            "tokenizer": copy.deepcopy(inputs.tokenizer),  # it sets a padding token
+            "batch_size": inputs.batch_size,
+            "max_length": self.max_length,
+            "add_bos_token": self._bos,
+            # of a bf16 model too: sums of bf16 log-probabilities have steps of 0.5 at -100
+            "softmax_dtype": torch.float32,
+        }
+        if streams(model):
+            return WalkedLM(model, inputs, **settings)
+        return HFLM(pretrained=model, **settings)
 
 
 def figure(result: Mapping[str, Any], metric: str) -> float:
@@ -205,11 +222,15 @@ def harness_quiet() -> Iterator[None]:
 
 
 @contextmanager
-def randomness_restored() -> Iterator[None]:
-    """Restore the state of all random generators afterwards: the harness seeds every one."""
+def randomness_restored(device: torch.device) -> Iterator[None]:
+    """Restore the state of all random generators afterwards: the harness seeds every one.
+
+    device: the only GPU, if it is one, that this process uses; to ask the others would start them.
+    """
+    devices = [device] if device.type == "cuda" else []
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(python)

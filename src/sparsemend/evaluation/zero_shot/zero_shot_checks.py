@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 from sparsemend.checkpoint.tokenizer import check_has_tokenizer
 from sparsemend.config.asked import Asked
@@ -25,11 +28,7 @@ def check(asked: Asked) -> None:
             f"evaluation.zero_shot.include_path={settings.include_path} is no folder; give one of "
             "lm-eval task yamls"
         )
-    tasks = (
-        settings.suites[settings.suite]
-        if settings.tasks is None
-        else solved_examples(settings.tasks)
-    )
+    tasks = _chosen(settings)
     for task, count in tasks.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ValueError(
@@ -51,3 +50,22 @@ def check(asked: Asked) -> None:
             )
     if settings.chat_template:
         check_chat_template("evaluation.zero_shot.chat_template", asked.cfg.model)
+
+
+def needs_whole_model(section: DictConfig) -> str | None:
+    """The reason why these tasks cannot be measured with one block in memory; None without one."""
+    generating = answer_tokens(_chosen(section), section.include_path)
+    if not generating:
+        return None
+    return (
+        f"{', '.join(generating)} of evaluation.zero_shot.tasks generates answers token by token, "
+        "for each of which every block would be read anew"
+    )
+
+
+def _chosen(section: DictConfig) -> Mapping[str, int]:
+    """Task -> number of solved examples, as the section says."""
+    if section.tasks is not None:
+        return solved_examples(section.tasks)
+    suite: Mapping[str, int] = section.suites[section.suite]
+    return suite

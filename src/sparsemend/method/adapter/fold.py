@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -21,25 +21,28 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
 
 
 def fold_adapters(model: nn.Module) -> dict[str, int]:
-    """Replace every adapter by a SparseLinear of its effective weight and count what that lost."""
-    before = dict(adapters(model))
-    for name, adapter in before.items():
-        model.set_submodule(name, fold_linear(adapter))
-    return count_lost(before, model)
+    """Replace every adapter by a SparseLinear of its effective weight and count what that lost.
 
-
-def count_lost(before: Mapping[str, SparseLinear], model: nn.Module) -> dict[str, int]:
-    """Count the kept weights that folding rounded or cancelled to exactly zero; warn if any.
-
-    They stay in the support but add to the sparsity.  before: the adapters that were replaced.
+    Kept weights that the fold rounds or cancels to exactly 0 stay in the support but add to the
+    sparsity.  One linear at a time has two weights.
     """
     lost = 0
-    for name, adapter in before.items():
-        after = model.get_submodule(name).weight
-        lost += int(((after == 0) & (adapter.weight != 0)).sum())
+    for name in [name for name, _ in adapters(model)]:
+        adapter = model.get_submodule(name)
+        assert isinstance(adapter, SparseLinear)
+        plain = fold_linear(adapter)
+        lost += _lost(adapter, plain)
+        model.set_submodule(name, plain)
+        del adapter  # with its weight, before the next one has two
     if lost:
         log.warning("%d kept weights became exactly zero when the adapters were folded in", lost)
     return {"zeroed_by_fold": lost}
+
+
+@torch.no_grad()
+def _lost(adapter: SparseLinear, plain: SparseLinear) -> int:
+    """The kept weights of an adapter's base that are exactly 0 in its fold."""
+    return int(((plain.weight == 0) & (adapter.weight != 0)).count_nonzero())
 
 
 def rounds_when_folded(model: nn.Module) -> bool:
@@ -51,5 +54,6 @@ def rounds_when_folded(model: nn.Module) -> bool:
 def fold_linear(adapter: SparseLinear) -> SparseLinear:
     """A plain SparseLinear holding the adapter's effective weight in its base weight's dtype."""
     weight = adapter.effective_weight().detach().to(adapter.weight.dtype)
-    bias = adapter.bias
-    return SparseLinear(nn.Parameter(weight.clone(), requires_grad=False), bias, adapter.keep)
+    if weight.data_ptr() == adapter.weight.data_ptr():
+        weight = weight.clone()
+    return SparseLinear(nn.Parameter(weight, requires_grad=False), adapter.bias, adapter.keep)

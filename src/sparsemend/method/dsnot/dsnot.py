@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsemend.blocks.find import find_blocks, linears_of, prunable_linears
+from sparsemend.blocks.find import find_blocks, linears_of
+from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.statistics import InputNorm, Moments, Statistic
 from sparsemend.blocks.walk import Visit
 from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.method.dsnot.restored import PrunedState, restore_dense_, take_back_
 from sparsemend.method.dsnot.swaps import (
     InputMoments,
     Refined,
@@ -31,8 +33,9 @@ from sparsemend.method.dsnot.swaps import (
     refine,
     refine_groups,
 )
+from sparsemend.method.dsnot.tally import Tallies, Tally
 from sparsemend.pruner.base import Pruner
-from sparsemend.sparse.linear import SparseLinear, sparse_linears
+from sparsemend.sparse.linear import sparse_linears
 from sparsemend.sparse.packing import unpack
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.terminal import with_lines
@@ -73,36 +76,6 @@ def observer(
     return ObservedInputs(moments, pruner.statistic(in_features, device))
 
 
-@dataclass(frozen=True)
-class PrunedState:
-    """Packed support of a linear before the repair, and its weight, or None if not needed."""
-
-    packed_keep: Tensor
-    weight: Tensor | None
-
-
-def restore_dense_(model: nn.Module, dense: nn.Module, *, weights: bool) -> dict[str, PrunedState]:
-    """Put the dense weights back on a full support; return every linear's pruned state by name.
-
-    The states hold the pruned weights only if `weights`, because those double the memory.
-    """
-    states = {}
-    originals = prunable_linears(dense)
-    for name, sparse in sparse_linears(model):
-        pruned = sparse.effective_weight().clone() if weights else None
-        states[name] = PrunedState(sparse.packed_keep.clone(), pruned)
-        full = torch.ones_like(sparse.weight, dtype=torch.bool)
-        sparse.set_effective_(originals[name].weight, full)
-    return states
-
-
-def take_back_(linear: SparseLinear, state: PrunedState) -> None:
-    """Give a linear on its dense weights the support and weight that it had."""
-    keep = unpack(state.packed_keep.to(linear.weight.device), linear.in_features)
-    weight = linear.weight if state.weight is None else state.weight.to(linear.weight.device)
-    linear.set_effective_(weight.clone(), keep)
-
-
 def _as(kind: type[T], value: object) -> T:
     if not isinstance(value, kind):
         raise TypeError(f"DSnoT needs a {kind.__name__} here, got {type(value).__name__}")
@@ -116,53 +89,6 @@ class Start:
     weight: Tensor
     keep: Tensor
     score: Tensor
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Counts of the swaps in some linears; errors are sums of |E| over `rows` refined rows."""
-
-    revived: int = 0
-    moved: int = 0
-    weights: int = 0
-    rows: int = 0
-    before: float = 0.0
-    after: float = 0.0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.revived + other.revived,
-            self.moved + other.moved,
-            self.weights + other.weights,
-            self.rows + other.rows,
-            self.before + other.before,
-            self.after + other.after,
-        )
-
-    @staticmethod
-    def of(start: Tensor, refined: Refined) -> Tally:
-        """The tally of one linear that started with support `start`."""
-        return Tally(
-            revived=int((refined.keep & ~start).count_nonzero()),
-            moved=int((refined.keep != start).sum()),
-            weights=start.numel(),
-            rows=len(start),
-            before=float(refined.before.abs().sum()),
-            after=float(refined.after.abs().sum()),
-        )
-
-    @property
-    def fraction_moved(self) -> float:
-        """Share of all mask entries that differ from the start's."""
-        return self.moved / max(self.weights, 1)
-
-    @property
-    def mean_before(self) -> float:
-        return self.before / max(self.rows, 1)
-
-    @property
-    def mean_after(self) -> float:
-        return self.after / max(self.rows, 1)
 
 
 @dataclass(kw_only=True)
@@ -180,6 +106,7 @@ class DSnoT(RepairMethod):
     needs_calibration: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = True
     calibration_passes: ClassVar[int] = 2
+    streams: ClassVar[bool] = True
 
     max_cycles: int
     threshold: float
@@ -206,9 +133,12 @@ class DSnoT(RepairMethod):
         """Return swaps per block, the share of the mask that moved and mean |E| in token sums."""
         self._check_targets(model)
         updated = self.start == "given" and self.sparsegpt_weights == "obs"
-        states = restore_dense_(model, bench.load_dense(), weights=updated)
-        tallies = []
+        dense = bench.load_dense()
+        originals, tallies = residency_of(dense), Tallies()
         for visit in bench.calibration.walk(model, changes=True):
+            place = next(visit.block.parameters()).device
+            with originals.resident(visit.index, place) as block:
+                states = restore_dense_(visit.block, block, weights=updated)
             tally = self._repair_block(visit, bench, states)
             log.info(
                 "block %d/%d  swapped %.2f %%  |E| %.3g -> %.3g",
@@ -218,10 +148,10 @@ class DSnoT(RepairMethod):
                 tally.mean_before,
                 tally.mean_after,
             )
-            tallies.append(tally)
-        total = sum(tallies, Tally())
+            tallies.blocks.append(tally)
+        total = tallies.total
         return {
-            "swaps_per_block": [tally.revived for tally in tallies],
+            "swaps_per_block": [tally.revived for tally in tallies.blocks],
             "mask_moved": total.fraction_moved,
             "dropped": total.moved // 2,
             "grown": total.moved // 2,
@@ -249,13 +179,13 @@ class DSnoT(RepairMethod):
         for name, linear in with_lines(list(sparse_linears(visit.block)), where):
             full_name = visit.full_name(name)
             if name not in statistics:
-                take_back_(linear, states[full_name])
+                take_back_(linear, states[name])
                 continue
             sparsity = bench.allocation[full_name]
             pattern = bench.pattern.at(sparsity)
             observed = _as(ObservedInputs, statistics.pop(name))
             start = self._start(
-                linear.weight, states[full_name], observed, bench.pruner, sparsity, pattern
+                linear.weight, states[name], observed, bench.pruner, sparsity, pattern
             )
             keep = start.keep
             if self.refine == "all" or (self.refine == "attention" and in_attention(name)):

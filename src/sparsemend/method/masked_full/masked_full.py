@@ -64,7 +64,11 @@ class MaskedFull(TrainedRepair):
                     f"method.mask_update={self.mask_update} moves weights anywhere in a linear, "
                     f"which breaks pattern {bench.pattern}; set method.mask_update=none"
                 )
-            starting = {n: linear.packed_keep.clone() for n, linear in sparse_linears(model)}
+            # on the host: sent by value to the processes of other devices, and read once a round
+            starting = {
+                name: linear.packed_keep.to("cpu", copy=True)
+                for name, linear in sparse_linears(model)
+            }
             self.evolution = DenseUpdate(self._rule(), starting)
 
     def _rule(self) -> UpdateRule:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from sparsemend.blocks.residency import residency_of
+from sparsemend.blocks.residency import home_of, residency_of
 from sparsemend.blocks.walk import Calibration, Visit
 
 
@@ -46,14 +46,15 @@ def pairs(
                 yield BlockPair(visit, twin)
     else:
         for visit in of_dense.walk(dense):
-            with borrow(visit, model, calibration.device) as model_visit:
+            with borrow(visit, model, calibration.device, changes=True) as model_visit:
                 yield BlockPair(model_visit, visit)
 
 
 @contextmanager
-def borrow(visit: Visit, other: nn.Module, device: torch.device | None) -> Iterator[Visit]:
+def borrow(
+    visit: Visit, other: nn.Module, device: torch.device | None, *, changes: bool = False
+) -> Iterator[Visit]:
     """Visit the same block of `other` on the visit's inputs; it lives on `device` meanwhile."""
-    place = device or next(other.parameters()).device
-    residency = residency_of(other)
-    with residency.resident(visit.index, place, offload=True, changes=True) as block:
+    residency, place = residency_of(other), device or home_of(other)
+    with residency.resident(visit.index, place, offload=True, changes=changes) as block:
         yield replace(visit, block=block)

@@ -76,6 +76,7 @@ class Reconstruct(BlockPlan, RepairMethod):
     norms: bool
 
     trains_blocks: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = True
     needs_dense: ClassVar[bool] = True
 

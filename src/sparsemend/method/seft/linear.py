@@ -9,6 +9,8 @@ that was pruned, or is dead: its position was pruned under it, its value is 0 an
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,11 +27,13 @@ class SeftLinear(DeltaLinear):
 
     starting_keep is the packed support at the start.  spare (O, I) is the starting weight where
     pruned base weights may come back, else None.
+
+    A checkpoint holds no base: it is the starting weight on M, which a loaded support and its slots
+    say.  For that the layer remembers what it has pruned, few weights beside the base.
     """
 
     holds_support = True
-    # the base too: a round may prune it, and training may go back to an earlier checkpoint
-    moving = (*DeltaLinear.moving, "states", "weight")
+    moving = ("packed_keep", *DeltaLinear.moving, "states")
 
     states: Tensor
     starting_keep: Tensor
@@ -44,13 +48,18 @@ class SeftLinear(DeltaLinear):
         growth: str,
         untouched_candidates: bool,
         refill: bool,
+        rewrites_base: bool,
     ) -> None:
         """growth: `all` or `active`; untouched_candidates: deltas are not growth candidates.
 
-        refill: keep a copy of the starting weight.
+        refill: keep a copy of the starting weight.  rewrites_base: rounds move values into the
+        base, which checkpoints then hold.
         """
         super().__init__(base, positions, kernel)
         self.growth, self.untouched_candidates = growth, untouched_candidates
+        if rewrites_base:
+            self.moving = (*self.moving, "weight")
+        self._pruned: list[tuple[Tensor, Tensor]] = []  # (flat positions, weights), on the host
         keep = self.keep.contiguous()
         self.register_buffer("starting_keep", self.packed_keep.clone(), persistent=False)
         self.register_buffer("spare", self.weight.detach().clone() if refill else None, False)
@@ -84,6 +93,7 @@ class SeftLinear(DeltaLinear):
     @torch.no_grad()
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:
         super().set_effective_(weight, keep)
+        self._pruned.clear()
         kept = self.keep.reshape(-1)[self.indices.long()]
         self.states.copy_(torch.where(kept, ON_BASE, DEAD))
 
@@ -147,6 +157,9 @@ class SeftLinear(DeltaLinear):
         keep = self.keep.contiguous()
         gone = torch.zeros_like(keep)
         gone.view(-1)[positions] = True
+        if self.spare is None and "weight" not in self.moving:
+            based = positions[self.base_keep.view(-1)[positions]]
+            self._pruned.append((based.cpu(), self.weight.view(-1)[based].cpu()))
         self._allocate_(keep & ~gone)
         self.weight.masked_fill_(gone, 0)
         died = (gone.view(-1)[self.indices.long()] & self.alive).nonzero().view(-1)
@@ -166,6 +179,33 @@ class SeftLinear(DeltaLinear):
         revived = back.view(-1)[self.indices.long()].nonzero().view(-1)
         self.states[revived] = ON_BASE
         return revived
+
+    @torch.no_grad()
+    def follow_support_(self) -> None:
+        """Make the base the starting weight on M, whatever was pruned since or before."""
+        start = self._starting_weight()
+        keep = self.base_keep
+        if self.spare is None:
+            gone = unpack(self.starting_keep, self.in_features) & ~keep
+            positions = gone.view(-1).nonzero().view(-1)
+            self._pruned = [(positions.cpu(), start.view(-1)[positions].cpu())]
+        self.weight.copy_(torch.where(keep, start, 0))
+
+    def _starting_weight(self) -> Tensor:
+        """The weight (O, I) before training."""
+        if self.spare is not None:
+            return self.spare
+        start = self.weight.detach().clone()
+        for positions, weights in self._pruned:
+            start.view(-1)[positions.to(start.device)] = weights.to(start.device)
+        return start
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if f"{prefix}states" in state_dict and f"{prefix}weight" not in state_dict:
+            self.follow_support_()
 
     def _allocate_(self, keep: Tensor) -> None:
         self.packed_keep.copy_(pack(keep))

@@ -131,6 +131,8 @@ class Seft(DeltaRepair):
             growth=self.growth,
             untouched_candidates=self.exclude_active_candidates,
             refill=self.refill,
+            # within a pattern what a slot leaves behind stays in the base
+            rewrites_base=self.fold_at_rounds or self.within is not None,
         )
 
     def make_window(self, layer: DeltaLinear) -> Window:
@@ -162,9 +164,7 @@ class Seft(DeltaRepair):
         """Fold the deltas in; the report counts those alive, and the weights beyond the budget."""
         evolved = self.evolution_record(model)
         trimmed = trim_(model, self.make_rounds().adaptation) if self.adapt else 0
-        layers = [layer for _, layer in delta_linears(model) if isinstance(layer, SeftLinear)]
-        alive = sum(int(layer.alive.sum()) for layer in layers)
-        beyond = max(0, sum(int(layer.keep.sum()) - layer.budget for layer in layers))
+        alive, beyond = slots_and_excess(model)
         if beyond:
             log.warning(
                 "%d weights more than the sparsity allows: method.adapt=false prunes nothing for "
@@ -173,6 +173,16 @@ class Seft(DeltaRepair):
             )
         counts = {"trained_parameters": alive, "trimmed": trimmed, "beyond_budget": beyond}
         return {**counts, **super().fold(model), **evolved}
+
+
+def slots_and_excess(model: PreTrainedModel) -> tuple[int, int]:
+    """(slots that hold a delta, weights that all supports together have beyond their budgets)."""
+    alive = excess = 0
+    for _, layer in delta_linears(model):
+        assert isinstance(layer, SeftLinear)
+        alive += int(layer.alive.count_nonzero())
+        excess += int(layer.keep.count_nonzero()) - layer.budget
+    return alive, max(0, excess)
 
 
 def trim_(model: PreTrainedModel, rule: Adaptation) -> int:

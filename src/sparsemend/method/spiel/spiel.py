@@ -133,9 +133,11 @@ class Spiel(DeltaRepair):
     @torch.no_grad()
     def fold(self, model: PreTrainedModel) -> dict[str, Any]:
         """Merge; prune back unless the run's pruner will do that (prune_back=pruner)."""
-        evolved, before, filled = self.evolution_record(model), dict(delta_linears(model)), 0
-        for name, layer in before.items():
-            weight = layer.effective_weight().detach().clone()
+        evolved, filled = self.evolution_record(model), 0
+        for name in [name for name, _ in delta_linears(model)]:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, DeltaLinear)
+            weight = layer.effective_weight().detach()
             filled += int(weight.masked_fill(layer.keep, 0).count_nonzero())
             merged = nn.Parameter(weight, requires_grad=False)
             # SparseLinear zeroes what lies off the support

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-HALF = 16
-BUCKETS = 2**HALF
+from sparsemend.sparse.histogram import BUCKETS, HALF, bucket_counts, crossing
 
 
 def lowest_counts(scores: Callable[[], Iterable[Tensor]], count: int) -> list[int]:
@@ -21,11 +20,11 @@ def lowest_counts(scores: Callable[[], Iterable[Tensor]], count: int) -> list[in
 
     scores() yields all matrices, fp32, finite, >= 0; it is called twice.
     """
-    upper = torch.stack([_histogram(_bits(score) >> HALF) for score in scores()])
-    bucket = _crossing(upper.sum(dim=0), count)
+    upper = torch.stack([bucket_counts(_bits(score) >> HALF) for score in scores()])
+    bucket = crossing(upper.sum(dim=0), count)
     below = upper[:, :bucket].sum(dim=1)
-    lower = torch.stack([_histogram(_inside(_bits(score), bucket)) for score in scores()])
-    value = _crossing(lower.sum(dim=0), count - int(below.sum()))
+    lower = torch.stack([bucket_counts(_inside(_bits(score), bucket)) for score in scores()])
+    value = crossing(lower.sum(dim=0), count - int(below.sum()))
     below += lower[:, :value].sum(dim=1)
     missing = count - int(below.sum())
     counts = []
@@ -43,13 +42,3 @@ def _bits(score: Tensor) -> Tensor:
 
 def _inside(bits: Tensor, bucket: int) -> Tensor:
     return bits[bits >> HALF == bucket] & (BUCKETS - 1)
-
-
-def _histogram(values: Tensor) -> Tensor:
-    return torch.bincount(values, minlength=BUCKETS).cpu()
-
-
-def _crossing(histogram: Tensor, count: int) -> int:
-    """Index of the first entry at which the running sum of `histogram` reaches `count`."""
-    running = histogram.cumsum(dim=0)
-    return int(torch.searchsorted(running, torch.tensor(count)).clamp(max=len(running) - 1))

@@ -2,7 +2,8 @@
 
 Values are tried on one seed; the value of the lowest validation perplexity counts for all seeds,
 on ties the smaller one.  A bracket starts at a row's own value and goes on by a factor in the
-direction that helps, until the value on each side of the best one is worse.
+direction that helps, until the value on each side of the best one is worse; where no trial is
+finite yet it goes lower.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def bracket(
 ) -> dict[float, float]:
     """Objectives of start * factor^k, tried until the best lies between two that are not better.
 
-    `objective` gives infinity for a failed trial.  most: trials at which it ends in any case.
+    `objective` gives infinity for a failed trial, which is worse than any that ended.  most: trials
+    at which it ends in any case; the best may then lie `at_edge`.
     """
 
     def at(k: int) -> float:
@@ -30,12 +32,17 @@ def bracket(
 
     tried = {k: objective(at(k)) for k in (0, -1)}
     while len(tried) < most:
-        best = min(sorted(tried), key=lambda k: tried[k])
+        best = min(sorted(tried), key=lambda k: tried[k])  # the lowest where none is finite
         edge = next((k for k in (best - 1, best + 1) if k not in tried), None)
-        if edge is None or not math.isfinite(tried[best]):
+        if edge is None:
             break
         tried[edge] = objective(at(edge))
     return {at(k): tried[k] for k in sorted(tried)}
+
+
+def at_edge(value: float, objectives: Mapping[float, float]) -> bool:
+    """Whether no value below it, or none above, was tried; a failed trial was tried too."""
+    return value in (min(objectives), max(objectives))
 
 
 def try_each(values: Sequence[float], objective: Callable[[float], float]) -> dict[float, float]:

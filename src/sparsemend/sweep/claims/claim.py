@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from sparsemend.result.format import format_metric
 from sparsemend.result.runs import RunRecord
 from sparsemend.sweep.arena.bootstrap import Ratio
-from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState
+from sparsemend.sweep.claims.facts import ComparedAt
+from sparsemend.sweep.claims.planned import CellCount, Part
 from sparsemend.sweep.claims.published import PublishedRatio
+from sparsemend.sweep.claims.side import Chosen, Side
 from sparsemend.sweep.claims.statements import Statement
 
 UNITS = {"peak_bytes": 2**20}
-BySeed = Mapping[int, MeasuredState]
+
+
+@dataclass(frozen=True)
+class KeptGain:
+    """How much of another side's gain over the rival ours keeps."""
+
+    name: str  # of that side
+    share: float  # at least to be kept
+    effect: Ratio  # of that side over the rival
+    kept: float | None  # share of the logarithm; None where the gain is not told from none
+    over_goal: Ratio  # ours over what keeps exactly `share`
+    verdict: str | None  # whether at least `share` is kept; None where there is nothing to keep
 
 
 @dataclass(frozen=True)
@@ -23,18 +36,34 @@ class Comparison:
     """A statement in one setting."""
 
     setting: ComparedAt
-    ours: BySeed
-    rival: BySeed
-    effect: Ratio
-    seeds: tuple[int, ...]
+    ours: Side
+    rival: Side
+    effect: Ratio | None  # None where no seed has a number of both sides
+    seeds: tuple[int, ...]  # in the effect
+    collapsed: tuple[int, ...]  # seeds of both sides on which ours collapsed
+    rival_collapsed: tuple[int, ...]
     verdict: str
     published: PublishedRatio | None
+    gain: KeptGain | None
+    bound: Side | None  # whose gain is to be kept
 
-    def mean(self, side: BySeed, measure: str) -> str:
+    @property
+    def named_sides(self) -> dict[str, Side]:
+        """Name -> side, of all that are compared."""
+        sides = [side for side in (self.ours, self.rival, self.bound) if side is not None]
+        return {side.name: side for side in sides}
+
+    @property
+    def pairs(self) -> int:
+        """The seeds that both sides have, collapsed or not."""
+        return len(self.ours.by_seed.keys() & self.rival.by_seed.keys())
+
+    def mean(self, side: Side, measure: str) -> str:
         """The mean of a side over the compared seeds, as text in the unit of MEASURES."""
-        values = [side[seed].value(measure) for seed in self.seeds]
+        values = [side.by_seed[s].value(measure) for s in self.seeds if s in side.by_seed]
         numbers = [value for value in values if value is not None]
-        return format_metric(statistics.fmean(numbers) / UNITS.get(measure, 1), 3)
+        mean = statistics.fmean(numbers) / UNITS.get(measure, 1) if numbers else None
+        return format_metric(mean, 3)
 
 
 @dataclass(frozen=True)
@@ -47,43 +76,38 @@ class Judged:
     comparisons: tuple[Comparison, ...]
     effect: Ratio | None  # over settings; None where no seed has all of them
     seeds: tuple[int, ...]
-    verdict: str | None
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What validation chose for a side, and what the test text would have chosen."""
-
-    side: str
-    setting: ComparedAt
-    key: str
-    validation: Mapping[float, float]  # value -> perplexity, on the seed where values were tried
-    value: float
-    by_test: float
-    gap: Ratio | None  # test perplexity of `value` over that of `by_test`
-    seconds: float  # of all trials
+    verdict: str
+    progress: CellCount
 
     @property
-    def at_edge(self) -> bool:
-        """Whether the chosen value is the lowest or highest of those whose trial finished."""
-        values = [
-            value for value, perplexity in self.validation.items() if math.isfinite(perplexity)
-        ]
-        return self.value in (min(values), max(values))
+    def collapses(self) -> tuple[int, int, int]:
+        """(of ours, of the rival, pairs) over all settings."""
+        return (
+            sum(len(c.collapsed) for c in self.comparisons),
+            sum(len(c.rival_collapsed) for c in self.comparisons),
+            sum(c.pairs for c in self.comparisons),
+        )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """All that is measured of one claim."""
+    """All that is measured of one claim.
+
+    ended: (folder, why) of cells that neither finished nor diverged in training.
+    swept: as of `Rules`.
+    """
 
     name: str
     runs: tuple[RunRecord, ...]
+    diverged: tuple[RunRecord, ...]
+    ended: tuple[tuple[Path, str], ...]
     judged: tuple[Judged, ...]
     chosen: tuple[Chosen, ...]
-    swept: Mapping[str, str]  # as of `Rules`
+    parts: tuple[Part, ...]
+    swept: Mapping[str, str]
     chosen_key: str | None
 
     @property
     def hours(self) -> float:
-        """Hours that the cells took one after the other."""
-        return sum(run.result.seconds or 0.0 for run in self.runs) / 3600
+        """Hours that the cells took one after the other, diverged ones as far as they came."""
+        return sum(run.result.seconds or 0.0 for run in (*self.runs, *self.diverged)) / 3600

@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsemend.config.values import leaves
 from sparsemend.names import METRIC, TASK_METRIC, weights_of
+from sparsemend.result.format import LARGE
 from sparsemend.result.protocol import measured_text
 from sparsemend.result.runs import Row, RunRecord
 from sparsemend.result.window_losses import read_losses
@@ -53,23 +54,21 @@ class MeasuredState:
         return ComparedAt(self.run.model, text, trained, self.row.pruner, self.row.amount)
 
     def meets(self, conditions: Mapping[str, Any]) -> bool:
-        """Whether every condition is a fact: row, method, schedule, task, or a dotted key."""
+        """Whether every condition is a fact: row, method, schedule, variant, task, a dotted key."""
         facts = self._facts()
-        return all(
-            _same(facts.get(key, _NOTHING), value)
-            if key in facts
-            else _same(dict(leaves(self.run.config)).get(key, _NOTHING), value)
-            for key, value in conditions.items()
-        )
+        return all(_same(facts.get(key, _NOTHING), value) for key, value in conditions.items())
 
     def _facts(self) -> dict[str, Any]:
         arena = self.run.config.get("arena") or {}
         repaired = self.state == "repaired"
+        made_by = {k: v for k, v in self.run.config.items() if repaired or k != "method"}
         return {
+            **dict(leaves(made_by)),
             "row": arena.get("row") if repaired else NO_ROW,
             "method": self.row.method,
             "schedule": self.row.schedule,
-            "task": self.run.value(self.state, TASK_METRIC) is not None,
+            "variant": self.row.variant,
+            "task": self._has_task,
         }
 
     def value(self, measure: str) -> float | None:
@@ -81,10 +80,37 @@ class MeasuredState:
             return self.run.peak_bytes("repair") or None
         return self.run.value(self.state, measure)
 
-    def logarithms(self, measure: str) -> np.ndarray | None:
-        """The logarithm of a measure (W,) by test window, or (1,) where it has one number."""
+    def has_collapsed(self, measure: str) -> bool:
+        """Whether its perplexity is not finite or at least LARGE, or its training ended in NaN."""
+        if measure not in PER_WINDOW:
+            return False
+        if not self.run.result.finished:
+            return True  # of `ClaimCells.diverged`
+        value = self.value(measure)
+        return self.was_measured(measure) if value is None else value >= LARGE
+
+    def was_measured(self, measure: str) -> bool:
+        """Whether the run measured it, be the number finite or not."""
+        if not self.run.result.finished and measure in PER_WINDOW:
+            return measure != TASK_METRIC or self._has_task
         if measure in PER_WINDOW:
-            return read_losses(self.run.folder, self.state, measure)
+            return measure in self.run.result.metrics.get(self.state, {})
+        return self.value(measure) is not None
+
+    @property
+    def _has_task(self) -> bool:
+        return any(TASK_METRIC in metrics for metrics in self.run.result.metrics.values())
+
+    def logarithms(self, measure: str) -> np.ndarray | None:
+        """The logarithm of a measure (W,) by test window, or (1,) where it has one number.
+
+        None where it has none that is finite in every window.
+        """
+        if not self.run.result.finished:
+            return None  # losses that lie there are of an earlier attempt
+        if measure in PER_WINDOW:
+            losses = read_losses(self.run.folder, self.state, measure)
+            return losses if losses is not None and np.isfinite(losses).all() else None
         value = self.value(measure)
         return None if value is None else np.log(np.array([value]))
 
@@ -104,12 +130,16 @@ def _same(fact: Any, wanted: Any) -> bool:
     return bool(fact == wanted)
 
 
-def measured_states(runs: Sequence[RunRecord]) -> Iterator[MeasuredState]:
-    """The pruned and repaired states of runs."""
+def measured_states(
+    runs: Sequence[RunRecord], diverged: Sequence[RunRecord]
+) -> Iterator[MeasuredState]:
+    """The pruned and repaired states of runs, and the repaired one of those that diverged."""
     for run in runs:
         for row, state in run.states():
             if state != "dense":
                 yield MeasuredState(run, row, state)
+    for run in diverged:
+        yield MeasuredState(run, run.row, "repaired")
 
 
 def dense_perplexity(runs: Sequence[RunRecord], text: str) -> float | None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from sparsemend.sweep.arena.bootstrap import LEVEL, Ratio
 from sparsemend.sweep.claims.claim import Claim
-from sparsemend.sweep.claims.verdict import FAILS, HOLDS, OPEN
+from sparsemend.sweep.claims.verdict import FAILS, HOLDS, MIXED, OPEN
 from sparsemend.table.formats import markdown_table
 
 INDEX = "README.md"
 CSV_COLUMNS = (
     *("claim", "says", "model", "text", "setting", "measure", "at_most", "ours", "rival"),
-    *("effect", "low", "high", "seeds", "verdict", "published", "hours"),
+    *("effect", "low", "high", "seeds", "collapsed", "rival_collapsed", "verdict", "published"),
+    *("measured", "planned", "hours"),
 )
 ALL = "all settings"
 
@@ -30,28 +31,28 @@ def table(claim: Claim) -> str:
         statement = one.statement
         front = (claim.name, statement.says, one.model, one.text)
         rule = (statement.measure, statement.at_most)
-        took = f"{claim.hours:.2f}"
-        if one.effect is not None:
-            figures = _figures(one.effect, one.seeds)
-            writer.writerow([*front, ALL, *rule, "", "", *figures, one.verdict, "", took])
+        end = [one.progress.measured, one.progress.planned, f"{claim.hours:.2f}"]
+        figures = _figures(one.effect, one.seeds)
+        fell = one.collapses[:2]
+        writer.writerow([*front, ALL, *rule, "", "", *figures, *fell, one.verdict, "", *end])
         for c in one.comparisons:
             means = [c.mean(side, statement.measure) for side in (c.ours, c.rival)]
             ratio = "" if c.published is None else f"{c.published.ratio:.4f}"
             figures = _figures(c.effect, c.seeds)
-            writer.writerow(
-                [*front, c.setting.label, *rule, *means, *figures, c.verdict, ratio, took]
-            )
+            fell = (len(c.collapsed), len(c.rival_collapsed))
+            label = c.setting.label
+            writer.writerow([*front, label, *rule, *means, *figures, *fell, c.verdict, ratio, *end])
     return out.getvalue()
 
 
-def _figures(effect: Ratio, seeds: Sequence[int]) -> list[str]:
-    numbers = [f"{value:.5f}" for value in (effect.mean, effect.low, effect.high)]
-    return [*numbers, " ".join(map(str, seeds))]
+def _figures(effect: Ratio | None, seeds: Sequence[int]) -> list[str]:
+    numbers = [] if effect is None else [effect.mean, effect.low, effect.high]
+    return [*([f"{value:.5f}" for value in numbers] or [""] * 3), " ".join(map(str, seeds))]
 
 
 def index(folder: Path) -> str:
     """The page of all verdicts, from the .csv of every claim in a folder."""
-    heads = ["claim", "says", "model, text", "verdict", "effect", "settings", "hours"]
+    heads = ["claim", "says", "model, text", "verdict", "effect", "settings", "cells", "hours"]
     rows = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
@@ -64,30 +65,29 @@ def index(folder: Path) -> str:
     notes = [
         "effect: ours over the rival, perplexity unless the sentence says otherwise, with its "
         f"paired {LEVEL:.0%} interval over seeds and test windows; below 1 is as the paper says",
-        f"verdict: {HOLDS} / {FAILS} / {OPEN}, by the rule that the yaml of "
-        "the claim states; over all settings, and how many settings hold, do not, are open",
+        f"verdict: {HOLDS} / {FAILS} / {OPEN}, by the rule that the yaml of the claim states, over "
+        f"all settings; {MIXED} where one setting says the contrary of another or of all",
+        "settings: how many hold, do not, are open, and how many models collapsed; cells: measured "
+        "of those that are planned",
     ]
     return markdown_table("What the papers claim, measured here", heads, rows, 3, notes) + "\n"
 
 
 def _index_row(claim: str, key: tuple[str, str, str], lines: Sequence[dict[str, str]]) -> list[str]:
-    overall = next((line for line in lines if line["setting"] == ALL), None)
-    settings = [line for line in lines if line["setting"] != ALL]
-    counts = Counter(line["verdict"] for line in settings)
-    shown = overall or (settings[0] if len(settings) == 1 else None)
-    effect = (
-        "-"
-        if shown is None
-        else (
-            f"{float(shown['effect']):.3f} ({float(shown['low']):.3f} - {float(shown['high']):.3f})"
-        )
-    )
+    whole = next(line for line in lines if line["setting"] == ALL)
+    counts = Counter(line["verdict"] for line in lines if line["setting"] != ALL)
+    low, high = (f"{float(whole[k]):.3f}" if whole[k] else "" for k in ("low", "high"))
+    effect = f"{float(whole['effect']):.3f} ({low} - {high})" if whole["effect"] else "-"
+    fell = int(whole["collapsed"]) + int(whole["rival_collapsed"])
+    so_far = " so far" * (int(whole["measured"]) < int(whole["planned"]))
+    settings = " / ".join(str(counts[verdict]) for verdict in (HOLDS, FAILS, OPEN))
     return [
         f"[{claim}]({claim}.md)",
         key[0],
         f"{key[1]}, {key[2]}",
-        "-" if shown is None else f"**{shown['verdict']}**",
+        f"**{whole['verdict']}{so_far}**",
         effect,
-        " / ".join(str(counts[verdict]) for verdict in (HOLDS, FAILS, OPEN)),
+        settings + f", {fell} collapsed" * bool(fell),
+        f"{whole['measured']} of {whole['planned']}",
         lines[0]["hours"],
     ]

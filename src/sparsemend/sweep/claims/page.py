@@ -6,21 +6,23 @@ every <claim>.csv there, so that claims may be measured and written at different
 
 from __future__ import annotations
 
-import shlex
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparsemend.files import replacing, write_text
 from sparsemend.result.equal_sparsity import unequal_sparsities
-from sparsemend.result.format import format_metric
-from sparsemend.sweep.arena.bootstrap import LEVEL, RESAMPLES, Ratio
-from sparsemend.sweep.claims.claim import Chosen, Claim, Comparison, Judged
-from sparsemend.sweep.claims.facts import dense_perplexity
+from sparsemend.result.format import LARGE, format_metric
+from sparsemend.result.runs import RunRecord
+from sparsemend.sweep.arena.bootstrap import LEVEL
+from sparsemend.sweep.claims.claim import Claim, Comparison, Judged
+from sparsemend.sweep.claims.facts import MeasuredState
 from sparsemend.sweep.claims.index import INDEX, index, table
+from sparsemend.sweep.claims.origin import origin, progress_lines
 from sparsemend.sweep.claims.published import published_lines
+from sparsemend.sweep.claims.side import Chosen
 from sparsemend.sweep.claims.statements import MEASURES
-from sparsemend.sweep.read import overrides_of
+from sparsemend.sweep.claims.verdict_line import gain_text, verdict_lines
+from sparsemend.table.evolution import MOMENTS, mean_rounds
 from sparsemend.table.formats import markdown_table
 
 
@@ -41,43 +43,17 @@ def write(claims: Sequence[Claim], folder: Path) -> list[Path]:
     return [*paths, folder / INDEX]
 
 
-def verdict_lines(claim: Claim) -> list[str]:
-    """A line per statement and text: the verdict, the effect, and how settings differ."""
-    return [_verdict_line(one) for one in claim.judged]
-
-
-def _verdict_line(one: Judged) -> str:
-    counts = Counter(c.verdict for c in one.comparisons)
-    parts = ", ".join(f"{verdict} in {count}" for verdict, count in counts.most_common())
-    settings = f"{len(one.comparisons)} setting{'s' * (len(one.comparisons) > 1)}: {parts}"
-    overall = (
-        "no seed has every setting"
-        if one.effect is None
-        else (
-            f"{one.verdict}, x {_interval(one.effect)} over seed{'s' * (len(one.seeds) > 1)} "
-            f"{', '.join(map(str, one.seeds))}"
-        )
-    )
-    return f"{one.statement.says} ({one.model}, {one.text}): {overall}; {settings}"
-
-
 def page(claim: Claim) -> str:
     """The Markdown page of one claim."""
     lines = [f"# What is claimed of {claim.name}, measured", ""]
-    lines += [
-        f"* {_bold(line, one)}"
-        for line, one in zip(verdict_lines(claim), claim.judged, strict=True)
-    ]
-    lines += ["", f"![every comparison with its interval]({claim.name}.png)", ""]
+    lines += [f"* {line}" for line in verdict_lines(claim, mark="**")]
+    lines += ["", *progress_lines(claim), ""]
+    lines += [f"![every comparison with its interval]({claim.name}.png)", ""]
     for one in claim.judged:
         lines += _statement(one)
     if claim.chosen:
         lines += [_choices(claim.chosen), ""]
-    return "\n".join([*lines, *_origin(claim), ""])
-
-
-def _bold(line: str, one: Judged) -> str:
-    return line if one.verdict is None else line.replace(one.verdict, f"**{one.verdict}**", 1)
+    return "\n".join([*lines, *_rounds(claim), *origin(claim), ""])
 
 
 def _statement(one: Judged) -> list[str]:
@@ -89,6 +65,7 @@ def _statement(one: Judged) -> list[str]:
         "ours / rival",
         "interval",
         "seeds",
+        "collapsed",
         "verdict",
         "published",
     ]
@@ -96,12 +73,63 @@ def _statement(one: Judged) -> list[str]:
     notes = [
         f"source of the claim: {statement.source}",
         f"measure: {MEASURES[statement.measure]}; holds where the whole {LEVEL:.0%} interval is "
-        f"below {statement.at_most:g}, does not where it is above",
+        f"below {statement.at_most:g}, does not where it is above; over settings only where none "
+        "says the contrary, else it is mixed",
         *(f"published: {line}" for line in published_lines(statement)),
+        *_gain_notes(one),
+        *_collapse_notes(one),
+        *_repeats(one),
         *_unequal(one),
     ]
     title = f"{statement.says} ({one.model}, {one.text})"
     return [markdown_table(title, heads, rows, 1, notes), ""]
+
+
+def _gain_notes(one: Judged) -> list[str]:
+    """A line per setting of the side of whose gain ours is to keep a share."""
+    lines = []
+    for c in one.comparisons:
+        if c.bound is None or c.gain is None:
+            continue
+        runs = [state.run for state in c.bound.by_seed.values()]
+        beyond = max(int(run.result.repair.diagnostics.get("beyond_budget", 0)) for run in runs)
+        denser = f", {beyond:,} weights beyond the budget: no sparse model" * bool(beyond)
+        mean = c.mean(c.bound, one.statement.measure)
+        lines.append(f"{c.setting.label}: {c.bound.name} has {mean}{denser}; {gain_text(c.gain)}")
+    return lines
+
+
+def _collapse_notes(one: Judged) -> list[str]:
+    if not any(one.collapses[:2]):
+        return []
+    return [
+        f"collapsed: a perplexity that is not finite or at least {LARGE:g}, or a training that "
+        "ended in one; beside a side that did not, it is held against the one that did, and takes "
+        "away a verdict to the contrary"
+    ]
+
+
+def _repeats(one: Judged) -> list[str]:
+    """A line per cell that a later one of the same configuration, but another result, replaces."""
+    lines = []
+    for c in one.comparisons:
+        for name, side in {"ours": c.ours, "the rival": c.rival}.items():
+            for state in side.earlier:
+                seed = state.run.seed
+                before, last = (_cell(one, cell) for cell in (state, side.by_seed[seed]))
+                if before.partition(" in ")[0] != last.partition(" in ")[0]:
+                    lines.append(
+                        f"{c.setting.label}, seed {seed}: {name} measured again, {before} and "
+                        f"{last}; the last counts"
+                    )
+    return lines
+
+
+def _cell(one: Judged, state: MeasuredState) -> str:
+    """`457.893 in cell 4 (1 thread)`"""
+    threads = state.run.result.provenance.threads
+    value = format_metric(state.value(one.statement.measure), 3)
+    return f"{value} in cell {state.run.folder.name} ({threads} thread{'s' * (threads != 1)})"
 
 
 def _unequal(one: Judged) -> list[str]:
@@ -112,7 +140,7 @@ def _unequal(one: Judged) -> list[str]:
         counted = [
             (f"{name} (seed {seed})", state.run.result.sparsity)
             for name, side in sides.items()
-            for seed, state in side.items()
+            for seed, state in side.by_seed.items()
         ]
         results = ((name, counts.target, counts.achieved) for name, counts in counted)
         lines += [f"{c.setting.label}: {line}" for line in unequal_sparsities(results)]
@@ -125,12 +153,22 @@ def _row(one: Judged, comparison: Comparison) -> list[str]:
     return [
         comparison.setting.label,
         *(comparison.mean(side, measure) for side in (comparison.ours, comparison.rival)),
-        f"{effect.mean:.3f}",
-        f"{effect.low:.3f} - {effect.high:.3f}",
-        ", ".join(map(str, comparison.seeds)),
+        "-" if effect is None else f"{effect.mean:.3f}",
+        "-" if effect is None else f"{effect.low:.3f} - {effect.high:.3f}",
+        ", ".join(map(str, comparison.seeds)) or "-",
+        _collapsed_text(comparison),
         comparison.verdict,
         "-" if published is None else published.text,
     ]
+
+
+def _collapsed_text(comparison: Comparison) -> str:
+    """`ours 1 of 3`, `-` where no model collapsed."""
+    counts = {"ours": comparison.collapsed, "rival": comparison.rival_collapsed}
+    parts = [
+        f"{name} {len(seeds)} of {comparison.pairs}" for name, seeds in counts.items() if seeds
+    ]
+    return ", ".join(parts) or "-"
 
 
 def _choices(chosen: Sequence[Chosen]) -> str:
@@ -151,72 +189,28 @@ def _choices(chosen: Sequence[Chosen]) -> str:
     ]
     notes = [
         "tried: values, each a run on the first seed; chosen: by validation, for every seed; edge: "
-        "the lowest or highest that finished, so that a better one may lie beyond",
+        "the lowest or highest that was tried, so that a better one may lie beyond",
         "gap: test perplexity of the chosen value over that of the value that the test text would "
         "have chosen, which is what choosing by the reported text hides",
     ]
     return markdown_table(f"What validation chose: {key}", heads, rows, 2, notes)
 
 
-def _origin(claim: Claim) -> list[str]:
-    runs = claim.runs
-    provenance = [run.result.provenance for run in runs]
-    commits = sorted({str(p.commit)[:10] for p in provenance})
-    machines = sorted({f"{p.platform}, {p.device}, {p.threads} threads" for p in provenance})
-    torch = sorted({str(p.packages.get("torch")) for p in provenance})
-    state = ", some runs of uncommitted sources" if any(run.dirty for run in runs) else ""
-    texts = dict.fromkeys((one.model, one.text) for one in claim.judged)
-    dense = [
-        f"{model} on {text} {format_metric(dense_perplexity(runs, text), 3)}"
-        for model, text in texts
+def _rounds(claim: Claim) -> list[str]:
+    """The losses around every round of moving zeros, of sides whose runs measured them."""
+    sides: dict[str, list[RunRecord]] = {}
+    for one in claim.judged:
+        for c in one.comparisons:
+            for name, side in c.named_sides.items():
+                label = f"{name}, {c.setting.label}" if len(one.comparisons) > 1 else name
+                sides.setdefault(label, [state.run for state in side.by_seed.values()])
+    rows = [
+        [label, str(step), *(f"{loss:.4f}" for loss in losses)]
+        for label, runs in sides.items()
+        for step, losses in mean_rounds([run.result.repair.diagnostics for run in runs])
     ]
-    return [
-        "## Where it comes from",
-        "",
-        "```bash",
-        *_commands(claim),
-        "```",
-        "",
-        f"{len(runs)} cells, {claim.hours:.1f} hours; commit {', '.join(commits)}{state}; torch "
-        f"{', '.join(torch)}; {'; '.join(machines)}.  Dense perplexity: {', '.join(dense)}.",
-        f"Intervals: {RESAMPLES:,} paired resamples of seeds and test windows; of one number a run "
-        "(seconds, bytes) of seeds alone.  Few seeds make them narrow.",
-    ]
-
-
-def _commands(claim: Claim) -> list[str]:
-    """The commands that make the cells anew: one for each set of overrides that no part swept.
-
-    What a command has of its experiment's own sweep is left out.
-    """
-    parts: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    for run in claim.runs:
-        pairs = [line.partition("=")[::2] for line in overrides_of(run.folder)]
-        pairs = [(key, value) for key, value in pairs if key not in (claim.chosen_key, "resume")]
-        same = tuple(f"{key}={value}" for key, value in pairs if key not in claim.swept)
-        swept = parts.setdefault(same, {})
-        for key, value in pairs:
-            values = swept.setdefault(key, []) if key in claim.swept else [value]
-            if value not in values:
-                values.append(value)
-    return [
-        shlex.join(["sparsemend", "-m", *_experiment_first(same), *_other_than(claim, swept)])
-        for same, swept in parts.items()
-    ]
-
-
-def _experiment_first(lines: Sequence[str]) -> list[str]:
-    return sorted(lines, key=lambda line: not line.startswith("experiment="))
-
-
-def _other_than(claim: Claim, swept: Mapping[str, Sequence[str]]) -> list[str]:
-    """The swept keys whose values are not all those that the experiment sweeps."""
-    return [
-        f"{key}={','.join(sorted(values))}"
-        for key, values in swept.items()
-        if set(values) != set(claim.swept[key].split(","))
-    ]
-
-
-def _interval(effect: Ratio) -> str:
-    return f"{effect.mean:.3f} ({effect.low:.3f} - {effect.high:.3f})"
+    if not rows:
+        return []
+    heads = ["side", "step", *MOMENTS.values()]
+    note = "validation loss around every round of moving zeros, mean over seeds"
+    return [markdown_table("rounds", heads, rows, 1, [note]), ""]

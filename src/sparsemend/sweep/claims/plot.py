@@ -38,7 +38,7 @@ def draw(judged: Sequence[Judged], path: Path) -> None:
     first, last = _range(panels)
     for one, axes in zip(panels, grid[:, 0], strict=True):
         for place, comparison in enumerate(one.comparisons):
-            _line(axes, place, comparison)
+            _line(axes, place, comparison, one.statement.at_most)
         axes.axvline(one.statement.at_most, color="#333333", lw=0.9)
         axes.set_yticks(range(len(one.comparisons)), [c.setting.label for c in one.comparisons])
         axes.set_ylim(len(one.comparisons) - 0.4, -0.6)
@@ -66,7 +66,8 @@ def draw(judged: Sequence[Judged], path: Path) -> None:
 def _range(panels: Sequence[Judged]) -> tuple[float, float]:
     """The ends of the axis: all intervals and bounds, and published ratios that are not far off."""
     comparisons = [comparison for one in panels for comparison in one.comparisons]
-    values = [e for c in comparisons for e in (c.effect.low, c.effect.high)]
+    effects = [c.effect for c in comparisons if c.effect is not None]
+    values = [e for effect in effects for e in (effect.low, effect.high)]
     values += [one.statement.at_most for one in panels]
     low, high = min(values), max(values)
     published = [c.published.ratio for c in comparisons if c.published is not None]
@@ -76,10 +77,13 @@ def _range(panels: Sequence[Judged]) -> tuple[float, float]:
     return low / margin, high * margin
 
 
-def _line(axes: plt.Axes, place: int, comparison: Comparison) -> None:
+def _line(axes: plt.Axes, place: int, comparison: Comparison, bound: float) -> None:
     effect, colour = comparison.effect, COLOURS[comparison.verdict]
-    axes.plot([effect.low, effect.high], [place, place], "-", color=colour, lw=2.2)
-    axes.plot([effect.mean], [place], "o", color=colour, ms=5)
+    if effect is None:
+        axes.text(bound, place, " collapsed", color=colour, va="center", fontsize=8.5)
+    else:
+        axes.plot([effect.low, effect.high], [place, place], "-", color=colour, lw=2.2)
+        axes.plot([effect.mean], [place], "o", color=colour, ms=5)
     if comparison.published is not None:
         axes.plot([comparison.published.ratio], [place], "D", mfc="none", mec="#2a6fbb", ms=6)
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from sparsemend.config.values import leaves
-from sparsemend.names import METRIC, VALIDATION_METRIC
-from sparsemend.result.runs import RunRecord, find_runs
-from sparsemend.sweep.claims.choice import best_value
-from sparsemend.sweep.claims.claim import BySeed, Chosen, Claim, Comparison, Judged
-from sparsemend.sweep.claims.equality import check_same, check_side, check_sides
-from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState, measured_states
-from sparsemend.sweep.claims.published import published_ratio
-from sparsemend.sweep.claims.statements import PER_WINDOW, Rules, Statement, read_rules
-from sparsemend.sweep.claims.verdict import effect_of, pooled_effect, verdict
+from sparsemend.result.runs import RunRecord
+from sparsemend.sweep.claims.cells import ClaimCells, read_claim_cells
+from sparsemend.sweep.claims.claim import Claim, Comparison, Judged
+from sparsemend.sweep.claims.compare import compare, judge
+from sparsemend.sweep.claims.facts import ComparedAt, measured_states
+from sparsemend.sweep.claims.planned import parts_of, progress_on
+from sparsemend.sweep.claims.side import Chosen
+from sparsemend.sweep.claims.statements import Rules, read_rules
 
 
 def read_claims(folders: Sequence[Path]) -> list[Claim]:
@@ -24,32 +20,40 @@ def read_claims(folders: Sequence[Path]) -> list[Claim]:
 
     Raises ValueError where there is none, or where two sweeps of a claim state other rules.
     """
-    by_claim: dict[str, list[RunRecord]] = {}
-    for run in find_runs(folders):
-        if run.config.get("claim"):
-            by_claim.setdefault(str(run.config["claim"]), []).append(run)
-    if not by_claim:
-        raise ValueError(
-            f"no cell of a claim under {', '.join(map(str, folders))}; run "
-            "sparsemend -m experiment=claims/dsnot, or give its folder"
-        )
-    return [_claim(name, by_claim[name]) for name in sorted(by_claim)]
+    return [_claim(name, cells) for name, cells in read_claim_cells(folders).items()]
 
 
-def _claim(name: str, runs: Sequence[RunRecord]) -> Claim:
-    rules = _rules_of(name, runs)
-    states = list(measured_states(runs))
+def _claim(name: str, cells: ClaimCells) -> Claim:
+    rules = _rules_of(name, cells.measured)
+    states = list(measured_states(cells.finished, cells.diverged))
+    parts = parts_of(cells.measured, rules)
     judged: list[Judged] = []
     chosen: dict[tuple[str, ComparedAt], Chosen] = {}
     for statement in rules.statements:
-        comparisons = _compare(statement, states, rules, chosen)
-        places = dict.fromkeys((c.setting.model, c.setting.text) for c in comparisons)
+        comparisons = compare(statement, states, rules)
+        for one in (side.chosen for c in comparisons for side in c.named_sides.values()):
+            if one is not None:
+                chosen.setdefault((one.side, one.setting), one)
         judged += [
-            _judge(statement, place, [c for c in comparisons if _place(c) == place])
-            for place in places
+            judge(
+                statement,
+                place,
+                [c for c in comparisons if _place(c) == place],
+                progress_on(statement, place, parts),
+            )
+            for place in dict.fromkeys(map(_place, comparisons))
         ]
-    choices = tuple(chosen.values())
-    return Claim(name, tuple(runs), tuple(judged), choices, rules.swept, rules.chosen_key)
+    return Claim(
+        name=name,
+        runs=cells.finished,
+        diverged=cells.diverged,
+        ended=cells.ended,
+        judged=tuple(judged),
+        chosen=tuple(chosen.values()),
+        parts=parts,
+        swept=rules.swept,
+        chosen_key=rules.chosen_key,
+    )
 
 
 def _rules_of(name: str, runs: Sequence[RunRecord]) -> Rules:
@@ -67,135 +71,3 @@ def _rules_of(name: str, runs: Sequence[RunRecord]) -> Rules:
 
 def _place(comparison: Comparison) -> tuple[str, str]:
     return comparison.setting.model, comparison.setting.text
-
-
-def _compare(
-    statement: Statement,
-    states: Sequence[MeasuredState],
-    rules: Rules,
-    chosen: dict[tuple[str, ComparedAt], Chosen],
-) -> list[Comparison]:
-    """The statement in every setting that has both sides; adds to `chosen`."""
-    sides: list[dict[ComparedAt, BySeed]] = []
-    for conditions in (statement.ours, statement.rival):
-        by_setting: dict[ComparedAt, list[MeasuredState]] = {}
-        for state in states:
-            if state.meets(conditions) and state.value(statement.measure) is not None:
-                by_setting.setdefault(state.setting(statement.measure), []).append(state)
-        sides.append({})
-        for setting, members in by_setting.items():
-            name, metric = _name(conditions), statement.measure
-            metric = metric if metric in PER_WINDOW else METRIC
-            sides[-1][setting], choice = _by_seed(name, setting, members, rules, metric)
-            if choice is not None:
-                chosen.setdefault((choice.side, setting), choice)
-    comparisons = []
-    for setting in sorted(sides[0].keys() & sides[1].keys()):
-        ours, rival = sides[0][setting], sides[1][setting]
-        check_sides([*ours.values(), *rival.values()])
-        pair = [_logarithms(side, statement.measure) for side in (ours, rival)]
-        outcome = effect_of(pair[0], pair[1], _weights(ours, statement.measure))
-        if outcome is not None:
-            effect, seeds = outcome
-            comparisons.append(
-                Comparison(
-                    setting,
-                    ours,
-                    rival,
-                    effect,
-                    seeds,
-                    verdict(effect, statement.at_most),
-                    published_ratio(statement, setting),
-                )
-            )
-    return comparisons
-
-
-def _name(conditions: Mapping[str, Any]) -> str:
-    """What a side is called: `atp`, `seft, grow_scope=active`."""
-    names = [str(v) for k, v in conditions.items() if k in ("row", "method", "schedule")]
-    rest = [f"{k.rpartition('.')[2]}={v}" for k, v in conditions.items() if "." in k]
-    return ", ".join([*names, *rest])
-
-
-def _by_seed(
-    side: str, setting: ComparedAt, members: Sequence[MeasuredState], rules: Rules, metric: str
-) -> tuple[BySeed, Chosen | None]:
-    """One state per seed: of several values of the chosen key, that which validation chooses.
-
-    metric: of the test windows, by which the choice is judged.
-    """
-    by_value: dict[Any, dict[int, MeasuredState]] = {}
-    for state in members:
-        value = _value_of(state, rules.chosen_key)
-        by_seed = by_value.setdefault(value, {})
-        earlier = by_seed.get(state.run.seed)
-        if earlier is not None:
-            check_same(earlier, state)
-        by_seed[state.run.seed] = state
-    check_side(members, but_for=rules.chosen_key)
-    if len(by_value) == 1:
-        return next(iter(by_value.values())), None
-    tried = {
-        value: states[seed]
-        for value, states in by_value.items()
-        if (seed := rules.chosen_on) in states
-    }
-    validation = {v: _metric(state, VALIDATION_METRIC) for v, state in tried.items()}
-    value = best_value(validation)
-    if value is None:
-        return {}, None
-    test = {v: _metric(state, metric) for v, state in tried.items()}
-    by_test = best_value(test)
-    assert by_test is not None
-    windows = [tried[v].logarithms(metric) for v in (value, by_test)]
-    pair = [{0: losses} for losses in windows if losses is not None]
-    gap = effect_of(pair[0], pair[1], tried[value].weights(metric)) if len(pair) == 2 else None
-    seconds = sum(state.run.result.seconds or 0.0 for state in tried.values())
-    chosen = Chosen(
-        side=side,
-        setting=setting,
-        key=str(rules.chosen_key),
-        validation=dict(sorted(validation.items())),
-        value=value,
-        by_test=by_test,
-        gap=gap[0] if gap else None,
-        seconds=seconds,
-    )
-    return by_value[value], chosen
-
-
-def _value_of(state: MeasuredState, key: str | None) -> Any:
-    """The value of the chosen key in a run; None where the state does not depend on it."""
-    if key is None or (state.state == "pruned" and key.startswith("method.")):
-        return None
-    return dict(leaves(state.run.config)).get(key)
-
-
-def _metric(state: MeasuredState, name: str) -> float:
-    value = state.run.value("repaired", name)
-    return math.inf if value is None else value
-
-
-def _logarithms(side: BySeed, measure: str) -> dict[int, Any]:
-    by_seed = {seed: state.logarithms(measure) for seed, state in side.items()}
-    return {seed: values for seed, values in by_seed.items() if values is not None}
-
-
-def _judge(
-    statement: Statement, place: tuple[str, str], comparisons: Sequence[Comparison]
-) -> Judged:
-    pairs = [
-        (_logarithms(c.ours, statement.measure), _logarithms(c.rival, statement.measure))
-        for c in comparisons
-    ]
-    weights = _weights(comparisons[0].ours, statement.measure) if comparisons else None
-    pooled = pooled_effect(pairs, weights)
-    effect, seeds = pooled if pooled is not None else (None, ())
-    text = None if effect is None else verdict(effect, statement.at_most)
-    return Judged(statement, *place, tuple(comparisons), effect, seeds, text)
-
-
-def _weights(side: BySeed, measure: str) -> Any:
-    """How much each test window (W,) counts, which is the same for all runs on a text."""
-    return next((state.weights(measure) for state in side.values()), None)

@@ -10,9 +10,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from sparsemend.sweep.claims.page import verdict_lines, write
+from sparsemend.sweep.claims.page import write
 from sparsemend.sweep.claims.read import read_claims
 from sparsemend.sweep.claims.statements import statements_of
+from sparsemend.sweep.claims.verdict_line import verdict_lines
 from sparsemend.sweep.read import wide_console
 
 log = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ the cells, and its callback `claim` lists statements.  A statement names two sid
     rule    = holds here          where the 95 % interval of the effect lies below `at_most`
               does not hold here  where it lies above
               not told apart      where it holds `at_most`
+              mixed               over several settings, where one says the contrary of another
 
 The interval is the arena's paired bootstrap over seeds and test windows (sweep/arena/bootstrap).  A
 side is a set of conditions on a measured state of a run (`facts.py`), so that rows of the arena,
@@ -56,6 +57,8 @@ class Statement:
     measure: str
     at_most: float
     source: str
+    share_of: Mapping[str, Any] | None
+    share: float | None
     beside: tuple[str, ...]
     published: tuple[str, ...]
 
@@ -98,7 +101,7 @@ def statements_of(nodes: ListConfig | Sequence[Any]) -> tuple[Statement, ...]:
 def _statement(entry: Any) -> Statement:
     names = {field.name for field in fields(Statement)}
     content = dict(entry) if isinstance(entry, dict | DictConfig) else {}
-    content = {"beside": (), "published": (), **content}
+    content = {"beside": (), "published": (), "share_of": None, "share": None, **content}
     wrong = sorted(names.symmetric_difference(content))
     if wrong:
         raise ValueError(
@@ -111,5 +114,9 @@ def _statement(entry: Any) -> Statement:
         )
     if not float(content["at_most"]) > 0:
         raise ValueError(f"at_most={content['at_most']} of a statement is not above 0")
+    if (content["share_of"] is None) != (content["share"] is None):
+        raise ValueError("a statement of a claim has share_of and share, or neither")
+    if content["share"] is not None and not 0 < float(content["share"]) <= 1:
+        raise ValueError(f"share={content['share']} of a statement is not in (0, 1]")
     lists = {key: tuple(content[key]) for key in ("beside", "published")}
     return Statement(**content | lists)

@@ -21,14 +21,14 @@ from sparsemend.config.values import override_key
 from sparsemend.names import VALIDATION_METRIC
 from sparsemend.result.folder import read_result
 from sparsemend.sweep.cells import identity
-from sparsemend.sweep.claims.choice import best_value, bracket, try_each
+from sparsemend.sweep.claims.choice import at_edge, best_value, bracket, try_each
 from sparsemend.sweep.read import overrides_of
 from sparsemend.sweep.search.space import space_of
 from sparsemend.sweep.sweeper import CellSweeper
 
 log = logging.getLogger(__name__)
 
-MOST = 6  # trials of a bracket: two that begin it, and four steps outwards
+MOST = 8  # trials of a bracket: two that begin it, and six steps outwards (a factor of 729)
 
 
 class ClaimSweeper(CellSweeper):
@@ -99,7 +99,14 @@ class ClaimSweeper(CellSweeper):
         else:
             tried = try_each(self._points(config), objective)
         value = best_value(tried)
-        log.info("validation chooses %s=%s of %s", key, value, ", ".join(map(str, sorted(tried))))
+        edge = ", at the edge: a better one may lie beyond"
+        log.info(
+            "validation chooses %s=%s of %s%s",
+            key,
+            value,
+            ", ".join(map(str, sorted(tried))),
+            edge * (value is not None and at_edge(value, tried)),
+        )
         return value
 
     def _points(self, config: DictConfig) -> Sequence[float]:

@@ -6,7 +6,11 @@
 Windows that count unequally, as a task's examples do by their labelled tokens, have weights: the
 mean d is weighted, and a resampled one by the weights that it drew.  Over settings, d is first
 averaged over them: every setting has the same windows, so that the interval is of the mean
-logarithm of their effects.
+logarithm of their effects.  One large effect can carry that mean, so that a statement over settings
+is no better than what they say one by one (`overall`).
+
+A model that collapsed on one side alone is evidence without a number (`with_collapses`); a seed on
+which both sides collapsed says nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import numpy as np
 from sparsemend.sweep.arena.bootstrap import Ratio, perplexity_ratio
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not told apart"
+MIXED = "mixed"  # over settings alone
 
 Logarithms = Mapping[int, np.ndarray]  # seed -> (W,)
 
@@ -27,6 +32,31 @@ def verdict(effect: Ratio, at_most: float) -> str:
     if effect.high < at_most:
         return HOLDS
     return FAILS if effect.low > at_most else OPEN
+
+
+def with_collapses(judged: str | None, *, ours: int, rival: int) -> str:
+    """The verdict of an interval, None without one, where one side alone collapsed on some seeds.
+
+    ours, rival: the seeds on which that side collapsed and the other did not.  Such a seed cannot
+    be in the interval, and takes away what the interval says to the contrary.
+    """
+    if judged is None:
+        return OPEN if bool(ours) == bool(rival) else FAILS if ours else HOLDS
+    contradicted = (judged == HOLDS and ours) or (judged == FAILS and rival)
+    return OPEN if contradicted else judged
+
+
+def overall(pooled: str | None, settings: Sequence[str]) -> str:
+    """The verdict over settings: that of the pooled interval, if no setting says the contrary.
+
+    pooled: None without an interval; then what all settings say alike.
+    """
+    said = {*settings, pooled}
+    if HOLDS in said and FAILS in said:
+        return MIXED
+    if pooled is None:
+        return settings[0] if len(set(settings)) == 1 else OPEN
+    return pooled
 
 
 def effect_of(

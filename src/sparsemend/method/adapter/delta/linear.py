@@ -33,7 +33,7 @@ class DeltaLinear(SparseLinear):
     """
 
     holds_support = False
-    moving = (*SparseLinear.moving, "indices")
+    moving = ("indices",)
 
     indices: Tensor
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -51,6 +51,8 @@ class Moved:
 
 class DeltaRounds(UpdateMasks):
     """Opens windows, collects gradients and moves deltas; `records` has an entry per round."""
+
+    moves_supports: ClassVar[bool] = False  # but those that a layer has among its `moving`
 
     def __init__(
         self,

@@ -1,0 +1,95 @@
+"""The cells of claims under some folders: finished, diverged in training, or ended otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsemend.names import RESULT
+from sparsemend.result.folder import read_result
+from sparsemend.result.runs import RunRecord, find_runs
+from sparsemend.sweep.read import Cell, overrides_of
+
+DIVERGED = FloatingPointError.__name__  # what a fit raises whose loss is not finite
+
+
+@dataclass(frozen=True)
+class ClaimCells:
+    """The cells of one claim, each in the order of their numbers.
+
+    diverged: failed since a loss was not finite, which says as much as a perplexity that is not.
+    ended: (folder, why) of those that failed, were stopped or still run.
+    """
+
+    finished: tuple[RunRecord, ...]
+    diverged: tuple[RunRecord, ...]
+    ended: tuple[tuple[Path, str], ...]
+
+    @property
+    def measured(self) -> tuple[RunRecord, ...]:
+        """All that say something of the claim."""
+        return (*self.finished, *self.diverged)
+
+
+def read_claim_cells(folders: Sequence[Path]) -> dict[str, ClaimCells]:
+    """The cells by claim, in the order of names; of claims that have a finished cell.
+
+    Raises ValueError where there is none.
+    """
+    finished: dict[str, list[RunRecord]] = {}
+    for run in find_runs(folders):
+        if run.config.get("claim"):
+            finished.setdefault(str(run.config["claim"]), []).append(run)
+    if not finished:
+        raise ValueError(
+            f"no cell of a claim under {', '.join(map(str, folders))}; run "
+            "sparsemend -m experiment=claims/dsnot, or give its folder"
+        )
+    others = [run for folder in folders for run in _find_unfinished(folder)]
+    return {
+        name: _cells_of([run for run in others if run.config.get("claim") == name], runs)
+        for name, runs in sorted(finished.items())
+    }
+
+
+def _find_unfinished(folder: Path) -> list[RunRecord]:
+    runs = []
+    for path in sorted(folder.rglob(RESULT)):
+        result = read_result(path.parent)
+        if result is not None and not result.finished:
+            runs.append(RunRecord(path.parent, result))
+    return runs
+
+
+def _cells_of(others: Sequence[RunRecord], finished: Sequence[RunRecord]) -> ClaimCells:
+    diverged = [run for run in others if _has_diverged(run)]
+    ended = [
+        (run.folder, f"{cell.status}: {cell.reason}")
+        for run in sorted(others, key=number_of)
+        if not _has_diverged(run)
+        for cell in [Cell(run.folder.name, {}, run.result)]
+    ]
+    return ClaimCells(
+        tuple(sorted(finished, key=number_of)),
+        tuple(sorted(diverged, key=number_of)),
+        tuple(ended),
+    )
+
+
+def _has_diverged(run: RunRecord) -> bool:
+    error = run.result.error
+    counted = run.result.sparsity.target is not None  # without which it has no row
+    return error is not None and error.type == DIVERGED and counted
+
+
+def number_of(run: RunRecord) -> tuple[str, int, str]:
+    """By which the cells of one sweep are in the order in which they began."""
+    name = run.folder.name
+    return str(run.folder.parent), int(name) if name.isdigit() else -1, name
+
+
+def pairs_of(run: RunRecord) -> list[tuple[str, str]]:
+    """(key, value) of the overrides of a cell."""
+    lines = (line.partition("=") for line in overrides_of(run.folder))
+    return [(key, value) for key, _, value in lines]

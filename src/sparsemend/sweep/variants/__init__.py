@@ -1,1 +1,0 @@
-"""Variants of one method, each at a learning rate of its own, in one table."""

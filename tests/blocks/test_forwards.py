@@ -1,0 +1,88 @@
+"""The forwards of a model whose blocks lie elsewhere are those of the model in memory."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from support.families import FAMILIES, random_model
+from support.streaming import Elsewhere, streamed
+from support.tiers import slow_but_for
+from support.unusual import unusual_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsemend.blocks.forwards import forwards
+from sparsemend.blocks.residency import residency_of
+from sparsemend.instruments import LiveBytes
+
+CPU = torch.device("cpu")
+# a residual stream that becomes fp32, tuples, arguments that depend on the tokens
+UNUSUAL = ("mamba", "cpmant", "gemma3n_text", "gemma4_text", "jamba", "falcon")
+
+
+def read(
+    model: PreTrainedModel, batches: list[Tensor], *, states_bytes: int = 10**9
+) -> list[tuple[Tensor, bool]]:
+    """(logits, settled) of every batch."""
+    return list(forwards(model, batches, lambda n, x: x, device=CPU, states_bytes=states_bytes))
+
+
+def ragged(tokens: Tensor) -> list[Tensor]:
+    """Batches of several sizes and lengths, one with zeros behind a shorter row."""
+    batches = [tokens[:3], tokens[3:5, :17].clone(), tokens[5:7, :17], tokens[7:, :5]]
+    batches[1][0, 9:] = 0
+    return batches
+
+
+def check_equal(make: Callable[[], PreTrainedModel], tokens: Tensor) -> None:
+    with torch.no_grad():
+        model = make()
+        expected = [model(input_ids=batch, use_cache=False).logits for batch in ragged(tokens)]
+    logits = [logits for logits, _ in read(streamed(make()), ragged(tokens))]
+    assert all(map(torch.equal, logits, expected))
+
+
+@pytest.mark.parametrize("family", slow_but_for(FAMILIES, ["llama", "gemma2"]))
+def test_logits_have_the_bits_of_the_model_in_memory(family: str, tokens: Tensor) -> None:
+    check_equal(partial(random_model, family), tokens)
+
+
+@pytest.mark.parametrize("family", slow_but_for(UNUSUAL, ["cpmant"]))
+def test_unusual_families_keep_their_bits_too(family: str, tokens: Tensor) -> None:
+    check_equal(partial(unusual_model, family, dtype=torch.bfloat16), tokens)
+
+
+def test_a_walk_takes_the_batches_whose_states_fit(tokens: Tensor) -> None:
+    model = streamed(random_model("llama"))
+    windows = list(tokens.split(2))
+    residency = residency_of(model)
+    assert isinstance(residency, Elsewhere)
+    of_one = 2 * 24 * 32 * 4  # fp32 states of two windows
+    pairs = read(model, windows, states_bytes=3 * of_one + 1)
+    assert [settled for _, settled in pairs] == [False, False, True, True]
+    first = 0  # to record what blocks are given, and for the model's own forwards
+    walk = [first, 0, 1, 2, first]
+    assert residency.visits == [(index, False) for index in [first, *walk, *walk]]
+    assert residency.most == 1
+    few = read(model, windows, states_bytes=1)
+    assert all(settled for _, settled in few)
+    assert all(torch.equal(x, y) for (x, _), (y, _) in zip(pairs, few, strict=True))
+
+
+def test_no_batches_are_no_walk() -> None:
+    model = streamed(random_model("llama"))
+    assert read(model, []) == []
+
+
+def test_memory_does_not_grow_with_depth(tokens: Tensor) -> None:
+    def peak(depth: int) -> int:
+        model = streamed(random_model("llama", num_hidden_layers=depth, intermediate_size=512))
+        with LiveBytes([]) as live:
+            for _ in forwards(
+                model, [tokens[:1]], lambda n, x: None, device=CPU, states_bytes=10**9
+            ):
+                pass
+        return live.peak
+
+    assert peak(8) == peak(2)

@@ -1,0 +1,71 @@
+"""What a run's hardware sets in its process and in its Trainers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from support.configs import compose
+from support.process_state import process_state
+
+from sparsemend.hardware import Hardware
+from sparsemend.run.job import build
+from sparsemend.training.numerics import CUBLAS
+
+
+def hardware(*overrides: str) -> Any:
+    return build(compose("run", list(overrides)).hardware)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if torch saw a CUDA device; nothing is computed there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv(CUBLAS[0], raising=False)
+    with process_state():
+        yield
+
+
+@pytest.mark.parametrize(
+    ("asked", "on"),
+    [
+        (["hardware=gpu"], True),
+        (["hardware=gpu", "hardware.deterministic=false"], False),
+        (["hardware=cpu"], False),
+        (["hardware=cpu", "hardware.deterministic=true"], True),
+    ],
+    ids=["gpu", "gpu false", "cpu", "cpu true"],
+)
+def test_equal_bits_are_asked_of_a_gpu_unless_the_user_says_otherwise(
+    gpu: None, asked: list[str], on: bool
+) -> None:
+    hardware(*asked).prepare()
+    assert torch.are_deterministic_algorithms_enabled() is on
+    assert (CUBLAS[0] in os.environ) is ("hardware=gpu" in asked and on)
+
+
+def test_a_workspace_of_the_users_own_is_left_to_cublas(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CUBLAS[0], ":16:8")
+    hardware("hardware=gpu").prepare()
+    assert os.environ[CUBLAS[0]] == ":16:8"
+
+
+def test_lightning_does_not_take_a_slurm_job_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own choice there would requeue the job and leave checkpoints that a next fit reads."""
+    for name, value in (("SLURM_NTASKS", "1"), ("SLURM_JOB_NAME", "run"), ("SLURM_JOB_ID", "7")):
+        monkeypatch.setenv(name, value)
+    assert SLURMEnvironment.detect()
+    made: Hardware = hardware()
+    trainer = made.trainer(tmp_path, logger=False)
+    environment = trainer._accelerator_connector.cluster_environment
+    assert not isinstance(environment, SLURMEnvironment)
+    assert trainer.world_size == 1
