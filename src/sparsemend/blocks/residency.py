@@ -69,6 +69,10 @@ class Residency(ABC):
         """How many first blocks the loop that begins here finds finished, each counted once."""
         return 0
 
+    def stamp(self, index: int) -> str | None:
+        """A hash that tells a changed block from what other attempts made of it; None in memory."""
+        return None
+
     def fingerprint(self) -> str | None:
         """A hash that tells these blocks from others; None where their weights themselves must."""
         return None
