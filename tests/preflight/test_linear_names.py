@@ -56,6 +56,21 @@ def test_linears_that_are_named_when_they_are_loaded_are_not_asked_for_before() 
         check(["prunable.exclude=[gate_proj]"])
 
 
+@pytest.mark.parametrize("pattern", ["dwon_proj", "mlp.exprets.*.w1", "self_attn.q_porj"])
+def test_a_word_that_no_name_of_the_class_has_is_refused_before_linears_are_named(
+    pattern: str,
+) -> None:
+    with pytest.raises(ValueError, match=r"matches no linear .* neither in the names .* nearest: "):
+        check([f"prunable.exclude=[{pattern}]"], EXPERTS, model_type="mixtral")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["self_attn.q_proj", "mlp.experts.3.gate_proj", "layers.0.*", "w?"]
+)
+def test_a_pattern_of_words_of_the_class_is_left_to_the_loaded_model(pattern: str) -> None:
+    check([f"prunable.exclude=[{pattern}]"], EXPERTS, model_type="mixtral")
+
+
 def test_both_names_of_an_expert_are_asked_where_only_its_tensor_is_taken_apart() -> None:
     stack = {f"model.layers.0.mlp.experts.{n}": (4, 8, 6) for n in ("gate_up_proj", "down_proj")}
     for pattern in ("experts.gate_up_proj", "gate_proj", "experts.3.*", '"down_proj[2]"'):

@@ -25,7 +25,7 @@ from sparsemend.checkpoint.architecture import (
 )
 from sparsemend.checkpoint.constructors import BuiltLinear, built_linears, complete
 from sparsemend.checkpoint.headers import TensorShape
-from sparsemend.checkpoint.linears import block_tensors
+from sparsemend.checkpoint.linears import block_tensors, text_values
 from sparsemend.checkpoint.names import name_some
 
 WEIGHT, BIAS = ".weight", ".bias"
@@ -153,6 +153,18 @@ def uncalled_linears(values: Mapping[str, Any], tables: Tables) -> frozenset[str
     text = _model_text(model_type, name) if isinstance(name, str) else None
     built = set(re.findall(r"self\.(\w+) = nn\.Linear\(", text or ""))
     return frozenset(name for name in built if not re.search(rf"\.{name}\(", text or ""))
+
+
+def class_words(values: Mapping[str, Any]) -> frozenset[str] | None:
+    """Every word in the modules that define a config.json's model; None where they are unknown.
+
+    A linear that is named anew when it is loaded has a name of these words, and numbers.
+    """
+    types = {str(v["model_type"]) for v in (values, text_values(values)) if v.get("model_type")}
+    texts = [text for model_type in types for text in _texts(model_type, "modeling")]
+    if not texts or any(re.search(r"^from \.\.\w+\.modeling_", text, re.M) for text in texts):
+        return None
+    return frozenset(word for text in texts for word in re.findall(r"[A-Za-z_]\w*", text))
 
 
 def _model_text(model_type: str, name: str) -> str | None:

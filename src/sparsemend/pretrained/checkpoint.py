@@ -42,6 +42,7 @@ from sparsemend.config.locations import resolve_path
 from sparsemend.errors import blame
 from sparsemend.pretrained.attention import check_attention
 from sparsemend.pretrained.cause import cause
+from sparsemend.pretrained.report import keep_report
 from sparsemend.pretrained.tensors import check_tensors, warn_left_out
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Checkpoint:
         """
         files = self._files()
         hint = "" if files is not None or self.trust_remote_code else PICKLE_HINT
-        with self._blame("be loaded", hint):
+        with self._blame("be loaded", hint), keep_report(self.path):
             # sizes that do not fit are refused below, by name, as all the rest
             model, report = loader(
                 self.place if state is None else None,
