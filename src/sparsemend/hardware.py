@@ -33,6 +33,7 @@ class Hardware:
     devices: int
     offload: bool
     stream: bool | str
+    states: str
     threads: int | None
     micro_batch: int | None
     evaluation_batch: int
