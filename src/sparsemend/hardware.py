@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
+from sparsemend.training.checkpoint_file import CheckpointFile
 from sparsemend.training.module import TrainerFactory
 from sparsemend.training.numerics import set_numerics
 from sparsemend.training.ranks import LeadingTrainer, Place, Team
@@ -91,7 +92,7 @@ class Hardware:
             accelerator=self.accelerator,
             devices=1,
             # Lightning's own choice inside a SLURM job would requeue it and leave checkpoints here
-            plugins=[Place(0)],
+            plugins=[Place(0), CheckpointFile()],
             default_root_dir=out,
             enable_model_summary=False,
             **settings,

@@ -26,8 +26,8 @@ from sparsemend.training.batches import (
     StepSplit,
     count_labels,
     mean_loss,
-    next_token_loss,
 )
+from sparsemend.training.logits import next_token_loss
 from sparsemend.training.mask_callbacks import EnforceMasks, UpdateMasks
 from sparsemend.training.module import RepairModule
 

@@ -72,10 +72,6 @@ class Placement:
         """The arguments on the device.  moved: tensors there already, by the id of the recorded."""
         return arguments.with_each(lambda value: self._place(value, moved))
 
-    def place(self, value: Any) -> Any:
-        """One argument on the device."""
-        return self._place(value, {})
-
     def _place(self, value: Any, moved: dict[int, Tensor]) -> Any:
         if isinstance(value, Tensor):
             if id(value) not in moved:

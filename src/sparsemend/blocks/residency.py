@@ -166,6 +166,26 @@ def visit_blocks(
             yield index, f"{prefix}.{index}", block
 
 
+@contextmanager
+def outside_on(model: nn.Module, device: torch.device, home: torch.device) -> Iterator[None]:
+    """Have on `device`, while the body runs, what a model has at `home` outside its blocks.
+
+    `residency_of` must be asked before: it brings blocks back to where the model is then.
+    """
+    if device == home:
+        yield
+        return
+    inside = {module for block in find_blocks(model)[1] for module in block.modules()}
+    outside = [module for module in model.modules() if module not in inside]
+    for module in outside:
+        module._apply(lambda tensor: tensor.to(device), recurse=False)
+    try:
+        yield
+    finally:
+        for module in outside:
+            module._apply(lambda tensor: tensor.to(home), recurse=False)
+
+
 def visit_linears(
     model: nn.Module,
     device: torch.device | None = None,

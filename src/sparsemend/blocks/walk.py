@@ -25,7 +25,7 @@ from sparsemend.blocks.calls import StopForward, record_calls
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.observer import InputObserver
 from sparsemend.blocks.order import CallOrder
-from sparsemend.blocks.residency import Carried, home_of, residency_of
+from sparsemend.blocks.residency import Carried, home_of, outside_on, residency_of
 from sparsemend.blocks.states import ON_DEVICE, HiddenStates, NoStates, StatesPlace
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
 from sparsemend.terminal import StageLines
@@ -256,7 +256,9 @@ class Calibration:
     def record(self, model: nn.Module, *, changes: bool = False) -> Recorded:
         """Record what `walk` reads before the first block; no mask changes any of it.
 
-        changes: for a walk that changes blocks, whose states in files a later attempt may take up.
+        On the device of the walk, block 0 too: another would round otherwise, and a host may lack
+        the model's kernels or be slow in its dtype.  changes: for a walk that changes blocks, whose
+        states in files a later attempt may take up.
         """
         device = self.device or home_of(model)
         tokens = sum(batch.numel() for batch in self.batches)
@@ -267,8 +269,13 @@ class Calibration:
         return self._record(model, hold)
 
     def _record(self, model: nn.Module, hold: Callable[[Tensor, int], HiddenStates]) -> Recorded:
-        together, blocks = self.together, find_blocks(model)[1]
-        with residency_of(model).resident(0, home_of(model)):
+        together, blocks, residency = self.together, find_blocks(model)[1], residency_of(model)
+        home = home_of(model)
+        device = self.device or home
+        with (
+            residency.resident(0, device, offload=self.offload),
+            outside_on(model, device, home),
+        ):
             if together is None:
                 return record_calls(model, blocks, self.batches, hold, every=True)
             return record_calls(model, blocks, self.windows.split(together), hold)

@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsemend.config.values import plain
+from sparsemend.errors import blame_disk
 from sparsemend.files import forget_partials
 from sparsemend.names import BLOCKS, HIDDEN_STATES, RESULT
 from sparsemend.result.finished import check_apart, resolve_from_run
@@ -84,8 +85,9 @@ def move_log(fresh: Path, out: Path) -> None:
 def carry_out(job: RunJob) -> None:
     """Run every stage in order; what was measured is on disk even when a stage fails."""
     try:
-        stages(job)
-        finish(job)
+        with blame_disk(str(job.out)):
+            stages(job)
+            finish(job)
     except BaseException as error:
         job.result.fail(error, job.stages)
         job.parts.logger.abandon(job.loggers, job.result.content)

@@ -34,7 +34,6 @@ from sparsemend.training.batches import (
     StepSplit,
     count_labels,
     loader,
-    next_token_loss,
 )
 from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace, StepLines
 from sparsemend.training.checkpointed import (
@@ -46,6 +45,7 @@ from sparsemend.training.checkpointed import (
     write_fixed,
 )
 from sparsemend.training.collectives import check_equal_over_ranks, send_buffers
+from sparsemend.training.logits import next_token_loss
 from sparsemend.training.objective import NextToken, Objective
 from sparsemend.training.plan import TrainingPlan, learning_rate_schedule
 from sparsemend.training.step_loss import StepLoss

@@ -20,7 +20,8 @@ from sparsemend.method.adapter.lors import LorsLinear
 from sparsemend.method.lors.lors import Lors
 from sparsemend.method.lors.start import GradientStart, leading_rows
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
-from sparsemend.training.batches import next_token_loss, permutation
+from sparsemend.training.batches import permutation
+from sparsemend.training.logits import next_token_loss
 
 CPU = torch.device("cpu")
 RANK, SEED = 3, 11

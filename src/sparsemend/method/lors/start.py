@@ -24,7 +24,8 @@ from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import Examples
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.terminal import track
-from sparsemend.training.batches import count_labels, next_token_loss, permutation, trim
+from sparsemend.training.batches import count_labels, permutation, trim
+from sparsemend.training.logits import next_token_loss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from sparsemend.method.adapter.low_rank import wider
 from sparsemend.method.base import Workbench
 from sparsemend.sparse.drop_and_grow import highest
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
-from sparsemend.training.batches import next_token_loss
+from sparsemend.training.logits import next_token_loss
 
 
 def random_positions(
