@@ -38,6 +38,7 @@ class Hardware:
     threads: int | None
     micro_batch: int | None
     evaluation_batch: int
+    evaluation_states: int
     deterministic: bool | Literal["auto"]
 
     def prepare(self) -> torch.device:

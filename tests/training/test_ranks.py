@@ -38,9 +38,12 @@ TWO = DataParallel(
     accelerator="cpu",
     devices=2,
     offload=False,
+    stream=False,
+    states="device",
     threads=1,
     micro_batch=None,
     evaluation_batch=8,
+    evaluation_states=10**9,
     deterministic="auto",
 )
 

@@ -14,7 +14,9 @@ from sparsemend.config.keys import keys_that_do_not
 NOT_HASHED = keys_that_do_not("changes_numbers")
 # the same of keys inside a group: how a step is split changes only the order of sums, and where
 # weights and hidden states lie changes nothing
-NOT_HASHED_INSIDE = ("hardware.micro_batch", "hardware.stream", "hardware.states")
+NOT_HASHED_INSIDE = tuple(
+    f"hardware.{key}" for key in ("micro_batch", "stream", "states", "evaluation_states")
+)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

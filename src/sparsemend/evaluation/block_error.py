@@ -43,7 +43,10 @@ class BlockError(Evaluation):
         if next(sparse_linears(model), None) is None:
             return {}
         windows = Calibration(
-            (inputs.test[: self.windows],), device=inputs.device, together=inputs.batch_size
+            (inputs.test[: self.windows],),
+            device=inputs.device,
+            together=inputs.batch_size,
+            states=inputs.states,
         )
         of_dense = replace(windows, offload=True)
         pairs = zip(of_dense.walk(inputs.load_dense()), windows.walk(model), strict=True)
