@@ -298,6 +298,8 @@ def test_cells_that_ended_otherwise_are_listed(moved: Path) -> None:
     text = page(read_claims([moved])[0])
     assert "* 1 of 2 cells measured." in text
     assert "* cell 1 failed: the disk is full." in text
+    cell(moved / "2", method="dsnot", seed=1)  # the same cell, measured in the end
+    assert "cell 1 failed" not in page(read_claims([moved])[0])
 
 
 @pytest.mark.parametrize(
