@@ -35,6 +35,7 @@ class Hardware:
     stream: bool | str
     threads: int | None
     micro_batch: int | None
+    activation_checkpointing: bool
     evaluation_batch: int
     deterministic: bool | Literal["auto"]
 
