@@ -243,6 +243,7 @@ def repair(
                 rounding=cfg.rounding,
                 true_sequential=cfg.true_sequential,
                 micro_batch=hardware.micro_batch,
+                activation_checkpointing=hardware.activation_checkpointing,
             )
             if method.trains:
                 method.check_train(bench.train)

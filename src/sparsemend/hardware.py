@@ -37,6 +37,7 @@ class Hardware:
     states: str
     threads: int | None
     micro_batch: int | None
+    activation_checkpointing: bool
     evaluation_batch: int
     evaluation_states: int
     deterministic: bool | Literal["auto"]

@@ -66,7 +66,7 @@ class HiddenStates(Sequence[Tensor]):
 
 
 class HeldStates(HiddenStates):
-    """HiddenStates in memory, each replaced as soon as it is put."""
+    """States in memory, each replaced as soon as it is put."""
 
     def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
         self.device, self.pinned = device, pinned
@@ -117,7 +117,7 @@ class Entry:
 
 
 class FileStates(HiddenStates):
-    """HiddenStates in the two files of a folder."""
+    """States in the two files of a folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ class FileStates(HiddenStates):
 
 
 def temporary(folder: Path) -> FileStates:
-    """HiddenStates in a folder of their own, which is removed with the last reference to them."""
+    """States in a folder of their own, which is removed with the last reference to them."""
     folder.mkdir(parents=True, exist_ok=True)
     states = FileStates(Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder)))
     weakref.finalize(states, shutil.rmtree, states.folder, True)

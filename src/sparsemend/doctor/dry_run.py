@@ -148,7 +148,11 @@ def _job(cfg: DictConfig, out: Path, mode: DryTensors, extent: Extent) -> RunJob
     result = Result(out / "result.json", cfg)
     result.content["provenance"] |= {"device": "cpu", "threads": torch.get_num_threads()}
     device = torch.device("cpu") if parts.hardware.accelerator == "cpu" else pretended_device()
-    parts = replace(parts, data=_blank(cfg, parts, extent.windows), hardware=_dry_hardware(parts.hardware, device))
+    parts = replace(
+        parts,
+        data=_blank(cfg, parts, extent.windows),
+        hardware=_dry_hardware(parts.hardware, device),
+    )
     return RunJob(
         cfg=cfg,
         parts=parts,

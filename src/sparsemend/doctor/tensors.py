@@ -178,10 +178,20 @@ class DryTensors(TorchDispatchMode):
 
 # what changes a tensor's shape, or its place, while it writes into it
 RESHAPED = {aten.resize_, aten.set_, aten.squeeze_, aten.unsqueeze_, aten.transpose_, aten.t_}
-CARRY = (aten.view, aten.reshape, aten._unsafe_view, aten.detach, aten._to_copy, aten.clone, aten.alias)
+CARRY = (
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.detach,
+    aten._to_copy,
+    aten.clone,
+    aten.alias,
+)
 
 
-def _moved(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+def _moved(
+    module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True
+) -> nn.Module:
     """`nn.Module._apply` for parameters without values, which torch's own swaps with themselves."""
     for child in module.children() if recurse else ():
         _moved(child, change)
@@ -298,7 +308,9 @@ def _bincount(mode: DryTensors, tensor: Tensor, weights: Any = None, minlength: 
     return tensor.new_empty(max(1, minlength), dtype=torch.int64)
 
 
-def _sparse(mode: DryTensors, starts: Tensor, columns: Tensor, values: Tensor, *rest: Any, **_: Any) -> Any:
+def _sparse(
+    mode: DryTensors, starts: Tensor, columns: Tensor, values: Tensor, *rest: Any, **_: Any
+) -> Any:
     """A strided matrix of one element in place of a sparse one, which holds the parts of that."""
     stand_in = values.new_empty(()).expand(rest[0])
     setattr(stand_in, VALUES, (starts, columns, values))
