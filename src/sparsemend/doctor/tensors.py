@@ -75,7 +75,7 @@ class DryTensors(TorchDispatchMode):
     def __init__(self, ledger: Ledger, density: float) -> None:
         super().__init__()
         self.ledger, self.density = ledger, density
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -227,7 +227,7 @@ def _is_composite(func: Any) -> bool:
 
 @cache
 def _only_writes(func: Any) -> bool:
-    """Whether an operator writes into one tensor, whose shape stays, and returns that or nothing."""
+    """Whether an operator writes into one tensor, of the same shape, and returns it or nothing."""
     schema = func._schema
     written = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     returned = [r.alias_info is not None and r.alias_info.is_write for r in schema.returns]
@@ -285,6 +285,8 @@ def _index(mode: DryTensors, tensor: Tensor, indices: Any) -> Any:
         return aten.index.Tensor(tensor, indices)
     place = next(i for i, index in enumerate(indices) if index is mask)
     rest = tensor.shape[place + mask.ndim :]
+    # the kernel lists the places first
+    mode.ledger.scratch(tensor.device.type, 8 * mask.ndim * mode.chosen(mask))
     return tensor.new_empty((*tensor.shape[:place], mode.chosen(mask), *rest))
 
 
