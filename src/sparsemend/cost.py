@@ -19,7 +19,7 @@ LOWER = {
     "load": "model.dtype=bfloat16 halves the weights, hardware.offload=true keeps them on the host",
     "evaluate": "hardware.evaluation_batch=1, or a lower evaluation.perplexity.logits_bytes",
     "prune": "hardware.offload=true, or fewer data.calibration_samples",
-    "repair": "hardware.micro_batch=1, method.activation_checkpointing=true where the method "
+    "repair": "hardware.micro_batch=1, hardware.activation_checkpointing=true where the method "
     "trains, or hardware.offload=true",
 }
 

@@ -37,7 +37,9 @@ class Hardware:
     states: str
     threads: int | None
     micro_batch: int | None
+    activation_checkpointing: bool
     evaluation_batch: int
+    evaluation_states: int
     deterministic: bool | Literal["auto"]
 
     def prepare(self) -> torch.device:

@@ -257,8 +257,8 @@ class Calibration:
         """Record what `walk` reads before the first block; no mask changes any of it.
 
         On the device of the walk, block 0 too: another would round otherwise, and a host may lack
-        the model's kernels or be slow in its dtype.
-        changes: for a walk that changes blocks, whose states in files a later attempt may take up.
+        the model's kernels or be slow in its dtype.  changes: for a walk that changes blocks, whose
+        states in files a later attempt may take up.
         """
         device = self.device or home_of(model)
         tokens = sum(batch.numel() for batch in self.batches)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, UntypedStorage
 
 from sparsemend.config.locations import PACKAGE
@@ -21,13 +20,11 @@ from sparsemend.doctor.peaks import Moment
 
 Rises = dict[tuple[str, str], int]  # (device, line) -> bytes
 OURS, DOCTOR = str(PACKAGE) + "/", str(Path(__file__).parent) + "/"
-FIT = str(PACKAGE / "training" / "module.py"), "fit"
-START, FITTING, FOLD = "repair: start", "repair: fit", "repair: fold"
 
 
 @dataclass
 class Ledger:
-    """Every storage counts from the operator that returns it until it is freed, whoever holds it."""
+    """A storage counts from the operator that returns it until it is freed, whoever holds it."""
 
     stage: str = ""
     live: dict[str, int] = field(default_factory=dict)

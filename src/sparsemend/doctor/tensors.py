@@ -75,7 +75,7 @@ class DryTensors(TorchDispatchMode):
     def __init__(self, ledger: Ledger, density: float) -> None:
         super().__init__()
         self.ledger, self.density = ledger, density
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -178,10 +178,20 @@ class DryTensors(TorchDispatchMode):
 
 # what changes a tensor's shape, or its place, while it writes into it
 RESHAPED = {aten.resize_, aten.set_, aten.squeeze_, aten.unsqueeze_, aten.transpose_, aten.t_}
-CARRY = (aten.view, aten.reshape, aten._unsafe_view, aten.detach, aten._to_copy, aten.clone, aten.alias)
+CARRY = (
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.detach,
+    aten._to_copy,
+    aten.clone,
+    aten.alias,
+)
 
 
-def _moved(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+def _moved(
+    module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True
+) -> nn.Module:
     """`nn.Module._apply` for parameters without values, which torch's own swaps with themselves."""
     for child in module.children() if recurse else ():
         _moved(child, change)
@@ -217,7 +227,7 @@ def _is_composite(func: Any) -> bool:
 
 @cache
 def _only_writes(func: Any) -> bool:
-    """Whether an operator writes into one tensor, whose shape stays, and returns that or nothing."""
+    """Whether an operator writes into one tensor, of the same shape, and returns it or nothing."""
     schema = func._schema
     written = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     returned = [r.alias_info is not None and r.alias_info.is_write for r in schema.returns]
@@ -275,6 +285,8 @@ def _index(mode: DryTensors, tensor: Tensor, indices: Any) -> Any:
         return aten.index.Tensor(tensor, indices)
     place = next(i for i, index in enumerate(indices) if index is mask)
     rest = tensor.shape[place + mask.ndim :]
+    # the kernel lists the places first
+    mode.ledger.scratch(tensor.device.type, 8 * mask.ndim * mode.chosen(mask))
     return tensor.new_empty((*tensor.shape[:place], mode.chosen(mask), *rest))
 
 
@@ -298,7 +310,9 @@ def _bincount(mode: DryTensors, tensor: Tensor, weights: Any = None, minlength: 
     return tensor.new_empty(max(1, minlength), dtype=torch.int64)
 
 
-def _sparse(mode: DryTensors, starts: Tensor, columns: Tensor, values: Tensor, *rest: Any, **_: Any) -> Any:
+def _sparse(
+    mode: DryTensors, starts: Tensor, columns: Tensor, values: Tensor, *rest: Any, **_: Any
+) -> Any:
     """A strided matrix of one element in place of a sparse one, which holds the parts of that."""
     stand_in = values.new_empty(()).expand(rest[0])
     setattr(stand_in, VALUES, (starts, columns, values))

@@ -68,6 +68,7 @@ def _workbench(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Workb
         out=job.out,
         seed=cfg.seed,
         micro_batch=parts.hardware.micro_batch,
+        activation_checkpointing=parts.hardware.activation_checkpointing,
         rounding=cfg.rounding,
         true_sequential=cfg.true_sequential,
         resume_from=job.checkpoint,
