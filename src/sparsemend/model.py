@@ -85,8 +85,8 @@ class PretrainedModel(ModelSource):
         return model.eval()
 
     def open_streamed(self, *, folder: Path | None) -> PreTrainedModel:
-        settings = {"dtype": DTYPES[self.dtype], "attention": self.attention}
-        model, files = open_streamed(self._checkpoint, **settings)
+        dtype = DTYPES[self.dtype]
+        model, files = open_streamed(self._checkpoint, dtype=dtype, attention=self.attention)
         unfold_(model)
         attach_residency(model, Streamed(model, files, folder))
         return model.eval().requires_grad_(False)

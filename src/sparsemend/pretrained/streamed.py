@@ -111,7 +111,7 @@ def open_streamed(
     settings = LoadStateDictConfig(
         dtype=dtype,
         dtype_plan=shell._get_dtype_plan(dtype),
-        weight_mapping=get_model_conversion_mapping(shell),
+        weight_mapping=list[Any](get_model_conversion_mapping(shell)),
     )
     tensors = _by_block(shell, stored, settings)
     inside = {name for block in tensors for name in block}
