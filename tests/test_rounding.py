@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -32,8 +33,21 @@ from sparsemend.pruner.wanda import Wanda
 from sparsemend.rounding import apply_rounding
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.base import Allocation
 
 FREE = Pattern()
+
+
+def test_a_resumed_exact_budget_has_the_debt_of_the_blocks_before() -> None:
+    sizes = {f"{block}.{name}": 100 for block in "ab" for name in "xy"}
+    rates = Allocation(dict.fromkeys(sizes, 0.5), sizes, 0.5)
+    whole, _ = apply_rounding("exact_budget", Wanda(variant=False), rates)
+    whole.around({"a.x": 0.5}, ["a.y"])  # 50 zeros of a.y, of which a.x takes what it can
+    again, _ = apply_rounding("exact_budget", Wanda(variant=False), rates)
+    again.carry_on_(json.loads(json.dumps(whole.to_carry())))
+    assert vars(again) | {"pruner": None} == vars(whole) | {"pruner": None}
+    asked = {"b.x": 0.5, "b.y": 0.5}
+    assert again.around(asked, []) == whole.around(asked, [])
 
 
 def admm(group: Literal["layer", "row"]) -> ADMM:

@@ -138,6 +138,8 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _note(self, tensor: Tensor) -> None:
+        if tensor.is_meta:
+            return  # its storage has a size, and no memory
         if tensor.layout is torch.sparse_csr:
             for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()):
                 self._note(part)

@@ -19,9 +19,12 @@ from transformers import (
 
 from sparsemend.checkpoint.gguf import ready_folder, remarks, stored_as
 from sparsemend.config.gguf import gguf_file
+from sparsemend.errors import CannotStream
 from sparsemend.layout.unfold import unfold_
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.pretrained.checkpoint import Checkpoint
+from sparsemend.pretrained.streamed import weight_bytes
+from sparsemend.pretrained.streamed_blocks import open_streamed
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,18 @@ class ModelSource(ABC):
     @abstractmethod
     def load(self, *, seed: int) -> PreTrainedModel:
         """The dense causal LM in eval mode on the CPU, caching off, unfolded (`layout.unfold_`)."""
+
+    def open_streamed(self, *, folder: Path | None) -> PreTrainedModel:
+        """The model of `load` as a skeleton on the CPU, whose blocks lie in files.
+
+        folder: for changed blocks, None where none will change.  Raises CannotStream with the
+        reason where there are no such files.
+        """
+        raise CannotStream(f"{type(self).__name__} has no files of weights")
+
+    def weight_bytes(self) -> int | None:
+        """Bytes of its weights in memory, where files tell."""
+        return None
 
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -68,6 +83,13 @@ class PretrainedModel(ModelSource):
         unfold_(model)
         return model.eval()
 
+    def open_streamed(self, *, folder: Path | None) -> PreTrainedModel:
+        dtype = DTYPES[self.dtype]
+        return open_streamed(self._checkpoint, dtype=dtype, attention=self.attention, folder=folder)
+
+    def weight_bytes(self) -> int | None:
+        return weight_bytes(self._checkpoint, DTYPES[self.dtype])
+
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self._checkpoint.tokenizer()
 
@@ -94,12 +116,20 @@ class GgufModel(PretrainedModel):
 
     def load(self, *, seed: int) -> PreTrainedModel:
         model = super().load(seed=seed)
+        self._report()
+        return model
+
+    def open_streamed(self, *, folder: Path | None) -> PreTrainedModel:
+        model = super().open_streamed(folder=folder)
+        self._report()
+        return model
+
+    def _report(self) -> None:
         file = gguf_file(self.path)
         if file is not None and not self.reported:
             for line in remarks(ready_folder(file)):
                 log.warning("%s", line)
             self.reported = True
-        return model
 
     def stored_as(self) -> str | None:
         return stored_as(self.path)

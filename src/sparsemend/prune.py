@@ -24,6 +24,7 @@ from torch import nn
 from sparsemend.blocks.arguments import Recorded
 from sparsemend.blocks.find import called_linears, find_blocks, is_never_called, linears_of
 from sparsemend.blocks.names import saved_name
+from sparsemend.blocks.residency import visit_blocks
 from sparsemend.blocks.statistics import Statistic
 from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.pruner.base import Pruner
@@ -77,18 +78,18 @@ def prune(
     """
     started = perf_counter()
     if not pruner.needs_calibration:
-        named = _named_blocks(model)
-        for index, (name, block) in enumerate(named):
+        count = len(find_blocks(model)[1])
+        for index, name, block in visit_blocks(model, changes=True, carried=pruner):
             targets = _to_prune(block)
             rates = _rates_of(name, block, targets, pruner, allocation)
             for inner, linear in targets.items():
                 block.set_submodule(
                     inner, prune_linear(linear, pruner, None, rates[inner], pattern)
                 )
-            _report(index, len(named), linears_of(block).values(), started)
+            _report(index, count, linears_of(block).values(), started)
         return
     recorded = None if first is None else first.recorded
-    for visit in calibration.walk(model, recorded=recorded, changes=True):
+    for visit in calibration.walk(model, recorded=recorded, changes=True, carried=pruner):
         statistics = None if first is None or visit.index else copy.deepcopy(dict(first.statistics))
         prune_block(
             visit,
@@ -203,11 +204,10 @@ def prune_observed(
     With statistics of the dense model no block sees what was pruned before it; the papers'
     protocol is `prune`.
     """
-    home = next(model.parameters()).device
-    started, named = perf_counter(), _named_blocks(model)
-    for index, (block_name, block) in enumerate(named):
-        if calibration.offload:
-            block.to(calibration.device)
+    started, count = perf_counter(), len(find_blocks(model)[1])
+    place = calibration.device if calibration.offload else None
+    blocks = visit_blocks(model, place, offload=calibration.offload, changes=True, carried=pruner)
+    for index, block_name, block in blocks:
         linears = linears_of(block)
         targets = [name for name in linears if f"{block_name}.{name}" in statistics]
         rates = _rates_of(block_name, block, targets, pruner, allocation)
@@ -215,9 +215,7 @@ def prune_observed(
             statistic = copy.deepcopy(statistics[f"{block_name}.{name}"])
             pruned = prune_linear(linears[name], pruner, statistic, rates[name], pattern)
             block.set_submodule(name, pruned)
-        if calibration.offload:
-            block.to(home)
-        _report(index, len(named), linears_of(block).values(), started)
+        _report(index, count, linears_of(block).values(), started)
 
 
 @torch.no_grad()
@@ -248,11 +246,6 @@ def _require_statistic(pruner: Pruner, width: int, device: torch.device) -> Stat
     if statistic is None:
         raise TypeError(f"{type(pruner).__name__} needs calibration but offers no statistic")
     return statistic
-
-
-def _named_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    prefix, blocks = find_blocks(model)
-    return [(f"{prefix}.{index}", block) for index, block in enumerate(blocks)]
 
 
 def _report(index: int, blocks: int, linears: Iterable[nn.Linear], started: float) -> None:

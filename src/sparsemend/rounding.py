@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,18 @@ class ExactBudget(Pruner):
             self.debt -= taken
         self._check_room()
         return {**rates, **{name: self.zeros[name] / self.sizes[name] for name in names}}
+
+    def to_carry(self) -> Mapping[str, Any]:
+        return {
+            "zeros": self.zeros,
+            "ahead": sorted(self.ahead),
+            "debt": self.debt,
+            "moved": self.moved,
+        }
+
+    def carry_on_(self, values: Mapping[str, Any]) -> None:
+        self.zeros, self.ahead = dict(values["zeros"]), set(values["ahead"])
+        self.debt, self.moved = values["debt"], values["moved"]
 
     def _check_room(self) -> None:
         room = sum(self.sizes[name] - self.zeros[name] for name in self.ahead)

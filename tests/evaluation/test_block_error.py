@@ -14,6 +14,7 @@ from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.walk import Calibration
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.block_error import BlockError, growth, relative_error
+from sparsemend.instruments import LiveBytes
 from sparsemend.sparse.linear import SparseLinear
 
 
@@ -21,9 +22,9 @@ def given(tokens: Tensor, family: str, *, batch: int = 3) -> EvaluationInput:
     return evaluation_input(tokens, family=family, batch_size=batch)
 
 
-def halved(family: str, *, blocks: range | None = None) -> PreTrainedModel:
+def halved(family: str, *, blocks: range | None = None, **settings: int) -> PreTrainedModel:
     """A random model whose linears (of some blocks) keep every other input."""
-    model = random_model(family)
+    model = random_model(family, **settings)
     for name, linear in prunable_linears(model).items():
         keep = torch.ones_like(linear.weight, dtype=torch.bool)
         block = int(next(part for part in name.split(".") if part.isdigit()))
@@ -72,6 +73,20 @@ def test_a_streamed_pair_has_the_same_errors(tokens: Tensor) -> None:
     )
     assert walked == whole
     assert residency_of(dense).most == 1
+
+
+@pytest.mark.slow  # measures memory of deep models
+def test_a_streamed_pair_needs_no_more_memory_in_a_deeper_model(tokens: Tensor) -> None:
+    def peak(depth: int) -> int:
+        size = {"num_hidden_layers": depth, "intermediate_size": 512}
+        dense = streamed(random_model("llama", **size))
+        inputs = replace(given(tokens, "llama"), load_dense=lambda: dense)
+        model = streamed(halved("llama", **size))
+        with LiveBytes([]) as live:
+            BlockError(windows=8)(model, inputs)
+        return live.peak
+
+    assert peak(6) == peak(2)
 
 
 def test_blocks_before_the_first_cut_have_no_error(tokens: Tensor) -> None:

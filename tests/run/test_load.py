@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,9 +25,14 @@ from sparsemend.sparse.selection import lowest_per_row
 def load(model: PreTrainedModel, **parts: Any) -> PreTrainedModel:
     """Load `model` as a run of these parts does."""
     cfg = OmegaConf.create(
-        {"seed": 0, "from_run": parts.pop("from_run", None), "pattern_tail": "error", "model": {}}
+        {
+            "seed": 0,
+            "from_run": parts.pop("from_run", None),
+            "pattern_tail": "error",
+            "model": {"path": "here"},
+            "hardware": {},
+        }
     )
-    cfg.model.path = "here"
     pattern = parts.pop("pattern", Pattern())
     parts = {"pruner": Wanda(variant=False), **parts}
     source = SimpleNamespace(load=lambda seed: model)
@@ -36,6 +42,7 @@ def load(model: PreTrainedModel, **parts: Any) -> PreTrainedModel:
         pattern=pattern,
         reuse=SimpleNamespace(memory=Memory(False), on=False),
         device=torch.device("cpu"),
+        out=Path(),
         keys=SimpleNamespace(model=dict),
     )
     return load_model(job, windows())

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from support.families import FAMILIES, random_model
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.states import ON_DEVICE
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import EvaluationInput
@@ -161,6 +162,7 @@ def test_a_measurement_is_keyed_by_the_code_of_its_evaluation(tmp_path: Path) ->
         load_dense=lambda: None,
         out=tmp_path,
         state="dense",
+        states=ON_DEVICE,
         states_bytes=1,
     )
     for code, words in ((OWN, "a"), (OWN, "a"), (f"{OWN}# edited", "a"), (OWN, "b")):

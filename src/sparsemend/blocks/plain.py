@@ -41,15 +41,15 @@ def _behaves(module: nn.Linear) -> bool:
     """Whether the forward of a subclass is x W^T + b for a corner of its weight, in fp32."""
     if not module.weight.is_floating_point() or module.weight.ndim != 2:
         return False
-    corner = copy.copy(module)
+    corner, generator = copy.copy(module), torch.Generator().manual_seed(0)
     parameters = {"weight": module.weight[:CORNER, :CORNER]}
     if module.bias is not None:
         parameters["bias"] = module.bias[:CORNER]
     corner._parameters = {"bias": None} | {
-        name: nn.Parameter(value.float(), requires_grad=False) for name, value in parameters.items()
+        name: nn.Parameter(_numbers(value, generator), requires_grad=False)
+        for name, value in parameters.items()
     }
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(2, corner.weight.shape[1], generator=generator).to(module.weight.device)
+    rows = torch.randn(2, corner.weight.shape[1], generator=generator).to(corner.weight.device)
     try:
         output = type(module).forward(corner, rows)
     except Exception:  # it reads what a plain linear does not have
@@ -58,3 +58,8 @@ def _behaves(module: nn.Linear) -> bool:
     if not isinstance(output, torch.Tensor) or output.shape != expected.shape:
         return False
     return bool((output - expected).norm() <= TOLERANCE * expected.norm())
+
+
+def _numbers(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The values in fp32, or random ones where they are in no memory."""
+    return torch.randn(values.shape, generator=generator) if values.is_meta else values.float()

@@ -30,6 +30,7 @@ FLAGS = {  # flag -> the contract that states its default
     "trains": METHOD,
     "trains_blocks": METHOD,
     "low_rank": METHOD,
+    "streams": METHOD,  # and of an evaluation, whose contract says the same
     "calibration_passes": METHOD,
     "parallel": HARDWARE,
     "needs_tokenizer": DATA,

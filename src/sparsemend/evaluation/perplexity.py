@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.data.base import UNLABELLED, Examples, trim
 from sparsemend.evaluation.base import Evaluation, EvaluationInput, Unfinished
 from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC, weights_of
 from sparsemend.terminal import track
@@ -106,7 +106,8 @@ class Perplexity(Evaluation):
             return inputs.forwards(model, [tokens for tokens, _ in pairs], sums)
 
         batch = self._batch_size(model, rows.tokens, inputs)
-        pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))
+        batches = zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True)
+        pairs = [trim(tokens, labels) for tokens, labels in batches]  # padding is not computed
         both = in_order(pairs, measure, inputs.unfinished, part, tokens=rows.tokens.numel())
         return both[:, 0], both[:, 1]
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from sparsemend.blocks.find import find_blocks, prunable_linears
+from sparsemend.blocks.residency import visit_blocks
 from sparsemend.layout.unfold import folded_tensors
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.mask_file import PackedMask, PackedMasks
@@ -72,6 +73,11 @@ class BlockState:
         moved = tuple(key for key in saved if key not in renamed)
         return cls(model, name, block, state, linears, renamed, moved)
 
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the block, which is resident, as `save_pretrained` writes them."""
+        tensors = self.block.state_dict(prefix=f"{self.name}.")
+        return _convert(self.model, self.name, self.block, {n: tensors[n] for n in self.state})
+
     def send(self, fill: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
         """The saved tensors that are moved, with `fill(name, meta tensor)` in place of weights."""
         whole = set(self.renamed.values())
@@ -103,7 +109,8 @@ def block_states(model: PreTrainedModel) -> Iterator[BlockState]:
 def saved_masks(model: PreTrainedModel) -> SavedMasks:
     """The supports of the sparse linears; a part of a saved tensor that has none is all kept."""
     masks, dense = {}, []
-    for state in block_states(model):
+    visits = visit_blocks(model)
+    for state, _ in zip(block_states(model), visits, strict=True):
         for saved, name in state.renamed.items():
             linear = state.linears.get(name)
             if isinstance(linear, SparseLinear):

@@ -48,6 +48,7 @@ class Workbench:
     out: Path
     seed: int
     micro_batch: int | None = None  # windows at once in a training step; None: all of its share
+    activation_checkpointing: bool = False  # blocks are recomputed in backward
     rounding: str = "pruner"  # how rates become whole weights, see `rounding`
     true_sequential: bool = False  # how the run's pruner goes through a block, see `prune`
     resume_from: Path | None = None
@@ -68,6 +69,7 @@ class RepairMethod(ABC):
     trains block by block on the calibration windows, for `epochs`, less the share `held_out`.
     low_rank: it trains factors of one rank per linear, whose parameters set an arena's budget.
     calibration_passes: forwards over the calibration windows beside the pruner's (estimates).
+    streams: it works on one block at a time, so that the others may lie in files.
     foldable: the result is one sparse matrix per linear; otherwise base and adapter stay apart.
     holds_support: effective weights lie on the support also while the method works.
     """
@@ -77,6 +79,7 @@ class RepairMethod(ABC):
     trains_blocks: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False
     calibration_passes: ClassVar[int] = 0
+    streams: ClassVar[bool] = False
     foldable: ClassVar[bool] = True
     holds_support: ClassVar[bool] = True
     needs_calibration: ClassVar[bool] = False

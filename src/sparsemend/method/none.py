@@ -15,6 +15,7 @@ class NoRepair(RepairMethod):
     """Leaves the model untouched."""
 
     repairs: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
 
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         return {}

@@ -37,6 +37,7 @@ from sparsemend.preflight.members import check_members
 from sparsemend.preflight.modules import check_groups, check_modules
 from sparsemend.preflight.moved import check_moved
 from sparsemend.preflight.steps import check_steps
+from sparsemend.preflight.streaming import check_streaming
 from sparsemend.preflight.vocabulary import (
     check_adapter_shapes,
     check_distillation,
@@ -90,6 +91,7 @@ def check(cfg: DictConfig) -> None:
     check_similarity(cfg)
     check_distillation(cfg)
     check_resume(cfg)
+    check_streaming(cfg)
     if cfg.cache.when == "always":
         check_cache([cfg])
     model = find_model(cfg.model)

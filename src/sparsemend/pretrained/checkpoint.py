@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +23,9 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import (
+    CONFIG_NAME,
     FEATURE_EXTRACTOR_NAME,
+    GENERATION_CONFIG_NAME,
     PROCESSOR_NAME,
     VIDEO_PROCESSOR_NAME,
     cached_file,
@@ -74,19 +77,31 @@ class Checkpoint:
 
         attention: None for the model's own choice.  Raises ValueError with the cause in one line.
         """
-        config = self.config()
-        auto = self._auto_class(config)
-        if attention is not None:
-            check_attention(self.path, auto, config, attention, self.trust_remote_code)
-        dequantise_(config)
-        files = self._files()
-        if files == []:
+        config = self.checked_config(attention)
+        if self._files() == []:
             check_pickled(self.path, trust_remote_code=self.trust_remote_code)
+        loader = self.auto_class(config).from_pretrained
+        return self.load_by(loader, config, dtype=dtype, attention=attention)
+
+    def load_by(
+        self,
+        loader: Callable[..., Any],
+        config: PreTrainedConfig,
+        *,
+        dtype: torch.dtype,
+        attention: str | None,
+        state: Mapping[str, Any] | None = None,
+    ) -> PreTrainedModel:
+        """The model that a `from_pretrained` makes of this checkpoint, or of `state`, its tensors.
+
+        Raises ValueError in one line where the tensors are not those of the class.
+        """
+        files = self._files()
         hint = "" if files is not None or self.trust_remote_code else PICKLE_HINT
         with self._blame("be loaded", hint), keep_report(self.path):
             # sizes that do not fit are refused below, by name, as all the rest
-            model, report = auto.from_pretrained(
-                self.place,
+            model, report = loader(
+                self.place if state is None else None,
                 config=config,
                 dtype=dtype,
                 generation_config=self._generation_config(),
@@ -95,16 +110,38 @@ class Checkpoint:
                 use_safetensors=None if self.trust_remote_code else True,
                 weights_only=True,
                 **({} if attention is None else {"attn_implementation": attention}),
+                **({} if state is None else {"state_dict": dict(state)}),
                 **self.settings,
             )
         check_tensors(self.path, model, report)
         warn_left_out(
             self.path, model, [name for file in files or () for name in read_header(file)]
         )
+        if state is not None:
+            self._place_(model)
         mend_generation_config_(self.path, model)
         model.config.use_cache = False
         result: PreTrainedModel = model.eval()
         return result
+
+    def _place_(self, model: PreTrainedModel) -> None:
+        """Note on a model of tensors what a loader of this folder would have read there."""
+        model.name_or_path = model.config.name_or_path = self.place
+        if not model.can_generate() or self._generation_config() is not None:
+            return
+        settings: dict[str, Any] = {}
+        if not (Path(self.place) / GENERATION_CONFIG_NAME).is_file():
+            settings = {"config_file_name": CONFIG_NAME, "_from_model_config": True}
+        model.generation_config = GenerationConfig.from_pretrained(self.place, **settings)
+
+    def checked_config(self, attention: str | None) -> PreTrainedConfig:
+        """The config to load with, packed weights to be unpacked; ValueError as `load`."""
+        config = self.config()
+        if attention is not None:
+            auto = self.auto_class(config)
+            check_attention(self.path, auto, config, attention, self.trust_remote_code)
+        dequantise_(config)
+        return config
 
     def config(self) -> PreTrainedConfig:
         """The config of the checkpoint; raises ValueError on one that is quantised or foreign."""
@@ -169,7 +206,8 @@ class Checkpoint:
                 "trust it"
             )
 
-    def _auto_class(self, config: PreTrainedConfig) -> Any:
+    def auto_class(self, config: PreTrainedConfig) -> Any:
+        """The auto class of transformers that builds a model of this config."""
         tables = installed_tables()
         kind = Architecture.of(config.to_dict())
         name = kind.auto_class(tables) if tables is not None else None

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,10 +60,18 @@ class Pruner(ABC):
         """
         return rates
 
+    def to_carry(self) -> Mapping[str, Any]:
+        """What it hands from one block to the next, as JSON values, for a resumed pruning."""
+        return {}
+
+    def carry_on_(self, values: Mapping[str, Any]) -> None:
+        """Take up what `to_carry` gave after the last block that an earlier attempt pruned."""
+        return
+
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """Importance (O, I), fp32; higher stays.  DSnoT ranks it for its initial mask."""
         raise ValueError(f"{type(self).__name__} has no score; DSnoT cannot start from it")
 
-    def supports(self, model_path: str | Path) -> dict[str, Tensor] | None:
+    def supports(self, model_path: str | Path) -> Mapping[str, Tensor] | None:
         """Supports (O, I) by linear name that a pruned checkpoint states; None: read its zeros."""
         return None

@@ -3,10 +3,10 @@
 `resume=auto` takes the newest unfinished run of the same configuration; `resume=FOLDER` that run
 and no other.  A configuration is compared by a hash of what changes the numbers.
 
-Three things are worth continuing from: the checkpoint of a fit, the files that a method which
-works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished, and the
-stages in `stages/` (the pruned model, measurements) that an attempt has finished, or begun to
-measure.
+Four things are worth continuing from: the checkpoint of a fit, the files that a method which
+works in parts (blocks, rounds) leaves in `repair/`, one for every part it has finished, the stages
+in `stages/` (the pruned model, measurements) that an attempt has finished, or begun to measure, and
+in `blocks/` the blocks of a streamed model that it has changed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from sparsemend.config.values import config_hash, differences
 from sparsemend.names import (
     ADAPTER,
     BEGUN,
+    BLOCKS,
     CHECKPOINTS,
     CURVES,
     HARNESS,
+    HIDDEN_STATES,
     LAST_CHECKPOINT,
     MASKS,
     MODEL,
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 LEFT = (
     PARTS,
     STAGES,
+    BLOCKS,
+    HIDDEN_STATES,
     CHECKPOINTS,
     CURVES,
     f"{CURVES}-*",
@@ -62,9 +66,13 @@ def run_folder(asked: str | None, config: Mapping[str, Any], fresh: Path) -> tup
     """(run folder, whether there is work in it to continue): a resumed run keeps its folder.
 
     asked: the config's `resume`.  fresh: the folder a new run would have; where it was named with
-    hydra.run.dir and holds an unfinished run of another configuration, that is refused.
+    hydra.run.dir and holds a run that is alive, or an unfinished one of another configuration where
+    that should be resumed, it is refused.
     """
     if asked is None:
+        result = read_result(fresh)
+        if result is not None and result.process.host == this_process().host:
+            check_ended(fresh)  # one on another machine may be dead, and is not asked for
         return fresh, False
     if asked != "auto":
         check_resumable(Path(asked), config)
@@ -181,7 +189,8 @@ def _has_work(folder: Path) -> bool:
     finished = parts.is_dir() and any(not p.name.startswith(".") for p in parts.iterdir())
     kept = any((folder / STAGES).glob("*/*/content.json"))
     begun = any((folder / STAGES / BEGUN).glob("[!.]*"))
-    return finished or kept or begun or last_checkpoint(folder) is not None
+    blocks = any((folder / BLOCKS).glob("*/[!.]*"))
+    return finished or kept or begun or blocks or last_checkpoint(folder) is not None
 
 
 def _search_root(fresh: Path, name: str) -> Path:

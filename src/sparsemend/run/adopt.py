@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsemend.blocks.find import is_never_called, prunable_linears
 from sparsemend.blocks.names import saved_name
+from sparsemend.blocks.residency import visit_linears
 from sparsemend.checkpoint.bits import SIZES, Support, most_in_group, pattern_of
 from sparsemend.sparse.count import LinearCount, count_zeros
 from sparsemend.sparse.linear import SparseLinear
@@ -27,26 +28,28 @@ def attach_supports(model: nn.Module, supports: Mapping[str, Tensor]) -> None:
 
     Raises ValueError where the supports are not those of this model's weights.
     """
-    linears = prunable_linears(model)
-    _check_same_linears(model, supports, linears)
-    for name, support in supports.items():
-        linear, keep = linears[name], support.to(linears[name].weight.device)
-        _check_holds(saved_name(model, name), linear, keep)
-        model.set_submodule(name, SparseLinear(linear.weight, linear.bias, keep))
+    _check_same_linears(model, supports)
+    for name, linear in visit_linears(model, changes=True):
+        if name in supports:
+            keep = supports[name].to(linear.weight.device)
+            _check_holds(saved_name(model, name), linear, keep)
+            model.set_submodule(name, SparseLinear(linear.weight, linear.bias, keep))
 
 
-def _check_same_linears(
-    model: nn.Module, supports: Mapping[str, Tensor], linears: Mapping[str, nn.Linear]
-) -> None:
+def _check_same_linears(model: nn.Module, supports: Mapping[str, Tensor]) -> None:
     """Raise ValueError on a support without a linear, or a sparse linear without a support.
 
     A linear without a support stayed dense.
     """
+    linears = prunable_linears(model)
     odd = sorted(saved_name(model, name) for name in set(supports) - set(linears))
-    for name in sorted(set(linears) - set(supports)):
-        weight = linears[name].weight
-        if int(weight.count_nonzero()) < DENSE * weight.numel():
-            odd.append(saved_name(model, name))
+    if linears.keys() - supports.keys():
+        odd += sorted(
+            saved_name(model, name)
+            for name, linear in visit_linears(model)
+            if name not in supports
+            and int(linear.weight.count_nonzero()) < DENSE * linear.weight.numel()
+        )
     if odd:
         raise ValueError(
             f"the masks file and the model differ in their linears, first in {odd[0]}; give the "
@@ -70,13 +73,12 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
     never called, or that given supports leave out, stays as it is.  Raises
     ValueError where a given support does not fit the model or leaves out a non-zero weight.
     """
-    linears = prunable_linears(model)
     if supports is not None:
-        _check_same_linears(model, supports, linears)
-    rates = {}
-    for name, linear in linears.items():
+        _check_same_linears(model, supports)
+    rates, total = {}, LinearCount(0, 0)
+    for name, linear in visit_linears(model, changes=True):
         zeros = count_zeros(linear)
-        rates[name] = zeros.sparsity
+        rates[name], total = zeros.sparsity, total + zeros
         if is_never_called(linear) or (supports is not None and name not in supports):
             continue
         keep = linear.weight != 0 if supports is None else supports[name].to(linear.weight.device)
@@ -85,7 +87,6 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
         model.set_submodule(name, sparse)
         count = LinearCount(keep.numel() - int(keep.count_nonzero()), keep.numel())
         rates[name] = count.sparsity
-    total = sum((count_zeros(m) for m in prunable_linears(model).values()), LinearCount(0, 0))
     if not total.zeros:
         raise ValueError("pruner=existing found no zero in this model; choose a pruner to prune it")
     source = "zeros" if supports is None else "masks file"
@@ -102,12 +103,11 @@ def check_existing(
     Warns where no pattern is asked for and the support follows one: methods that move zeros would
     break it.  supports: bool (O, I) by linear name, None where the zeros are the support.
     """
-    linears = prunable_linears(model)
     if supports is not None:
-        _check_same_linears(model, supports, linears)
+        _check_same_linears(model, supports)
     sizes = list(SIZES) if pattern.unstructured else [pattern.group_size]
     seen = []
-    for name, linear in linears.items():
+    for name, linear in visit_linears(model):
         if is_never_called(linear) or (supports is not None and name not in supports):
             continue
         keep = linear.weight != 0 if supports is None else supports[name]

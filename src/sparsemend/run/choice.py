@@ -20,13 +20,21 @@ class ChosenLinears(ModelSource):
         self.name, self.context_length = source.name, source.context_length
 
     def load(self, *, seed: int) -> PreTrainedModel:
-        model = self.source.load(seed=seed)
+        return self._choose_in(self.source.load(seed=seed))
+
+    def _choose_in(self, model: PreTrainedModel) -> PreTrainedModel:
         name_linears_(model)
         choose_(model, self.prunable)
         if not self.reported:  # a run may load its dense model several times
             report_choice(model, self.prunable)
             self.reported = True
         return model
+
+    def open_streamed(self, *, folder: Path | None) -> PreTrainedModel:
+        return self._choose_in(self.source.open_streamed(folder=folder))
+
+    def weight_bytes(self) -> int | None:
+        return self.source.weight_bytes()
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.source.tokenizer()

@@ -29,7 +29,9 @@ class FirstBlocks(ModelSource):
         self.name, self.context_length = source.name, source.context_length
 
     def load(self, *, seed: int) -> PreTrainedModel:
-        model = self.source.load(seed=seed)
+        return self._shorten_(self.source.load(seed=seed))
+
+    def _shorten_(self, model: PreTrainedModel) -> PreTrainedModel:
         _, blocks = find_blocks(model)
         config: Any = model.config.get_text_config()
         if vars(config).get("hidden_size_per_layer_input"):  # one tensor with a part per block
@@ -41,6 +43,12 @@ class FirstBlocks(ModelSource):
         if types := vars(config).get("layer_types"):
             config.layer_types = types[: len(blocks)]
         return model
+
+    def open_streamed(self, *, folder: Path | None) -> PreTrainedModel:
+        return self._shorten_(self.source.open_streamed(folder=folder))
+
+    def weight_bytes(self) -> int | None:
+        return self.source.weight_bytes()
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.source.tokenizer()

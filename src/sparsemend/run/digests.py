@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.residency import residency_of
 from sparsemend.config.locations import PACKAGE
 from sparsemend.config.values import digest, plain
 from sparsemend.data.base import Examples
@@ -39,7 +40,10 @@ def model_digest(model: PreTrainedModel) -> str:
     """SHA-256 (hex) of a model's configuration, its attention, and every weight as loaded."""
     hasher = hashlib.sha256(model.config.to_json_string().encode())
     hasher.update(str(model.config._attn_implementation).encode())  # in no config.json
+    hasher.update((residency_of(model).fingerprint() or "").encode())  # of blocks that are in files
     for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            continue
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hasher.update(raw_bytes(tensor))
     return hasher.hexdigest()

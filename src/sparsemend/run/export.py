@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.blocks.residency import residency_of, streams, visit_blocks
 from sparsemend.checkpoint.card import model_card
 from sparsemend.files import replacing_folder
 from sparsemend.layout.saved import saved_masks
@@ -25,6 +26,7 @@ from sparsemend.model import DTYPES
 from sparsemend.names import ADAPTER, MASKS, MODEL
 from sparsemend.result.finished import command_line, finished_run
 from sparsemend.run.job import Loaded, RunJob
+from sparsemend.run.streamed import save_streamed
 from sparsemend.sparse.count import effective_sparsity, sparsity_report, sparsity_section
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 from sparsemend.sparse.mask_file import write_masks
@@ -59,12 +61,15 @@ def _export(
         asked,
         target=report.of_prunable if job.parts.pruner.reads_support else cfg.sparsity,
         pattern=str(job.pattern),
-        effective=effective_sparsity(model),
+        # linears of a streamed model hold their support, so this is the same number, read already
+        effective=report.of_prunable if streams(model) else effective_sparsity(model),
     )
     if cfg.export:
         card = model_card(content, _command(cfg.from_run))
         companions = job.parts.model.companions()
-        export(to_dense_(model), tokenizer, exported, masks=masks, card=card, companions=companions)
+        if not streams(model):
+            to_dense_(model)
+        export(model, tokenizer, exported, masks=masks, card=card, companions=companions)
 
 
 def _command(from_run: str | None) -> str:
@@ -124,12 +129,16 @@ def export(
     """Write `folder` whole or not at all: weights, config, tokenizer, supports, model card.
 
     companions: files to copy beside them.
-    The model, which holds no SparseLinear any more, is folded into the layout of its class.
+    The model, which holds no SparseLinear any more, is folded into the layout of its class; one
+    whose blocks lie in files stays as it is.
     """
-    fold_(model)
     with replacing_folder(folder) as partial:
         with caching(model):
-            model.save_pretrained(partial)
+            if streams(model):
+                save_streamed(model, partial)
+            else:
+                fold_(model)
+                model.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         for file in companions:
@@ -154,11 +163,23 @@ def place_beside(masks: Path, copy: Path) -> None:
 @torch.no_grad()
 def cast_(model: nn.Module, dtype: torch.dtype) -> None:
     """Turn every weight into another dtype; ValueError names one that is too large for it."""
-    for name, parameter in model.named_parameters():
+    if streams(model):
+        residency_of(model).begin("cast")
+        for _, name, block in visit_blocks(model, changes=True):
+            _check_cast(block, dtype, f"{name}.")
+            nn.Module.to(block, dtype)
+    _check_cast(model, dtype)
+    nn.Module.to(model, dtype)
+
+
+def _check_cast(module: nn.Module, dtype: torch.dtype, prefix: str = "") -> None:
+    """Raise ValueError where a weight, of those that are in memory, is too large for a dtype."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            continue
         rounded = parameter.to(dtype)
         if not rounded.isfinite().all() and parameter.isfinite().all():
             raise ValueError(
-                f"export_dtype={str(dtype).removeprefix('torch.')} cannot hold {name}, whose "
-                f"largest weight is {float(parameter.abs().max()):g}; export in another dtype"
+                f"export_dtype={str(dtype).removeprefix('torch.')} cannot hold {prefix}{name}, "
+                f"whose largest weight is {float(parameter.abs().max()):g}; export in another dtype"
             )
-    nn.Module.to(model, dtype)

@@ -9,18 +9,22 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.find import check_blocks
+from sparsemend.blocks.residency import move_
 from sparsemend.blocks.self_check import check_walk
+from sparsemend.blocks.states import forget_walks
 from sparsemend.errors import blame
+from sparsemend.names import BLOCKS, HIDDEN_STATES
 from sparsemend.prune import check_widths
 from sparsemend.run.adopt import check_existing
 from sparsemend.run.debug import first_windows
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.keys import model_key
 from sparsemend.run.prune import given_supports
+from sparsemend.run.streamed import open_if_streamed
 from sparsemend.run.windows import (
     Wanted,
     Windows,
@@ -118,6 +122,7 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
 
 def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
     """Load the dense model, place it, and check it against what the run will do with it."""
+    forget_walks(job.out / HIDDEN_STATES)
     model = _dense_model(job)
     check_blocks(model)
     labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]
@@ -125,7 +130,7 @@ def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
     for tokens in (windows.test, windows.calibration, *(e.tokens for e in labelled)):
         check_vocabulary(tokens, vocabulary)
     if not job.parts.hardware.offload:
-        nn.Module.to(model, job.device)
+        move_(model, job.device)
     if job.cfg.from_run is None:  # a finished run is neither pruned nor repaired
         window = first_window(windows.calibration, windows.test)
         check_walk(model, window, device=job.device, offload=job.parts.hardware.offload)
@@ -135,6 +140,10 @@ def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
 
 def _dense_model(job: RunJob) -> PreTrainedModel:
     """The dense model on the host, this job's own to change."""
+    streamed = open_if_streamed(job.cfg, job.parts.model, job.out / BLOCKS)
+    if streamed is not None:
+        job.keys.dense = model_key(streamed) if job.reuse.on else ""
+        return streamed
 
     def load_here() -> tuple[PreTrainedModel, str]:
         model = job.parts.model.load(seed=job.cfg.seed)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from operator import call
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.names import with_saved_names
+from sparsemend.blocks.residency import residency_of, streams
+from sparsemend.blocks.states import StatesPlace
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.locations import resolve_path
 from sparsemend.config.values import digest
 from sparsemend.layout.saved import module_supports
+from sparsemend.names import HIDDEN_STATES
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import apply_rounding, as_pruned
 from sparsemend.run.adopt import adopt
+from sparsemend.run.cache import Content
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.memory import Memory
 from sparsemend.run.pruned import pruned_content, restore_
@@ -51,12 +56,16 @@ class PruningRules:
         calibration: Calibration,
         memory: Memory = NOTHING_KEPT,
         observing: Callable[[], Mapping[str, Any]] = dict,
+        allocating: Callable[[Callable[[], Allocation]], Allocation] = call,
     ) -> Allocation:
         """Prune `model` in place; return the sparsity asked of every linear.
 
         memory: may hold what does not depend on the rates; observing: the parts of its keys.
+        allocating: gives what the schedule decides, which it is handed to be called.
         """
-        allocation = self.schedule.allocate(model, calibration, self.sparsity, self.pattern)
+        allocation = allocating(
+            partial(self.schedule.allocate, model, calibration, self.sparsity, self.pattern)
+        )
         pruner, allocation = apply_rounding(self.rounding, self.pruner, allocation)
 
         def remember(kind: str, observe: Any) -> Any:
@@ -83,6 +92,32 @@ class PruningRules:
         return as_pruned(pruner, allocation)
 
 
+def _prune_streamed(job: RunJob, loaded: Loaded) -> Allocation:
+    """Prune a model block by block, after the blocks that an earlier attempt has pruned."""
+    pruner, schedule = job.parts.pruner, job.parts.sparsity_schedule
+    model, calibration, parts = loaded.model, calibration_of(job, loaded), None
+    if job.reuse.caches:
+        parts = job.keys.pruning(calibration, pruner, schedule)
+        job.keys.pruned = digest(parts)
+
+    def allocate(decide: Callable[[], Allocation]) -> Allocation:
+        """The rates, of the dense model, before a pruned block of an earlier attempt comes in."""
+        allocation = decide() if parts is None else _remember(job, parts, decide)
+        residency_of(model).begin("prune", job.keys.pruned or None)
+        return allocation
+
+    return pruning_of(job)(model, calibration, allocating=allocate)
+
+
+def _remember(
+    job: RunJob, parts: Mapping[str, Any], decide: Callable[[], Allocation]
+) -> Allocation:
+    def compute() -> Content:
+        return Content(asdict(decide()))
+
+    return Allocation(**job.reuse.again("allocation", parts, compute).values)
+
+
 def prune_stage(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
     """Prune the loaded model in place; return the sparsity asked of every linear."""
     with job.stages.measure("prune"):
@@ -104,8 +139,12 @@ def given_supports(job: RunJob, model: PreTrainedModel) -> Mapping[str, Tensor] 
 
 def calibration_of(job: RunJob, loaded: Loaded) -> Calibration:
     """The calibration windows, seen where the hardware says."""
+    hardware = job.parts.hardware
     return Calibration(
-        (loaded.windows.calibration,), device=job.device, offload=job.parts.hardware.offload
+        (loaded.windows.calibration,),
+        device=job.device,
+        offload=hardware.offload,
+        states=StatesPlace(hardware.states, job.out / HIDDEN_STATES),
     )
 
 
@@ -113,7 +152,10 @@ def _prune(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
     pruner, schedule = job.parts.pruner, job.parts.sparsity_schedule
     model, calibration, keys = loaded.model, calibration_of(job, loaded), job.keys
     if pruner.reads_support:
+        residency_of(model).begin("prune")
         return adopt(model, given_supports(job, model))
+    if streams(model):
+        return _prune_streamed(job, loaded)
     prune_here = partial(
         pruning_of(job),
         model,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
+from sparsemend.blocks.residency import residency_of, streams
+from sparsemend.config.values import config_hash, digest, plain
 from sparsemend.method.base import Workbench
 from sparsemend.result.summary import curves_of
 from sparsemend.result.window_losses import repeat_losses
 from sparsemend.run.evaluate import evaluate
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.prune import calibration_of
+from sparsemend.run.streamed import dense_loader
 from sparsemend.run.table import show_rates
 from sparsemend.sparse.linear import check_supports
 
@@ -20,14 +22,24 @@ def repair_stage(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Map
     """Repair the loaded model in place; return the sparsity now asked of every linear."""
     method, content = job.parts.method, job.result.content
     with job.stages.measure("repair"):
+        if method.repairs:
+            residency_of(loaded.model).begin("repair", _key(job))
         diagnostics = method.repair(loaded.model, _workbench(job, loaded, asked))
-        check_supports(loaded.model)
+        if method.repairs or not streams(loaded.model):  # a pass over the files of all blocks
+            check_supports(loaded.model)
     job.result.costs(job.stages)
     if method.reallocates:
         asked = diagnostics.pop("asked")
         show_rates(content, loaded.model, asked, job.cfg.sparsity)
     _record(job, diagnostics)
     return asked
+
+
+def _key(job: RunJob) -> str | None:
+    """What decides the repaired blocks; None where none are kept for a later attempt."""
+    if job.reuse.attempts is None:
+        return None
+    return digest([job.keys.environment, job.keys.dense, config_hash(plain(job.cfg))])
 
 
 def evaluate_repaired(job: RunJob, loaded: Loaded) -> None:
@@ -50,12 +62,13 @@ def _workbench(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Workb
         allocation=asked,
         sparsity=cfg.sparsity,
         pattern=job.pattern,
-        load_dense=partial(parts.model.load, seed=cfg.seed),
+        load_dense=dense_loader(parts.model, cfg.seed, loaded.model),
         make_trainer=parts.hardware.trainer_factory(job.loggers, job.out),
         device=job.device,
         out=job.out,
         seed=cfg.seed,
         micro_batch=parts.hardware.micro_batch,
+        activation_checkpointing=parts.hardware.activation_checkpointing,
         rounding=cfg.rounding,
         true_sequential=cfg.true_sequential,
         resume_from=job.checkpoint,

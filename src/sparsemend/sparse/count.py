@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from sparsemend.blocks.choice import dense_linears
 from sparsemend.blocks.find import block_index, find_blocks, prunable_linears
 from sparsemend.blocks.names import saved_name, with_saved_names
+from sparsemend.blocks.residency import visit_linears
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
 
 def sparsity_report(model: nn.Module) -> SparsityReport:
     """Exact zeros per linear, per block and of all parameters."""
-    per_linear = {name: count_zeros(linear) for name, linear in prunable_linears(model).items()}
+    per_linear = {name: count_zeros(linear) for name, linear in visit_linears(model)}
     prefix, _ = find_blocks(model)
     per_block: dict[str, LinearCount] = {}
     for name, count in per_linear.items():
@@ -48,7 +49,7 @@ def effective_sparsity(model: nn.Module) -> float:
     """
     counts = [
         zeros_of(m.effective_weight() if isinstance(m, SparseLinear) else m.weight)
-        for m in prunable_linears(model).values()
+        for _, m in visit_linears(model)
     ]
     return sum(counts, LinearCount(0, 0)).sparsity
 

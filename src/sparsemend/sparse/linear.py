@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.plain import LinearLike
+from sparsemend.blocks.residency import streams, visit_linears
 from sparsemend.sparse.packing import pack, unpack
 
 
@@ -104,7 +105,10 @@ def check_supports(model: nn.Module) -> None:
 
     Looks at the effective weight, or at the base alone where an open adapter fills the zeros.
     """
-    for name, linear in sparse_linears(model):
+    whole = visit_linears(model) if streams(model) else model.named_modules()
+    for name, linear in whole:
+        if not isinstance(linear, SparseLinear):
+            continue
         weight = linear.effective_weight() if linear.holds_support else linear.weight
         escaped = int(weight.masked_fill(linear.keep, 0).count_nonzero())
         if escaped:

@@ -19,15 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.names import saved_name
+from sparsemend.blocks.residency import visit_linears
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparsity_schedule.alphapruning_checks import check_options
 from sparsemend.sparsity_schedule.rates.budget import unit_interval, weighted_mean
 from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
 from sparsemend.sparsity_schedule.rates.units import Units
 from sparsemend.sparsity_schedule.scored import ScoredSchedule
-from sparsemend.terminal import with_lines
 
 
 @dataclass(kw_only=True)
@@ -44,10 +43,9 @@ class AlphaPruning(ScoredSchedule):
 
     def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """Mean alpha of every unit."""
-        linears = list(prunable_linears(model).items())
         alphas = {
-            name: self._alpha(saved_name(model, name), calibration.placed(m.weight))
-            for name, m in with_lines(linears, "spectra")
+            name: self._alpha(saved_name(model, name), calibration.placed(linear.weight))
+            for name, linear in visit_linears(model, what="spectra")
         }
         units = Units.of(model, self.granularity).members.values()
         return [sum(alphas[name] for name in names) / len(names) for names in units]

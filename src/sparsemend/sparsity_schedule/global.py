@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.residency import visit_linears
 from sparsemend.blocks.statistics import InputNorm
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
@@ -24,7 +24,6 @@ from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsityS
 from sparsemend.sparsity_schedule.global_checks import check_options
 from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
 from sparsemend.sparsity_schedule.rates.units import Units
-from sparsemend.terminal import with_lines
 
 
 @dataclass(kw_only=True)
@@ -49,7 +48,6 @@ class Global(SparsitySchedule):
     def decide(
         self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        linears = prunable_linears(model)
         norms: dict[str, Tensor] = {}
         if self.needs_calibration:
             for visit in calibration.walk(model):
@@ -58,18 +56,20 @@ class Global(SparsitySchedule):
                     norms[visit.full_name(name)] = statistic.squared.sqrt()
 
         # one that no token reaches stays dense; it is asked for the mean
-        reached = {n: m for n, m in linears.items() if n in norms or not self.needs_calibration}
         units = Units.of(model, self.granularity)
+        reached = [name for name in units.size if name in norms or not self.needs_calibration]
         counts = {name: round(sparsity * size) for name, size in units.size.items()}
 
         def scores() -> Iterator[Tensor]:
-            for name, linear in with_lines(list(reached.items()), "scores"):
+            for name, linear in visit_linears(model, what="scores"):
+                if self.needs_calibration and name not in norms:
+                    continue
                 score = calibration.placed(linear.weight).float().abs()
                 if name in norms:
                     score *= norms[name].to(score.device)
                 yield checked_finite(score)
 
-        others = sum(counts[name] for name in linears.keys() - reached.keys())
+        others = sum(counts[name] for name in units.size.keys() - set(reached))
         pooled = lowest_counts(scores, round(sparsity * sum(units.size.values())) - others)
         counts |= zip(reached, pooled, strict=True)
         return units.from_counts(counts, sparsity, pattern)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.residency import visit_linears
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.running import running_sums
@@ -27,7 +27,6 @@ from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsityS
 from sparsemend.sparsity_schedule.lamp_checks import check_options
 from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
 from sparsemend.sparsity_schedule.rates.units import Units
-from sparsemend.terminal import with_lines
 
 
 @dataclass(kw_only=True)
@@ -47,17 +46,15 @@ class Lamp(SparsitySchedule):
     def decide(
         self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        linears = prunable_linears(model)
         units = Units.of(model, self.granularity)
-        each = list(linears.values())
         counts = lowest_counts(
             lambda: (
                 ascending_scores(calibration.placed(linear.weight))
-                for linear in with_lines(each, "scores")
+                for _, linear in visit_linears(model, what="scores")
             ),
             round(sparsity * sum(units.size.values())),
         )
-        return units.from_counts(dict(zip(linears, counts, strict=True)), sparsity, pattern)
+        return units.from_counts(dict(zip(units.size, counts, strict=True)), sparsity, pattern)
 
 
 def ascending_scores(weight: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.residency import residency_of
-from sparsemend.blocks.walk import Calibration
+from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.data.base import Examples
+from sparsemend.instruments import LiveBytes
 from sparsemend.method.base import Workbench
 from sparsemend.method.dsnot import swaps as dsnot_swaps
 from sparsemend.method.dsnot.dsnot import DSnoT
@@ -387,6 +388,48 @@ def test_streamed_blocks_are_repaired_to_the_same_bits(
     assert isinstance(written, Elsewhere)
     assert written.most == residency_of(dense).most == 1
     assert_same_bits(bits(brought_back(walked.model)), bits(whole.model))
+
+
+def test_a_streamed_repair_cut_off_goes_on_with_its_counts(
+    make_model, tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = (Scene(make_model, tokens, Wanda(variant=False)) for _ in range(2))
+    expected = whole.repair()
+    repair_block, visited = DSnoT._repair_block, []
+
+    def cut(self: DSnoT, visit: Visit, *rest: Any) -> Any:
+        if visit.index == 2 and 2 not in visited:
+            visited.append(2)
+            raise KeyboardInterrupt
+        visited.append(visit.index)
+        return repair_block(self, visit, *rest)
+
+    monkeypatch.setattr(DSnoT, "_repair_block", cut)
+    residency = residency_of(streamed(broken.model))
+    assert isinstance(residency, Elsewhere)
+    with pytest.raises(KeyboardInterrupt):
+        broken.repair()
+    residency.finished = 2
+    assert broken.repair() == expected
+    assert visited == [0, 1, 2, 2]
+    assert_same_bits(bits(brought_back(broken.model)), bits(whole.model))
+
+
+@pytest.mark.slow  # measures memory of deep models
+def test_streamed_blocks_need_no_more_memory_in_a_deeper_model(make_model, tokens) -> None:
+    def peak(depth: int) -> int:
+        def make(family: str) -> PreTrainedModel:
+            return make_model(family, num_hidden_layers=depth, intermediate_size=512)
+
+        scene = Scene(make, tokens, Wanda(variant=False))
+        dense = streamed(scene.make())
+        object.__setattr__(scene.bench, "load_dense", lambda: dense)
+        streamed(scene.model)
+        with LiveBytes([]) as live:
+            scene.repair(start="given", sparsegpt_weights="obs", max_cycles=2)
+        return live.peak
+
+    assert peak(6) == peak(2)
 
 
 def test_a_threshold_per_token_is_multiplied_by_the_sequence_length(make_model, tokens) -> None:

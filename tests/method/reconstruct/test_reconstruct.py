@@ -329,6 +329,37 @@ def test_a_run_cut_off_in_block_two_ends_with_the_same_bits(
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+@pytest.mark.slow  # three runs each; that of a model in memory is above
+@pytest.mark.parametrize(("inputs", "targets"), STREAMS)
+def test_a_streamed_run_cut_off_in_block_two_ends_with_the_same_bits(
+    inputs: str, targets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = method(f"inputs={inputs}", f"targets={targets}", "epochs=1")
+    whole, bench = scene(tmp_path / "whole")
+    expected = made.repair(whole, bench)
+    run, fitted = BlockFit.run, list[int]()
+
+    def cut(self: BlockFit) -> Any:
+        fitted.append(self.visit.index)
+        if fitted == [0, 1]:
+            raise Killed
+        return run(self)
+
+    monkeypatch.setattr(BlockFit, "run", cut)
+    broken, bench = scene(tmp_path / "broken")
+    residency = residency_of(streamed(broken))
+    assert isinstance(residency, Elsewhere)
+    with pytest.raises(Killed):
+        made.repair(broken, bench)
+    residency.finished = 1
+    report = made.repair(broken, bench)
+    assert fitted == [0, 1, 1, 2]
+    assert not bench.parts.exists()  # a second copy of every block
+    contracts.assert_same_bits(contracts.bits(brought_back(broken)), contracts.bits(whole))
+    for one, other in zip(expected["blocks"], report["blocks"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
 def test_a_finished_block_of_another_support_is_refused(tmp_path: Path) -> None:
     model, bench = scene(tmp_path)
     method().repair(model, bench)
@@ -378,6 +409,24 @@ def test_what_it_needs_beside_the_models_does_not_grow_with_depth(
     assert peaks[6] <= 1.02 * peaks[2]
     # per weight a gradient, two moments, the values of the best epoch and of the one just seen
     assert peaks[6] < 7 * block_bytes
+
+
+@pytest.mark.slow  # measures memory of deep models
+@pytest.mark.parametrize(("inputs", "targets", "form"), [STREAMED[0], STREAMED[3], STREAMED[5]])
+def test_streamed_blocks_need_no_more_memory_in_a_deeper_model(
+    inputs: str, targets: str, form: str, tmp_path: Path
+) -> None:
+    def peak(layers: int) -> int:
+        model, bench = deep(layers, tmp_path)
+        dense = streamed(bench.load_dense())
+        object.__setattr__(bench, "load_dense", lambda: dense)
+        streamed(model)
+        made = method(f"form={form}", f"inputs={inputs}", f"targets={targets}", "epochs=1")
+        with LiveBytes([]) as live:
+            made.repair(model, bench)
+        return live.peak
+
+    assert peak(6) <= 1.02 * peak(2)
 
 
 class Whereabouts:

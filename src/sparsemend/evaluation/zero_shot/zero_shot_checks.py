@@ -18,6 +18,8 @@ def check(asked: Asked) -> None:
     """Raise ValueError or FileNotFoundError unless every task that is asked for exists."""
     settings = asked.section
     check_has_tokenizer("evaluation=zero_shot", asked.cfg.model, "leave zero_shot out")
+    if settings.batch == 0:
+        raise ValueError("evaluation.zero_shot.batch=0 is below 1; null: hardware.evaluation_batch")
     if settings.tasks is None and settings.suite not in settings.suites:
         raise ValueError(
             f"evaluation.zero_shot.suite={settings.suite} is not one of "
@@ -54,6 +56,10 @@ def check(asked: Asked) -> None:
 
 def needs_whole_model(section: DictConfig) -> str | None:
     """The reason why these tasks cannot be measured with one block in memory; None without one."""
+    if str(section.batch).startswith("auto"):
+        return (
+            f"evaluation.zero_shot.batch={section.batch} tries out what fits beside a whole model"
+        )
     generating = answer_tokens(_chosen(section), section.include_path)
     if not generating:
         return None

@@ -1,0 +1,33 @@
+"""What needs the whole model is refused where its blocks are to stay in files."""
+
+from __future__ import annotations
+
+import pytest
+from support.configs import compose
+
+from sparsemend.config.streaming import obstacle
+from sparsemend.preflight.streaming import check_streaming
+
+STREAMS = ["method=none", "hardware.stream=true"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["method=masked_lora"], "method=masked_lora works on all blocks of the model at once"),
+        (["evaluation=[perplexity,speed]"], "evaluation=speed needs all blocks of the model"),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused(overrides: list[str], reason: str) -> None:
+    cfg = compose("run", [*STREAMS, *overrides])
+    cfg.evaluation.perplexity["_target_"] = "support.streamed.Counted"
+    with pytest.raises(ValueError, match=rf"hardware\.stream=true: {reason}.*stream=false"):
+        check_streaming(cfg)
+    cfg.hardware.stream = "auto"
+    check_streaming(cfg)  # such a run loads its model whole
+
+
+def test_a_method_and_evaluations_that_work_by_block_have_no_obstacle() -> None:
+    cfg = compose("run", STREAMS)
+    cfg.evaluation.perplexity["_target_"] = "support.streamed.Counted"
+    assert obstacle(cfg) is None

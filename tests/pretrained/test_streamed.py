@@ -1,0 +1,174 @@
+"""A model whose blocks lie in files is pruned and exported with the bits of one in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
+from support.checkpoints import pickled
+from support.configs import compose
+from support.families import random_model
+from support.layouts import LAYOUTS, layout_model
+from support.streamed import Pruning, assert_equal, both_ways, source, written
+from torch import Tensor
+
+from sparsemend.blocks.find import find_blocks
+from sparsemend.blocks.residency import residency_of, visit_blocks, visit_linears
+from sparsemend.errors import CannotStream
+from sparsemend.instruments import LiveBytes
+from sparsemend.pretrained.streamed_blocks import unbroken
+from sparsemend.pruner.wanda import Wanda
+from sparsemend.sparsity_schedule.uniform import Uniform
+
+WANDA = Wanda(variant=False)
+
+
+def members(*overrides: str) -> dict[str, Any]:
+    """Pruner, schedule and rules of a composed config."""
+    cfg = compose("run", list(overrides))
+    built = {
+        name: instantiate(
+            cfg[group],
+            _convert_="all",
+            _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS,
+        )
+        for name, group in (("pruner", "pruner"), ("schedule", "sparsity_schedule"))
+    }
+    rules = ("pattern", "rounding", "true_sequential")
+    return built | {rule: cfg[rule] for rule in rules}
+
+
+CASES = [
+    ("llama", "float32", []),
+    ("gemma2", "bfloat16", ["sparsity_schedule=owl"]),
+    ("opt", "float32", ["pruner=sparsegpt", "pattern=2:4"]),
+    ("gpt2", "bfloat16", ["pruner=magnitude", "sparsity_schedule=lamp", "rounding=exact_budget"]),
+]
+SLOW = [
+    (family, dtype, overrides)
+    for family in ("llama", "gpt2", "opt", "gemma2", "mixtral")
+    for dtype in ("float32", "bfloat16")
+    for overrides in (
+        [],
+        ["pruner=sparsegpt"],
+        ["pruner=magnitude", "rounding=exact_budget"],
+        ["pattern=2:4"],
+        ["sparsity_schedule=owl"],
+        ["true_sequential=true"],
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "overrides"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
+def test_blocks_in_files_are_pruned_and_exported_with_the_bits_of_blocks_in_memory(
+    family: str, dtype: str, overrides: list[str], tokens: Tensor, tmp_path: Path
+) -> None:
+    model = layout_model(family) if family in LAYOUTS else random_model(family)
+    model.save_pretrained(tmp_path / "dense", max_shard_size="20KB")
+    pruning = Pruning(tokens=tokens, **members(*overrides))
+    assert_equal(*both_ways(tmp_path / "dense", dtype, pruning))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama") / "dense"
+    random_model("llama").save_pretrained(folder)
+    return folder
+
+
+class Interrupted(Wanda):
+    """Wanda that dies at one of its calls."""
+
+    left = 10  # the model has 3 blocks of 7 linears
+
+    def score(self, weight: Tensor, statistic: Any) -> Tensor:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return super().score(weight, statistic)
+
+
+@pytest.mark.parametrize("rounding", ["pruner", "exact_budget"])
+def test_a_pruning_that_died_goes_on_after_its_last_whole_block(
+    rounding: str, llama: Path, tokens: Tensor, tmp_path: Path
+) -> None:
+    rules = {"schedule": Uniform(), "tokens": tokens, "rounding": rounding, "key": "one"}
+    whole = source(llama).open_streamed(folder=tmp_path / "whole")
+    Pruning(pruner=WANDA, **rules)(whole)
+    dying = source(llama).open_streamed(folder=tmp_path / "blocks")
+    with pytest.raises(KeyboardInterrupt):
+        Pruning(pruner=Interrupted(variant=False), **rules)(dying)
+    assert [p.name for p in (tmp_path / "blocks/prune").iterdir()] == ["00000.safetensors"]
+    again = source(llama).open_streamed(folder=tmp_path / "blocks")
+    first = (tmp_path / "blocks/prune/00000.safetensors").stat().st_mtime_ns
+    Pruning(pruner=WANDA, **rules)(again)
+    assert (tmp_path / "blocks/prune/00000.safetensors").stat().st_mtime_ns == first
+    assert_equal(written(whole, tmp_path / "a"), written(again, tmp_path / "b"))
+
+
+def test_blocks_of_another_key_or_after_a_gap_are_not_taken_up(
+    llama: Path, tokens: Tensor, tmp_path: Path
+) -> None:
+    model = source(llama).open_streamed(folder=tmp_path)
+    Pruning(pruner=WANDA, schedule=Uniform(), tokens=tokens, key="one")(model)
+    files = sorted((tmp_path / "prune").iterdir())
+    assert unbroken(tmp_path / "prune", "one", 3) == files
+    assert unbroken(tmp_path / "prune", "other", 3) == []
+    residency_of(model).begin("prune", "one")  # the same blocks, computed once more
+    assert residency_of(model).take_up() == 3
+    files[1].rename(tmp_path / "moved")
+    assert unbroken(tmp_path / "prune", "one", 3) == files[:1]
+    model = source(llama).open_streamed(folder=tmp_path)
+    Pruning(pruner=WANDA, schedule=Uniform(), tokens=tokens, key="one")(model)
+    third = files[2].read_bytes()
+    files[1].write_bytes((tmp_path / "moved").read_bytes())
+    assert unbroken(tmp_path / "prune", "one", 3) == files[:2]  # the third is of another second
+    files[0].write_bytes(third[:-1])
+    assert unbroken(tmp_path / "prune", "one", 3) == []
+
+
+def test_a_body_that_fails_stores_nothing_and_leaves_no_weight(llama: Path, tmp_path: Path) -> None:
+    model = source(llama).open_streamed(folder=tmp_path)
+    before = {name: linear.weight.clone() for name, linear in visit_linears(model)}
+
+    def fail() -> None:
+        for _, _, block in visit_blocks(model, changes=True):
+            for parameter in block.parameters():
+                parameter.zero_()
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert all(p.is_meta for p in find_blocks(model)[1].parameters())
+    assert all(torch.equal(before[name], linear.weight) for name, linear in visit_linears(model))
+    dense = source(llama).open_streamed(folder=None)
+    with pytest.raises(RuntimeError, match="no folder"):
+        next(visit_blocks(dense, changes=True))
+
+
+def test_memory_does_not_grow_with_the_number_of_blocks(
+    tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # LiveBytes sees one thread
+    peaks = []
+    for blocks in (2, 6):
+        folder = tmp_path / str(blocks)
+        random_model("llama", num_hidden_layers=blocks).save_pretrained(folder)
+        with LiveBytes([]) as live:
+            model = source(folder).open_streamed(folder=folder / "blocks")
+            Pruning(pruner=WANDA, schedule=Uniform(), tokens=tokens)(model)
+        peaks.append(live.peak)
+        del model
+    block = sum(p.numel() * 4 for p in find_blocks(random_model("llama"))[1][0].parameters())
+    assert peaks[1] - peaks[0] < block / 10
+
+
+def test_pickled_weights_cannot_be_read_block_by_block(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(CannotStream, match=r"the weights of model .* are pickled"):
+        source(pickled(tmp_path / "pickled", llama)).open_streamed(folder=None)
