@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
+from time import process_time
 
 from omegaconf import DictConfig
 
@@ -16,7 +16,7 @@ from sparsemend.doctor.report import Relief, Report
 from sparsemend.doctor.surroundings import NoShape, examine_surroundings, shapes_are_there
 from sparsemend.doctor.verdict import Capacity, Finding, Need, Verdict
 
-PATIENCE = 45.0  # seconds after which no further remedy is tried
+PATIENCE = 45.0  # seconds of processor time after which no further remedy is tried
 
 
 def examine(
@@ -31,7 +31,7 @@ def examine(
 
     device_gb, host_gb: free memory to take for granted, for a machine that is not this one.
     """
-    started = monotonic()
+    started = process_time()
     capacity = find_capacity(cfg, folder, device_gb=device_gb, host_gb=host_gb)
     findings = examine_surroundings(cfg, pretended=device_gb is not None)
     try:
@@ -73,9 +73,9 @@ def find_relief(
     lines: list[str] = []
     alters: list[str] = []
     tried: set[tuple[str, ...]] = set()
-    while (tight := _tightest(needs)) is not None and monotonic() < until:
+    while (tight := _tightest(needs)) is not None and process_time() < until:
         for remedy in choices(cfg, tight.stage, tight.device):
-            if (key := tuple(remedy.lines)) in tried or monotonic() >= until:
+            if (key := tuple(remedy.lines)) in tried or process_time() >= until:
                 continue
             tried.add(key)
             changed = remedy.applied(cfg)
