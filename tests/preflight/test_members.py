@@ -121,7 +121,7 @@ def test_each_one_s_own_check_refuses_and_its_class_is_not_imported(outside: Pat
 
 def test_a_file_of_checks_without_a_check_is_refused(outside: Path) -> None:
     (outside / "outside_checks.py").write_text("def chek(asked): ...\n")
-    with pytest.raises(ValueError, match=r"outside_checks\.py defines neither check nor without_"):
+    with pytest.raises(ValueError, match=r"outside_checks\.py defines none of check, without_"):
         preflight.check(compose("run", [f"hydra.searchpath=[{outside}]", *OWN]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Elsewhere(Residency):
 
     visits: (block, whether changes were asked for) of every time one was brought in.
     most: how many blocks of this model were there at once, at most.
+    finished: first blocks that an earlier attempt has changed, for the next loop to take up.
     """
 
     streams = True
@@ -56,7 +58,8 @@ class Elsewhere(Residency):
         self.blocks = find_blocks(model)[1]
         self.stored = [_store(block) for block in self.blocks]
         self.visits: list[tuple[int, bool]] = []
-        self.most = self._there = 0
+        self.most = self._there = self.finished = 0
+        self._carried = ["{}"] * len(self.blocks)
         for index in range(len(self.blocks)):
             self._take_away_(index)
 
@@ -84,9 +87,16 @@ class Elsewhere(Residency):
             yield block
             if changes:
                 self.stored[index] = _store(block)
+                self._carried[index] = json.dumps({} if carried is None else carried.to_carry())
         finally:
             self._take_away_(index)
             self._there -= 1
+
+    def take_up(self, carried: Carried | None = None) -> int:
+        finished, self.finished = self.finished, 0
+        if finished and carried is not None:
+            carried.carry_on_(json.loads(self._carried[finished - 1]))
+        return finished
 
     def bring_(self, index: int, device: torch.device) -> None:
         _put_(self.blocks[index], {n: s.read(device) for n, s in self.stored[index].items()})

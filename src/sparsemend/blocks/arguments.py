@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsemend.blocks.states import HiddenStates
+
 
 @dataclass(frozen=True)
 class BlockArguments:
@@ -40,7 +42,7 @@ class Recorded:
     arguments: of every block, of every batch; batches share the values that are equal.
     """
 
-    states: list[Tensor]
+    states: HiddenStates
     shapes: list[torch.Size]
     arguments: list[list[BlockArguments]]
 
@@ -69,10 +71,6 @@ class Placement:
     def of(self, arguments: BlockArguments, moved: dict[int, Tensor]) -> BlockArguments:
         """The arguments on the device.  moved: tensors there already, by the id of the recorded."""
         return arguments.with_each(lambda value: self._place(value, moved))
-
-    def place(self, value: Any) -> Any:
-        """One argument on the device."""
-        return self._place(value, {})
 
     def _place(self, value: Any, moved: dict[int, Tensor]) -> Any:
         if isinstance(value, Tensor):

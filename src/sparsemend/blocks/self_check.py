@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.arguments import Placement
 from sparsemend.blocks.calls import split_call
 from sparsemend.blocks.find import NEVER_CALLED, find_blocks, linears_of
 from sparsemend.blocks.hooks import keep_hooks
-from sparsemend.blocks.residency import home_of, residency_of, streams
+from sparsemend.blocks.residency import Residency, home_of, outside_on, residency_of, streams
 from sparsemend.blocks.walk import Calibration
 
 # ||walk - model|| / ||model|| of the states.  The walk repeats the model's own operations, so that
@@ -78,15 +77,16 @@ class _Seen:
 def _run(model: nn.Module, blocks: nn.ModuleList, calibration: Calibration) -> _Seen:
     """One forward of the model on the calibration's window, its blocks where a walk has them."""
     seen = _Seen()
+    elsewhere, residency = calibration.offload or streams(model), residency_of(model)
     home = home_of(model)
-    elsewhere = calibration.offload or streams(model)
+    device = calibration.device or home
     with ExitStack() as stack:
-        away = Placement(calibration.device or home)
         for index, block in enumerate(blocks):
             stack.enter_context(_watching(block, index, seen))
             if elsewhere:
-                stack.enter_context(_visiting(model, block, index, away))
-        model(input_ids=calibration.windows.to(home), use_cache=False)
+                stack.enter_context(_visiting(residency, block, index, device))
+        stack.enter_context(outside_on(model, device, home))
+        model(input_ids=calibration.windows.to(device), use_cache=False)
     return seen
 
 
@@ -112,22 +112,19 @@ def _watching(block: nn.Module, index: int, seen: _Seen) -> Iterator[None]:
 
 
 @contextmanager
-def _visiting(model: nn.Module, block: nn.Module, index: int, away: Placement) -> Iterator[None]:
-    """Bring the block and what it is given away for each of its calls, and back home."""
-    home, residency, calls = home_of(model), residency_of(model), ExitStack()
+def _visiting(
+    residency: Residency, block: nn.Module, index: int, device: torch.device
+) -> Iterator[None]:
+    """Bring the block to the device of all the rest for each of its calls."""
+    calls = ExitStack()
 
-    def bring(module: nn.Module, inputs: Any, named: Any) -> tuple[Any, Any]:
-        calls.enter_context(residency.resident(index, away.device, offload=True))
-        return away.place(inputs), {key: away.place(value) for key, value in named.items()}
+    def bring(module: nn.Module, inputs: Any) -> None:
+        calls.enter_context(residency.resident(index, device, offload=True))
 
-    def back(module: nn.Module, inputs: Any, output: Any) -> Any:
+    def back(module: nn.Module, inputs: Any, output: Any) -> None:
         calls.close()
-        return Placement(home).place(output)
 
-    handles = [
-        block.register_forward_pre_hook(bring, with_kwargs=True),
-        block.register_forward_hook(back),
-    ]
+    handles = [block.register_forward_pre_hook(bring), block.register_forward_hook(back)]
     with calls, keep_hooks(handles):
         yield
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from sparsemend.blocks.room import available_bytes
 from sparsemend.doctor.verdict import Capacity
-from sparsemend.run.room import available_bytes
 
 QUERY = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
 

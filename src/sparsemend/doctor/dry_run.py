@@ -280,8 +280,8 @@ def _hydra_of_a_job() -> Iterator[None]:
     """What an export asks Hydra about the command line that made it."""
     instance = HydraConfig.instance()
     before = instance.cfg
-    content = {"overrides": {"task": []}, "runtime": {"config_sources": []}}
-    instance.cfg = OmegaConf.create({"hydra": content})
+    content: dict[str, Any] = {"overrides": {"task": []}, "runtime": {"config_sources": []}}
+    instance.cfg = OmegaConf.create({"hydra": content})  # type: ignore[assignment]
     try:
         yield
     finally:

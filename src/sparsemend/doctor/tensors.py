@@ -36,7 +36,7 @@ ANSWER = "_sparsemend_answer"
 VALUES = "_sparsemend_values"
 
 
-class Backend(backend_registration._DummyBackendModule):  # type: ignore[misc]
+class Backend(backend_registration._DummyBackendModule):
     """What torch asks the module of a device."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
@@ -365,7 +365,7 @@ def _sampled(mode: DryTensors, pattern: Tensor, *others: Any, **named: Any) -> T
     return _sparse(mode, starts, columns, products, pattern.shape)
 
 
-ANSWERS = {
+ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.sparse_compressed_tensor: _sparse,
     aten.sparse_sampled_addmm: _sampled,
     aten.values: lambda mode, matrix: getattr(matrix, VALUES)[2],

@@ -41,7 +41,7 @@ class Unread(np.ndarray):
         return b""
 
     @property
-    def data(self) -> memoryview:  # type: ignore[override]
+    def data(self) -> memoryview:
         return memoryview(b"")
 
 

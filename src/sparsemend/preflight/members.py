@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sparsemend.config.asked import Asked
 from sparsemend.config.members import checks_of, targets
 
-HOOKS = ("check", "without_effect")  # what the file of early checks may define
+HOOKS = ("check", "without_effect", "needs_whole_model")  # what the file of early checks may define
 LAST = "data"  # files are read to their end, so all else comes first
 
 
@@ -57,7 +57,7 @@ def _hook(target: str, name: str) -> Any:
         return None
     if not any(hook in vars(module) for hook in HOOKS):
         raise ValueError(
-            f"{module.__file__} defines neither {' nor '.join(HOOKS)}; give it "
+            f"{module.__file__} defines none of {', '.join(HOOKS)}; give it "
             "def check(asked: Asked) -> None, or take it away"
         )
     return vars(module).get(name)

@@ -29,6 +29,12 @@ def average_over_ranks_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of `tensor` over the ranks: itself without a process group, else a copy."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return average_over_ranks_(tensor.clone()) if together else tensor
+
+
 def check_equal_over_ranks(tensors: Mapping[str, Tensor], device: torch.device) -> None:
     """Raise RuntimeError, on every rank, naming the first tensor whose bits differ between ranks.
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.residency import residency_of
-from sparsemend.blocks.walk import Calibration
+from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.data.base import Examples
 from sparsemend.instruments import LiveBytes
 from sparsemend.method.base import Workbench
@@ -388,6 +388,31 @@ def test_streamed_blocks_are_repaired_to_the_same_bits(
     assert isinstance(written, Elsewhere)
     assert written.most == residency_of(dense).most == 1
     assert_same_bits(bits(brought_back(walked.model)), bits(whole.model))
+
+
+def test_a_streamed_repair_cut_off_goes_on_with_its_counts(
+    make_model, tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = (Scene(make_model, tokens, Wanda(variant=False)) for _ in range(2))
+    expected = whole.repair()
+    repair_block, visited = DSnoT._repair_block, []
+
+    def cut(self: DSnoT, visit: Visit, *rest: Any) -> Any:
+        if visit.index == 2 and 2 not in visited:
+            visited.append(2)
+            raise KeyboardInterrupt
+        visited.append(visit.index)
+        return repair_block(self, visit, *rest)
+
+    monkeypatch.setattr(DSnoT, "_repair_block", cut)
+    residency = residency_of(streamed(broken.model))
+    assert isinstance(residency, Elsewhere)
+    with pytest.raises(KeyboardInterrupt):
+        broken.repair()
+    residency.finished = 2
+    assert broken.repair() == expected
+    assert visited == [0, 1, 2, 2]
+    assert_same_bits(bits(brought_back(broken.model)), bits(whole.model))
 
 
 @pytest.mark.slow  # measures memory of deep models

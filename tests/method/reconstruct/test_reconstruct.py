@@ -329,6 +329,37 @@ def test_a_run_cut_off_in_block_two_ends_with_the_same_bits(
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+@pytest.mark.slow  # three runs each; that of a model in memory is above
+@pytest.mark.parametrize(("inputs", "targets"), STREAMS)
+def test_a_streamed_run_cut_off_in_block_two_ends_with_the_same_bits(
+    inputs: str, targets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = method(f"inputs={inputs}", f"targets={targets}", "epochs=1")
+    whole, bench = scene(tmp_path / "whole")
+    expected = made.repair(whole, bench)
+    run, fitted = BlockFit.run, list[int]()
+
+    def cut(self: BlockFit) -> Any:
+        fitted.append(self.visit.index)
+        if fitted == [0, 1]:
+            raise Killed
+        return run(self)
+
+    monkeypatch.setattr(BlockFit, "run", cut)
+    broken, bench = scene(tmp_path / "broken")
+    residency = residency_of(streamed(broken))
+    assert isinstance(residency, Elsewhere)
+    with pytest.raises(Killed):
+        made.repair(broken, bench)
+    residency.finished = 1
+    report = made.repair(broken, bench)
+    assert fitted == [0, 1, 1, 2]
+    assert not bench.parts.exists()  # a second copy of every block
+    contracts.assert_same_bits(contracts.bits(brought_back(broken)), contracts.bits(whole))
+    for one, other in zip(expected["blocks"], report["blocks"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
 def test_a_finished_block_of_another_support_is_refused(tmp_path: Path) -> None:
     model, bench = scene(tmp_path)
     method().repair(model, bench)

@@ -135,7 +135,7 @@ class DSnoT(RepairMethod):
         updated = self.start == "given" and self.sparsegpt_weights == "obs"
         dense = bench.load_dense()
         originals, tallies = residency_of(dense), Tallies()
-        for visit in bench.calibration.walk(model, changes=True):
+        for visit in bench.calibration.walk(model, changes=True, carried=tallies):
             place = next(visit.block.parameters()).device
             with originals.resident(visit.index, place) as block:
                 states = restore_dense_(visit.block, block, weights=updated)

@@ -69,7 +69,7 @@ class Tallies:
         """That of the whole model."""
         return sum(self.blocks, Tally())
 
-    def carried(self) -> dict[str, Any]:
+    def to_carry(self) -> dict[str, Any]:
         return {"blocks": [asdict(tally) for tally in self.blocks]}
 
     def carry_on_(self, values: Mapping[str, Any]) -> None:

@@ -9,29 +9,24 @@ this one and Y the dense block's outputs on that same X; other streams are optio
 clipping acts on unscaled gradients, where EBFT's code clips scaled ones; windows are held out and
 a block may stop early.
 
-One pair of blocks is on the device at a time, with optimizer state for one block, X and Y.  Every
-finished block is a file: a run that is killed continues at the block it was in.
+One pair of blocks is on the device at a time, with optimizer state for one block, X and Y.  A run
+that is killed continues at the block it was in.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.residency import streams
 from sparsemend.blocks.walk import Visit
 from sparsemend.config.seeds import mix_seed
-from sparsemend.files import replacing
 from sparsemend.method.adapter.fold import fold_adapters
 from sparsemend.method.adapter.low_rank import (
     SCALE_RULES,
@@ -46,6 +41,7 @@ from sparsemend.method.adapter.vectors import narrow, original, vectors, widen
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.method.held_out import check_windows, training_batches
 from sparsemend.method.reconstruct.block_fit import BlockFit, BlockPlan, FitOutcome, block_error
+from sparsemend.method.reconstruct.finished import BlockRows, load_block, save_block
 from sparsemend.method.reconstruct.pairs import BlockPair, pairs
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
 from sparsemend.training.plan import check_choice
@@ -95,28 +91,30 @@ class Reconstruct(BlockPlan, RepairMethod):
         check_windows(len(windows), self.windows_per_step, self.held_out)
         model.requires_grad_(False).eval()
         dense = bench.load_dense().requires_grad_(False)
-        rows = []
+        rows = BlockRows()
         stream = "cross" if (self.inputs, self.targets) == CROSS else self.inputs
         calibration = replace(bench.calibration, together=self.windows_per_step)
-        for pair in pairs(model, dense, calibration, stream):
+        for pair in pairs(model, dense, calibration, stream, rows):
             path = bench.parts / f"block_{pair.tuned.index}.safetensors"
-            if path.exists():
+            if not streams(model) and path.exists():
                 row = load_block(path, pair.tuned)
             else:
                 row = self.tune(pair, bench)
-                save_block(path, pair.tuned.block, row)
-            rows.append(row)
-        steps = sum(row["steps"] for row in rows)
+                if not streams(model):
+                    save_block(path, pair.tuned.block, row)
+            rows.blocks.append(row)
+        blocks = rows.blocks
+        steps = sum(row["steps"] for row in blocks)
         return {
-            "blocks": rows,
+            "blocks": blocks,
             HELD_OUT_ERROR: mean(
-                [row["after"].get("held_out", {}).get("relative") for row in rows]
+                [row["after"].get("held_out", {}).get("relative") for row in blocks]
             ),
             "steps": steps,
             "windows_per_step": self.windows_per_step,
             # a step passes its windows through one block
-            "tokens": round(steps / len(rows) * self.windows_per_step * windows.shape[1]),
-            "trained_parameters": sum(row["trained_parameters"] for row in rows),
+            "tokens": round(steps / len(blocks) * self.windows_per_step * windows.shape[1]),
+            "trained_parameters": sum(row["trained_parameters"] for row in blocks),
         }
 
     def tune(self, pair: BlockPair, bench: Workbench) -> dict[str, Any]:
@@ -201,29 +199,3 @@ class Reconstruct(BlockPlan, RepairMethod):
 def mean(values: Sequence[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else None
-
-
-def save_block(path: Path, block: nn.Module, row: Mapping[str, Any]) -> None:
-    """Write a finished block with its report row, whole or not at all."""
-    tensors = {name: value.cpu().contiguous() for name, value in block.state_dict().items()}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata={"row": json.dumps(row)})
-
-
-def load_block(path: Path, visit: Visit) -> dict[str, Any]:
-    """Load a finished block's tensors into the visited block; return its report row.
-
-    Raises ValueError where the two have different supports.
-    """
-    with safe_open(path, framework="pt") as file:
-        row: dict[str, Any] = json.loads(file.metadata()["row"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, linear in sparse_linears(visit.block):
-        if not torch.equal(tensors[f"{name}.packed_keep"], linear.packed_keep.cpu()):
-            raise ValueError(
-                f"{path} holds another support of {name} than pruning gave this time (other "
-                "threads or packages?); drop resume to start afresh"
-            )
-    visit.block.load_state_dict(tensors)
-    log.info("block %d/%d  as an earlier attempt left it", visit.index + 1, visit.count)
-    return row

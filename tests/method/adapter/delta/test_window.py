@@ -9,6 +9,7 @@ import torch
 from support.layers import random, sparse_linear
 from torch import Tensor, nn
 
+from sparsemend.method.adapter.delta import window as window_module
 from sparsemend.method.adapter.delta.linear import DeltaLinear
 from sparsemend.method.adapter.delta.rounds import DeltaRounds
 from sparsemend.method.adapter.delta.schedule import RoundSchedule
@@ -95,6 +96,22 @@ def test_micro_batches_choose_what_their_sum_chooses(rule: str) -> None:
     for one, other in zip(*(w.sensitivity_gradient(layer()) for w in (split, whole)), strict=True):
         torch.testing.assert_close(one, other)
     assert split.state().keys() == whole.state().keys()
+
+
+def test_processes_share_a_whole_gradient_once_a_window_and_little_once_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        shared.append(tensor.numel())
+        return tensor
+
+    monkeypatch.setattr(window_module, "mean_over_ranks", note)
+    monkeypatch.setattr(window_module, "average_over_ranks_", note)
+    window = shown(Window(2, "rms", watched=0), gradients(3, 4))
+    kept = int(layer().keep.count_nonzero())
+    assert shared == [layer().size, *([window.count, kept] * 3)]
 
 
 @pytest.mark.parametrize(("rule", "decided", "counted"), [("candidates", 0, 3), ("last", 2, 1)])

@@ -4,7 +4,8 @@ Growth: the positions of largest |gradient| in the first step, and the signed su
 squares of the optimizer-step gradient there.  Sensitivity, where weights may be pruned: the root
 mean square of the step's gradient, sqrt(mean_t g_t^2), or its mean.  In a mean the steps cancel, so
 that a large weight with a small mean would rank as one that the loss does not need.  Each gradient
-is averaged over the processes of a fit, read and freed.
+is read and freed.  Of several processes the whole gradient is averaged where it chooses positions,
+once in a window, and from then on what is kept of it, once in a step.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from sparsemend.method.adapter.low_rank import wider
 from sparsemend.sparse.drop_and_grow import highest, lowest
 from sparsemend.sparse.packing import pack, unpack
-from sparsemend.training.collectives import average_over_ranks_
+from sparsemend.training.collectives import average_over_ranks_, mean_over_ranks
 
 SENSITIVITY_GRADIENTS = ("rms", "mean", "last", "candidates")
 EVERYWHERE = ("rms", "mean")  # where weights may be pruned; the others follow a few positions
@@ -46,8 +47,8 @@ class Window:
 
     count: how many positions are candidates; sensitivity: one of SENSITIVITY_GRADIENTS, or None;
     watched: with `last` and `candidates`, how many of the least sensitive positions are followed.
-    A candidate costs 16 bytes; `mean` costs 4 bytes per kept weight and a bit per weight, `rms`
-    4 more while a step is read, whose parts must add up before they are squared.
+    A candidate costs 16 bytes; `mean` and `rms` cost 4 bytes per kept weight and a bit per weight,
+    and 4 bytes more while a step is read, whose parts add up first.
     """
 
     count: int
@@ -63,40 +64,37 @@ class Window:
     sensitivity_sum: Tensor | None = None  # of gradients, or with SQUARED of their squares
     _running: Tensor | None = field(default=None, repr=False)  # the step's gradient so far
     _whole: Tensor | None = field(default=None, repr=False)  # all of it, until it chooses positions
-    _followed_step: Tensor | None = field(default=None, repr=False)  # of SQUARED: the step so far
+    _followed_step: Tensor | None = field(default=None, repr=False)  # the step so far
 
     @torch.no_grad()
     def observe(self, gradient: Tensor, layer: ObservedLayer) -> None:
-        """Add gradient (O, I) of one backward call of `layer` to the sums.
-
-        With several processes `gradient` becomes their mean.
-        """
-        flat = average_over_ranks_(gradient.to(wider(gradient.dtype))).view(-1)
-        follows = self.sensitivity is not None and (self.sensitivity != "last" or self.final)
-        if self.candidates is None or (follows and self.followed is None):
+        """Add gradient (O, I) of one backward call of `layer` to the sums."""
+        flat = gradient.to(wider(gradient.dtype)).view(-1)
+        if self.candidates is None or (self._follows and self.followed is None):
             whole = self._add_whole(flat)
             if whole is None:
                 return
             flat = whole
-        if self.candidates is None:
-            self._choose(flat, layer)
+            self._choose_from(mean_over_ranks(flat), layer)
         assert self.candidates is not None
         assert self._running is not None
         self._running += flat[self.candidates]
-        if follows:
-            if self.followed is None:
-                self._follow(flat, layer)
-            self._add_followed(flat[self._places(layer)])
+        if self._follows:
+            followed = flat[self._places(layer)]
+            earlier = self._followed_step
+            self._followed_step = followed if earlier is None else earlier.add_(followed)
 
-    def _add_followed(self, gradient: Tensor) -> None:
-        """Add one call's gradient where the sensitivity is followed."""
-        assert self.sensitivity_sum is not None
-        if self.sensitivity not in SQUARED:
-            self.sensitivity_sum += gradient
-        elif self._followed_step is None:
-            self._followed_step = gradient
-        else:
-            self._followed_step += gradient
+    @property
+    def _follows(self) -> bool:
+        """Whether the sensitivity reads the step at hand."""
+        return self.sensitivity is not None and (self.sensitivity != "last" or self.final)
+
+    def _choose_from(self, flat: Tensor, layer: ObservedLayer) -> None:
+        """Choose by a whole gradient, the same in all processes, what is not chosen yet."""
+        if self.candidates is None:
+            self._choose(flat, layer)
+        if self._follows and self.followed is None:
+            self._follow(flat, layer)
 
     def _add_whole(self, flat: Tensor) -> Tensor | None:
         """The step's gradient if `flat` completes it, else None; what is not complete is kept.
@@ -159,14 +157,21 @@ class Window:
 
     def _add_running(self) -> None:
         if self._running is not None:
+            average_over_ranks_(self._running)
             assert self.sums is not None
             assert self.squares is not None
             self.sums += self._running
             self.squares.addcmul_(self._running, self._running)
             self._running.zero_()
-        if self._followed_step is not None:
-            assert self.sensitivity_sum is not None
-            self.sensitivity_sum.addcmul_(self._followed_step, self._followed_step)
+        if self._follows and self.sensitivity_sum is not None:
+            step = self._followed_step
+            if step is None:  # no token of this process reached the layer
+                step = torch.zeros_like(self.sensitivity_sum)
+            average_over_ranks_(step)
+            if self.sensitivity in SQUARED:
+                self.sensitivity_sum.addcmul_(step, step)
+            else:
+                self.sensitivity_sum += step
             self._followed_step = None
 
     def sensitivity_gradient(self, layer: ObservedLayer) -> tuple[Tensor, Tensor]:

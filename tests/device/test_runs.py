@@ -1,0 +1,171 @@
+"""One whole run of every member on the pretended device, with the model there and offloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import yaml
+from _pytest.mark import ParameterSet
+from support.command_runs import result_of, weights_of
+from support.contracts import assert_same_bits
+from support.interrupts import interrupted_after
+from support.member_runs import (
+    FIT,
+    LOSA,
+    NOTHING,
+    PRUNERS,
+    RECONSTRUCT,
+    SCHEDULES,
+    TRAINED,
+    UNTRAINED,
+)
+from support.pretended_device import Seen
+
+from sparsemend.config.locations import conf_folder
+from sparsemend.sparse.mask_file import load_masks
+
+pytestmark = pytest.mark.device
+
+RunFar = Callable[..., Seen]
+OFFLOAD = ("hardware.offload=false", "hardware.offload=true")
+# of the embedded model where a tokenizer is read
+EMBEDDED = ("model=tiny", "data=python_docs", "debug=fast", "export=false")
+EVALUATIONS = {
+    "block_error": ("evaluation=[perplexity,block_error]", "evaluation.block_error.windows=2"),
+    "speed": (
+        *("evaluation=[perplexity,speed]", "evaluation.speed.forms=[dense]"),
+        *("evaluation.speed.prompt_tokens=8", "evaluation.speed.new_tokens=2"),
+        *("evaluation.speed.rounds=1", "evaluation.speed.warmups=0"),
+    ),
+    "zero_shot": (
+        *("evaluation=[perplexity,zero_shot]", "evaluation.zero_shot.limit=2"),
+        "evaluation.zero_shot.tasks={docs_summary: 0}",
+    ),
+}
+ELSEWHERE = {  # member: where this file or another has it
+    ("pruner", "existing"): "test_a_pruned_checkpoint_is_taken_over",
+    ("sparsity_schedule", "file"): "test_rates_of_another_run_are_read",
+    ("evaluation", "perplexity"): "every run",
+}
+
+
+ALSO_SLOW = {"none", "masked_lora"}  # for the tier that runs more often
+
+
+def marked(row: str, offload: str) -> ParameterSet:
+    also = pytest.mark.slow if offload == OFFLOAD[1] and row in ALSO_SLOW else ()
+    return pytest.param(row, offload, marks=also)
+
+
+def members(group: str) -> set[str]:
+    return {path.stem for path in (conf_folder() / group).glob("*.yaml")}
+
+
+def names(*rows: Iterable[str]) -> set[str]:
+    return {row.split()[0] for table in rows for row in table}
+
+
+def test_every_member_has_a_run() -> None:
+    """Beside those of ELSEWHERE."""
+    tables = {
+        "method": names(TRAINED, UNTRAINED),
+        "pruner": names(PRUNERS),
+        "sparsity_schedule": names(SCHEDULES),
+        "evaluation": names(EVALUATIONS),
+    }
+    for group, rows in tables.items():
+        assert rows | {name for other, name in ELSEWHERE if other == group} == members(group)
+
+
+@pytest.mark.parametrize(
+    ("row", "offload"), [marked(row, offload) for row in UNTRAINED for offload in OFFLOAD]
+)
+def test_a_method_that_does_not_train(
+    row: str, offload: str, run_far: RunFar, tmp_path: Path
+) -> None:
+    run_far(tmp_path / "out", *UNTRAINED[row], offload)
+
+
+# what a checkpoint holds differs between these; losa and reconstruct keep what they have finished
+RESUMED = {
+    name: (TRAINED[name], "checkpoints/last.ckpt")
+    for name in (
+        *("lora", "lora_prune", "lors", "losa carried", "masked_full muon", "masked_full set"),
+        *("masked_full rigl_momentum", "masked_lora", "masked_lora distilled", "perp", "seft"),
+        *("spiel", "spiel moments", "spp"),
+    )
+} | {"losa": (LOSA, "repair/*"), "reconstruct": (RECONSTRUCT, "repair/*")}
+ONCE = [
+    marked(row, offload)
+    for row in TRAINED
+    for offload in OFFLOAD
+    if offload == OFFLOAD[1] or row not in RESUMED
+]
+
+
+@pytest.mark.parametrize(("row", "offload"), ONCE)
+def test_a_trained_method(row: str, offload: str, run_far: RunFar, tmp_path: Path) -> None:
+    run_far(tmp_path / "out", *TRAINED[row], offload)
+
+
+@pytest.mark.parametrize("row", RESUMED)
+def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(
+    row: str, run_far: RunFar, tmp_path: Path
+) -> None:
+    overrides, pattern = RESUMED[row]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_far(whole, *overrides)
+    with interrupted_after(pattern):
+        run_far(parts, *overrides, code=130)
+    assert result_of(parts)["status"] == "interrupted"
+    run_far(parts, *overrides, f"resume={parts}")
+    assert_same_bits(weights_of(parts), weights_of(whole))
+
+
+@pytest.mark.parametrize("offload", OFFLOAD)
+@pytest.mark.parametrize("row", PRUNERS)
+def test_a_pruner(row: str, offload: str, run_far: RunFar, tmp_path: Path) -> None:
+    run_far(tmp_path / "far", *NOTHING, *PRUNERS[row], offload)
+    run_far(tmp_path / "near", *NOTHING, *PRUNERS[row], NEAR)
+    assert_same_masks(tmp_path)
+
+
+NEAR = "hardware._target_=sparsemend.hardware.Hardware"
+
+
+def assert_same_masks(folder: Path) -> None:
+    """Values are the CPU's here, so that selection alone could differ."""
+    far, near = (
+        load_masks(folder / part / "model" / "masks.safetensors") for part in ("far", "near")
+    )
+    assert_same_bits(far, near)
+
+
+@pytest.mark.parametrize("offload", OFFLOAD)
+@pytest.mark.parametrize("row", SCHEDULES)
+def test_a_schedule(row: str, offload: str, run_far: RunFar, tmp_path: Path) -> None:
+    pruned = ("pruner=magnitude", "rounding=exact_budget", *NOTHING)
+    run_far(tmp_path / "far", *pruned, *SCHEDULES[row], offload)
+    run_far(tmp_path / "near", *pruned, *SCHEDULES[row], NEAR)
+    assert_same_masks(tmp_path)
+
+
+def test_rates_of_another_run_are_read(run_far: RunFar, tmp_path: Path) -> None:
+    rates = tmp_path / "rates.yaml"
+    rates.write_text(yaml.safe_dump({"0": 0.5, "1": 0.7}))
+    schedule = ("sparsity_schedule=file", f"sparsity_schedule.path={rates}")
+    run_far(tmp_path / "out", *schedule, *NOTHING)
+
+
+def test_a_pruned_checkpoint_is_taken_over(run_far: RunFar, tmp_path: Path) -> None:
+    run_far(tmp_path / "one", *NOTHING)
+    existing = ("pruner=existing", f"model.path={tmp_path / 'one' / 'model'}")
+    run_far(tmp_path / "two", *existing, "method=masked_lora", *FIT)
+
+
+@pytest.mark.parametrize("offload", OFFLOAD)
+@pytest.mark.parametrize("row", EVALUATIONS)
+def test_an_evaluation(row: str, offload: str, run_far: RunFar, tmp_path: Path) -> None:
+    run_far(tmp_path / "out", *EVALUATIONS[row], *NOTHING, offload)
