@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import process_time
 
@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from sparsemend.doctor.capacity import find_capacity
 from sparsemend.doctor.disk import disk_finding
-from sparsemend.doctor.peaks import DEVICE
+from sparsemend.doctor.peaks import DEVICE, HOST, Peak
 from sparsemend.doctor.remedies import choices
 from sparsemend.doctor.report import Relief, Report
 from sparsemend.doctor.surroundings import NoShape, examine_surroundings, shapes_are_there
@@ -52,16 +52,13 @@ def examine(
     return Report(command, capacity, needs, findings, found.files, found.blocks, relief)
 
 
-def needs_of(peaks: object, capacity: Capacity) -> list[Need]:
-    from sparsemend.doctor.peaks import Peak
-
-    assert isinstance(peaks, dict)
-    needs = []
-    for (stage, device), peak in peaks.items():
-        assert isinstance(peak, Peak)
-        there = capacity.device if device == DEVICE else capacity.host
-        needs.append(Need(stage, device, peak.bytes, peak.line, there))
-    return needs
+def needs_of(peaks: Mapping[tuple[str, str], Peak], capacity: Capacity) -> list[Need]:
+    """The peaks, each beside what is there for it."""
+    there = {DEVICE: capacity.device, HOST: capacity.host}
+    return [
+        Need(stage, device, peak.bytes, peak.line, there[device])
+        for (stage, device), peak in peaks.items()
+    ]
 
 
 def find_relief(
@@ -80,11 +77,13 @@ def find_relief(
             tried.add(key)
             changed = remedy.applied(cfg)
             try:
-                after = needs_of(estimate(changed).peaks, capacity)
+                after = needs_of(estimate(changed, only=tight.stage).peaks, capacity)
             except Exception:  # the run would refuse it
                 continue
             if _of(after, tight) < tight.bytes:
-                cfg, needs = changed, after
+                cfg = changed
+                seen = {(need.stage, need.device): need for need in after}
+                needs = [seen.get((need.stage, need.device), need) for need in needs]
                 lines += remedy.lines
                 alters += [remedy.alters] * bool(remedy.alters)
                 break

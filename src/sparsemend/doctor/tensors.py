@@ -246,9 +246,7 @@ def _attention(
     bias = attn_mask if attn_mask.dtype is query.dtype else attn_mask.to(query.dtype)
     bias = bias.expand(*query.shape[:-1], key.shape[-2])
     efficient = aten._scaled_dot_product_efficient_attention
-    mixed: Tensor = efficient(
-        query, key, value, bias, True, dropout_p, is_causal, scale=scale
-    )[0]
+    mixed: Tensor = efficient(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]
     return mixed
 
 
