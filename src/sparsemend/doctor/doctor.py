@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import monotonic
+from time import process_time
 
 from omegaconf import DictConfig
 
 from sparsemend.doctor.capacity import find_capacity
 from sparsemend.doctor.disk import disk_finding
-from sparsemend.doctor.peaks import DEVICE
+from sparsemend.doctor.peaks import DEVICE, HOST, Peak
 from sparsemend.doctor.remedies import choices
 from sparsemend.doctor.report import Relief, Report
 from sparsemend.doctor.surroundings import NoShape, examine_surroundings, shapes_are_there
 from sparsemend.doctor.verdict import Capacity, Finding, Need, Verdict
 
-PATIENCE = 45.0  # seconds after which no further remedy is tried
+PATIENCE = 45.0  # seconds of processor time after which no further remedy is tried
 
 
 def examine(
@@ -31,7 +31,7 @@ def examine(
 
     device_gb, host_gb: free memory to take for granted, for a machine that is not this one.
     """
-    started = monotonic()
+    started = process_time()
     capacity = find_capacity(cfg, folder, device_gb=device_gb, host_gb=host_gb)
     findings = examine_surroundings(cfg, pretended=device_gb is not None)
     try:
@@ -52,16 +52,13 @@ def examine(
     return Report(command, capacity, needs, findings, found.files, found.blocks, relief)
 
 
-def needs_of(peaks: object, capacity: Capacity) -> list[Need]:
-    from sparsemend.doctor.peaks import Peak
-
-    assert isinstance(peaks, dict)
-    needs = []
-    for (stage, device), peak in peaks.items():
-        assert isinstance(peak, Peak)
-        there = capacity.device if device == DEVICE else capacity.host
-        needs.append(Need(stage, device, peak.bytes, peak.line, there))
-    return needs
+def needs_of(peaks: Mapping[tuple[str, str], Peak], capacity: Capacity) -> list[Need]:
+    """The peaks, each beside what is there for it."""
+    there = {DEVICE: capacity.device, HOST: capacity.host}
+    return [
+        Need(stage, device, peak.bytes, peak.line, there[device])
+        for (stage, device), peak in peaks.items()
+    ]
 
 
 def find_relief(
@@ -73,18 +70,20 @@ def find_relief(
     lines: list[str] = []
     alters: list[str] = []
     tried: set[tuple[str, ...]] = set()
-    while (tight := _tightest(needs)) is not None and monotonic() < until:
+    while (tight := _tightest(needs)) is not None and process_time() < until:
         for remedy in choices(cfg, tight.stage, tight.device):
-            if (key := tuple(remedy.lines)) in tried or monotonic() >= until:
+            if (key := tuple(remedy.lines)) in tried or process_time() >= until:
                 continue
             tried.add(key)
             changed = remedy.applied(cfg)
             try:
-                after = needs_of(estimate(changed).peaks, capacity)
+                after = needs_of(estimate(changed, only=tight.stage).peaks, capacity)
             except Exception:  # the run would refuse it
                 continue
             if _of(after, tight) < tight.bytes:
-                cfg, needs = changed, after
+                cfg = changed
+                seen = {(need.stage, need.device): need for need in after}
+                needs = [seen.get((need.stage, need.device), need) for need in needs]
                 lines += remedy.lines
                 alters += [remedy.alters] * bool(remedy.alters)
                 break

@@ -30,11 +30,16 @@ class Estimate:
         return sum(self.files.values())
 
 
-def estimate(cfg: DictConfig, *, until: str | None = None) -> Estimate:
+def estimate(cfg: DictConfig, *, only: str | None = None) -> Estimate:
     """Dry-run `cfg` with few blocks and windows; raises what the run itself would raise.
 
-    until: the stage after which nothing is of interest.
+    only: the stage that is of interest: what comes after it is left out, and measurements where it
+    is none.
     """
+    until = None if only is None else only.partition(": ")[0] if "repair" in only[:7] else only
+    if only is not None and not only.startswith("evaluate"):
+        cfg = cfg.copy()
+        cfg.evaluation = {}
     pruned: Pruned = {}
     samples = int(cfg.data.calibration_samples)
     least = least_windows(cfg)

@@ -51,9 +51,11 @@ ALL, MEASURE, FIT = ("",), ("evaluate",), ("repair: fit",)
 REMEDIES = (
     Remedy({"hardware.stream": True}, ALL, "device"),
     Remedy({"hardware.stream": True}, ALL, "host"),
+    Remedy({"hardware.states": "host"}, ("prune", "repair"), "device"),
+    Remedy({"hardware.states": "file"}, ("prune", "repair"), "host"),
     Remedy({"hardware.offload": True}, ("load", "prune", "repair"), "device"),
-    Remedy({"method.activation_checkpointing": True}, ("repair",), "device"),
-    Remedy({"method.activation_checkpointing": True}, ("repair",), "host"),
+    Remedy({"hardware.activation_checkpointing": True}, ("repair",), "device"),
+    Remedy({"hardware.activation_checkpointing": True}, ("repair",), "host"),
     Remedy({"method.init_linears_per_pass": 8}, ("repair",), "host"),
     Remedy({"hardware.micro_batch": 2}, ("repair",), "device"),
     Remedy({"hardware.micro_batch": 2}, ("repair",), "host"),

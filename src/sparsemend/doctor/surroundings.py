@@ -90,11 +90,19 @@ def model_files(cfg: DictConfig) -> Iterator[Finding]:
     if not folder.is_dir():
         yield _on_the_hub(str(cfg.model.path))
         return
-    there = bool(weight_files(folder)) or any(folder.glob("*.bin"))
+    there = has_weights(folder)
     says = f"{folder} has its weights" if there else f"{folder} has no weights yet"
     yield Finding("weights", GO if there else UNKNOWN, says)
     if not has_tokenizer(folder):
         yield Finding("tokenizer", GO, f"{folder} has none, which serves data in tokens alone")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights of any kind."""
+    try:
+        return bool(weight_files(folder)) or any(folder.glob("*.bin"))
+    except FileNotFoundError:
+        return False
 
 
 def _on_the_hub(path: str) -> Finding:
@@ -260,7 +268,7 @@ def _without_weights(cfg: DictConfig) -> DictConfig:
     """`cfg` whose model is passed over where its folder has a config and no weights."""
     path = str(cfg.model.get("path", ""))
     folder = Path(resolve_path(path))
-    if not (folder / "config.json").is_file() or weight_files(folder) or any(folder.glob("*.bin")):
+    if not (folder / "config.json").is_file() or has_weights(folder):
         return cfg
     changed = cfg.copy()
     OmegaConf.update(changed, "model.path", "to/come")

@@ -20,6 +20,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -82,7 +83,8 @@ class DryTensors(TorchDispatchMode):
         """Every operator inside runs without values."""
         moved = patch.object(nn.Module, "_apply", _moved)
         shown = patch.object(FakeTensor, "__format__", lambda tensor, form: "unknown")
-        with moved, shown, self.fake, self:
+        attention = patch.object(functional, "scaled_dot_product_attention", _attention)
+        with moved, shown, attention, self.fake, self:
             # `torch.tensor(1.0, device=...)` makes it on the host first
             before = torch._C._only_lift_cpu_tensors()
             torch._C._set_only_lift_cpu_tensors(True)
@@ -214,6 +216,41 @@ def _moved(
         if buffer is not None:
             module._buffers[name] = change(buffer)
     return module
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The kernels that CUDA takes: flash attention, or memory-efficient attention with a mask.
+
+    Torch knows none for a device that is pretended, and would form all products of its own.
+    """
+    if query.device.type == "cpu":
+        return ATTENTION(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if attn_mask is None:
+        flash = aten._scaled_dot_product_flash_attention
+        output: Tensor = flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+        return output
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (t.repeat_interleave(groups, dim=-3) for t in (key, value))
+    bias = attn_mask if attn_mask.dtype is query.dtype else attn_mask.to(query.dtype)
+    bias = bias.expand(*query.shape[:-1], key.shape[-2])
+    efficient = aten._scaled_dot_product_efficient_attention
+    mixed: Tensor = efficient(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]
+    return mixed
+
+
+ATTENTION = functional.scaled_dot_product_attention
 
 
 @cache
