@@ -130,7 +130,7 @@ def _walk(
 
 
 @contextmanager
-def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def place_on(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Have the model on `device` while the body runs; of a streamed one what is not in blocks."""
     home = home_of(model)
     move_(model, device)

@@ -20,6 +20,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -35,7 +36,7 @@ ANSWER = "_sparsemend_answer"
 VALUES = "_sparsemend_values"
 
 
-class Backend(backend_registration._DummyBackendModule):  # type: ignore[misc]
+class Backend(backend_registration._DummyBackendModule):
     """What torch asks the module of a device."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
@@ -75,14 +76,15 @@ class DryTensors(TorchDispatchMode):
     def __init__(self, ledger: Ledger, density: float) -> None:
         super().__init__()
         self.ledger, self.density = ledger, density
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Every operator inside runs without values."""
         moved = patch.object(nn.Module, "_apply", _moved)
         shown = patch.object(FakeTensor, "__format__", lambda tensor, form: "unknown")
-        with moved, shown, self.fake, self:
+        attention = patch.object(functional, "scaled_dot_product_attention", _attention)
+        with moved, shown, attention, self.fake, self:
             # `torch.tensor(1.0, device=...)` makes it on the host first
             before = torch._C._only_lift_cpu_tensors()
             torch._C._set_only_lift_cpu_tensors(True)
@@ -216,6 +218,41 @@ def _moved(
     return module
 
 
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The kernels that CUDA takes: flash attention, or memory-efficient attention with a mask.
+
+    Torch knows none for a device that is pretended, and would form all products of its own.
+    """
+    if query.device.type == "cpu":
+        return ATTENTION(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if attn_mask is None:
+        flash = aten._scaled_dot_product_flash_attention
+        output: Tensor = flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+        return output
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (t.repeat_interleave(groups, dim=-3) for t in (key, value))
+    bias = attn_mask if attn_mask.dtype is query.dtype else attn_mask.to(query.dtype)
+    bias = bias.expand(*query.shape[:-1], key.shape[-2])
+    efficient = aten._scaled_dot_product_efficient_attention
+    mixed: Tensor = efficient(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]
+    return mixed
+
+
+ATTENTION = functional.scaled_dot_product_attention
+
+
 @cache
 def _is_composite(func: Any) -> bool:
     """Whether an operator is made of others, whose results count too."""
@@ -227,7 +264,7 @@ def _is_composite(func: Any) -> bool:
 
 @cache
 def _only_writes(func: Any) -> bool:
-    """Whether an operator writes into one tensor, whose shape stays, and returns that or nothing."""
+    """Whether an operator writes into one tensor, of the same shape, and returns it or nothing."""
     schema = func._schema
     written = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     returned = [r.alias_info is not None and r.alias_info.is_write for r in schema.returns]
@@ -285,6 +322,8 @@ def _index(mode: DryTensors, tensor: Tensor, indices: Any) -> Any:
         return aten.index.Tensor(tensor, indices)
     place = next(i for i, index in enumerate(indices) if index is mask)
     rest = tensor.shape[place + mask.ndim :]
+    # the kernel lists the places first
+    mode.ledger.scratch(tensor.device.type, 8 * mask.ndim * mode.chosen(mask))
     return tensor.new_empty((*tensor.shape[:place], mode.chosen(mask), *rest))
 
 
@@ -324,7 +363,7 @@ def _sampled(mode: DryTensors, pattern: Tensor, *others: Any, **named: Any) -> T
     return _sparse(mode, starts, columns, products, pattern.shape)
 
 
-ANSWERS = {
+ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.sparse_compressed_tensor: _sparse,
     aten.sparse_sampled_addmm: _sampled,
     aten.values: lambda mode, matrix: getattr(matrix, VALUES)[2],

@@ -18,15 +18,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks
 from sparsemend.blocks.plain import LinearLike
-from sparsemend.blocks.residency import Carried, Residency, home_of
+from sparsemend.blocks.residency import Carried, Residency, attach_residency, home_of
 from sparsemend.checkpoint.headers import read_header, read_metadata
 from sparsemend.config.values import digest
 from sparsemend.files import replacing
+from sparsemend.layout.unfold import unfold_
+from sparsemend.pretrained.checkpoint import Checkpoint
 from sparsemend.pretrained.stored import stored_tensors
-from sparsemend.pretrained.streamed import BlockFiles
+from sparsemend.pretrained.streamed import BlockFiles, open_skeleton
 from sparsemend.sparse.linear import SparseLinear
 
 log = logging.getLogger(__name__)
@@ -153,6 +156,20 @@ class Streamed(Residency):
         with replacing(self._place(index)) as partial:
             save_file(tensors, partial, metadata=metadata)
         self._files[index] = self._place(index)
+
+
+def open_streamed(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str | None, folder: Path | None
+) -> PreTrainedModel:
+    """A model in eval mode on the CPU, unfolded, whose blocks lie in files.
+
+    folder: for changed blocks.  Raises CannotStream where blocks cannot be read one by one, and the
+    errors of `Checkpoint.load`.
+    """
+    model, files = open_skeleton(checkpoint, dtype=dtype, attention=attention)
+    unfold_(model)
+    attach_residency(model, Streamed(model, files, folder))
+    return model.eval().requires_grad_(False)
 
 
 def unbroken(folder: Path, key: str, count: int) -> list[Path]:

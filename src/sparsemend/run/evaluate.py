@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.blocks.forwards import placed
+from sparsemend.blocks.forwards import place_on
 from sparsemend.blocks.states import StatesPlace
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput, KeepNothing, Unfinished
@@ -117,7 +117,7 @@ def _measure(
 ) -> Content:
     """Measure on the device of this run, then put the model back where it lives."""
     fresh = replace(inputs, window_losses={}, unfinished=unfinished)
-    with placed(model, job.device):
+    with place_on(model, job.device):
         metrics = evaluation(model, fresh)
     return Content(metrics, fresh.window_losses)
 

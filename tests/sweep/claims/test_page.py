@@ -283,6 +283,24 @@ def test_a_verdict_is_so_far_until_every_planned_cell_is_there(moved: Path, tmp_
     )
 
 
+@pytest.mark.parametrize(
+    ("part", "progress"),
+    [
+        (r"pattern=2\:4", "1 of 4 cells measured"),  # of both parts: they have one text
+        ("data=text", "1 of 2 cells measured"),  # of another text, where nothing else is planned
+    ],
+)
+def test_the_part_without_overrides_is_planned_where_it_would_be_measured(
+    tmp_path: Path, part: str, progress: str
+) -> None:
+    folder = sweep(tmp_path / "sweep", DSNOT)
+    cell(folder / "0", method="dsnot", seed=0, pruned=30.0, repaired=20.0)
+    lines = ["experiment=claims/made_up", "seed=0", "sparsity=0.6", part]
+    OmegaConf.save(OmegaConf.create(lines), folder / "0" / ".hydra" / "overrides.yaml")
+    (line,) = verdict_lines(read_claims([folder])[0])
+    assert f"holds here so far ({progress})" in line
+
+
 def test_one_setting_does_not_carry_a_claim_that_another_contradicts(tmp_path: Path) -> None:
     """x 0.2 and x 1.5: their mean holds, one of the two does not."""
     folder = sweep(tmp_path / "sweep", DSNOT)

@@ -33,7 +33,7 @@ class DeltaLinear(SparseLinear):
     """
 
     holds_support = False
-    moving = ("indices",)
+    moving: tuple[str, ...] = ("indices",)
 
     indices: Tensor
 
