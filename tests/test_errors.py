@@ -2,15 +2,21 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from sparsemend.errors import (
     LONGEST,
+    PACKAGE,
     USER_ERRORS,
     blame,
     blame_disk,
+    blame_left,
     brief,
     full_disk,
     lacks_disk,
@@ -119,3 +125,23 @@ def test_a_disk_a_share_of_it_and_a_largest_file_can_be_full(code: int) -> None:
 def test_an_error_that_is_no_full_disk_passes() -> None:
     with pytest.raises(ValueError, match=r"^other$"), blame_disk("here"):
         raise ValueError("other")
+
+
+def test_the_error_of_compiled_code_is_not_ours(tmp_path: Path) -> None:
+    """safetensors has no Python frame of its own, so that the innermost may be ours."""
+    path = tmp_path / "half.safetensors"
+    path.write_bytes(b"half of it")
+    code = compile("safe_open(path, 'pt')", f"{PACKAGE}/reads.py", "exec")
+    with pytest.raises(ValueError, match=r"^masks: SafetensorError: .*header"), blame("masks"):
+        exec(code, {"safe_open": safe_open, "path": path})
+
+
+@pytest.mark.parametrize("read", [load_file, torch.load])
+def test_what_an_earlier_attempt_left_half_is_named_with_the_remedy(
+    read: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"half of it")
+    line = r"last\.ckpt, which an earlier attempt left, cannot be read \(.*\); remove that file"
+    with pytest.raises(ValueError, match=line), blame_left(path):
+        read(path)

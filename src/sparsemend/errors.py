@@ -57,10 +57,30 @@ def blame(
         raise ValueError(f"{line}; {remedy}" if remedy else line) from error
 
 
+@contextmanager
+def blame_left(path: Path) -> Iterator[None]:
+    """Turn the error of reading what an earlier attempt left into one line that says how to go on.
+
+    It is not done anew unasked: where the disk fails for a moment only, hours would be lost.
+    """
+    try:
+        yield
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise ValueError(
+            f"{path}, which an earlier attempt left, cannot be read ({brief(error)}); remove that "
+            "file, and the same command does its part anew"
+        ) from error
+
+
 def raised_here(error: BaseException) -> bool:
-    """Whether the innermost Python frame of an error is one of this package."""
+    """Whether this package raised an error: its innermost Python frame is one of ours.
+
+    Not where a library defines its class: compiled code, such as safetensors', has no frame.
+    """
     trace = error.__traceback__
-    if trace is None:
+    if trace is None or type(error).__module__.partition(".")[0] not in ("builtins", __package__):
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next

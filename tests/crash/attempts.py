@@ -6,6 +6,7 @@ by what the attempt does, so that it falls at the same place on every machine:
 files    before it touches (opens to write, moves, links, removes) its n-th file under its folder
 passes   before it calls a decoder block for the n-th time
 bytes    when a file that it writes has n bytes, so that the file is left half written
+full     no kill: from then on no file can grow beyond n bytes, as on a disk that is full
 seconds  after so many processor seconds, nearly the same place
 
 The first two are SIGKILL from within, the last SIGKILL from outside; by bytes the kernel ends the
@@ -44,8 +45,8 @@ MOVES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlin
 class Kill:
     """A place to kill an attempt at.
 
-    by: files | passes | bytes | seconds.  at: the n of above, from 1.  after: the number of the
-    stage (in the attempt's marks) that must have begun before bytes are watched.
+    by: files | passes | bytes | full | seconds.  at: the n of above, from 1.  after: the number of
+    the stage (in the attempt's marks) that must have begun before bytes are watched.
     """
 
     by: str
@@ -375,11 +376,17 @@ class Counting:
 
     def mark(self, stage: str) -> None:
         self.note(stage, *self.numbers.values(), time.process_time())
-        if self.kill is not None and self.kill.by == "bytes" and self.kill.after == self.marked:
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which ends the process
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (int(self.kill.at), resource.RLIM_INFINITY))
+        if self.kill is not None and self.kill.after == self.marked:
+            self.limit(self.kill)
         self.marked += 1
+
+    def limit(self, kill: Kill) -> None:
+        """Let no file grow beyond kill.at bytes, where kills go by bytes."""
+        if kill.by == "bytes":
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which ends the process
+        if kill.by in ("bytes", "full"):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(kill.at), resource.RLIM_INFINITY))
 
     def note(self, *facts: Any) -> None:
         os.write(self.notes, f"{json.dumps(facts)}\n".encode())

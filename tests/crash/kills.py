@@ -143,8 +143,8 @@ class Trials:
     def undisturbed(self, row: Row) -> tuple[Attempt, dict[str, Any]]:
         """The attempt that nothing kills, and what it leaves; made once per command."""
         if row.overrides not in self._undisturbed:
-            folder = self._fresh(f"undisturbed {row.title}")
-            attempt = self._attempt(row, folder, None)
+            folder = self.fresh(f"undisturbed {row.title}")
+            attempt = self.attempt(row, folder, None)
             assert attempt.code == 0, attempt.said
             self._undisturbed[row.overrides] = attempt, outcome_of(row, folder)
             shutil.rmtree(folder)
@@ -158,11 +158,11 @@ class Trials:
         second = kill is None and random.random() < SECOND
         then = draw(random, whole, stages_of(whole)) if second else None
         trial = Trial(row.title, number)
-        folder, attempts = self._fresh(f"{row.title} {number}"), []
+        folder, attempts = self.fresh(f"{row.title} {number}"), []
         for at in [first, then, *[None] * MOST]:
             if attempts and at is None and attempts[-1].code == 0:
                 break
-            attempt = self._attempt(row, folder, at)
+            attempt = self.attempt(row, folder, at)
             attempts.append(attempt)
             if attempt.killed and at is not None:
                 trial.kills.append([attempt.stage, at.by, at.at])
@@ -184,12 +184,18 @@ class Trials:
             shutil.rmtree(folder)
         return trial
 
-    def _attempt(self, row: Row, folder: Path, kill: Kill | None) -> Attempt:
-        place = [] if row.sweep else [f"hydra.run.dir={folder / 'out'}"]
-        lines = [*files(self.workspace), *RUN, *place, *row.overrides]
-        return self.start(lines, folder, kill=kill, prelude=PRELUDE)
+    def attempt(
+        self, row: Row, folder: Path, kill: Kill | None = None, *more: str, prelude: str = ""
+    ) -> Attempt:
+        """The row's command, with more overrides, in `folder`."""
+        lines = self.command(row, folder, *more)
+        return self.start(lines, folder, kill=kill, prelude=f"{PRELUDE}\n{prelude}")
 
-    def _fresh(self, name: str) -> Path:
+    def command(self, row: Row, folder: Path, *more: str) -> list[str]:
+        place = [] if row.sweep else [f"hydra.run.dir={folder / 'out'}"]
+        return [*files(self.workspace), *RUN, *place, *row.overrides, *more]
+
+    def fresh(self, name: str) -> Path:
         folder = self.folder / name.replace(":", "").replace(" ", "_")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

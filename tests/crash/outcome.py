@@ -26,7 +26,9 @@ def outcome(run: Path) -> dict[str, Any]:
     for pattern in TENSORS:
         for path in sorted(run.glob(pattern)):
             if path.suffix == ".safetensors":
-                facts |= dict(_tensors(path, path.relative_to(run).as_posix()))
+                # of a model in several files each tensor lies in one of them
+                name = "model" if path.parent.name == "model" else path.relative_to(run).as_posix()
+                facts |= dict(_tensors(path, name))
     return facts
 
 

@@ -76,7 +76,7 @@ class BlockFiles:
     def _check_unchanged(self, index: int) -> None:
         """Raise ValueError where a file of a block was written since the model was opened."""
         for path in {tensor.path for tensor in self.tensors[index].values()}:
-            if _written(path) != self.written[path]:
+            if _facts_of(path) != self.written[path]:
                 raise ValueError(
                     f"{path} was changed while its blocks were being read; let it be, and start "
                     "again"
@@ -86,7 +86,7 @@ class BlockFiles:
     def written(self) -> dict[Path, list[int]]:
         """Size and time of writing of every file, as the model was opened."""
         paths = {tensor.path for block in self.tensors for tensor in block.values()}
-        return {path: _written(path) for path in sorted(paths)}
+        return {path: _facts_of(path) for path in sorted(paths)}
 
     @cached_property
     def source(self) -> str:
@@ -141,7 +141,7 @@ def open_skeleton(
     return model, files
 
 
-def _written(path: Path) -> list[int]:
+def _facts_of(path: Path) -> list[int]:
     facts = path.stat()
     return [facts.st_size, facts.st_mtime_ns]
 

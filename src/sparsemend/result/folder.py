@@ -29,7 +29,9 @@ def load_result(path: Path) -> RunResult:
     try:
         return RunResult.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # a file changed by hand
-        raise ValueError(f"{path} cannot be read: {brief(error)}") from error
+        raise ValueError(
+            f"{path} cannot be read ({brief(error)}); remove that file, or give another folder"
+        ) from error
 
 
 def this_process() -> ProcessId:

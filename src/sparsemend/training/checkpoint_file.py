@@ -13,14 +13,20 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from sparsemend.errors import blame_left
 from sparsemend.files import replacing
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, then moves it there."""
+    """Writes a checkpoint beside its place, then moves it there; reads it, or says which it is."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         with replacing(Path(path)) as partial:
             torch.save(checkpoint, partial)
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        with blame_left(Path(path)):
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **settings)
+            return checkpoint

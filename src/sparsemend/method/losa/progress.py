@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.errors import blame_left
 from sparsemend.files import replacing
 from sparsemend.method.losa.linear import LosaLinear, resize
 from sparsemend.sparse.linear import sparse_linears
@@ -47,7 +48,8 @@ class Progress:
         """The saved progress, put back into `model`; a fresh one where there is no file."""
         if not path.exists():
             return Progress()
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with blame_left(path):
+            content = torch.load(path, map_location="cpu", weights_only=True)
         restore_linears_(model, dense, content.pop("linears"))
         return Progress(**content)
 
@@ -118,7 +120,8 @@ class RoundMark(Callback):
         """The round that a checkpoint belongs to; None where there is none."""
         if checkpoint is None or not checkpoint.exists():
             return None
-        content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+        with blame_left(checkpoint):  # of which the tensors are not read
+            content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)
         number: int = content["callbacks"][RoundMark.__qualname__]["round"]
         return number
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sparsemend.blocks.walk import Visit
+from sparsemend.errors import blame_left
 from sparsemend.files import replacing
 from sparsemend.sparse.linear import sparse_linears
 
@@ -50,7 +51,7 @@ def load_block(path: Path, visit: Visit) -> dict[str, Any]:
 
     Raises ValueError where the two have different supports.
     """
-    with safe_open(path, framework="pt") as file:
+    with blame_left(path), safe_open(path, framework="pt") as file:
         row: dict[str, Any] = json.loads(file.metadata()["row"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, linear in sparse_linears(visit.block):

@@ -1,8 +1,8 @@
 """Seconds and peak memory of runs whose blocks stay in files, on random LLaMA checkpoints.
 
-    python tests/streaming/measure.py --shape 7b --blocks 8 16 32 --folder /tmp/streaming
-    python tests/streaming/measure.py --shape 7b --blocks 4 --compare    # in memory too
-    python tests/streaming/measure.py --blocks 8 -- pruner=sparsegpt         # overrides of the run
+    python tests/pretrained/measure_streaming.py --shape 7b --blocks 8 16 32 --folder /tmp/streaming
+    python tests/pretrained/measure_streaming.py --shape 7b --blocks 4 --compare    # in memory too
+    python tests/pretrained/measure_streaming.py --blocks 8 -- pruner=sparsegpt
 
 Each run is a process of its own; its peak is the largest resident size of a stage, which the run
 notes in its result, files in the page cache not counted.  `imported` is the peak of a process which
