@@ -13,7 +13,9 @@ def test_a_fit_that_holds_its_activations_is_given_checkpointing_first() -> None
     first = choices(cfg, "repair: fit", DEVICE)
     keys = [line for remedy in first for line in remedy.lines]
     assert "hardware.activation_checkpointing=true" in keys
-    assert keys.index("hardware.activation_checkpointing=true") < keys.index("hardware.micro_batch=1")
+    assert keys.index("hardware.activation_checkpointing=true") < keys.index(
+        "hardware.micro_batch=1"
+    )
 
 
 def test_what_is_set_already_is_no_remedy() -> None:

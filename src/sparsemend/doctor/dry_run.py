@@ -22,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from sparsemend import prune as prune_module
+from sparsemend.blocks import states as states_module
+from sparsemend.config.flags import says
 from sparsemend.config.prunable import PrunableNames
 from sparsemend.cost import Cost, Stages
 from sparsemend.doctor.ledger import Ledger, Rises
@@ -136,6 +138,7 @@ def dry_run(
             _fit_as_a_stage(ledger),
             _each_shape_once(ledger, {} if pruned is None else pruned),
             patch.object(Allocation, "__post_init__", _any_rates),
+            patch.object(states_module, "available_bytes", lambda: None),
             suppress(_Enough),
         ):
             stages(job)
@@ -147,6 +150,9 @@ def shortened(cfg: DictConfig) -> DictConfig:
     shorter = cfg.copy()
     if "update_interval" not in shorter.method and "max_steps" in shorter.method:
         shorter.method.max_steps = min(2, shorter.method.max_steps)
+    at_once = shorter.hardware.micro_batch
+    if says(cfg.method, "trains") and at_once is not None:  # gradients are added up once
+        shorter.method.windows_per_step = min(2 * at_once, shorter.method.windows_per_step)
     if "oversparsity" in shorter.method:
         shorter.method.oversparsity = "ignore"  # what the blocks have reached is not known
     for group, keys in SHORTER.items():
