@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.sparse.linear import sparse_linears
@@ -66,10 +67,11 @@ def _of_outputs(dense: Visit, now: Visit) -> float:
 
 def relative_error(dense: Sequence[Tensor], now: Sequence[Tensor]) -> float:
     """||dense - now||_F / ||dense||_F over all batches (B, T, D)."""
+    wide = sums_dtype(dense[0].device)
     apart = sum(
-        float((x.double() - y.double()).square().sum()) for x, y in zip(dense, now, strict=True)
+        float((x.to(wide) - y.to(wide)).square().sum()) for x, y in zip(dense, now, strict=True)
     )
-    size = sum(float(x.double().square().sum()) for x in dense)
+    size = sum(float(x.to(wide).square().sum()) for x in dense)
     return math.sqrt(apart / size)
 
 
