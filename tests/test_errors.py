@@ -1,10 +1,21 @@
+import errno
 import json
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from sparsemend.errors import LONGEST, USER_ERRORS, blame, brief, nearest
+from sparsemend.errors import (
+    LONGEST,
+    USER_ERRORS,
+    blame,
+    blame_disk,
+    brief,
+    full_disk,
+    lacks_disk,
+    nearest,
+)
 from sparsemend.files import file_digest
 
 NAMES = ["method.rank", "method.alpha", "training.rank"]
@@ -93,3 +104,18 @@ def test_an_error_in_our_own_words_passes_a_blame() -> None:
 
 def test_a_long_message_is_cut() -> None:
     assert len(brief(ValueError("word " * 1000))) <= LONGEST + 4
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_a_share_of_it_and_a_largest_file_can_be_full(code: int) -> None:
+    words = os.strerror(code)
+    for error in (OSError(code, words), RuntimeError(f"I/O error: {words} (os error {code})")):
+        assert lacks_disk(error)
+        with pytest.raises(OSError, match=f"^here: the disk is full .*{words}"), blame_disk("here"):
+            raise error
+    assert not lacks_disk(full_disk("here", OSError(code, words)))  # not twice
+
+
+def test_an_error_that_is_no_full_disk_passes() -> None:
+    with pytest.raises(ValueError, match=r"^other$"), blame_disk("here"):
+        raise ValueError("other")

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 from tqdm import tqdm
 
 from sparsemend import terminal
-from sparsemend.terminal import RUN_WIDTH, BarLines, StageLines, console, duration, track
+from sparsemend.terminal import (
+    RUN_WIDTH,
+    BarLines,
+    LogFile,
+    StageLines,
+    console,
+    duration,
+    track,
+)
 
 
 def test_a_log_file_gets_the_asked_width(capsys) -> None:
@@ -91,3 +100,19 @@ def test_bars_of_a_library_become_lines(clock: Clock, caplog: pytest.LogCaptureF
         "zero_shot: Running requests 40/100  60 s left",
         "zero_shot: Running requests 80/100  20 s left",
     ]
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "absent/run.log"])
+def test_a_log_file_that_takes_nothing_says_so_once(place: str, capfd) -> None:
+    handler = LogFile(place, delay=True)
+    record = logging.makeLogRecord({"msg": "a line"})
+    handler.handle(record)
+    handler.handle(record)
+    printed = capfd.readouterr().err
+    assert printed.count("takes no more lines: ") == 1
+    assert len(printed.splitlines()) == 1
+
+
+def test_a_log_line_that_cannot_be_formatted_still_shows_where(tmp_path: Path, capfd) -> None:
+    LogFile(tmp_path / "run.log").handle(logging.makeLogRecord({"msg": "%d", "args": ("a",)}))
+    assert "Traceback" in capfd.readouterr().err

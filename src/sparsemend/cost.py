@@ -12,14 +12,14 @@ from time import perf_counter
 
 import torch
 
-from sparsemend.errors import brief, lacks_determinism, lacks_disk, lacks_memory
+from sparsemend.errors import brief, full_disk, lacks_determinism, lacks_disk, lacks_memory
 
 # what lowers the peak of a stage; a stage without an entry has nothing to lower it
 LOWER = {
     "load": "model.dtype=bfloat16 halves the weights, hardware.offload=true keeps them on the host",
     "evaluate": "hardware.evaluation_batch=1, or a lower evaluation.perplexity.logits_bytes",
     "prune": "hardware.offload=true, or fewer data.calibration_samples",
-    "repair": "hardware.micro_batch=1, method.activation_checkpointing=true where the method "
+    "repair": "hardware.micro_batch=1, hardware.activation_checkpointing=true where the method "
     "trains, or hardware.offload=true",
 }
 
@@ -77,7 +77,7 @@ class Stages:
             if lacks_memory(error):
                 raise MemoryError(self._memory_line(name, error)) from error
             if lacks_disk(error):
-                raise OSError(f"{name}: the disk is full ({brief(error)}); make room") from error
+                raise full_disk(name, error) from error
             if lacks_determinism(error):
                 raise ValueError(
                     f"{name}: {brief(error)}; set hardware.deterministic=false, after which "

@@ -7,6 +7,8 @@ its traceback.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +26,14 @@ class CannotStream(ValueError):
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
 
 PACKAGE = str(Path(__file__).resolve().parent)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a user's share of it, a file system
 # of safetensors, then of torch.save, which differ by how far it came
-FULL = ("No space left on device", "PytorchStreamWriter", "iostream error", "unexpected pos")
+FULL_WORDS = (
+    *map(os.strerror, FULL),
+    "PytorchStreamWriter",
+    "iostream error",
+    "unexpected pos",
+)
 LONGEST = 400  # characters of a library's message that a line repeats
 
 
@@ -66,17 +74,34 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def lacks_disk(error: BaseException) -> bool:
-    """Whether a file could not be written for want of room, in the words of safetensors or torch.
-
-    Python's own OSError of that kind names the file, and needs no other words.
-    """
-    text = str(error)
-    return not isinstance(error, OSError) and any(words in text for words in FULL)
+    """Whether a file could not be written for want of room, for Python, safetensors or torch."""
+    if isinstance(error, OSError):
+        return error.errno in FULL  # none where it is in words already
+    return any(words in str(error) for words in FULL_WORDS)
 
 
 def lacks_determinism(error: BaseException) -> bool:
     """Whether torch was to be deterministic and has no such form of an operator."""
     return "does not have a deterministic implementation" in str(error)
+
+
+def full_disk(what: str, error: BaseException) -> OSError:
+    """The error of one line for a disk that is full; what: where it was noticed."""
+    return OSError(
+        f"{what}: the disk is full ({brief(error)}); make room, and go on with the same command "
+        "and resume=auto"
+    )
+
+
+@contextmanager
+def blame_disk(what: str) -> Iterator[None]:
+    """Turn the error of a full disk into one line, whichever library met it."""
+    try:
+        yield
+    except Exception as error:
+        if lacks_disk(error):
+            raise full_disk(what, error) from error
+        raise
 
 
 def brief(error: BaseException) -> str:

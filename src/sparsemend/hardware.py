@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
+from sparsemend.training.checkpoint_file import CheckpointFile
 from sparsemend.training.module import TrainerFactory
 from sparsemend.training.numerics import set_numerics
 from sparsemend.training.ranks import LeadingTrainer, Place, Team
@@ -33,9 +34,12 @@ class Hardware:
     devices: int
     offload: bool
     stream: bool | str
+    states: str
     threads: int | None
     micro_batch: int | None
+    activation_checkpointing: bool
     evaluation_batch: int
+    evaluation_states: int
     deterministic: bool | Literal["auto"]
 
     def prepare(self) -> torch.device:
@@ -95,7 +99,7 @@ class Hardware:
             accelerator=self.accelerator,
             devices=1,
             # Lightning's own choice inside a SLURM job would requeue it and leave checkpoints here
-            plugins=[Place(0)],
+            plugins=[Place(0), CheckpointFile()],
             default_root_dir=out,
             enable_model_summary=False,
             **settings,

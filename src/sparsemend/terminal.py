@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import ClassVar, TypeVar
@@ -140,3 +141,26 @@ def say(message: str) -> None:
 def note(message: str) -> None:
     """Print a line on the error stream, never wrapped, where no log is set up yet."""
     Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
+
+
+class LogFile(logging.FileHandler):
+    """A log file that loses lines where its disk is full, and says so once.
+
+    logging's own handler would print a traceback for every line of the run, or end it.
+    """
+
+    full = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it could not even be opened
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.full:
+            self.full = True
+            note(f"{self.baseFilename} takes no more lines: {error}")

@@ -20,7 +20,7 @@ from sparsemend.method.base import Workbench
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.pruner.magnitude import Magnitude
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
-from sparsemend.training.batches import next_token_loss
+from sparsemend.training.logits import next_token_loss
 
 
 class Scaled(SparseLinear):

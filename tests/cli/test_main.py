@@ -320,6 +320,17 @@ def test_a_refused_value_ends_with_code_1_and_leaves_no_folder(
     assert "error: sparsity 0.2 cannot work" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("lines", [["hydra.run.dir=file/out"], ["-m", "hydra.sweep.dir=file/out"]])
+def test_a_folder_that_cannot_be_made_is_refused_in_one_line(
+    lines: list[str], command, tmp_path, capsys
+) -> None:
+    (tmp_path / "file").touch()
+    code, seen = command(*lines)
+    printed = capsys.readouterr().err.splitlines()
+    assert (code, seen, len(printed)) == (1, [], 1)
+    assert printed[0].startswith("error: the run cannot write file/out: ")
+
+
 def test_a_job_of_a_sweep_checks_its_own_values(command, monkeypatch) -> None:
     checked: list[float] = []
     monkeypatch.setattr(cli.preflight, "check", lambda cfg: checked.append(cfg.sparsity))

@@ -33,6 +33,7 @@ from typing import Any
 TESTS = Path(__file__).parents[1]
 COUNTS = ("files", "passes")
 LIMIT = 600.0  # seconds of an attempt that hangs
+TEMPORARY = "temporary"  # in the folder of an attempt: what is the system's for temporary files
 START, END = "start", "end"  # of an attempt, before its first and after its last stage
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -214,7 +215,7 @@ def import_everything() -> None:
     import importlib
     import pkgutil
 
-    from support.configs import compose, reading_once
+    from support.configs import reading_once
     from transformers import logging as transformers_logging
     from transformers.models.llama import modeling_llama  # noqa: F401
 
@@ -229,8 +230,23 @@ def import_everything() -> None:
             importlib.import_module(module.name)
     transformers_logging.disable_progress_bar()
     reading_once()
-    compose("run", ["model=local", "data=tokens", "method=lors"])
+    read_configs()
     gc.freeze()
+
+
+def read_configs() -> None:
+    """Compose and check a command, so that forks have its yaml files and grammars in memory."""
+    from sparsemend.config.compose import compose_command
+    from sparsemend.preflight.declared import check_declared
+
+    composed = compose_command(
+        ["hydra.run.dir=/tmp", "seed=0"],
+        config_name="run",
+        extra=None,
+        multirun=False,
+        command="sparsemend",
+    )
+    check_declared(composed.configs[0], [])
 
 
 @dataclass
@@ -246,6 +262,8 @@ class Fork:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        self.temporary = self.folder / TEMPORARY
+        self.temporary.mkdir(exist_ok=True)
         self.counts = mmap.mmap(-1, 8 * len(COUNTS))
         self.said = tempfile.TemporaryFile()  # noqa: SIM115
         self.notes = tempfile.TemporaryFile()  # noqa: SIM115
@@ -260,6 +278,7 @@ class Fork:
             for stream in (1, 2):
                 os.dup2(self.said.fileno(), stream)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            tempfile.tempdir = str(self.temporary)
             os.chdir(self.folder.resolve())
             exec(self.prelude, {})
             code = command(self.arguments, Counting(self, Kill(**self.kill) if self.kill else None))

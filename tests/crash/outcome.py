@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from crash.attempts import TEMPORARY
 from safetensors import SafetensorError, safe_open
 
 SECTIONS = ("status", "config_hash", "protocol", "sparsity", "metrics", "repair", "curves")
@@ -61,11 +62,13 @@ def broken(folder: Path) -> list[str]:
 
 
 def half_written(folder: Path) -> list[str]:
-    """Files and folders under temporary names, which no run should leave."""
+    """Files under temporary names, or where temporary files go, which no run should leave."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")))
     return [
-        path.relative_to(folder).as_posix()
-        for path in sorted(folder.rglob("*"))
-        if path.name.startswith(".") and path.name not in (".hydra", ".cache")
+        name.as_posix()
+        for name in names
+        if name.parent.name == TEMPORARY
+        or (name.name.startswith(".") and name.name not in (".hydra", ".cache"))
     ]
 
 

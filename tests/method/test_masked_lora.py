@@ -11,7 +11,7 @@ from sparsemend.method.adapter.fold import fold_linear
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear, TwoGemmLinear
 from sparsemend.method.masked_lora import MaskedLora
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
-from sparsemend.training.batches import next_token_loss
+from sparsemend.training.logits import next_token_loss
 
 KEEP = torch.tensor([[True, False, True], [False, True, True]])
 

@@ -235,3 +235,14 @@ def test_a_finished_run_is_not_resumed(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no result\.json in it; give a run folder"):
         run_folder(str(tmp_path), WANTED, tmp_path / "fresh")
+
+
+def test_a_run_does_not_begin_in_the_folder_of_one_that_is_alive(tmp_path: Path) -> None:
+    result = Result(tmp_path / "result.json", CONFIG)
+    result.content["process"]["pid"] = os.getppid()
+    result.write()
+    with pytest.raises(ValueError, match="cannot be seen to have ended; wait for it"):
+        run_folder(None, WANTED, tmp_path)
+    result.content["process"]["host"] = "elsewhere"
+    result.write()
+    assert run_folder(None, WANTED, tmp_path) == (tmp_path, False)

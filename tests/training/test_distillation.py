@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from sparsemend.data.base import UNLABELLED
 from sparsemend.method.trained import TrainedRepair
-from sparsemend.training.batches import next_token_loss
 from sparsemend.training.distillation import Distillation, Teacher, divergence, hidden_distance
+from sparsemend.training.logits import next_token_loss
 from sparsemend.training.objective import NextToken
 
 OFF: dict[str, Any] = {
@@ -192,7 +192,7 @@ def test_a_teacher_of_lower_precision_takes_half_and_says_nearly_the_same() -> N
     assert float(half(model, tokens, labels).total) == pytest.approx(expected, rel=0.05)
     with torch.autocast("cpu", torch.bfloat16):  # of the student: the teacher keeps its own dtype
         mixed = full(model, tokens, labels)
-        assert full._outputs(tokens).logits.dtype == torch.float32
+        assert full._predictions(tokens).output.logits.dtype == torch.float32
     assert mixed.total.dtype == torch.float32
 
 

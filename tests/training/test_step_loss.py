@@ -19,7 +19,7 @@ from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.method.base import Workbench
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.linear import sparse_linears
-from sparsemend.training.batches import next_token_loss
+from sparsemend.training.logits import next_token_loss
 
 RATE = 0.5
 

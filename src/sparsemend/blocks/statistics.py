@@ -30,6 +30,21 @@ class Statistic(ABC):
     def update(self, inputs: Tensor) -> None:
         """Add the inputs (B, T, I), or (T, I) for one sequence, of one call."""
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of its tensors."""
+        values = vars(self).values()
+        inner = sum(value.bytes for value in values if isinstance(value, Statistic))
+        return inner + sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+    def to_(self, device: torch.device) -> None:
+        """Move its tensors to `device`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Statistic):
+                value.to_(device)
+            elif isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+
 
 StatisticFactory = Callable[[int, torch.device], Statistic]
 

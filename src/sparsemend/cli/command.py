@@ -23,11 +23,13 @@ from rich.console import Console
 
 from sparsemend.cli.version import print_version_if_asked
 from sparsemend.config.compose import compose_command, search_lines
-from sparsemend.errors import USER_ERRORS, OverrideError
+from sparsemend.errors import USER_ERRORS, OverrideError, full_disk, lacks_disk
+from sparsemend.preflight.place import check_place
 from sparsemend.sweep.sweeper import CellSweeper
 from sparsemend.terminal import say
 
-LOGGING_TARGETS = ["rich.logging.RichHandler"]  # what conf/hydra/*_logging may construct
+# what conf/hydra/*_logging may construct
+LOGGING_TARGETS = ["rich.logging.RichHandler", "sparsemend.terminal.LogFile"]
 
 # Before Hydra sets logging up, warnings wait for the run itself, which checks again and logs them.
 logging.getLogger("sparsemend").addHandler(logging.NullHandler())
@@ -100,6 +102,7 @@ class Command:
         if args.cfg or args.info or (composed.sweep and self.check_sweep is None):
             return
         try:
+            check_place(composed.folder)
             if composed.sweep and self.check_sweep is not None:
                 self.check_sweep(composed.configs, composed.lines)
                 return
@@ -114,7 +117,8 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
     if not issubclass(kind, USER_ERRORS):
         sys.__excepthook__(kind, error, trace)
         return
-    say(str(error) or kind.__name__)
+    full = full_disk("before a stage began", error) if lacks_disk(error) else None
+    say(str(full or error) or kind.__name__)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             Console(stderr=True, soft_wrap=True).print(

@@ -40,6 +40,7 @@ class CommandLine:
     configs: list[DictConfig]  # of its jobs
     sweep: bool
     lines: list[str]  # the overrides as Hydra has to be given them
+    folder: Path | None  # that the run, or the sweep, writes into; None where only Hydra knows
 
 
 def compose_command(
@@ -65,7 +66,19 @@ def compose_command(
         modes = [o.value() for o in overrides if o.key_or_group == "hydra.mode"]
         if multirun or modes[-1:] == ["MULTIRUN"]:
             return _compose_sweep(names, overrides)
-        return CommandLine([names.compose(lines)], False, lines)
+        cfg = names.compose(lines)
+        folder = folder_of(cfg.hydra.run)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return CommandLine([cfg], False, lines, folder)
+
+
+def folder_of(place: DictConfig) -> Path | None:
+    """The `dir` of hydra.run or hydra.sweep, None where it is made of what only a job has."""
+    try:
+        return Path(place.dir)
+    except (OmegaConfBaseException, ValueError):
+        return None
 
 
 def _compose_sweep(names: Names, overrides: list[Override]) -> CommandLine:
@@ -79,10 +92,12 @@ def _compose_sweep(names: Names, overrides: list[Override]) -> CommandLine:
     for combination in dict.fromkeys(choices):
         check_places(configs.config_of(combination).hydra)
     keys = [configs.keys_of(combination) for combination in dict.fromkeys(choices)]
+    places = [Path(str(o.value())) for o in overrides if o.key_or_group == "hydra.sweep.dir"]
     return CommandLine(
         configs=[configs.compose(job) for job in cells.jobs],
         sweep=True,
         lines=defer(overrides, names.is_choice, keys),
+        folder=places[-1] if places else folder_of(configs.config_of(begin).hydra.sweep),
     )
 
 
@@ -158,7 +173,7 @@ class SweepConfigs:
     def config_of(self, choices: Choices) -> DictConfig:
         """The config that choices of members give, Hydra's part included; not to be changed."""
         if choices not in self.composed:
-            self.composed[choices] = self.names.compose_all(list(choices))
+            self.composed[choices] = self.names.compose(list(choices))
         return self.composed[choices]
 
     def keys_of(self, choices: Choices) -> set[str]:

@@ -12,7 +12,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsemend.config.jobs import keys_in
@@ -150,13 +150,6 @@ class Names:
                 )
 
     def compose(self, lines: list[str]) -> DictConfig:
-        """The composed config without Hydra's own part; raises OverrideError on an unknown key."""
-        cfg = self.compose_all(lines)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return cfg
-
-    def compose_all(self, lines: list[str]) -> DictConfig:
         """The composed config with Hydra's own part; raises OverrideError on an unknown key."""
         lines = [line for line in lines if not is_search_line(line)]
         try:

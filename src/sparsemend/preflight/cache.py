@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from sparsemend.checkpoint.model import find_model
 from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.config.keys import keys_that
+from sparsemend.preflight.place import is_writable, nearest_existing
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LEAST = 2**24  # measurements, locks and the study: far below 16 MiB
@@ -28,8 +28,8 @@ def check_cache(configs: Sequence[DictConfig]) -> None:
     if settings.dir is None:
         return
     folder = Path(settings.dir)
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    existing = nearest_existing(folder)
+    if not is_writable(existing):
         raise PermissionError(
             f"cache.dir={folder} cannot be written ({existing} is "
             f"{'not writable' if existing.is_dir() else 'no folder'}); give cache.dir a folder of "

@@ -141,12 +141,32 @@ def eliminate_(
     unit = factor.unit[block]  # rows of U over their diagonal: the division by U_jj is in there
     beyond = unit[:, block.stop :]
     unit = unit[:, block]
-    for j in range(inside.shape[0]):
-        if pattern.group_size and j % pattern.group_size == 0:
-            group = slice(j, j + pattern.group_size)
-            score = importance(inside[group], diagonal[group])
-            gone[group] = lowest_per_group(score.T, pattern).T
-        inside[j + 1 :].addr_(unit[j, j + 1 :], inside[j] * gone[j], alpha=-1)
+    _compensate_(inside, gone, unit, diagonal, pattern.kept, pattern.group_size)
     errors = inside * gone
     columns[block.stop :].addmm_(beyond.T, errors, alpha=-1)
     inside.masked_fill_(gone, 0)
+
+
+# an operator of torch's, so that a dry run on tensors without values does not take every column
+@torch.library.custom_op("sparsemend::compensate_", mutates_args=("inside", "gone"))
+def _compensate_(
+    inside: Tensor, gone: Tensor, unit: Tensor, diagonal: Tensor, kept: int, group_size: int
+) -> None:
+    """Go through the columns of a block, (J, O), and compensate in those to the right, in place.
+
+    gone (J, O), unit (J, J), diagonal (J,); kept, group_size: of an N:M pattern, whose groups are
+    chosen on the way; group_size 0: gone is given.
+    """
+    for j in range(inside.shape[0]):
+        if group_size and j % group_size == 0:
+            group = slice(j, j + group_size)
+            score = importance(inside[group], diagonal[group])
+            gone[group] = lowest_per_group(score.T, Pattern(kept, group_size)).T
+        inside[j + 1 :].addr_(unit[j, j + 1 :], inside[j] * gone[j], alpha=-1)
+
+
+@_compensate_.register_fake
+def _(
+    inside: Tensor, gone: Tensor, unit: Tensor, diagonal: Tensor, kept: int, group_size: int
+) -> None:
+    return

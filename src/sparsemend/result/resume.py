@@ -26,6 +26,7 @@ from sparsemend.names import (
     CHECKPOINTS,
     CURVES,
     HARNESS,
+    HIDDEN_STATES,
     LAST_CHECKPOINT,
     MASKS,
     MODEL,
@@ -46,6 +47,7 @@ LEFT = (
     PARTS,
     STAGES,
     BLOCKS,
+    HIDDEN_STATES,
     CHECKPOINTS,
     CURVES,
     f"{CURVES}-*",
@@ -64,9 +66,13 @@ def run_folder(asked: str | None, config: Mapping[str, Any], fresh: Path) -> tup
     """(run folder, whether there is work in it to continue): a resumed run keeps its folder.
 
     asked: the config's `resume`.  fresh: the folder a new run would have; where it was named with
-    hydra.run.dir and holds an unfinished run of another configuration, that is refused.
+    hydra.run.dir and holds a run that is alive, or an unfinished one of another configuration where
+    that should be resumed, it is refused.
     """
     if asked is None:
+        result = read_result(fresh)
+        if result is not None and result.process.host == this_process().host:
+            check_ended(fresh)  # one on another machine may be dead, and is not asked for
         return fresh, False
     if asked != "auto":
         check_resumable(Path(asked), config)

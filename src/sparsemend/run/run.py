@@ -12,8 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sparsemend.config.values import plain
+from sparsemend.errors import blame_disk
 from sparsemend.files import forget_partials
-from sparsemend.names import BLOCKS, RESULT
+from sparsemend.names import BLOCKS, HIDDEN_STATES, RESULT
 from sparsemend.result.finished import check_apart, resolve_from_run
 from sparsemend.result.record import Result, objective
 from sparsemend.result.resume import cell_folder, forget_work, run_folder
@@ -84,8 +85,9 @@ def move_log(fresh: Path, out: Path) -> None:
 def carry_out(job: RunJob) -> None:
     """Run every stage in order; what was measured is on disk even when a stage fails."""
     try:
-        stages(job)
-        finish(job)
+        with blame_disk(str(job.out)):
+            stages(job)
+            finish(job)
     except BaseException as error:
         job.result.fail(error, job.stages)
         job.parts.logger.abandon(job.loggers, job.result.content)
@@ -112,7 +114,8 @@ def finish(job: RunJob) -> None:
     content["status"] = "finished"
     job.result.costs(job.stages)
     job.reuse.forget_attempts()
-    shutil.rmtree(job.out / BLOCKS, ignore_errors=True)
+    for folder in (BLOCKS, HIDDEN_STATES):
+        shutil.rmtree(job.out / folder, ignore_errors=True)
     try:
         job.parts.logger.finish(job.loggers, content)
     except Exception:  # result.json is the truth, and it is written

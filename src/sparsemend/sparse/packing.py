@@ -14,8 +14,19 @@ def pack(keep: Tensor) -> Tensor:
     """One bit per weight: bool (.., I) -> uint8 (.., ceil(I / 8)), lowest bit first."""
     if keep.device.type != "cpu":
         return packed_by_products(keep)
-    # NumPy takes a twentieth of the time
+    return _packed_by_numpy(keep)
+
+
+# an operator of torch's, so that a dry run on tensors without values knows its result too
+@torch.library.custom_op("sparsemend::packbits", mutates_args=(), device_types="cpu")
+def _packed_by_numpy(keep: Tensor) -> Tensor:
+    """In a twentieth of the time of products."""
     return torch.from_numpy(np.packbits(keep.numpy(), axis=-1, bitorder="little"))
+
+
+@_packed_by_numpy.register_fake
+def _(keep: Tensor) -> Tensor:
+    return keep.new_empty((*keep.shape[:-1], -(-keep.shape[-1] // 8)), dtype=torch.uint8)
 
 
 def packed_by_products(keep: Tensor) -> Tensor:

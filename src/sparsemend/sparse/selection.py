@@ -67,10 +67,21 @@ def kth_lowest(score: Tensor, count: int) -> Tensor:
         if len(score) == 1 and score.dtype in COUNTED:
             return kth_by_counting(score.float(), count).view(1, 1).to(score.dtype)
         return score.sort(dim=1).values[:, count - 1 : count].clone()
-    # NumPy's vectorised selection takes 0.4 of the processor time of kthvalue (4096 x 4096).
     comparable = score.float() if score.dtype == torch.bfloat16 else score
-    partitioned = np.partition(comparable.detach().numpy(), count - 1, axis=1)
+    return _kth_by_numpy(comparable.detach(), count)
+
+
+# an operator of torch's, so that a dry run on tensors without values knows its result too
+@torch.library.custom_op("sparsemend::kth_lowest", mutates_args=(), device_types="cpu")
+def _kth_by_numpy(score: Tensor, count: int) -> Tensor:
+    """By NumPy's vectorised selection, in 0.4 of kthvalue's processor time (4096 x 4096)."""
+    partitioned = np.partition(score.numpy(), count - 1, axis=1)
     return torch.from_numpy(partitioned[:, count - 1 : count].copy())
+
+
+@_kth_by_numpy.register_fake
+def _(score: Tensor, count: int) -> Tensor:
+    return score.new_empty((len(score), 1))
 
 
 def checked_finite(score: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The examples that a training step reads, and its loss on them.
+"""The examples that a training step reads, and the mean loss of many.
 
 The windows of step k are a function of (seed, k) alone, whatever was interrupted in between.  They
 are shared out over processes and micro-batches, whose numbers change neither which windows a step
@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from sparsemend.config.seeds import mix_seed
-from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.data.base import UNLABELLED, Examples, trim
 from sparsemend.terminal import with_lines
+from sparsemend.training.logits import next_token_loss
 from sparsemend.training.shares import check_shares
 
 
@@ -109,21 +109,6 @@ def permutation(rows: int, *, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def next_token_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the labelled next-token positions of `tokens` (B, T), in fp32.
-
-    labels (B, T): the token of each position, or UNLABELLED where predicting it does not count.
-    """
-    return token_loss(model(input_ids=tokens, use_cache=False).logits, labels)
-
-
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """`next_token_loss` from logits (B, T, V), whose last position predicts nothing."""
-    return F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=UNLABELLED
-    )
-
-
 def mean_loss(model: nn.Module, examples: Examples, device: torch.device, at_once: int) -> float:
     """The mean loss over all labelled tokens of `examples`; NaN if there are none.
 
@@ -149,17 +134,6 @@ def mean_loss(model: nn.Module, examples: Examples, device: torch.device, at_onc
 def count_labels(labels: Tensor) -> int:
     """The number of next-token positions of labels (B, T) that count."""
     return int((labels[:, 1:] != UNLABELLED).count_nonzero())
-
-
-def trim(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens and labels (B, T) up to the last label of any row: what is right of it has no effect.
-
-    Under causal attention no labelled position sees the padding that is cut, so the loss is the
-    same but for the order of sums.  Two columns stay where no row has a label.
-    """
-    labelled = (labels != UNLABELLED).any(dim=0).nonzero()
-    end = max(2, int(labelled[-1]) + 1) if len(labelled) else 2
-    return tokens[:, :end], labels[:, :end]
 
 
 def loader(

@@ -7,7 +7,6 @@ a terminal has Lightning's bars.
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from sparsemend.files import replacing
 from sparsemend.sparse.count import support_sparsity
 from sparsemend.terminal import StageLines
 from sparsemend.training.plan import TrainingPlan
@@ -59,10 +57,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
         if step > self._saved and step % self.plan.checkpoint_every == 0:
-            # every rank takes part, rank 0 writes
-            place = replacing(self.path) if trainer.is_global_zero else nullcontext(self.path)
-            with place as partial:
-                trainer.save_checkpoint(partial)
+            trainer.save_checkpoint(self.path)  # every rank takes part, rank 0 writes
             self._saved = step
 
 

@@ -25,7 +25,13 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED
 from sparsemend.names import DTYPE_NAMES
-from sparsemend.training.batches import token_loss
+from sparsemend.training.logits import (
+    Predictions,
+    next_tokens,
+    predict,
+    summed_loss,
+    token_loss,
+)
 from sparsemend.training.objective import Loss, Objective
 
 log = logging.getLogger(__name__)
@@ -110,32 +116,59 @@ class Teacher(Objective):
 
     def __call__(self, model: nn.Module, tokens: Tensor, labels: Tensor) -> Loss:
         weight, hidden = self.settings.weight, self.settings.hidden_weight
-        teacher = self._outputs(tokens)
-        student = model(input_ids=tokens, use_cache=False, output_hidden_states=hidden > 0)
+        teacher = self._predictions(tokens)
+        student = predict(model, tokens, output_hidden_states=hidden > 0)
         counts = labels[:, 1:] != UNLABELLED
-        cross_entropy = token_loss(student.logits, labels)
+        cross_entropy, kl = self._on_logits(student, teacher, labels)
         total = (1 - weight) * cross_entropy
         parts = {"train/cross_entropy": cross_entropy.detach()}
-        if weight:
-            wanted = teacher.logits[:, :-1].to(tokens.device)[counts]
-            kl = divergence(student.logits[:, :-1][counts], wanted, self.settings.temperature)
+        if kl is not None:
             total = total + weight * kl
             parts["train/distillation"] = kl.detach()
         if hidden:
-            distance = hidden_distance(student.hidden_states, teacher.hidden_states, counts)
+            states = student.output.hidden_states, teacher.output.hidden_states
+            distance = hidden_distance(*states, counts)
             total = total + hidden * distance
             parts["train/hidden_distance"] = distance.detach()
         return Loss(total, parts)
 
+    def _on_logits(
+        self, student: Predictions, teacher: Predictions, labels: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cross-entropy, and the divergence where it has a weight."""
+        if not self.settings.weight:
+            return token_loss(student, labels), None
+        temperature = self.settings.temperature
+        if not student.divided:
+            counts = labels[:, 1:] != UNLABELLED
+            wanted = teacher.output.logits[:, :-1].to(labels.device)[counts]
+            kl = divergence(student.output.logits[:, :-1][counts], wanted, temperature)
+            return token_loss(student, labels), kl
+        targets = next_tokens(labels)
+
+        def measure(logits: Tensor, part: slice) -> Tensor:
+            taught = self._logits(teacher, part).to(logits.device)
+            kl = divergences(logits, taught, temperature)
+            kl = kl.masked_fill(targets[part] == UNLABELLED, 0).sum()
+            return torch.stack([summed_loss(logits, targets[part]), kl])
+
+        cross_entropy, kl = student.mean(measure, targets)
+        return cross_entropy, kl
+
     @torch.no_grad()
-    def _outputs(self, tokens: Tensor) -> Any:
+    def _predictions(self, tokens: Tensor) -> Predictions:
         device = self.model.device
         with torch.autocast(device.type, enabled=False):  # the teacher computes in its own dtype
-            return self.model(
-                input_ids=tokens.to(device),
-                use_cache=False,
+            return predict(
+                self.model,
+                tokens.to(device),
                 output_hidden_states=self.settings.hidden_weight > 0,
             )
+
+    @torch.no_grad()
+    def _logits(self, teacher: Predictions, part: slice) -> Tensor:
+        with torch.autocast(self.model.device.type, enabled=False):
+            return teacher.logits(part)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -146,6 +179,14 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_q = F.log_softmax(student.float() / temperature, dim=-1)
     log_p = F.log_softmax(teacher.float() / temperature, dim=-1)
     return temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+
+def divergences(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """t^2 KL(teacher || student) of every position (P,), see `divergence`."""
+    log_q = F.log_softmax(student.float() / temperature, dim=-1)
+    log_p = F.log_softmax(teacher.float() / temperature, dim=-1)
+    kl = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
+    return temperature**2 * kl
 
 
 def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], counts: Tensor) -> Tensor:

@@ -35,7 +35,6 @@ from sparsemend.training.batches import (
     StepSplit,
     count_labels,
     loader,
-    next_token_loss,
 )
 from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace, StepLines
 from sparsemend.training.checkpointed import (
@@ -47,6 +46,7 @@ from sparsemend.training.checkpointed import (
     write_fixed,
 )
 from sparsemend.training.collectives import check_equal_over_ranks, send_buffers
+from sparsemend.training.logits import next_token_loss
 from sparsemend.training.objective import NextToken, Objective
 from sparsemend.training.plan import TrainingPlan, learning_rate_schedule
 from sparsemend.training.step_loss import StepLoss
@@ -74,12 +74,15 @@ class RepairModule(LightningModule):
         *,
         seed: int,
         micro_batch: int | None,
+        activation_checkpointing: bool = False,
         first_step: int = 0,
         objective: Objective | None = None,
     ) -> None:
         """make_optimizer: the optimizer of all parameters that require gradients.
 
         micro_batch: windows at once in each process, None for all of its share of a step.
+
+        activation_checkpointing: backward recomputes what is inside blocks.
 
         first_step: optimizer steps of earlier fits, whose data order and draws continue here.
         """
@@ -92,6 +95,7 @@ class RepairModule(LightningModule):
         self.validation_examples = validation.first(plan.validation_windows)
         self.seed = seed
         self.micro_batch = micro_batch
+        self.activation_checkpointing = activation_checkpointing
         self.order = Order(len(train), seed=seed)
         self.first_step = first_step
         self.objective = objective or NextToken()
@@ -173,9 +177,9 @@ class RepairModule(LightningModule):
 
     @contextmanager
     def _training_mode(self) -> Iterator[None]:
-        """Enter train mode, with checkpointing and compilation by the plan until the end."""
+        """Enter train mode, with checkpointing and compilation until the end."""
         self.model.train()
-        if self.plan.activation_checkpointing:
+        if self.activation_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         if self.plan.compile:
             self.model.compile()
@@ -183,7 +187,7 @@ class RepairModule(LightningModule):
             yield
         finally:
             self.model._compiled_call_impl = None
-            if self.plan.activation_checkpointing:
+            if self.activation_checkpointing:
                 self.model.activation_checkpointing_disable()
 
     def on_fit_start(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsemend.training.batches import next_token_loss
+from sparsemend.training.logits import next_token_loss
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
+from sparsemend.training.checkpoint_file import CheckpointFile
 from sparsemend.training.numerics import set_numerics
 from sparsemend.training.without_values import without_values
 
@@ -69,9 +70,10 @@ class Team:
         return {
             "accelerator": self.accelerator,
             "devices": self.world,
-            # buffers hold the packed supports: sent once, not before every forward
-            "strategy": DDPStrategy(broadcast_buffers=False),
-            "plugins": [Place(rank)],
+            # buffers hold the packed supports: sent once, not before every forward; gradients exist
+            # once, in what is sent
+            "strategy": DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
+            "plugins": [Place(rank), CheckpointFile()],
             "use_distributed_sampler": False,  # batches are shared out by rank already
             "default_root_dir": self.out,
             "enable_model_summary": False,

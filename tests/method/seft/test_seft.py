@@ -26,7 +26,7 @@ from sparsemend.method.seft.rounds import Adaptation, SeftRounds
 from sparsemend.method.seft.seft import Seft
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
-from sparsemend.training.batches import next_token_loss
+from sparsemend.training.logits import next_token_loss
 
 
 def seft(*overrides: str) -> Seft:

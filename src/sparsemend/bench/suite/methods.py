@@ -37,7 +37,7 @@ from sparsemend.instruments import time_and_peak
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.pruner.magnitude import Magnitude
 from sparsemend.terminal import track
-from sparsemend.training.batches import next_token_loss
+from sparsemend.training.logits import next_token_loss
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ def check(asked: Asked) -> None:
             f"evaluation.zero_shot.include_path={settings.include_path} is no folder; give one of "
             "lm-eval task yamls"
         )
-    tasks = _chosen(settings)
+    tasks = _tasks_of(settings)
     for task, count in tasks.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ValueError(
@@ -60,7 +60,7 @@ def needs_whole_model(section: DictConfig) -> str | None:
         return (
             f"evaluation.zero_shot.batch={section.batch} tries out what fits beside a whole model"
         )
-    generating = answer_tokens(_chosen(section), section.include_path)
+    generating = answer_tokens(_tasks_of(section), section.include_path)
     if not generating:
         return None
     return (
@@ -69,7 +69,7 @@ def needs_whole_model(section: DictConfig) -> str | None:
     )
 
 
-def _chosen(section: DictConfig) -> Mapping[str, int]:
+def _tasks_of(section: DictConfig) -> Mapping[str, int]:
     """Task -> number of solved examples, as the section says."""
     if section.tasks is not None:
         return solved_examples(section.tasks)

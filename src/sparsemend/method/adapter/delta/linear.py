@@ -33,7 +33,7 @@ class DeltaLinear(SparseLinear):
     """
 
     holds_support = False
-    moving = ("indices",)
+    moving: tuple[str, ...] = ("indices",)
 
     indices: Tensor
 
@@ -45,7 +45,7 @@ class DeltaLinear(SparseLinear):
         self.register_buffer("indices", sorted_positions)
         start = torch.zeros(positions.shape, dtype=wider(base.weight.dtype))
         self.values = nn.Parameter(start.to(base.weight.device))
-        self.starting_count = int(base.keep.sum())  # size of the support before training
+        self.starting_count = int(base.keep.count_nonzero())  # size of the support before training
         self.kernel = kernel
         self.window: Window | None = None
 

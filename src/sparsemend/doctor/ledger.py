@@ -1,0 +1,120 @@
+"""The bytes alive on each device, with the peak that every line of this package reaches.
+
+A peak is kept by stage, device and line: what a line holds at most is linear in the number of
+decoder blocks, as a rule, while the peak of a stage, the largest of these, need not be.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, UntypedStorage
+
+from sparsemend.config.locations import PACKAGE
+from sparsemend.doctor.peaks import Moment
+
+Rises = dict[tuple[str, str], int]  # (device, line) -> bytes
+OURS, DOCTOR = str(PACKAGE) + "/", str(Path(__file__).parent) + "/"
+
+
+@dataclass
+class Ledger:
+    """A storage counts from the operator that returns it until it is freed, whoever holds it."""
+
+    stage: str = ""
+    live: dict[str, int] = field(default_factory=dict)
+    peaks: dict[Moment, int] = field(default_factory=dict)
+    paused: bool = False
+    _alive: dict[int, weakref.ref[UntypedStorage]] = field(default_factory=dict)
+    _line: str = ""
+    _recording: Rises | None = None
+
+    @contextmanager
+    def recording(self) -> Iterator[Rises]:
+        """Record by how much each line rises above what is alive now."""
+        start, self._recording = dict(self.live), {}
+        rises = self._recording
+        try:
+            yield rises
+        finally:
+            self._recording = None
+            for (device, line), size in rises.items():
+                rises[device, line] = size - start.get(device, 0)
+
+    def repeat(self, rises: Rises) -> None:
+        """Reach again, above what is alive now, what was recorded."""
+        for (device, line), rise in rises.items():
+            self._enter(Moment(self.stage, device, line), self.live.get(device, 0) + rise)
+
+    @contextmanager
+    def during(self, stage: str) -> Iterator[None]:
+        """Count what is reached inside as of `stage`."""
+        before, self.stage = self.stage, stage
+        try:
+            for device in self.live:
+                self._reach(device, 0)
+            yield
+        finally:
+            self.stage = before
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Count nothing that is made inside, unless it is noted later."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    def note(self, tensor: Tensor) -> None:
+        """Count the storage of `tensor`, if it is new, on the device that the tensor says."""
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes()
+        if self.paused or key in self._alive or not size:
+            return
+        device = tensor.device.type
+        if device == "meta":
+            return
+
+        def on_free(reference: weakref.ref[UntypedStorage]) -> None:
+            del self._alive[key]
+            self.live[device] -= size
+
+        self._alive[key] = weakref.ref(storage, on_free)
+        self.live[device] = self.live.get(device, 0) + size
+        self._reach(device, 0)
+
+    def scratch(self, device: str, size: int) -> None:
+        """Count bytes that a kernel holds while it runs."""
+        self._reach(device, size)
+
+    def _reach(self, device: str, beyond: int) -> None:
+        moment = Moment(self.stage, device, self._place())
+        size = self.live.get(device, 0) + beyond
+        self._enter(moment, size)
+        if self._recording is not None:
+            key = device, moment.line
+            self._recording[key] = max(size, self._recording.get(key, 0))
+
+    def _enter(self, moment: Moment, size: int) -> None:
+        if size > self.peaks.get(moment, -1):
+            self.peaks[moment] = size
+
+    def _place(self) -> str:
+        """The innermost line of this package under which the operator runs, `path:line`.
+
+        Autograd may run a backward in a thread of its own, which has no line: then the last one.
+        """
+        frame = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code.co_filename
+            if code.startswith(OURS) and not code.startswith(DOCTOR):
+                self._line = f"{code.removeprefix(OURS)}:{frame.f_lineno}"
+                break
+            frame = frame.f_back  # type: ignore[assignment]
+        return self._line

@@ -1,0 +1,348 @@
+"""Tensors without values, for a run of real code at real shapes that costs neither memory nor time.
+
+Integers and small facts (tokens, orders, masks of attention) keep their values as long as nothing
+unvalued enters them; weights and activations are FakeTensors, which know shape, dtype and device
+alone.  Where the code asks such a tensor for a number or for a shape that depends on its values, it
+gets the usual answer: everything is finite, nothing escaped, a support keeps its share of weights.
+
+A second device is pretended by torch's PrivateUse1, so that the code moves tensors as it would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from sparsemend.doctor.ledger import Ledger
+
+aten = torch.ops.aten
+NAME = "pretended"
+VALUED = 2**26  # bytes of integers up to which a tensor keeps its values
+
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+ANSWER = "_sparsemend_answer"
+VALUES = "_sparsemend_values"
+
+
+class Backend(backend_registration._DummyBackendModule):
+    """What torch asks the module of a device."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    def get_rng_state(self, device: Any = 0) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: Any = 0) -> None:
+        return
+
+    def set_device(self, device: Any) -> None:
+        return
+
+    def synchronize(self, device: Any = None) -> None:
+        return
+
+    def manual_seed(self, seed: int) -> None:
+        return
+
+
+def pretended_device() -> torch.device:
+    """A device beside the host whose tensors have no memory; registered on first use."""
+    name = torch._C._get_privateuse1_backend_name()
+    if name == "privateuseone":
+        backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
+        name = NAME
+    return torch.device(name, 0)
+
+
+class DryTensors(TorchDispatchMode):
+    """Runs operators on tensors without values and enters what they return in a ledger.
+
+    density: the share of weights that a support keeps.
+    """
+
+    def __init__(self, ledger: Ledger, density: float) -> None:
+        super().__init__()
+        self.ledger, self.density = ledger, density
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Every operator inside runs without values."""
+        moved = patch.object(nn.Module, "_apply", _moved)
+        shown = patch.object(FakeTensor, "__format__", lambda tensor, form: "unknown")
+        with moved, shown, self.fake, self:
+            # `torch.tensor(1.0, device=...)` makes it on the host first
+            before = torch._C._only_lift_cpu_tensors()
+            torch._C._set_only_lift_cpu_tensors(True)
+            try:
+                yield
+            finally:
+                torch._C._set_only_lift_cpu_tensors(before)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _is_composite(func):
+            with self:  # inference mode does not take it apart
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            result = self._unvalued(func, args, kwargs)
+        elif _elsewhere(kwargs.get("device")):
+            args, kwargs = tree_map_only(Tensor, self.fake.from_tensor, (args, kwargs))
+            result = func(*args, **kwargs)
+        elif tensors or self._stays_valued(func, args, kwargs):
+            with unset_fake_temporarily():
+                result = func(*args, **kwargs)
+        else:
+            result = func(*args, **kwargs)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.ledger.note(leaf)
+        return result
+
+    def _stays_valued(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether what a factory makes is worth its values: integers, and single numbers."""
+        made = func(*args, **kwargs)
+        if not isinstance(made, Tensor):
+            return False
+        small = made.numel() * made.element_size() <= VALUED
+        return small and (not made.dtype.is_floating_point or made.numel() == 1)
+
+    def _unvalued(self, func: Any, args: Any, kwargs: Any) -> Any:
+        packet = func.overloadpacket
+        written = _written(func, args, kwargs)
+        if any(not isinstance(tensor, FakeTensor) for tensor in written):
+            return _returned(func, written)  # its values are stale from now on: nobody reads them
+        if written and _only_writes(func):
+            return _returned(func, written)  # nothing to compute, and no shape changes
+        if packet in ANSWERS:
+            return ANSWERS[packet](self, *args, **kwargs)
+        result = func(*args, **kwargs)
+        self._remember(packet, args, result)
+        if scratch := SCRATCH.get(packet):
+            self.ledger.scratch(args[0].device.type, scratch(*args))
+        return result
+
+    def _remember(self, packet: Any, args: Any, result: Any) -> None:
+        """Note the usual answer of a result that decides something."""
+        if packet is aten.linalg_cholesky_ex:
+            setattr(result[1], ANSWER, 0)  # it succeeded
+        if not isinstance(result, FakeTensor):
+            return
+        given = args[0] if args and isinstance(args[0], Tensor) else None
+        answer: Any = None
+        if packet is aten.all:
+            answer = True
+        elif packet is aten.any:
+            answer = False
+        elif packet is aten.masked_fill and result.numel() > 1:
+            answer = 0  # what is off a support
+        elif packet in (aten.count_nonzero, aten.sum) and result.numel() == 1 and given is not None:
+            if packet is aten.count_nonzero or given.dtype is torch.bool:
+                nothing = getattr(given, ANSWER, None) == 0
+                answer = 0 if nothing else self.chosen(given)
+        elif packet in (aten.bitwise_not, aten.logical_not) and given is not None:
+            answer = 1 - self._share(given)
+        elif packet in CARRY and given is not None:
+            answer = getattr(given, ANSWER, None)
+        if answer is not None:
+            setattr(result, ANSWER, answer)
+
+    def _share(self, mask: Tensor) -> float:
+        answer = getattr(mask, ANSWER, None)
+        return self.density if answer is None or isinstance(answer, int) else float(answer)
+
+    def chosen(self, mask: Tensor) -> int:
+        """How many entries of a mask are True."""
+        if not isinstance(mask, FakeTensor):
+            with unset_fake_temporarily():
+                return int(mask.count_nonzero())
+        return max(1, math.ceil(mask.numel() * self._share(mask)))
+
+
+# what changes a tensor's shape, or its place, while it writes into it
+RESHAPED = {aten.resize_, aten.set_, aten.squeeze_, aten.unsqueeze_, aten.transpose_, aten.t_}
+CARRY = (
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.detach,
+    aten._to_copy,
+    aten.clone,
+    aten.alias,
+)
+
+
+def _moved(
+    module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True
+) -> nn.Module:
+    """`nn.Module._apply` for parameters without values, which torch's own swaps with themselves."""
+    for child in module.children() if recurse else ():
+        _moved(child, change)
+    for name, parameter in module._parameters.items():
+        if parameter is None:
+            continue
+        gradient, parameter.grad = parameter.grad, None
+        with torch.no_grad():
+            changed = change(parameter)
+        if changed is not parameter:
+            fresh = nn.Parameter(changed, requires_grad=parameter.requires_grad)
+            del changed
+            try:
+                torch.utils.swap_tensors(parameter, fresh)
+            except RuntimeError:  # somebody else holds it too
+                module._parameters[name] = fresh
+        if gradient is not None:
+            module._parameters[name].grad = change(gradient)  # type: ignore[union-attr]
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = change(buffer)
+    return module
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is made of others, whose results count too."""
+    if func.namespace != "aten" or func.overloadpacket in ANSWERS:
+        return False
+    has: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
+    return has
+
+
+@cache
+def _only_writes(func: Any) -> bool:
+    """Whether an operator writes into one tensor, of the same shape, and returns it or nothing."""
+    schema = func._schema
+    written = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    returned = [r.alias_info is not None and r.alias_info.is_write for r in schema.returns]
+    return len(written) == 1 and returned in ([], [True]) and func.overloadpacket not in RESHAPED
+
+
+def _elsewhere(device: Any) -> bool:
+    return device is not None and torch.device(device).type != "cpu"
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operator writes into."""
+    written: list[Tensor] = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[position] if position < len(args) else kwargs.get(argument.name)
+        written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return written
+
+
+def _returned(func: Any, written: list[Tensor]) -> Any:
+    count = len(func._schema.returns)
+    return None if count == 0 else written[0] if count == 1 else tuple(written[:count])
+
+
+def _number(mode: DryTensors, tensor: Tensor) -> Any:
+    answer = getattr(tensor, ANSWER, None)
+    if answer is None and isinstance(tensor, FakeTensor) and tensor.constant is not None:
+        with unset_fake_temporarily():
+            return tensor.constant.item()
+    if tensor.dtype is torch.bool:
+        return True if answer is None else bool(answer)
+    if tensor.dtype.is_floating_point:
+        return 1.0 if answer is None else float(answer)
+    return 1 if answer is None else int(answer)
+
+
+def _nonzero(mode: DryTensors, tensor: Tensor) -> Tensor:
+    return tensor.new_empty((mode.chosen(tensor), tensor.ndim), dtype=torch.int64)
+
+
+def _masked_select(mode: DryTensors, tensor: Tensor, mask: Tensor) -> Tensor:
+    return tensor.new_empty(mode.chosen(mask))
+
+
+def _by_mask(indices: Any) -> Tensor | None:
+    masks = [i for i in indices if isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)]
+    return masks[0] if masks else None
+
+
+def _index(mode: DryTensors, tensor: Tensor, indices: Any) -> Any:
+    mask = _by_mask(indices)
+    if mask is None:
+        return aten.index.Tensor(tensor, indices)
+    place = next(i for i, index in enumerate(indices) if index is mask)
+    rest = tensor.shape[place + mask.ndim :]
+    # the kernel lists the places first
+    mode.ledger.scratch(tensor.device.type, 8 * mask.ndim * mode.chosen(mask))
+    return tensor.new_empty((*tensor.shape[:place], mode.chosen(mask), *rest))
+
+
+def _index_put_(mode: DryTensors, tensor: Tensor, indices: Any, *others: Any, **named: Any) -> Any:
+    return tensor
+
+
+def _index_put(mode: DryTensors, tensor: Tensor, indices: Any, *others: Any, **named: Any) -> Any:
+    return tensor.clone()
+
+
+def _unique(mode: DryTensors, tensor: Tensor, *others: Any, **named: Any) -> Any:
+    return (
+        tensor.new_empty(tensor.numel()),
+        tensor.new_empty(tensor.shape, dtype=torch.int64),
+        tensor.new_empty(tensor.numel(), dtype=torch.int64),
+    )
+
+
+def _bincount(mode: DryTensors, tensor: Tensor, weights: Any = None, minlength: int = 0) -> Tensor:
+    return tensor.new_empty(max(1, minlength), dtype=torch.int64)
+
+
+def _sparse(
+    mode: DryTensors, starts: Tensor, columns: Tensor, values: Tensor, *rest: Any, **_: Any
+) -> Any:
+    """A strided matrix of one element in place of a sparse one, which holds the parts of that."""
+    stand_in = values.new_empty(()).expand(rest[0])
+    setattr(stand_in, VALUES, (starts, columns, values))
+    return stand_in
+
+
+def _sampled(mode: DryTensors, pattern: Tensor, *others: Any, **named: Any) -> Tensor:
+    starts, columns, values = getattr(pattern, VALUES)
+    products = torch.empty_like(values)
+    mode.ledger.note(products)
+    return _sparse(mode, starts, columns, products, pattern.shape)
+
+
+ANSWERS: dict[Any, Callable[..., Any]] = {
+    aten.sparse_compressed_tensor: _sparse,
+    aten.sparse_sampled_addmm: _sampled,
+    aten.values: lambda mode, matrix: getattr(matrix, VALUES)[2],
+    aten.item: lambda mode, tensor: _number(mode, tensor),
+    aten._local_scalar_dense: _number,
+    aten.is_nonzero: lambda mode, tensor: bool(_number(mode, tensor)),
+    aten.equal: lambda mode, left, right: True,
+    aten.nonzero: _nonzero,
+    aten.masked_select: _masked_select,
+    aten.index: _index,
+    aten.index_put_: _index_put_,
+    aten._index_put_impl_: _index_put_,
+    aten.index_put: _index_put,
+    aten._unique2: _unique,
+    aten.bincount: _bincount,
+}
+
+# what kernels hold besides their results, in bytes
+SCRATCH: dict[Any, Any] = {}

@@ -1,0 +1,166 @@
+"""What a run writes, by size: inside, files of tensors are recorded and left empty."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io import torch_io
+from safetensors.torch import save_file
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_map
+from transformers import PreTrainedModel
+
+HASHED = re.compile(r"\b[0-9a-f]{64}\b")
+PARTIAL = re.compile(r"^\.(.+?)(\.\d+)?(\.partial)?$")
+
+
+class Unread(np.ndarray):
+    """An array of a tensor without values: it takes no room, sorts at once and has no bytes."""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Unread:
+        like = torch.empty((), dtype=tensor.dtype, device="meta").dtype
+        zero = np.zeros((), dtype=str(like).removeprefix("torch."))
+        return np.broadcast_to(zero, tuple(tensor.shape)).view(cls)
+
+    def sort(self, *settings: Any, **named: Any) -> None:
+        return
+
+    def tobytes(self, *settings: Any, **named: Any) -> bytes:
+        return b""
+
+    @property
+    def data(self) -> memoryview:
+        return memoryview(b"")
+
+
+def _unread(tensor: Tensor) -> Unread:
+    return Unread.of(tensor)
+
+
+@dataclass
+class Written:
+    """Bytes of the files of tensors in a run folder, by their path in it, each at its largest."""
+
+    folder: Path
+    sizes: dict[str, int] = field(default_factory=dict)
+    _kept: list[Any] = field(default_factory=list)  # what torch.load gives back, by shape
+
+    def record(self, path: Path, size: int) -> None:
+        name = self._name(path)
+        self.sizes[name] = max(size, self.sizes.get(name, 0))
+
+    def by_kind(self) -> dict[str, int]:
+        """Bytes by path, where folders that are named by a hash count together as `*`."""
+        sizes: dict[str, int] = {}
+        for name, size in self.sizes.items():
+            kind = HASHED.sub("*", name)
+            sizes[kind] = sizes.get(kind, 0) + size
+        return sizes
+
+    def _name(self, path: Path) -> str:
+        return "/".join(_whole_name(part) for part in _inside(path, self.folder).parts)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Write no tensors while the block runs, but note how many bytes they have."""
+        with ExitStack() as stack:
+            for target, name, replacement in (
+                *((module, name, self._save_file) for module, name in _bindings()),
+                (torch, "save", self._save),
+                (torch_io, "_atomic_save", self._save_by_buffer),
+                (torch, "load", self._load),
+                (PreTrainedModel, "save_pretrained", _SavePretrained(self)),
+            ):
+                stack.enter_context(patch.object(target, name, replacement))
+            stack.enter_context(patch.object(FakeTensor, "numpy", _unread))
+            yield
+
+    def _save_file(self, tensors: Mapping[str, Tensor], path: Path, metadata: Any = None) -> None:
+        path.write_bytes(b"")
+        self.record(path, sum(t.numel() * t.element_size() for t in tensors.values()))
+
+    def _save(self, content: Any, file: str | Path, *settings: Any, **named: Any) -> None:
+        sizes: dict[int, int] = {}
+        kept = tree_map(lambda leaf: _shape_of(leaf, sizes), content)
+        self._kept.append(kept)
+        Path(file).write_bytes(pickle.dumps(len(self._kept) - 1))
+        self.record(Path(file), sum(sizes.values()))
+
+    def _save_by_buffer(self, content: Any, file: str | Path) -> None:
+        """Lightning's writer, which fills a buffer in memory first."""
+        self._save(content, file)
+        name = self._name(Path(file))
+        torch.empty(self.sizes[name], dtype=torch.uint8)
+
+    def _load(self, file: Any, *settings: Any, **named: Any) -> Any:
+        kept = self._kept[pickle.loads(Path(file).read_bytes())]
+        return tree_map(lambda leaf: leaf.empty() if isinstance(leaf, _Shape) else leaf, kept)
+
+
+class _SavePretrained:
+    """Stands for the method of every model, which writes from where the weights lie."""
+
+    def __init__(self, written: Written) -> None:
+        self.written = written
+
+    def __get__(self, model: Any, kind: Any) -> Any:
+        def save(folder: Any, *settings: Any, **named: Any) -> None:
+            sizes: dict[int, int] = {}
+            for tensor in model.state_dict().values():
+                _shape_of(tensor, sizes)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.written.record(Path(folder) / "model.safetensors", sum(sizes.values()))
+
+        return save
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A tensor of a file, without its values, on the host."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self) -> Tensor:
+        return torch.empty(self.shape, dtype=self.dtype)
+
+
+def _shape_of(leaf: Any, sizes: dict[int, int]) -> Any:
+    """A stand-in for a tensor without values; notes the bytes of its storage."""
+    if isinstance(leaf, Tensor):
+        storage = leaf.untyped_storage()
+        sizes[id(storage)] = storage.nbytes()
+    return _Shape(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, FakeTensor) else leaf
+
+
+def _bindings() -> list[tuple[Any, str]]:
+    """The modules of this package that write files of tensors, and what they call the writer."""
+    return [
+        (module, name)
+        for key, module in list(sys.modules.items())
+        if key.startswith("sparsemend.")
+        for name, value in vars(module).items()
+        if value is save_file
+    ]
+
+
+def _inside(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+
+
+def _whole_name(part: str) -> str:
+    """The name of a file or folder once it is whole: `.best.ckpt.12.partial` is best.ckpt."""
+    partial = PARTIAL.match(part)
+    return part if partial is None else partial[1]
