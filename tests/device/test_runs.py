@@ -23,6 +23,7 @@ from support.member_runs import (
 )
 from support.pretended_device import Seen
 
+from sparsemend.blocks import precision
 from sparsemend.config.locations import conf_folder
 from sparsemend.sparse.mask_file import load_masks
 
@@ -163,6 +164,23 @@ def test_a_pruned_checkpoint_is_taken_over(run_far: RunFar, tmp_path: Path) -> N
     run_far(tmp_path / "one", *NOTHING)
     existing = ("pruner=existing", f"model.path={tmp_path / 'one' / 'model'}")
     run_far(tmp_path / "two", *existing, "method=masked_lora", *FIT)
+
+
+WITHOUT_FP64 = {
+    **{name: TRAINED[name] for name in ("masked_lora", "masked_lora distilled", "seft", "losa")},
+    "dsnot obs": UNTRAINED["dsnot obs"],
+    **{name: (*SCHEDULES[name], *NOTHING) for name in ("owl", "dlp", "lamp", "global", "rmi")},
+    "block_error": (*EVALUATIONS["block_error"], *NOTHING),
+}
+
+
+@pytest.mark.parametrize("row", WITHOUT_FP64)
+def test_a_device_without_fp64_is_asked_for_none(
+    row: str, run_far: RunFar, far: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "WITHOUT_FP64", {"far"})
+    far.has_fp64 = False
+    run_far(tmp_path / "out", *WITHOUT_FP64[row])
 
 
 @pytest.mark.parametrize("offload", OFFLOAD)

@@ -34,7 +34,7 @@ TRAINED = {
     "masked_lora": ("method=masked_lora", *FIT),
     "masked_lora two_gemm": ("method=masked_lora", "method.form=two_gemm", *FIT),
     "masked_lora checkpointed": (
-        *("method=masked_lora", "method.activation_checkpointing=true", *FIT),
+        *("method=masked_lora", "hardware.activation_checkpointing=true", *FIT),
     ),
     "masked_lora distilled": (
         *("method=masked_lora", "method.distill.weight=0.5", "method.distill.hidden_weight=1"),

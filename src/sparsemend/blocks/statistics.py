@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsemend.blocks.precision import sums_dtype
+
 log = logging.getLogger(__name__)
 
 RETRIED = 0.1  # the least damping of a second try, that of RIA's copy of SparseGPT
@@ -156,7 +158,7 @@ def _inverse_factor(matrix: Tensor, damping: float) -> InverseFactor:
     # The reference code fails at its 0.01; retrying at 0.1 is what RIA's copy of it does
     # (Zhang et al. 2024).
     most = max(damping, RETRIED)
-    ladder = [(damping, torch.float32), (most, torch.float32), (most, torch.float64)]
+    ladder = [(damping, torch.float32), (most, torch.float32), (most, sums_dtype(matrix.device))]
     for fraction, dtype in dict.fromkeys(ladder):
         damped = matrix.to(dtype, copy=True)
         diagonal = damped.diagonal()

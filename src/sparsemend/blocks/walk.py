@@ -179,7 +179,7 @@ class Calibration:
             raise ValueError("there are no calibration windows for a block to see; give some")
         return torch.cat(list(self.batches))
 
-    def placed(self, weight: Tensor) -> Tensor:
+    def bring(self, weight: Tensor) -> Tensor:
         """A weight on the device of the calibration."""
         return weight.to(self.device or weight.device)
 

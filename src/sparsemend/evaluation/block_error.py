@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.sparse.linear import sparse_linears
@@ -73,8 +74,9 @@ def relative_error(dense: Iterable[Tensor], now: Iterable[Tensor]) -> float:
     """||dense - now||_F / ||dense||_F over all batches (B, T, D)."""
     apart = size = 0.0
     for x, y in zip(dense, now, strict=True):
-        apart += float((x.double() - y.double()).square().sum())
-        size += float(x.double().square().sum())
+        wide = sums_dtype(x.device)
+        apart += float((x.to(wide) - y.to(wide)).square().sum())
+        size += float(x.to(wide).square().sum())
     return math.sqrt(apart / size)
 
 

@@ -101,7 +101,8 @@ class Perplexity(Evaluation):
                 labels = pairs[number][1]
                 losses = self._losses(logits, labels.to(inputs.device))
                 counts = (labels[:, 1:] != UNLABELLED).sum(dim=1)
-                return torch.stack([losses.double().sum(dim=1).cpu(), counts.double().cpu()], dim=1)
+                summed = losses.cpu().double().sum(dim=1)
+                return torch.stack([summed, counts.cpu().double()], dim=1)
 
             return inputs.forwards(model, [tokens for tokens, _ in pairs], sums)
 

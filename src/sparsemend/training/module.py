@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.names import CHECKPOINTS, LAST_CHECKPOINT
@@ -271,13 +272,13 @@ class RepairModule(LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        self._validated = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._validated = torch.zeros(2, dtype=sums_dtype(self.device), device=self.device)
 
     def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
         tokens, labels = batch
         count = count_labels(labels)
         if count:
-            loss = next_token_loss(self.model, tokens, labels).double()
+            loss = next_token_loss(self.model, tokens, labels).to(self._validated.dtype)
             self._validated += torch.stack([loss * count, torch.full_like(loss, count)])
 
     def on_validation_epoch_end(self) -> None:
