@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from support.configs import compose
+from support.contracts import bench_for, method_of, pruned_model, windows
+from support.evaluation_inputs import evaluation_input
 from support.process_state import process_state
+from torch import Tensor
 
 from sparsemend.hardware import Hardware
 from sparsemend.run.job import build
@@ -69,3 +73,35 @@ def test_lightning_does_not_take_a_slurm_job_for_its_own(
     environment = trainer._accelerator_connector.cluster_environment
     assert not isinstance(environment, SLURMEnvironment)
     assert trainer.world_size == 1
+
+
+def outcome(preset: str, out: Path) -> tuple[list[Tensor], float]:
+    """A repaired model's weights and its perplexity with the batches of a preset, on the CPU."""
+    batches = hardware(f"hardware={preset}", "hardware.accelerator=cpu")
+    model, method = pruned_model(), method_of("masked_lora", "method.windows_per_step=8")
+    bench = dataclasses.replace(
+        bench_for(out),
+        micro_batch=batches.micro_batch,
+        activation_checkpointing=batches.activation_checkpointing,
+    )
+    method.repair(model, bench)
+    inputs = evaluation_input(windows(12), batch_size=batches.evaluation_batch)
+    measured = build(compose("run").evaluation.perplexity)(model, inputs)
+    return list(model.state_dict().values()), measured["perplexity/test"]
+
+
+@pytest.mark.parametrize("preset", ["gpu", "gpu_24gb"])
+def test_a_preset_changes_no_number_but_by_rounding(preset: str, tmp_path: Path) -> None:
+    (mine, perplexity), (weights, wanted) = (outcome(p, tmp_path / p) for p in (preset, "cpu"))
+    assert perplexity == pytest.approx(wanted, rel=1e-5)
+    for weight, same in zip(mine, weights, strict=True):
+        assert torch.equal(weight == 0, same == 0)
+        # three steps of AdamW, whose first is the gradient over its own size
+        assert torch.allclose(weight, same, rtol=1e-4, atol=1e-5)
+
+
+def test_a_preset_of_equal_batches_changes_no_bit(tmp_path: Path) -> None:
+    """It still recomputes activations."""
+    (mine, perplexity), (weights, wanted) = (outcome(p, tmp_path / p) for p in ("gpu_80gb", "cpu"))
+    assert perplexity == wanted
+    assert all(torch.equal(a, b) for a, b in zip(mine, weights, strict=True))

@@ -27,6 +27,7 @@ from sparsemend.blocks.choice import choose_, choose_as_, dense_linears, report_
 from sparsemend.blocks.find import check_blocks
 from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.self_check import check_walk
+from sparsemend.blocks.states import StatesPlace
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.compose import compose_command
 from sparsemend.config.prunable import PrunableNames
@@ -45,7 +46,6 @@ from sparsemend.preflight.vocabulary import check_rounding, check_true_sequentia
 from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
 from sparsemend.run.adopt import adopt, check_existing
-from sparsemend.run.evaluate import STATES_BYTES
 from sparsemend.run.export import export as write_model
 from sparsemend.run.export import save_supports
 from sparsemend.run.job import build
@@ -243,6 +243,7 @@ def repair(
                 rounding=cfg.rounding,
                 true_sequential=cfg.true_sequential,
                 micro_batch=hardware.micro_batch,
+                activation_checkpointing=hardware.activation_checkpointing,
             )
             if method.trains:
                 method.check_train(bench.train)
@@ -284,7 +285,8 @@ def evaluate(
             load_dense=_dense(dense, "this evaluation", model),
             out=out,
             state="repaired",
-            states_bytes=STATES_BYTES,
+            states=StatesPlace(hardware.states),
+            states_bytes=hardware.evaluation_states,
         )
         torch.nn.Module.to(model, device)
         for section in cfg.evaluation.values():

@@ -16,10 +16,11 @@ from sparsemend.errors import brief, full_disk, lacks_determinism, lacks_disk, l
 
 # what lowers the peak of a stage; a stage without an entry has nothing to lower it
 LOWER = {
-    "load": "model.dtype=bfloat16 halves the weights, hardware.offload=true keeps them on the host",
+    "load": "model.dtype=bfloat16 halves the weights, hardware.offload=true keeps them on the "
+    "host, hardware.stream=true leaves them in their files",
     "evaluate": "hardware.evaluation_batch=1, or a lower evaluation.perplexity.logits_bytes",
-    "prune": "hardware.offload=true, or fewer data.calibration_samples",
-    "repair": "hardware.micro_batch=1, method.activation_checkpointing=true where the method "
+    "prune": "hardware.offload=true, hardware.states=file, or fewer data.calibration_samples",
+    "repair": "hardware.micro_batch=1, hardware.activation_checkpointing=true where the method "
     "trains, or hardware.offload=true",
 }
 

@@ -34,9 +34,12 @@ class Hardware:
     devices: int
     offload: bool
     stream: bool | str
+    states: str
     threads: int | None
     micro_batch: int | None
+    activation_checkpointing: bool
     evaluation_batch: int
+    evaluation_states: int
     deterministic: bool | Literal["auto"]
 
     def prepare(self) -> torch.device:
@@ -49,8 +52,13 @@ class Hardware:
                 "hardware=gpu but torch sees no CUDA device; use hardware=cpu, or install a "
                 "CUDA build of torch"
             )
+        if self.accelerator == "mps" and not torch.backends.mps.is_available():
+            raise ValueError(
+                "hardware=mps but torch sees no Apple GPU; use hardware=cpu, or a Mac with Apple "
+                "silicon"
+            )
         set_numerics(gpu=self.on_gpu, deterministic=self.is_deterministic)
-        return torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
+        return torch.device("cuda", 0) if self.on_gpu else torch.device(self.accelerator)
 
     @property
     def on_gpu(self) -> bool:

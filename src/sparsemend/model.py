@@ -17,15 +17,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sparsemend.blocks.residency import attach_residency
 from sparsemend.checkpoint.gguf import ready_folder, remarks, stored_as
 from sparsemend.config.gguf import gguf_file
 from sparsemend.errors import CannotStream
 from sparsemend.layout.unfold import unfold_
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.pretrained.checkpoint import Checkpoint
-from sparsemend.pretrained.streamed import open_streamed, weight_bytes
-from sparsemend.pretrained.streamed_blocks import Streamed
+from sparsemend.pretrained.streamed import weight_bytes
+from sparsemend.pretrained.streamed_blocks import open_streamed
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +84,8 @@ class PretrainedModel(ModelSource):
         return model.eval()
 
     def open_streamed(self, *, folder: Path | None) -> PreTrainedModel:
-        settings = {"dtype": DTYPES[self.dtype], "attention": self.attention}
-        model, files = open_streamed(self._checkpoint, **settings)
-        unfold_(model)
-        attach_residency(model, Streamed(model, files, folder))
-        return model.eval().requires_grad_(False)
+        dtype = DTYPES[self.dtype]
+        return open_streamed(self._checkpoint, dtype=dtype, attention=self.attention, folder=folder)
 
     def weight_bytes(self) -> int | None:
         return weight_bytes(self._checkpoint, DTYPES[self.dtype])

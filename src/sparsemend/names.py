@@ -27,6 +27,7 @@ WINDOW_LOSSES = "window_losses"
 PARTS = "repair"
 STAGES = "stages"  # finished stages, until the run ends
 BLOCKS = "blocks"  # changed blocks of a model that streams, until the run ends
+HIDDEN_STATES = "hidden_states"  # those between two blocks, until the run ends
 BEGUN = "begun"  # in STAGES: measurements under way
 TENSORBOARD = "tensorboard"
 WANDB_RUN_ID = "wandb_run_id"

@@ -25,6 +25,7 @@ from sparsemend.blocks.arguments import Recorded
 from sparsemend.blocks.find import called_linears, find_blocks, is_never_called, linears_of
 from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.residency import visit_blocks
+from sparsemend.blocks.room import available_bytes
 from sparsemend.blocks.statistics import Statistic
 from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.pruner.base import Pruner
@@ -182,12 +183,37 @@ def prune_by_magnitude_(linear: SparseLinear, sparsity: float, pattern: Pattern)
 def dense_statistics(
     model: nn.Module, calibration: Calibration, pruner: Pruner
 ) -> dict[str, Statistic]:
-    """The statistic of every linear that tokens reach, by full name, from one dense pass."""
+    """The statistic of every linear that tokens reach, by full name, from one dense pass.
+
+    They wait on the host where blocks do.  Raises ValueError after the first block where those of
+    all blocks would not fit.
+    """
     statistics: dict[str, Statistic] = {}
+    home = next(model.parameters()).device if calibration.device is None else calibration.device
+    place = torch.device("cpu") if calibration.offload else home
     for visit in calibration.walk(model):
         seen = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
+        kept = {id(statistic): statistic for statistic in seen.values()}  # linears share them
+        for statistic in kept.values():
+            statistic.to_(place)
         statistics |= {visit.full_name(name): statistic for name, statistic in seen.items()}
+        if visit.index == 0:
+            check_room(sum(each.bytes for each in kept.values()), visit.count, place)
     return statistics
+
+
+def check_room(of_first: int, blocks: int, place: torch.device) -> None:
+    """Raise ValueError unless the bytes of the first block's statistics fit for every block."""
+    on_gpu = place.type == "cuda"
+    free = torch.cuda.mem_get_info(place)[0] if on_gpu else available_bytes()
+    if free is None or of_first * (blocks - 1) <= free:
+        return
+    raise ValueError(
+        f"statistics=dense keeps what the pruner observes of all {blocks} blocks, "
+        f"{of_first * blocks / 1e9:.3g} GB, and {'the GPU' if on_gpu else 'this machine'} has "
+        f"{(free + of_first) / 1e9:.3g} GB for it; use statistics=exact, which keeps one block's"
+        + (", or hardware.offload=true, which keeps them on the host" if on_gpu else "")
+    )
 
 
 def prune_observed(
@@ -211,8 +237,13 @@ def prune_observed(
         linears = linears_of(block)
         targets = [name for name in linears if f"{block_name}.{name}" in statistics]
         rates = _rates_of(block_name, block, targets, pruner, allocation)
+        copies: dict[int, Statistic] = {}  # with what linears of one input compute from it once
         for name in targets:
-            statistic = copy.deepcopy(statistics[f"{block_name}.{name}"])
+            original = statistics[f"{block_name}.{name}"]
+            if id(original) not in copies:
+                copies[id(original)] = copy.deepcopy(original)
+                copies[id(original)].to_(linears[name].weight.device)
+            statistic = copies[id(original)]
             pruned = prune_linear(linears[name], pruner, statistic, rates[name], pattern)
             block.set_submodule(name, pruned)
         _report(index, count, linears_of(block).values(), started)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.forwards import forwards
 from sparsemend.blocks.residency import residency_of
+from sparsemend.blocks.states import ON_DEVICE, StatesPlace
 from sparsemend.instruments import LiveBytes
 
 CPU = torch.device("cpu")
@@ -22,10 +24,15 @@ UNUSUAL = ("mamba", "cpmant", "gemma3n_text", "gemma4_text", "jamba", "falcon")
 
 
 def read(
-    model: PreTrainedModel, batches: list[Tensor], *, states_bytes: int = 10**9
+    model: PreTrainedModel,
+    batches: list[Tensor],
+    *,
+    states_bytes: int = 10**9,
+    states: StatesPlace = ON_DEVICE,
 ) -> list[tuple[Tensor, bool]]:
     """(logits, settled) of every batch."""
-    return list(forwards(model, batches, lambda n, x: x, device=CPU, states_bytes=states_bytes))
+    of = {"device": CPU, "states": states, "states_bytes": states_bytes}
+    return list(forwards(model, batches, lambda n, x: x, **of))
 
 
 def ragged(tokens: Tensor) -> list[Tensor]:
@@ -75,14 +82,34 @@ def test_no_batches_are_no_walk() -> None:
     assert read(model, []) == []
 
 
-def test_memory_does_not_grow_with_depth(tokens: Tensor) -> None:
-    def peak(depth: int) -> int:
-        model = streamed(random_model("llama", num_hidden_layers=depth, intermediate_size=512))
-        with LiveBytes([]) as live:
-            for _ in forwards(
-                model, [tokens[:1]], lambda n, x: None, device=CPU, states_bytes=10**9
-            ):
-                pass
-        return live.peak
+def test_states_may_wait_in_files(tokens: Tensor, tmp_path: Path) -> None:
+    held = read(streamed(random_model("llama")), ragged(tokens))
+    filed = read(
+        streamed(random_model("llama")), ragged(tokens), states=StatesPlace("file", tmp_path)
+    )
+    assert all(torch.equal(x, y) for (x, _), (y, _) in zip(held, filed, strict=True))
+    assert not list(tmp_path.iterdir())
 
-    assert peak(8) == peak(2)
+
+def peak(depth: int, windows: Tensor, *, states_bytes: int) -> int:
+    """Bytes of living tensors while windows pass a streamed model one by one."""
+    model = streamed(random_model("llama", num_hidden_layers=depth, intermediate_size=512))
+    with LiveBytes([model.lm_head.weight]) as live:  # of which an operator returns a view
+        for _ in forwards(
+            model,
+            windows.split(1),
+            lambda n, x: None,
+            device=CPU,
+            states=ON_DEVICE,
+            states_bytes=states_bytes,
+        ):
+            pass
+    return live.peak
+
+
+def test_memory_does_not_grow_with_depth_or_with_the_number_of_walks(tokens: Tensor) -> None:
+    of_two = 2 * 24 * 32 * 4
+    expected = peak(2, tokens[:2], states_bytes=of_two)
+    assert peak(8, tokens[:2], states_bytes=of_two) == expected
+    assert peak(2, tokens[:6], states_bytes=of_two) == expected
+    assert peak(2, tokens[:6], states_bytes=10**9) > expected

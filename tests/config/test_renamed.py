@@ -35,6 +35,10 @@ def composed(*lines: str, multirun: bool = False) -> None:
             "give arena.windows_per_step=8 hardware.micro_batch=1",
         ),
         (
+            ("method.activation_checkpointing=true",),
+            "it changes no number; give hardware.activation_checkpointing=true",
+        ),
+        (
             ("hardware.walk_batch=4",),
             "hardware.walk_batch is gone: calibration sees one window at a time, and masks do not "
             "depend on it",

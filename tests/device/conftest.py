@@ -43,20 +43,3 @@ def run_far(workspace: Path, far: Seen) -> RunFar:
         return far
 
     return run
-
-
-@pytest.fixture
-def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Lets this process be interrupted as soon as the first file of a pattern is in its place."""
-
-    def arm(pattern: str) -> None:
-        replace = Path.replace
-
-        def watched(source: Path, target: Path) -> None:
-            replace(source, target)
-            if Path(target).match(pattern):
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Path, "replace", watched)
-
-    return arm

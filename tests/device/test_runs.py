@@ -10,8 +10,20 @@ import yaml
 from _pytest.mark import ParameterSet
 from support.command_runs import result_of, weights_of
 from support.contracts import assert_same_bits
+from support.interrupts import interrupted_after
+from support.member_runs import (
+    FIT,
+    LOSA,
+    NOTHING,
+    PRUNERS,
+    RECONSTRUCT,
+    SCHEDULES,
+    TRAINED,
+    UNTRAINED,
+)
 from support.pretended_device import Seen
 
+from sparsemend.blocks import precision
 from sparsemend.config.locations import conf_folder
 from sparsemend.sparse.mask_file import load_masks
 
@@ -19,98 +31,6 @@ pytestmark = pytest.mark.device
 
 RunFar = Callable[..., Seen]
 OFFLOAD = ("hardware.offload=false", "hardware.offload=true")
-FIT = (  # four steps of two micro-batches, validated and saved halfway
-    "method.max_steps=4",
-    "method.validate_every=2",
-    "method.checkpoint_every=2",
-    "method.windows_per_step=2",
-    "hardware.micro_batch=1",
-)
-# a CSR matrix cannot be pretended: kernels gather and sparse of these two are left out
-EVOLVING = (
-    *FIT,
-    "method.kernel=scatter",
-    "method.update_interval=3",
-    "method.accumulation_steps=1",
-)
-LOSA = ("method=losa", "method.rounds=2", "method.similarity_samples=4", *FIT)
-TRAINED = {
-    "lora": ("method=lora", *FIT),
-    "lora_prune": ("method=lora_prune", *FIT),
-    "lors": ("method=lors", *FIT),
-    "lors derived": ("method=lors", "method.mask=derived", *FIT),
-    "lors tiled": ("method=lors", "method.grad_mode=exact_tiled", "method.tile_rows=5", *FIT),
-    "losa": LOSA,
-    "losa carried": (*LOSA, "method.optimizer_state=carried", "method.dropout=0"),
-    "masked_full": ("method=masked_full", *FIT),
-    "masked_full muon": ("method=masked_full", "method.scope=all", "method.optimizer=muon", *FIT),
-    "masked_full set": (
-        *("method=masked_full", "method.mask_update=set", "method.update_interval=1"),
-        *("method.update_until=1.0", *FIT),
-    ),
-    "masked_full rigl_momentum": (
-        *("method=masked_full", "method.mask_update=rigl_momentum", "method.update_interval=3"),
-        *("method.update_until=1.0", *FIT),
-    ),
-    "masked_lora": ("method=masked_lora", *FIT),
-    "masked_lora two_gemm": ("method=masked_lora", "method.form=two_gemm", *FIT),
-    "masked_lora checkpointed": (
-        *("method=masked_lora", "method.activation_checkpointing=true", *FIT),
-    ),
-    "masked_lora distilled": (
-        *("method=masked_lora", "method.distill.weight=0.5", "method.distill.hidden_weight=1"),
-        *FIT,
-    ),
-    "perp": ("method=perp", *FIT),
-    "perp released": ("method=perp", "method.trained=[biases,norms,lm_head,mask_lora]", *FIT),
-    "seft": ("method=seft", *EVOLVING),
-    "spiel": ("method=spiel", *EVOLVING),
-    "spiel moments": ("method=spiel", "method.selection=moments", *EVOLVING),
-    "spp": ("method=spp", *FIT),
-    "spp plain": ("method=spp", "method.form=plain", *FIT),
-}
-RECONSTRUCT = ("method=reconstruct", "method.epochs=2", "method.windows_per_step=2")
-UNTRAINED = {
-    "none": ("method=none",),
-    "dsnot": ("method=dsnot",),
-    "dsnot faithful": ("method=dsnot", "method.mode=faithful", "method.same_sign=true"),
-    "dsnot obs": ("method=dsnot", "pruner=sparsegpt", "method.sparsegpt_weights=obs"),
-    "reconstruct": RECONSTRUCT,
-    "reconstruct low rank": (
-        *(*RECONSTRUCT, "method.form=masked_lora", "method.targets=dense_stream"),
-        *("method.biases=true", "method.norms=true"),
-    ),
-}
-NOTHING = ("method=none",)
-PRUNERS = {
-    "wanda": (),
-    "wanda variant": ("pruner.variant=true",),
-    "wanda 2:4": ("pattern=2:4", "sparsity=0.5"),
-    "wanda 16:32": ("pattern=16:32", "sparsity=0.5", "pattern_tail=reference"),
-    "wanda exact": ("rounding=exact_budget",),
-    "wanda dense": ("statistics=dense",),
-    "wanda sequential": ("true_sequential=true",),
-    "magnitude": ("pruner=magnitude",),
-    "magnitude row": ("pruner=magnitude", "pruner.group=row", "rounding=exact_budget"),
-    "ria": ("pruner=ria",),
-    "sparsegpt": ("pruner=sparsegpt",),
-    "sparsegpt 2:4": ("pruner=sparsegpt", "pattern=2:4", "sparsity=0.5"),
-    "admm": ("pruner=admm",),
-    "admm row": ("pruner=admm", "pruner.group=row"),
-    "none": ("pruner=none", "sparsity=0"),
-}
-SCHEDULES = {
-    "uniform": (),
-    "alphapruning": ("sparsity_schedule=alphapruning", "sparsity_schedule.metric=alpha_peak"),
-    "atp": ("sparsity_schedule=atp", "sparsity_schedule.common_difference=0.05"),
-    "dlp": ("sparsity_schedule=dlp",),
-    "er": ("sparsity_schedule=er",),
-    "er_plus": ("sparsity_schedule=er_plus",),
-    "global": ("sparsity_schedule=global", "sparsity_schedule.score=wanda"),
-    "lamp": ("sparsity_schedule=lamp",),
-    "owl": ("sparsity_schedule=owl",),
-    "rmi": ("sparsity_schedule=rmi", "sparsity_schedule.similarity_samples=4"),
-}
 # of the embedded model where a tokenizer is read
 EMBEDDED = ("model=tiny", "data=python_docs", "debug=fast", "export=false")
 EVALUATIONS = {
@@ -193,18 +113,13 @@ def test_a_trained_method(row: str, offload: str, run_far: RunFar, tmp_path: Pat
 
 @pytest.mark.parametrize("row", RESUMED)
 def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(
-    row: str,
-    run_far: RunFar,
-    interrupting: Callable[[str], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    row: str, run_far: RunFar, tmp_path: Path
 ) -> None:
     overrides, pattern = RESUMED[row]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_far(whole, *overrides)
-    interrupting(pattern)
-    run_far(parts, *overrides, code=130)
-    monkeypatch.undo()
+    with interrupted_after(pattern):
+        run_far(parts, *overrides, code=130)
     assert result_of(parts)["status"] == "interrupted"
     run_far(parts, *overrides, f"resume={parts}")
     assert_same_bits(weights_of(parts), weights_of(whole))
@@ -249,6 +164,23 @@ def test_a_pruned_checkpoint_is_taken_over(run_far: RunFar, tmp_path: Path) -> N
     run_far(tmp_path / "one", *NOTHING)
     existing = ("pruner=existing", f"model.path={tmp_path / 'one' / 'model'}")
     run_far(tmp_path / "two", *existing, "method=masked_lora", *FIT)
+
+
+WITHOUT_FP64 = {
+    **{name: TRAINED[name] for name in ("masked_lora", "masked_lora distilled", "seft", "losa")},
+    "dsnot obs": UNTRAINED["dsnot obs"],
+    **{name: (*SCHEDULES[name], *NOTHING) for name in ("owl", "dlp", "lamp", "global", "rmi")},
+    "block_error": (*EVALUATIONS["block_error"], *NOTHING),
+}
+
+
+@pytest.mark.parametrize("row", WITHOUT_FP64)
+def test_a_device_without_fp64_is_asked_for_none(
+    row: str, run_far: RunFar, far: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "WITHOUT_FP64", {"far"})
+    far.has_fp64 = False
+    run_far(tmp_path / "out", *WITHOUT_FP64[row])
 
 
 @pytest.mark.parametrize("offload", OFFLOAD)

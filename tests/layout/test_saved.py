@@ -11,13 +11,13 @@ from support.families import random_model
 from support.layouts import LAYOUTS, layout_model, prune_two_of_four_
 from support.tiers import slow_but_for
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import PermuteForRope, WeightConverter
 
 from sparsemend.layout.saved import module_supports, saved_masks
 from sparsemend.layout.unfold import unfold_
 from sparsemend.run.export import export, save_supports, to_dense_
-from sparsemend.sparse.mask_file import load_masks
+from sparsemend.sparse.mask_file import PackedMask, load_masks
 
 FAMILIES = slow_but_for(LAYOUTS, ["mixtral", "gpt_oss", "gpt2"])
 
@@ -54,11 +54,16 @@ def test_masks_are_the_zeros_of_the_saved_tensors_and_read_back_as_supports(
     assert (logits - wanted).abs().max() <= 16 * torch.finfo(torch.float32).eps * wanted.abs().max()
 
 
+def masks_of(model: PreTrainedModel) -> dict[str, PackedMask]:
+    """The supports of all blocks."""
+    return {name: mask for part in saved_masks(model) for name, mask in part.masks.items()}
+
+
 def test_bits_are_packed_along_the_inputs_wherever_they_lie(tmp_path: Path) -> None:
     model = layout_model("gpt_oss")
     unfold_(model)
     prune_two_of_four_(model)
-    masks = saved_masks(model).masks
+    masks = masks_of(model)
     fused = masks["model.layers.0.mlp.experts.gate_up_proj"]
     assert (fused.shape, fused.input_axis, tuple(fused.bits.shape)) == ((4, 32, 96), 1, (4, 96, 4))
     query = masks["model.layers.0.self_attn.q_proj"]
@@ -77,9 +82,9 @@ def test_a_fused_tensor_of_which_a_part_is_dense_keeps_that_part_whole() -> None
         model.set_submodule(f"{experts}.1.{linear}", nn.Linear(32, 48))
     model.set_submodule(f"{experts}.1.down_proj", nn.Linear(48, 32))
     model.set_submodule("model.layers.1.self_attn.o_proj", nn.Linear(32, 32))
-    saved = saved_masks(model)
-    assert saved.dense == ["model.layers.1.self_attn.o_proj"]
-    bits = saved.masks[f"{experts}.gate_up_proj"].bits
+    dense = [name for part in saved_masks(model) for name in part.dense or ()]
+    assert dense == ["model.layers.1.self_attn.o_proj"]
+    bits = masks_of(model)[f"{experts}.gate_up_proj"].bits
     assert [bool((expert == 255).all()) for expert in bits] == [False, True, False, False]
 
 
@@ -91,7 +96,7 @@ def test_a_support_follows_rows_that_saving_moves() -> None:
         WeightConverter(["q_proj.weight"], ["q_proj.weight"], operations=[PermuteForRope()])
     ]
     name = "model.layers.1.self_attn.q_proj"
-    packed = saved_masks(model).masks
+    packed = masks_of(model)
     loaded = {n: _bits(mask.bits, mask.shape[-1]) for n, mask in packed.items()}
     keep = supports[name]
     assert torch.equal(loaded[name], keep.view(4, 2, 4, 32).transpose(1, 2).reshape(32, 32))

@@ -16,7 +16,6 @@ STREAMS = ["method=none", "hardware.stream=true"]
     [
         (["method=masked_lora"], "method=masked_lora works on all blocks of the model at once"),
         (["evaluation=[perplexity,speed]"], "evaluation=speed needs all blocks of the model"),
-        (["from_run=runs/one"], "from_run loads the model of a finished run whole"),
     ],
 )
 def test_what_needs_the_whole_model_is_refused(overrides: list[str], reason: str) -> None:

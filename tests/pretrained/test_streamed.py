@@ -41,16 +41,20 @@ def members(*overrides: str) -> dict[str, Any]:
     return built | {rule: cfg[rule] for rule in rules}
 
 
-CASES = [
-    ("llama", "float32", []),
-    ("gemma2", "bfloat16", ["sparsity_schedule=owl"]),
+CASES = [("gemma2", "bfloat16", ["sparsity_schedule=owl"])]
+SLOW = [
     ("opt", "float32", ["pruner=sparsegpt", "pattern=2:4"]),
     ("gpt2", "bfloat16", ["pruner=magnitude", "sparsity_schedule=lamp", "rounding=exact_budget"]),
 ]
-SLOW = [
+SLOW += [
     (family, dtype, overrides)
-    for family in ("llama", "gpt2", "opt", "gemma2", "mixtral")
-    for dtype in ("float32", "bfloat16")
+    for family, dtype in (
+        ("llama", "float32"),
+        ("llama", "bfloat16"),
+        ("gpt2", "float32"),
+        ("opt", "bfloat16"),
+        ("mixtral", "bfloat16"),
+    )
     for overrides in (
         [],
         ["pruner=sparsegpt"],
@@ -71,7 +75,7 @@ def test_blocks_in_files_are_pruned_and_exported_with_the_bits_of_blocks_in_memo
 ) -> None:
     model = layout_model(family) if family in LAYOUTS else random_model(family)
     model.save_pretrained(tmp_path / "dense", max_shard_size="20KB")
-    pruning = Pruning(tokens=tokens, **members(*overrides))
+    pruning = Pruning(tokens=tokens[:4], **members(*overrides))
     assert_equal(*both_ways(tmp_path / "dense", dtype, pruning))
 
 
@@ -94,11 +98,13 @@ class Interrupted(Wanda):
         return super().score(weight, statistic)
 
 
-@pytest.mark.parametrize("rounding", ["pruner", "exact_budget"])
+@pytest.mark.parametrize(
+    "rounding", [pytest.param("pruner", marks=pytest.mark.slow), "exact_budget"]
+)
 def test_a_pruning_that_died_goes_on_after_its_last_whole_block(
     rounding: str, llama: Path, tokens: Tensor, tmp_path: Path
 ) -> None:
-    rules = {"schedule": Uniform(), "tokens": tokens, "rounding": rounding, "key": "one"}
+    rules = {"schedule": Uniform(), "tokens": tokens[:2], "rounding": rounding, "key": "one"}
     whole = source(llama).open_streamed(folder=tmp_path / "whole")
     Pruning(pruner=WANDA, **rules)(whole)
     dying = source(llama).open_streamed(folder=tmp_path / "blocks")
@@ -116,7 +122,7 @@ def test_blocks_of_another_key_or_after_a_gap_are_not_taken_up(
     llama: Path, tokens: Tensor, tmp_path: Path
 ) -> None:
     model = source(llama).open_streamed(folder=tmp_path)
-    Pruning(pruner=WANDA, schedule=Uniform(), tokens=tokens, key="one")(model)
+    Pruning(pruner=WANDA, schedule=Uniform(), tokens=tokens[:2], key="one")(model)
     files = sorted((tmp_path / "prune").iterdir())
     assert unbroken(tmp_path / "prune", "one", 3) == files
     assert unbroken(tmp_path / "prune", "other", 3) == []
@@ -125,7 +131,7 @@ def test_blocks_of_another_key_or_after_a_gap_are_not_taken_up(
     files[1].rename(tmp_path / "moved")
     assert unbroken(tmp_path / "prune", "one", 3) == files[:1]
     model = source(llama).open_streamed(folder=tmp_path)
-    Pruning(pruner=WANDA, schedule=Uniform(), tokens=tokens, key="one")(model)
+    Pruning(pruner=WANDA, schedule=Uniform(), tokens=tokens[:2], key="one")(model)
     third = files[2].read_bytes()
     files[1].write_bytes((tmp_path / "moved").read_bytes())
     assert unbroken(tmp_path / "prune", "one", 3) == files[:2]  # the third is of another second
@@ -157,7 +163,7 @@ def test_memory_does_not_grow_with_the_number_of_blocks(
 ) -> None:
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # LiveBytes sees one thread
     peaks = []
-    for blocks in (2, 6):
+    for blocks in (2, 4):
         folder = tmp_path / str(blocks)
         random_model("llama", num_hidden_layers=blocks).save_pretrained(folder)
         with LiveBytes([]) as live:

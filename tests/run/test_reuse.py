@@ -14,7 +14,9 @@ import torch
 from omegaconf import OmegaConf
 from support.families import FAMILIES, random_model
 
+from sparsemend.blocks import statistics as statistics_module
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.states import ON_DEVICE
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import EvaluationInput
@@ -106,6 +108,34 @@ def test_the_first_blocks_share_serves_several_prunings(
         assert_same_bits(plain, quick)
 
 
+def test_linears_of_one_input_share_what_is_computed_of_dense_statistics(
+    tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four factors per block: of q, k and v; of gate and up; of o; of down."""
+    computed = []
+    factor = statistics_module._inverse_factor
+    monkeypatch.setattr(
+        statistics_module, "_inverse_factor", lambda *a: computed.append(0) or factor(*a)
+    )
+    pruner, model = SparseGPT(block_size=8, damping=0.01), random_model("llama")
+    seen = dense_statistics(model, Calibration(tokens.split(2)), pruner)
+    prune_observed(model, Calibration(()), seen, pruner, rates(model, 0.7), PATTERN)
+    assert len(computed) == 4 * 3
+    assert all(statistic._factor is None for statistic in seen.values())  # they stay as they are
+
+
+def test_dense_statistics_that_do_not_fit_are_refused_after_the_first_block(
+    tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 x 32^2 + 48^2 numbers in fp32: 21,504 bytes a block."""
+    pruner, batches = SparseGPT(block_size=8, damping=0.01), tokens.split(2)
+    monkeypatch.setattr("sparsemend.prune.available_bytes", lambda: 2 * 21_504)
+    assert dense_statistics(random_model("llama"), Calibration(batches), pruner)
+    monkeypatch.setattr("sparsemend.prune.available_bytes", lambda: 2 * 21_504 - 1)
+    with pytest.raises(ValueError, match=r"all 3 blocks, 6.45e-05 GB, .* statistics=exact"):
+        dense_statistics(random_model("llama"), Calibration(batches), pruner)
+
+
 @pytest.mark.parametrize("pruner", [WANDA, SparseGPT(block_size=8, damping=0.01)])
 def test_dense_statistics_agree_with_the_protocol_in_the_first_block_alone(
     pruner: Pruner, tokens: torch.Tensor
@@ -161,6 +191,7 @@ def test_a_measurement_is_keyed_by_the_code_of_its_evaluation(tmp_path: Path) ->
         load_dense=lambda: None,
         out=tmp_path,
         state="dense",
+        states=ON_DEVICE,
         states_bytes=1,
     )
     for code, words in ((OWN, "a"), (OWN, "a"), (f"{OWN}# edited", "a"), (OWN, "b")):

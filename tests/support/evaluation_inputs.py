@@ -9,6 +9,7 @@ import torch
 from support.families import random_model
 from torch import Tensor
 
+from sparsemend.blocks.states import ON_DEVICE
 from sparsemend.data.base import Examples
 from sparsemend.evaluation.base import EvaluationInput
 
@@ -25,6 +26,7 @@ def evaluation_input(test: Tensor, *, family: str = "llama", **settings: Any) ->
         "load_dense": lambda: random_model(family),
         "out": Path(),
         "state": "dense",
+        "states": ON_DEVICE,
         "states_bytes": 10**9,
     }
     return EvaluationInput(**(given | settings))

@@ -85,6 +85,7 @@ class Seen:
     bytes_moved: Counter[str] = field(default_factory=Counter)
     unordered: Counter[tuple[str, str]] = field(default_factory=Counter)  # (operator, place)
     operators: int = 0  # that computed on the device
+    has_fp64: bool = True  # False, as of MPS: a float64 tensor is refused
 
 
 class _Backend(backend_registration._DummyBackendModule):
@@ -214,6 +215,8 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     def wrap(x: Any) -> Any:
         if not isinstance(x, torch.Tensor) or isinstance(x, Far):
             return x
+        if x.dtype == torch.float64 and not seen.has_fp64:
+            refuse(func, "this device has no float64")
         return same[id(x)] if id(x) in same else Far(x)
 
     return tree_map(wrap, out)
@@ -343,12 +346,12 @@ def _apply(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
 
 @contextlib.contextmanager
 def pretended_device() -> Iterator[Seen]:
-    """Inside, `far:0` works as a device; yields what is counted there."""
+    """Inside, `far:0` works as a device; yields what is counted there, and what it has."""
     swapping = torch.__future__.get_swap_module_params_on_conversion()
     applied, inference = nn.Module._apply, torch.inference_mode
     for counts in (seen.waits, seen.bytes_moved, seen.unordered):
         counts.clear()
-    seen.operators = 0
+    seen.operators, seen.has_fp64 = 0, True
     nn.Module._apply = _apply  # type: ignore[method-assign, assignment]
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch.inference_mode = _no_inference  # type: ignore[misc, assignment]

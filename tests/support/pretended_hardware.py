@@ -13,6 +13,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from support.pretended_device import FAR
 
 from sparsemend.hardware import Hardware
+from sparsemend.training.checkpoint_file import CheckpointFile
+from sparsemend.training.ranks import Place
 
 
 class FarAccelerator(CPUAccelerator):
@@ -33,5 +35,9 @@ class PretendedHardware(Hardware):
     def trainer(self, out: Path, **settings: Any) -> Trainer:
         strategy = SingleDeviceStrategy(device=FAR, accelerator=FarAccelerator())
         return Trainer(
-            strategy=strategy, default_root_dir=out, enable_model_summary=False, **settings
+            strategy=strategy,
+            plugins=[Place(0), CheckpointFile()],
+            default_root_dir=out,
+            enable_model_summary=False,
+            **settings,
         )

@@ -9,7 +9,7 @@ import torch
 from support.families import random_model
 from torch import Tensor
 
-from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.data.base import UNLABELLED, Examples, trim
 from sparsemend.training.batches import (
     Order,
     SteppedBatches,
@@ -17,7 +17,6 @@ from sparsemend.training.batches import (
     loader,
     mean_loss,
     next_token_loss,
-    trim,
 )
 
 

@@ -38,9 +38,13 @@ TWO = DataParallel(
     accelerator="cpu",
     devices=2,
     offload=False,
+    stream=False,
+    states="device",
     threads=1,
     micro_batch=None,
+    activation_checkpointing=False,
     evaluation_batch=8,
+    evaluation_states=10**9,
     deterministic="auto",
 )
 
@@ -135,10 +139,11 @@ def assert_close(two: dict[str, Tensor], one: dict[str, Tensor]) -> None:
             assert torch.equal(two[name], value), name
 
 
-def fit_together(out: Path, method: TrainedRepair) -> dict[str, Any]:
+def fit_together(out: Path, method: TrainedRepair, **settings: Any) -> dict[str, Any]:
     """The report of two processes; afterwards neither process nor group is left."""
     try:
-        return method.repair(pruned_model(), parallel(out))
+        bench = dataclasses.replace(parallel(out), **settings)
+        return method.repair(pruned_model(), bench)
     finally:
         assert not multiprocessing.active_children()
         assert not torch.distributed.is_initialized()
@@ -409,9 +414,7 @@ def test_what_cannot_be_sent_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_activation_checkpointing_reaches_every_rank(together: Path, tmp_path: Path) -> None:
-    method = sgd("masked_full")
-    method.activation_checkpointing = True
-    fit_together(tmp_path, method)
+    fit_together(tmp_path, sgd("masked_full"), activation_checkpointing=True)
     contracts.assert_same_bits(last(tmp_path), last(together))
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsemend.blocks.states import HiddenStates
+
 
 @dataclass(frozen=True)
 class BlockArguments:
@@ -40,7 +42,7 @@ class Recorded:
     arguments: of every block, of every batch; batches share the values that are equal.
     """
 
-    states: list[Tensor]
+    states: HiddenStates
     shapes: list[torch.Size]
     arguments: list[list[BlockArguments]]
 

@@ -22,6 +22,7 @@ from sparsemend.blocks.arguments import (
     tuple_like,
 )
 from sparsemend.blocks.residency import home_of
+from sparsemend.blocks.states import HiddenStates
 
 
 class StopForward(Exception):
@@ -33,14 +34,20 @@ Call = tuple[Tensor, list[BlockArguments]]  # hidden states of block 0, argument
 
 @torch.no_grad()
 def record_calls(
-    model: nn.Module, blocks: nn.ModuleList, batches: Sequence[Tensor], *, every: bool = False
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    batches: Sequence[Tensor],
+    hold: Callable[[Tensor, int], HiddenStates],
+    *,
+    every: bool = False,
 ) -> Recorded:
     """First block's hidden states, and every block's arguments, per batch.
 
     Arguments come from one forward per shape of a batch, in which each block only notes its
     arguments and hands its input on, and from one of other tokens: where that shows that
     arguments depend on the tokens, from one per batch.  every: from one per batch anyway, for
-    batches of which only some are padded.
+    batches of which only some are padded.  hold: makes the place of hidden states,
+    from those of the first batch and the number of its tokens.
     """
     recorder = _Recorder(model, blocks)
     first: dict[torch.Size, int] = {}
@@ -51,7 +58,7 @@ def record_calls(
     if not every and (other := _other_tokens(batches)) is not None:
         whole[other] = recorder.call(batches[other])
         depends = not same(whole[0][1], whole[other][1])
-    states: list[Tensor] = []
+    states = hold(whole[0][0], batches[0].numel())
     arguments: list[list[BlockArguments]] = [[] for _ in blocks]
     for number, batch in enumerate(batches):
         place = first[batch.shape]

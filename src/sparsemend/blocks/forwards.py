@@ -21,6 +21,7 @@ from sparsemend.blocks.arguments import tuple_like
 from sparsemend.blocks.calls import bytes_per_token, forwards_replaced, split_call
 from sparsemend.blocks.find import find_blocks
 from sparsemend.blocks.residency import home_of, move_, residency_of, streams
+from sparsemend.blocks.states import StatesPlace
 from sparsemend.blocks.walk import Calibration
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ def forwards(
     of: Callable[[int, Tensor], T],
     *,
     device: torch.device,
+    states: StatesPlace,
     states_bytes: int,
 ) -> Iterator[tuple[T, bool]]:
     """(of(number, logits), settled) of every batch (B, T), in order; batches may differ in shape.
@@ -40,9 +42,9 @@ def forwards(
     Only `of` sees the logits (B, T, V), so that those of two batches are never held at once.
     settled: no other batch's hidden states are under way, so that a kill costs least now.  device:
     of the computation; a model in memory is expected there, and of one that streams what lies
-    outside its blocks.  states_bytes: hidden states that may be held of a model that streams; a
-    walk takes as many batches as they allow, at least one.  Arguments of blocks that depend on the
-    tokens come on top.
+    outside its blocks.  states: where the hidden states of a walk lie.  states_bytes: what they may
+    take; a walk has as many batches as they allow, at least one.  Arguments of blocks that depend
+    on the tokens come on top.
     """
     if not streams(model):
         for number, tokens in enumerate(batches):
@@ -50,11 +52,12 @@ def forwards(
         return
     first = 0
     for group in _groups(model, batches, states_bytes):
-        walked = _walk(model, group, device)
+        walked = _walk(model, group, device, states)
         with _first_block(model):
             for number, tokens in enumerate(group):
                 settled = number + 1 == len(group)
                 yield of(first + number, walked.logits(model, number, tokens.to(device))), settled
+        del walked  # before the next walk has hidden states of its own
         first += len(group)
 
 
@@ -103,7 +106,9 @@ class _Walked:
         return logits
 
 
-def _walk(model: nn.Module, batches: Sequence[Tensor], device: torch.device) -> _Walked:
+def _walk(
+    model: nn.Module, batches: Sequence[Tensor], device: torch.device, place: StatesPlace
+) -> _Walked:
     empty: tuple[Any, ...] | None = None  # what a block returns, without values, where a tuple
 
     def note(block: nn.Module, arguments: Any, returned: Any) -> None:
@@ -111,7 +116,8 @@ def _walk(model: nn.Module, batches: Sequence[Tensor], device: torch.device) -> 
         if isinstance(returned, tuple):
             empty = tuple_like(returned, [None] * len(returned))
 
-    for visit in Calibration(batches, device=device, together=None).walk(model):
+    windows = Calibration(batches, device=device, together=None, states=place)
+    for visit in windows.walk(model):
         if visit.index + 1 == visit.count:
             handle = visit.block.register_forward_hook(note)
             visit.advance_()
@@ -124,7 +130,7 @@ def _walk(model: nn.Module, batches: Sequence[Tensor], device: torch.device) -> 
 
 
 @contextmanager
-def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def place_on(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Have the model on `device` while the body runs; of a streamed one what is not in blocks."""
     home = home_of(model)
     move_(model, device)

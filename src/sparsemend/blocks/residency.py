@@ -69,6 +69,10 @@ class Residency(ABC):
         """How many first blocks the loop that begins here finds finished, each counted once."""
         return 0
 
+    def stamp(self, index: int) -> str | None:
+        """A hash that tells a changed block from what other attempts made of it; None in memory."""
+        return None
+
     def fingerprint(self) -> str | None:
         """A hash that tells these blocks from others; None where their weights themselves must."""
         return None
@@ -122,7 +126,8 @@ def streams(model: nn.Module) -> bool:
 
 def home_of(model: nn.Module) -> torch.device:
     """The device of a model, or of what a streamed one holds outside its blocks."""
-    return next(p.device for p in model.parameters() if not p.is_meta)
+    devices = [p.device for p in model.parameters() if not p.is_meta]
+    return devices[0] if devices else torch.device("meta")
 
 
 def move_(model: nn.Module, device: torch.device) -> None:

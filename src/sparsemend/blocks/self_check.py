@@ -185,5 +185,5 @@ def relative_deviation(walked: Tensor, theirs: Tensor) -> float:
     """||walked - theirs|| / ||theirs||, in fp64; what is not finite in both is equal."""
     if torch.equal(walked, theirs.to(walked.device)):
         return 0.0
-    ours, theirs = (t.to(theirs.device, torch.float64).nan_to_num() for t in (walked, theirs))
+    ours, theirs = (t.cpu().double().nan_to_num() for t in (walked, theirs))
     return float((ours - theirs).norm() / theirs.norm().clamp(min=torch.finfo(theirs.dtype).tiny))

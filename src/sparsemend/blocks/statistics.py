@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsemend.blocks.precision import sums_dtype
+
 log = logging.getLogger(__name__)
 
 RETRIED = 0.1  # the least damping of a second try, that of RIA's copy of SparseGPT
@@ -27,6 +29,21 @@ class Statistic(ABC):
     @abstractmethod
     def update(self, inputs: Tensor) -> None:
         """Add the inputs (B, T, I), or (T, I) for one sequence, of one call."""
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of its tensors."""
+        values = vars(self).values()
+        inner = sum(value.bytes for value in values if isinstance(value, Statistic))
+        return inner + sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+    def to_(self, device: torch.device) -> None:
+        """Move its tensors to `device`."""
+        for name, value in vars(self).items():
+            if isinstance(value, Statistic):
+                value.to_(device)
+            elif isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
 
 
 StatisticFactory = Callable[[int, torch.device], Statistic]
@@ -141,7 +158,7 @@ def _inverse_factor(matrix: Tensor, damping: float) -> InverseFactor:
     # The reference code fails at its 0.01; retrying at 0.1 is what RIA's copy of it does
     # (Zhang et al. 2024).
     most = max(damping, RETRIED)
-    ladder = [(damping, torch.float32), (most, torch.float32), (most, torch.float64)]
+    ladder = [(damping, torch.float32), (most, torch.float32), (most, sums_dtype(matrix.device))]
     for fraction, dtype in dict.fromkeys(ladder):
         damped = matrix.to(dtype, copy=True)
         diagonal = damped.diagonal()

@@ -13,18 +13,20 @@ on the size of a batch.  With one sequence they depend on the windows and their 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.arguments import BlockArguments, Placement, Recorded, place_all
+from sparsemend.blocks.arguments import BlockArguments, Placement, Recorded, carries, place_all
 from sparsemend.blocks.calls import StopForward, record_calls
 from sparsemend.blocks.find import find_blocks, linears_of
 from sparsemend.blocks.observer import InputObserver
 from sparsemend.blocks.order import CallOrder
 from sparsemend.blocks.residency import Carried, home_of, outside_on, residency_of
+from sparsemend.blocks.states import ON_DEVICE, HiddenStates, NoStates, StatesPlace
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
 from sparsemend.terminal import StageLines
 
@@ -41,11 +43,12 @@ class Visit:
     count: int
     name: str
     block: nn.Module
-    _states: list[Tensor]
+    _states: HiddenStates
     _shapes: list[torch.Size]  # (B, T)
     _arguments: list[BlockArguments]
     _device: torch.device
     _lines: StageLines
+    _stamp: str | None
     linears: dict[str, nn.Linear] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,8 +99,7 @@ class Visit:
     @torch.no_grad()
     def outputs(self) -> list[Tensor]:
         """The block's outputs (B, T, D), one per batch, with the block as it is now."""
-        states = enumerate(self._states)
-        return [self.output(batch).to(state.device) for batch, state in states]
+        return [self.output(batch).to(self._states.device) for batch in range(len(self._states))]
 
     @property
     def inputs(self) -> Sequence[Tensor]:
@@ -107,12 +109,9 @@ class Visit:
     @torch.no_grad()
     def advance_(self) -> None:
         """Replace every input by the block's output, in place where its dtype stays."""
-        for batch, state in enumerate(self._states):
-            output = self.output(batch)
-            if output.dtype == state.dtype and output.shape == state.shape:
-                state.copy_(output)
-            else:  # the residual stream of a Mamba is fp32 after the first block
-                self._states[batch] = output.to(state.device, copy=True)
+        for batch in range(len(self._states)):
+            self._states.put(batch, self.output(batch))
+        self._states.turn(self._stamp)
 
     def output(self, batch: int) -> Tensor:
         """The block's output (B, T, D) for the inputs of one batch, gradients as the caller set."""
@@ -164,12 +163,14 @@ class Calibration:
     offload: bring only the visited block to `device`; otherwise the model is expected there.
     together: sequences of one forward; only work whose steps are batches takes another number, and
         None where the batches, of any shapes, are the forwards.
+    states: where the hidden states lie, which changes no bit.
     """
 
     batches: Sequence[Tensor]
     device: torch.device | None = None
     offload: bool = False
     together: int | None = FORWARD_SEQUENCES
+    states: StatesPlace = ON_DEVICE
 
     @property
     def windows(self) -> Tensor:
@@ -178,7 +179,7 @@ class Calibration:
             raise ValueError("there are no calibration windows for a block to see; give some")
         return torch.cat(list(self.batches))
 
-    def placed(self, weight: Tensor) -> Tensor:
+    def bring(self, weight: Tensor) -> Tensor:
         """A weight on the device of the calibration."""
         return weight.to(self.device or weight.device)
 
@@ -207,10 +208,9 @@ class Calibration:
         finished = residency.take_up(carried) if changes else 0
         if finished == len(blocks):
             return
-        recording = recorded or self.record(model)
-        states = [state.to(device, copy=recorded is not None) for state in recording.states]
-        placements = [Placement(device) for _ in states]
-        for index in range(len(blocks)):
+        recording, states, first = self._start(model, recorded, finished, changes=changes)
+        placements = [Placement(device) for _ in recording.shapes]
+        for index in range(first, len(blocks)):
             with residency.resident(
                 index,
                 device,
@@ -228,18 +228,47 @@ class Calibration:
                     _arguments=place_all(recording.arguments[index], placements),
                     _device=device,
                     _lines=lines,
+                    _stamp=residency.stamp(index) if changes else None,
                 )
                 if index >= finished:
                     yield visit
                 if index + 1 < len(blocks):
                     visit.advance_()
 
-    def record(self, model: nn.Module) -> Recorded:
+    def _start(
+        self, model: nn.Module, recorded: Recorded | None, finished: int, *, changes: bool
+    ) -> tuple[Recorded, HiddenStates, int]:
+        """What blocks are given, and the hidden states that enter the first block to walk through.
+
+        They are those after the finished blocks where a killed walk left them.
+        """
+        if finished:
+            states = self.states.after(residency_of(model).stamp(finished - 1))
+            if states is not None:
+                recording = self._record(model, lambda first, of: NoStates(first.device))
+                if not any(map(carries, chain.from_iterable(recording.arguments))):
+                    return recording, states, finished
+        if recorded is not None:
+            return recorded, recorded.states.copy(), 0
+        recording = self.record(model, changes=changes)
+        return recording, recording.states, 0
+
+    def record(self, model: nn.Module, *, changes: bool = False) -> Recorded:
         """Record what `walk` reads before the first block; no mask changes any of it.
 
         On the device of the walk, block 0 too: another would round otherwise, and a host may lack
-        the model's kernels or be slow in its dtype.
+        the model's kernels or be slow in its dtype.  changes: for a walk that changes blocks, whose
+        states in files a later attempt may take up.
         """
+        device = self.device or home_of(model)
+        tokens = sum(batch.numel() for batch in self.batches)
+
+        def hold(first: Tensor, of: int) -> HiddenStates:
+            return self.states.empty(device, first.nbytes * tokens // of, resumable=changes)
+
+        return self._record(model, hold)
+
+    def _record(self, model: nn.Module, hold: Callable[[Tensor, int], HiddenStates]) -> Recorded:
         together, blocks, residency = self.together, find_blocks(model)[1], residency_of(model)
         home = home_of(model)
         device = self.device or home
@@ -248,5 +277,5 @@ class Calibration:
             outside_on(model, device, home),
         ):
             if together is None:
-                return record_calls(model, blocks, self.batches, every=True)
-            return record_calls(model, blocks, self.windows.split(together))
+                return record_calls(model, blocks, self.batches, hold, every=True)
+            return record_calls(model, blocks, self.windows.split(together), hold)

@@ -33,6 +33,8 @@ def explain_override(key: str, lines: Sequence[str]) -> str | None:
         return (
             f"{key} is gone: calibration sees one window at a time, and masks do not depend on it"
         )
+    if key == "method.activation_checkpointing":
+        return f"{key} is gone: it changes no number; give hardware.activation_checkpointing=true"
     if key in PERP and "method=perp" in lines:
         return (
             f"{key} is gone: what trains is a list; give method.trained=[biases,norms] or others "

@@ -12,9 +12,17 @@ from omegaconf import DictConfig, OmegaConf
 from sparsemend.config.keys import keys_that_do_not
 
 NOT_HASHED = keys_that_do_not("changes_numbers")
-# the same of keys inside a group: how a step is split changes only the order of sums, and where
-# weights and hidden states lie changes nothing
-NOT_HASHED_INSIDE = ("hardware.micro_batch", "hardware.stream")
+# the same of keys inside a group: how a step or measurement is split changes only the order of
+# sums, and where weights and hidden states lie, and what is computed twice, changes nothing
+NOT_HASHED_INSIDE = (
+    "hardware.micro_batch",
+    "hardware.evaluation_batch",
+    "hardware.activation_checkpointing",
+    "hardware.offload",
+    "hardware.stream",
+    "hardware.states",
+    "hardware.evaluation_states",
+)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

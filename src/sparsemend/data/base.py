@@ -192,3 +192,14 @@ def fingerprint_texts(texts: Iterable[str]) -> str:
         hasher.update(len(encoded).to_bytes(8, "big"))
         hasher.update(encoded)
     return hasher.hexdigest()
+
+
+def trim(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens and labels (B, T) up to the last label of any row: what is right of it has no effect.
+
+    Under causal attention no labelled position sees the padding that is cut, so the loss is the
+    same but for the order of sums.  Two columns stay where no row has a label.
+    """
+    labelled = (labels != UNLABELLED).any(dim=0).nonzero()
+    end = max(2, int(labelled[-1]) + 1) if len(labelled) else 2
+    return tokens[:, :end], labels[:, :end]

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,18 +22,23 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from sparsemend import prune as prune_module
-from sparsemend.cost import Stages
-from sparsemend.doctor.ledger import FITTING, FOLD, Ledger, Rises
-from sparsemend.doctor.peaks import Extent, Measured
+from sparsemend.blocks import states as states_module
+from sparsemend.config.flags import says
+from sparsemend.config.prunable import PrunableNames
+from sparsemend.cost import Cost, Stages
+from sparsemend.doctor.ledger import Ledger, Rises
+from sparsemend.doctor.peaks import FITTING, FOLD, Extent, Measured
 from sparsemend.doctor.skeleton import BlankWindows, FewBlocks, Skeleton
 from sparsemend.doctor.tensors import DryTensors, pretended_device
 from sparsemend.doctor.writes import Written
 from sparsemend.hardware import Hardware
-from sparsemend.names import STAGES
+from sparsemend.model import ModelSource
+from sparsemend.names import RESULT, STAGES
 from sparsemend.pruner.base import Pruner
 from sparsemend.result.record import Result
 from sparsemend.run.cache import Cache
-from sparsemend.run.job import RunJob, build_parts
+from sparsemend.run.choice import ChosenLinears
+from sparsemend.run.job import RunJob, build, build_parts
 from sparsemend.run.keys import Keys
 from sparsemend.run.memory import Memory
 from sparsemend.run.parts import Parts
@@ -44,9 +49,12 @@ from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
 
-Pruned = dict[tuple[Any, ...], Rises]  # shape and kind of a linear -> what its pruning rises by
+RisesByShape = dict[
+    tuple[Any, ...], Rises
+]  # shape and kind of a linear -> what its pruning rises by
 
 # what of a run repeats itself and is cut: where a member has such a key, it takes at most this
+NOT_RUN = ("zero_shot", "speed")  # evaluations that generate or ask a harness
 SHORTER = {
     "method": {
         "max_steps": 4,
@@ -65,17 +73,25 @@ SHORTER = {
 }
 
 
-class DryStages(Stages):
-    """Names the stages of a ledger."""
+class _Enough(Exception):
+    """Ends a dry run after the stage that was of interest."""
 
-    def __init__(self, device: torch.device, ledger: Ledger) -> None:
-        super().__init__(device)
-        self.ledger = ledger
+
+class DryStages(Stages):
+    """Names the stages of a ledger; raises _Enough at the end of the last one of interest."""
+
+    def __init__(self, ledger: Ledger, until: str | None) -> None:
+        super().__init__(torch.device("cpu"))
+        self.ledger, self.until = ledger, until
 
     @contextmanager
     def measure(self, name: str, part: str | None = None) -> Iterator[None]:
-        with self.ledger.during(name if part is None else f"{name}: {part}"):
+        stage = name if part is None else f"{name}: {part}"
+        with self.ledger.during(stage):
             yield
+        self.costs[name] = Cost()  # which an export's card has a line for
+        if stage == self.until:
+            raise _Enough
 
 
 class AnyDevice(CPUAccelerator):
@@ -102,35 +118,43 @@ class DryHardware(Hardware):
         )
 
 
-def dry_run(cfg: DictConfig, extent: Extent, pruned: Pruned | None = None) -> Measured:
+def dry_run(
+    cfg: DictConfig, extent: Extent, pruned: RisesByShape | None = None, *, until: str | None = None
+) -> Measured:
     """Run the stages of `cfg` with the first decoder blocks and calibration windows.
 
-    pruned: what dry runs of the same settings share, filled here.
+    pruned: what dry runs of the same settings share, filled here.  until: the last stage.
     """
     quieten()
-    cfg = shortened(cfg)
+    cfg = shorten_text(cfg)
     ledger = Ledger()
     with TemporaryDirectory() as folder, _quiet(), _hydra_of_a_job():
         out = Path(folder)
         written = Written(out)
         mode = DryTensors(ledger, 1 - float(cfg.sparsity))
-        job = _job(cfg, out, mode, extent)
+        model = FewBlocks(_source(cfg), extent.blocks, ledger)
+        job = _job(cfg, out, model, extent, DryStages(ledger, until))
         with (
             written.recording(),
             mode.running(),
             _fit_as_a_stage(ledger),
             _each_shape_once(ledger, {} if pruned is None else pruned),
             patch.object(Allocation, "__post_init__", _any_rates),
+            patch.object(states_module, "available_bytes", lambda: None),
+            suppress(_Enough),
         ):
             stages(job)
-    return Measured(extent, ledger.peaks, written.sizes)
+    return Measured(extent, model.depth, ledger.peaks, written.by_kind())
 
 
-def shortened(cfg: DictConfig) -> DictConfig:
+def shorten_text(cfg: DictConfig) -> DictConfig:
     """`cfg` with less of what repeats itself at the same memory."""
     shorter = cfg.copy()
     if "update_interval" not in shorter.method and "max_steps" in shorter.method:
         shorter.method.max_steps = min(2, shorter.method.max_steps)
+    at_once = shorter.hardware.micro_batch
+    if says(cfg.method, "trains") and at_once is not None:  # gradients are added up once
+        shorter.method.windows_per_step = min(2 * at_once, shorter.method.windows_per_step)
     if "oversparsity" in shorter.method:
         shorter.method.oversparsity = "ignore"  # what the blocks have reached is not known
     for group, keys in SHORTER.items():
@@ -141,30 +165,37 @@ def shortened(cfg: DictConfig) -> DictConfig:
     return shorter
 
 
-def _job(cfg: DictConfig, out: Path, mode: DryTensors, extent: Extent) -> RunJob:
+def _source(cfg: DictConfig) -> Skeleton:
+    return Skeleton(build(cfg.model))
+
+
+def _job(
+    cfg: DictConfig, out: Path, model: ModelSource, extent: Extent, dry_stages: DryStages
+) -> RunJob:
     parts = build_parts(cfg)
-    source = parts.model.source  # type: ignore[attr-defined]  # of ChosenLinears
-    parts.model.source = FewBlocks(Skeleton(source), extent.blocks, mode)  # type: ignore[attr-defined]
-    result = Result(out / "result.json", cfg)
-    result.content["provenance"] |= {"device": "cpu", "threads": torch.get_num_threads()}
-    device = torch.device("cpu") if parts.hardware.accelerator == "cpu" else pretended_device()
+    device = pretended_device() if parts.hardware.on_gpu else torch.device("cpu")
     parts = replace(
         parts,
+        model=ChosenLinears(model, PrunableNames.of(cfg)),
         data=_blank(cfg, parts, extent.windows),
         hardware=_dry_hardware(parts.hardware, device),
+        evaluation={n: e for n, e in parts.evaluation.items() if n not in NOT_RUN},
     )
+    result = Result(out / RESULT, cfg)
+    result.content["provenance"] |= {"device": "cpu", "threads": torch.get_num_threads()}
+    kept = cfg.cache.dir is not None
     return RunJob(
         cfg=cfg,
         parts=parts,
         result=result,
         out=out,
         device=device,
-        stages=DryStages(torch.device("cpu"), mode.ledger),
+        stages=dry_stages,
         pattern=Pattern.parse(cfg.pattern),
         reuse=Reuse(
             memory=Memory(False),
             shared=None,
-            attempts=Cache(out / STAGES, owner=out) if cfg.cache.dir is not None else None,
+            attempts=Cache(out / STAGES, owner=out) if kept else None,
             models=bool(cfg.cache.models),
         ),
         keys=Keys(cfg, torch.device("cpu")),
@@ -212,7 +243,7 @@ def _fit_as_a_stage(ledger: Ledger) -> Iterator[None]:
 
 
 @contextmanager
-def _each_shape_once(ledger: Ledger, pruned: Pruned) -> Iterator[None]:
+def _each_shape_once(ledger: Ledger, pruned: RisesByShape) -> Iterator[None]:
     """Prune one linear of each shape; the others rise as far, and get a support.
 
     SparseGPT goes through the columns of a linear one by one.
@@ -257,8 +288,8 @@ def _hydra_of_a_job() -> Iterator[None]:
     """What an export asks Hydra about the command line that made it."""
     instance = HydraConfig.instance()
     before = instance.cfg
-    content = {"overrides": {"task": []}, "runtime": {"config_sources": []}}
-    instance.cfg = OmegaConf.create({"hydra": content})
+    content: dict[str, Any] = {"overrides": {"task": []}, "runtime": {"config_sources": []}}
+    instance.cfg = OmegaConf.create({"hydra": content})  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -18,18 +18,21 @@ from torch import Tensor, UntypedStorage
 from sparsemend.config.locations import PACKAGE
 from sparsemend.doctor.peaks import Moment
 
+# Up to this size the C library takes memory from its heap, which it does not give back while
+# something lies above it (glibc, mallopt(3), the largest M_MMAP_THRESHOLD by itself).
+HEAP = 2**25
 Rises = dict[tuple[str, str], int]  # (device, line) -> bytes
 OURS, DOCTOR = str(PACKAGE) + "/", str(Path(__file__).parent) + "/"
-FIT = str(PACKAGE / "training" / "module.py"), "fit"
-START, FITTING, FOLD = "repair: start", "repair: fit", "repair: fold"
 
 
 @dataclass
 class Ledger:
-    """Every storage counts from the operator that returns it until it is freed, whoever holds it."""
+    """A storage counts from the operator that returns it until it is freed, whoever holds it."""
 
     stage: str = ""
     live: dict[str, int] = field(default_factory=dict)
+    small: int = 0  # of `live` on the host, what the heap holds
+    heap: int = 0  # the largest that `small` has been
     peaks: dict[Moment, int] = field(default_factory=dict)
     paused: bool = False
     _alive: dict[int, weakref.ref[UntypedStorage]] = field(default_factory=dict)
@@ -39,7 +42,7 @@ class Ledger:
     @contextmanager
     def recording(self) -> Iterator[Rises]:
         """Record by how much each line rises above what is alive now."""
-        start, self._recording = dict(self.live), {}
+        start, self._recording = {d: self.size_on(d) for d in self.live}, {}
         rises = self._recording
         try:
             yield rises
@@ -51,7 +54,7 @@ class Ledger:
     def repeat(self, rises: Rises) -> None:
         """Reach again, above what is alive now, what was recorded."""
         for (device, line), rise in rises.items():
-            self._enter(Moment(self.stage, device, line), self.live.get(device, 0) + rise)
+            self._enter(Moment(self.stage, device, line), self.size_on(device) + rise)
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
@@ -83,13 +86,23 @@ class Ledger:
         if device == "meta":
             return
 
+        in_heap = size if device == "cpu" and size < HEAP else 0
+
         def on_free(reference: weakref.ref[UntypedStorage]) -> None:
             del self._alive[key]
             self.live[device] -= size
+            self.small -= in_heap
 
         self._alive[key] = weakref.ref(storage, on_free)
         self.live[device] = self.live.get(device, 0) + size
+        self.small += in_heap
+        self.heap = max(self.heap, self.small)
         self._reach(device, 0)
+
+    def size_on(self, device: str) -> int:
+        """The bytes that the process holds for what is alive."""
+        unused = self.heap - self.small if device == "cpu" else 0
+        return self.live.get(device, 0) + unused
 
     def scratch(self, device: str, size: int) -> None:
         """Count bytes that a kernel holds while it runs."""
@@ -97,7 +110,7 @@ class Ledger:
 
     def _reach(self, device: str, beyond: int) -> None:
         moment = Moment(self.stage, device, self._place())
-        size = self.live.get(device, 0) + beyond
+        size = self.size_on(device) + beyond
         self._enter(moment, size)
         if self._recording is not None:
             key = device, moment.line

@@ -1,4 +1,4 @@
-"""Peaks of the moments of a run, measured with few blocks and carried on to all of them (no torch)."""
+"""Peaks of a run's moments, measured with few blocks and carried on to all of them (no torch)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-Key = TypeVar("Key")
+PeakKey = TypeVar("PeakKey")
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,18 @@ class Extent:
 
 @dataclass(frozen=True)
 class Measured:
-    """The bytes of every moment of one run, and of every file, at an extent."""
+    """The bytes of every moment of one run, and of every file, at an extent.
+
+    depth: the decoder blocks of the whole model.
+    """
 
     extent: Extent
+    depth: int
     moments: Mapping[Moment, int]
     files: Mapping[str, int]
 
 
-def carried(
+def carry_to(
     base: Measured, others: Sequence[Measured], whole: Extent
 ) -> tuple[dict[Moment, int], dict[str, int]]:
     """The bytes of every moment and file at the extent of the whole run.
@@ -65,8 +69,8 @@ def _steps(base: Extent, other: Extent, whole: Extent) -> float:
 
 
 def _carry(
-    base: Mapping[Key, int], others: Sequence[tuple[Mapping[Key, int], float]]
-) -> dict[Key, int]:
+    base: Mapping[PeakKey, int], others: Sequence[tuple[Mapping[PeakKey, int], float]]
+) -> dict[PeakKey, int]:
     sizes = dict(base)
     for other, _ in others:
         sizes |= {key: size for key, size in other.items() if key not in sizes}
@@ -77,11 +81,22 @@ def _carry(
     return {key: max(0, round(size)) for key, size in whole.items()}
 
 
+# of a method that trains, what comes before its fit
+REPAIR, START, FITTING, FOLD = "repair", "repair: start", "repair: fit", "repair: fold"
+STAGE_ORDER = (
+    *("load", "evaluate: dense", "prune", "evaluate: pruned", REPAIR, START, FITTING, FOLD),
+    *("evaluate: repaired", "export"),
+)
+HOST, DEVICE = "host", "device"
+
+
 def by_stage(moments: Mapping[Moment, int]) -> dict[tuple[str, str], Peak]:
-    """(stage, device) -> its peak, in the order of first mention."""
+    """(stage, HOST or DEVICE) -> its peak, in the order of a run."""
+    fits = any(moment.stage == FITTING for moment in moments)
     peaks: dict[tuple[str, str], Peak] = {}
     for moment, size in moments.items():
-        key = moment.stage, moment.device
-        if key not in peaks or size > peaks[key].bytes:
+        stage = START if fits and moment.stage == REPAIR else moment.stage
+        key = stage, HOST if moment.device == "cpu" else DEVICE
+        if stage in STAGE_ORDER and (key not in peaks or size > peaks[key].bytes):
             peaks[key] = Peak(size, moment.line)
-    return peaks
+    return {key: peaks[key] for key in sorted(peaks, key=lambda key: STAGE_ORDER.index(key[0]))}

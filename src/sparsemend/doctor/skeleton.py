@@ -15,7 +15,7 @@ from sparsemend.blocks.find import find_blocks
 from sparsemend.checkpoint.architecture import CAUSAL, Architecture, installed_tables
 from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import DataSource, Examples
-from sparsemend.doctor.tensors import DryTensors
+from sparsemend.doctor.ledger import Ledger
 from sparsemend.layout.unfold import unfold_
 from sparsemend.model import DTYPES, ModelSource, PretrainedModel, UntrainedModel
 from sparsemend.pretrained.checkpoint import Checkpoint
@@ -61,24 +61,24 @@ class Skeleton(ModelSource):
         return config, getattr(transformers, name or CAUSAL), settings
 
 
-class FewBlocks(ModelSource):
-    """The first blocks of a skeleton, of which nothing but those is entered in the ledger."""
+class FewBlocks(FirstBlocks):
+    """The first blocks of a skeleton; what is made and cut off is not entered in the ledger.
 
-    def __init__(self, source: ModelSource, blocks: int, mode: DryTensors) -> None:
-        self.source, self.mode = FirstBlocks(source, blocks), mode
-        self.whole = source
-        self.name, self.context_length = source.name, source.context_length
+    depth: the blocks of the whole model, once it was loaded.
+    """
+
+    def __init__(self, source: ModelSource, blocks: int, ledger: Ledger) -> None:
+        super().__init__(source, blocks)
+        self.ledger, self.depth = ledger, 0
 
     def load(self, *, seed: int) -> PreTrainedModel:
-        with self.mode.ledger.pause():
+        with self.ledger.pause():
             model = self.source.load(seed=seed)
-        with self.mode.ledger.during(self.mode.ledger.stage):
-            for tensor in (*model.parameters(), *model.buffers()):
-                self.mode.ledger.note(tensor)
+            self.depth = len(find_blocks(model)[1])
+            model = self._shorten_(model)
+        for tensor in (*model.parameters(), *model.buffers()):
+            self.ledger.note(tensor)
         return model
-
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        return None
 
 
 @dataclass
@@ -117,7 +117,3 @@ class BlankWindows(DataSource):
     def _windows(self, count: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(mix_seed(seed, count))
         return torch.randint(self.vocabulary, (count, self.seqlen), generator=generator)
-
-
-def block_count(model: PreTrainedModel) -> int:
-    return len(find_blocks(model)[1])

@@ -20,6 +20,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -35,7 +36,7 @@ ANSWER = "_sparsemend_answer"
 VALUES = "_sparsemend_values"
 
 
-class Backend(backend_registration._DummyBackendModule):  # type: ignore[misc]
+class Backend(backend_registration._DummyBackendModule):
     """What torch asks the module of a device."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
@@ -75,14 +76,15 @@ class DryTensors(TorchDispatchMode):
     def __init__(self, ledger: Ledger, density: float) -> None:
         super().__init__()
         self.ledger, self.density = ledger, density
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Every operator inside runs without values."""
-        moved = patch.object(nn.Module, "_apply", _moved)
+        moved = patch.object(nn.Module, "_apply", _apply_change)
         shown = patch.object(FakeTensor, "__format__", lambda tensor, form: "unknown")
-        with moved, shown, self.fake, self:
+        attention = patch.object(functional, "scaled_dot_product_attention", _attention)
+        with moved, shown, attention, self.fake, self:
             # `torch.tensor(1.0, device=...)` makes it on the host first
             before = torch._C._only_lift_cpu_tensors()
             torch._C._set_only_lift_cpu_tensors(True)
@@ -102,7 +104,7 @@ class DryTensors(TorchDispatchMode):
                 return result
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(isinstance(tensor, FakeTensor) for tensor in tensors):
-            result = self._unvalued(func, args, kwargs)
+            result = self._compute_without_values(func, args, kwargs)
         elif _elsewhere(kwargs.get("device")):
             args, kwargs = tree_map_only(Tensor, self.fake.from_tensor, (args, kwargs))
             result = func(*args, **kwargs)
@@ -124,13 +126,13 @@ class DryTensors(TorchDispatchMode):
         small = made.numel() * made.element_size() <= VALUED
         return small and (not made.dtype.is_floating_point or made.numel() == 1)
 
-    def _unvalued(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _compute_without_values(self, func: Any, args: Any, kwargs: Any) -> Any:
         packet = func.overloadpacket
-        written = _written(func, args, kwargs)
+        written = _outputs_of(func, args, kwargs)
         if any(not isinstance(tensor, FakeTensor) for tensor in written):
-            return _returned(func, written)  # its values are stale from now on: nobody reads them
+            return _return_of(func, written)  # its values are stale from now on: nobody reads them
         if written and _only_writes(func):
-            return _returned(func, written)  # nothing to compute, and no shape changes
+            return _return_of(func, written)  # nothing to compute, and no shape changes
         if packet in ANSWERS:
             return ANSWERS[packet](self, *args, **kwargs)
         result = func(*args, **kwargs)
@@ -145,7 +147,7 @@ class DryTensors(TorchDispatchMode):
             setattr(result[1], ANSWER, 0)  # it succeeded
         if not isinstance(result, FakeTensor):
             return
-        given = args[0] if args and isinstance(args[0], Tensor) else None
+        first = args[0] if args and isinstance(args[0], Tensor) else None
         answer: Any = None
         if packet is aten.all:
             answer = True
@@ -153,14 +155,14 @@ class DryTensors(TorchDispatchMode):
             answer = False
         elif packet is aten.masked_fill and result.numel() > 1:
             answer = 0  # what is off a support
-        elif packet in (aten.count_nonzero, aten.sum) and result.numel() == 1 and given is not None:
-            if packet is aten.count_nonzero or given.dtype is torch.bool:
-                nothing = getattr(given, ANSWER, None) == 0
-                answer = 0 if nothing else self.chosen(given)
-        elif packet in (aten.bitwise_not, aten.logical_not) and given is not None:
-            answer = 1 - self._share(given)
-        elif packet in CARRY and given is not None:
-            answer = getattr(given, ANSWER, None)
+        elif packet in (aten.count_nonzero, aten.sum) and result.numel() == 1 and first is not None:
+            if packet is aten.count_nonzero or first.dtype is torch.bool:
+                nothing = getattr(first, ANSWER, None) == 0
+                answer = 0 if nothing else self.count_true(first)
+        elif packet in (aten.bitwise_not, aten.logical_not) and first is not None:
+            answer = 1 - self._share(first)
+        elif packet in CARRY and first is not None:
+            answer = getattr(first, ANSWER, None)
         if answer is not None:
             setattr(result, ANSWER, answer)
 
@@ -168,7 +170,7 @@ class DryTensors(TorchDispatchMode):
         answer = getattr(mask, ANSWER, None)
         return self.density if answer is None or isinstance(answer, int) else float(answer)
 
-    def chosen(self, mask: Tensor) -> int:
+    def count_true(self, mask: Tensor) -> int:
         """How many entries of a mask are True."""
         if not isinstance(mask, FakeTensor):
             with unset_fake_temporarily():
@@ -189,12 +191,12 @@ CARRY = (
 )
 
 
-def _moved(
+def _apply_change(
     module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True
 ) -> nn.Module:
     """`nn.Module._apply` for parameters without values, which torch's own swaps with themselves."""
     for child in module.children() if recurse else ():
-        _moved(child, change)
+        _apply_change(child, change)
     for name, parameter in module._parameters.items():
         if parameter is None:
             continue
@@ -216,6 +218,41 @@ def _moved(
     return module
 
 
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The kernels that CUDA takes: flash attention, or memory-efficient attention with a mask.
+
+    Torch knows none for a device that is pretended, and would form all products of its own.
+    """
+    if query.device.type == "cpu":
+        return ATTENTION(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if attn_mask is None:
+        flash = aten._scaled_dot_product_flash_attention
+        output: Tensor = flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+        return output
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (t.repeat_interleave(groups, dim=-3) for t in (key, value))
+    bias = attn_mask if attn_mask.dtype is query.dtype else attn_mask.to(query.dtype)
+    bias = bias.expand(*query.shape[:-1], key.shape[-2])
+    efficient = aten._scaled_dot_product_efficient_attention
+    mixed: Tensor = efficient(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]
+    return mixed
+
+
+ATTENTION = functional.scaled_dot_product_attention
+
+
 @cache
 def _is_composite(func: Any) -> bool:
     """Whether an operator is made of others, whose results count too."""
@@ -227,7 +264,7 @@ def _is_composite(func: Any) -> bool:
 
 @cache
 def _only_writes(func: Any) -> bool:
-    """Whether an operator writes into one tensor, whose shape stays, and returns that or nothing."""
+    """Whether an operator writes into one tensor, of the same shape, and returns it or nothing."""
     schema = func._schema
     written = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     returned = [r.alias_info is not None and r.alias_info.is_write for r in schema.returns]
@@ -238,7 +275,7 @@ def _elsewhere(device: Any) -> bool:
     return device is not None and torch.device(device).type != "cpu"
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+def _outputs_of(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that an operator writes into."""
     written: list[Tensor] = []
     for position, argument in enumerate(func._schema.arguments):
@@ -249,7 +286,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     return written
 
 
-def _returned(func: Any, written: list[Tensor]) -> Any:
+def _return_of(func: Any, written: list[Tensor]) -> Any:
     count = len(func._schema.returns)
     return None if count == 0 else written[0] if count == 1 else tuple(written[:count])
 
@@ -267,11 +304,11 @@ def _number(mode: DryTensors, tensor: Tensor) -> Any:
 
 
 def _nonzero(mode: DryTensors, tensor: Tensor) -> Tensor:
-    return tensor.new_empty((mode.chosen(tensor), tensor.ndim), dtype=torch.int64)
+    return tensor.new_empty((mode.count_true(tensor), tensor.ndim), dtype=torch.int64)
 
 
 def _masked_select(mode: DryTensors, tensor: Tensor, mask: Tensor) -> Tensor:
-    return tensor.new_empty(mode.chosen(mask))
+    return tensor.new_empty(mode.count_true(mask))
 
 
 def _by_mask(indices: Any) -> Tensor | None:
@@ -285,7 +322,9 @@ def _index(mode: DryTensors, tensor: Tensor, indices: Any) -> Any:
         return aten.index.Tensor(tensor, indices)
     place = next(i for i, index in enumerate(indices) if index is mask)
     rest = tensor.shape[place + mask.ndim :]
-    return tensor.new_empty((*tensor.shape[:place], mode.chosen(mask), *rest))
+    # the kernel lists the places first
+    mode.ledger.scratch(tensor.device.type, 8 * mask.ndim * mode.count_true(mask))
+    return tensor.new_empty((*tensor.shape[:place], mode.count_true(mask), *rest))
 
 
 def _index_put_(mode: DryTensors, tensor: Tensor, indices: Any, *others: Any, **named: Any) -> Any:
@@ -317,16 +356,16 @@ def _sparse(
     return stand_in
 
 
-def _sampled(mode: DryTensors, pattern: Tensor, *others: Any, **named: Any) -> Tensor:
+def _sample(mode: DryTensors, pattern: Tensor, *others: Any, **named: Any) -> Tensor:
     starts, columns, values = getattr(pattern, VALUES)
     products = torch.empty_like(values)
     mode.ledger.note(products)
     return _sparse(mode, starts, columns, products, pattern.shape)
 
 
-ANSWERS = {
+ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.sparse_compressed_tensor: _sparse,
-    aten.sparse_sampled_addmm: _sampled,
+    aten.sparse_sampled_addmm: _sample,
     aten.values: lambda mode, matrix: getattr(matrix, VALUES)[2],
     aten.item: lambda mode, tensor: _number(mode, tensor),
     aten._local_scalar_dense: _number,

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
+HASHED = re.compile(r"\b[0-9a-f]{64}\b")
 PARTIAL = re.compile(r"^\.(.+?)(\.\d+)?(\.partial)?$")
 
 
@@ -39,6 +40,10 @@ class Unread(np.ndarray):
     def tobytes(self, *settings: Any, **named: Any) -> bytes:
         return b""
 
+    @property
+    def data(self) -> memoryview:
+        return memoryview(b"")
+
 
 def _unread(tensor: Tensor) -> Unread:
     return Unread.of(tensor)
@@ -55,6 +60,14 @@ class Written:
     def record(self, path: Path, size: int) -> None:
         name = self._name(path)
         self.sizes[name] = max(size, self.sizes.get(name, 0))
+
+    def by_kind(self) -> dict[str, int]:
+        """Bytes by path, where folders that are named by a hash count together as `*`."""
+        sizes: dict[str, int] = {}
+        for name, size in self.sizes.items():
+            kind = HASHED.sub("*", name)
+            sizes[kind] = sizes.get(kind, 0) + size
+        return sizes
 
     def _name(self, path: Path) -> str:
         return "/".join(_whole_name(part) for part in _inside(path, self.folder).parts)
@@ -148,6 +161,6 @@ def _inside(path: Path, folder: Path) -> Path:
 
 
 def _whole_name(part: str) -> str:
-    """The name that a file or folder gets when it is whole: `.best.ckpt.12.partial` is best.ckpt."""
+    """The name of a file or folder once it is whole: `.best.ckpt.12.partial` is best.ckpt."""
     partial = PARTIAL.match(part)
     return part if partial is None else partial[1]

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.forwards import forwards
+from sparsemend.blocks.states import StatesPlace
 from sparsemend.data.base import Examples
 
 T = TypeVar("T")
@@ -56,7 +57,8 @@ class EvaluationInput:
         name -> loss of each window, (N,) fp32 on the host, so that two models can be compared
         window by window.
     unfinished: what an evaluation that takes long keeps of itself while it runs.
-    states_bytes: hidden states that a walk over a model that streams may hold at once.
+    states: where the hidden states of a walk lie.
+    states_bytes: those that one walk over a model that streams may have.
     """
 
     test: Tensor
@@ -68,6 +70,7 @@ class EvaluationInput:
     load_dense: Callable[[], PreTrainedModel]
     out: Path
     state: str
+    states: StatesPlace
     states_bytes: int
     window_losses: dict[str, Tensor] = field(default_factory=dict)
     unfinished: Unfinished = field(default_factory=KeepNothing)
@@ -76,7 +79,14 @@ class EvaluationInput:
         self, model: PreTrainedModel, batches: Sequence[Tensor], of: Callable[[int, Tensor], T]
     ) -> Iterator[tuple[T, bool]]:
         """`blocks.forwards.forwards` here: (of(number, logits), settled) of batches (B, T)."""
-        return forwards(model, batches, of, device=self.device, states_bytes=self.states_bytes)
+        return forwards(
+            model,
+            batches,
+            of,
+            device=self.device,
+            states=self.states,
+            states_bytes=self.states_bytes,
+        )
 
 
 class Evaluation(ABC):

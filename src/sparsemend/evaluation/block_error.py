@@ -10,7 +10,7 @@ log e_i; above 1 the error grows.  Sums are in fp64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
 from sparsemend.sparse.linear import sparse_linears
@@ -43,7 +44,10 @@ class BlockError(Evaluation):
         if next(sparse_linears(model), None) is None:
             return {}
         windows = Calibration(
-            (inputs.test[: self.windows],), device=inputs.device, together=inputs.batch_size
+            (inputs.test[: self.windows],),
+            device=inputs.device,
+            together=inputs.batch_size,
+            states=inputs.states,
         )
         of_dense = replace(windows, offload=True)
         pairs = zip(of_dense.walk(inputs.load_dense()), windows.walk(model), strict=True)
@@ -61,15 +65,18 @@ class BlockError(Evaluation):
 
 
 def _of_outputs(dense: Visit, now: Visit) -> float:
-    return relative_error(dense.outputs(), now.outputs())
+    """That of the outputs, of which those of one batch are there at a time."""
+    batches = range(len(dense.inputs))
+    return relative_error(map(dense.output, batches), map(now.output, batches))
 
 
-def relative_error(dense: Sequence[Tensor], now: Sequence[Tensor]) -> float:
+def relative_error(dense: Iterable[Tensor], now: Iterable[Tensor]) -> float:
     """||dense - now||_F / ||dense||_F over all batches (B, T, D)."""
-    apart = sum(
-        float((x.double() - y.double()).square().sum()) for x, y in zip(dense, now, strict=True)
-    )
-    size = sum(float(x.double().square().sum()) for x in dense)
+    apart = size = 0.0
+    for x, y in zip(dense, now, strict=True):
+        wide = sums_dtype(x.device)
+        apart += float((x.to(wide) - y.to(wide)).square().sum())
+        size += float(x.to(wide).square().sum())
     return math.sqrt(apart / size)
 
 

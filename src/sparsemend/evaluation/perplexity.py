@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.data.base import UNLABELLED, Examples, trim
 from sparsemend.evaluation.base import Evaluation, EvaluationInput, Unfinished
 from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC, weights_of
 from sparsemend.terminal import track
 
 Batch = TypeVar("Batch")
-Measured = tuple[Tensor, bool]  # rows of a batch, and whether they may be kept now
+BatchRows = tuple[Tensor, bool]  # rows of a batch, and whether they may be kept now
 
 
 @dataclass(kw_only=True)
@@ -81,7 +81,7 @@ class Perplexity(Evaluation):
     ) -> Tensor:
         """The loss of every window, (N,) fp32 on the host."""
 
-        def measure(batches: Sequence[Tensor]) -> Iterator[Measured]:
+        def measure(batches: Sequence[Tensor]) -> Iterator[BatchRows]:
             def losses(number: int, logits: Tensor) -> Tensor:
                 return self.window_losses(logits, batches[number].to(inputs.device)).cpu()
 
@@ -95,18 +95,20 @@ class Perplexity(Evaluation):
     ) -> tuple[Tensor, Tensor]:
         """The summed loss and the labelled positions of every example, (N,) fp64 on the host."""
 
-        def measure(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Measured]:
+        def measure(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[BatchRows]:
             def sums(number: int, logits: Tensor) -> Tensor:
                 """(sum of the losses, labelled positions) of a batch's examples, (B, 2)."""
                 labels = pairs[number][1]
                 losses = self._losses(logits, labels.to(inputs.device))
                 counts = (labels[:, 1:] != UNLABELLED).sum(dim=1)
-                return torch.stack([losses.double().sum(dim=1).cpu(), counts.double().cpu()], dim=1)
+                summed = losses.cpu().double().sum(dim=1)
+                return torch.stack([summed, counts.cpu().double()], dim=1)
 
             return inputs.forwards(model, [tokens for tokens, _ in pairs], sums)
 
         batch = self._batch_size(model, rows.tokens, inputs)
-        pairs = list(zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True))
+        batches = zip(rows.tokens.split(batch), rows.labels.split(batch), strict=True)
+        pairs = [trim(tokens, labels) for tokens, labels in batches]  # padding is not computed
         both = in_order(pairs, measure, inputs.unfinished, part, tokens=rows.tokens.numel())
         return both[:, 0], both[:, 1]
 
@@ -141,7 +143,7 @@ class Perplexity(Evaluation):
 
 def in_order(
     batches: Sequence[Batch],
-    measure: Callable[[Sequence[Batch]], Iterator[Measured]],
+    measure: Callable[[Sequence[Batch]], Iterator[BatchRows]],
     unfinished: Unfinished,
     part: str,
     *,

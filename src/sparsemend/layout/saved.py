@@ -21,22 +21,11 @@ from sparsemend.blocks.find import find_blocks, prunable_linears
 from sparsemend.blocks.residency import visit_blocks
 from sparsemend.layout.unfold import folded_tensors
 from sparsemend.sparse.linear import SparseLinear
-from sparsemend.sparse.mask_file import PackedMask, PackedMasks
+from sparsemend.sparse.mask_file import PackedMask, PackedMasks, SavedMasks
 from sparsemend.sparse.packing import pack
 
 # what is asked of a saved tensor, in one byte per weight
 KEPT, MASKED, LINEAR, ODD_INPUT = 1, 2, 4, 8
-
-
-@dataclass(frozen=True)
-class SavedMasks:
-    """Supports by the name of the saved tensor, without a final `.weight`.
-
-    dense: saved tensors of linears none of which has a support.
-    """
-
-    masks: dict[str, PackedMask]
-    dense: list[str]
 
 
 @dataclass(frozen=True)
@@ -105,25 +94,31 @@ def block_states(model: PreTrainedModel) -> Iterator[BlockState]:
         yield BlockState.of(model, f"{prefix}.{index}", block)
 
 
+def saved_masks(model: PreTrainedModel) -> Iterator[SavedMasks]:
+    """The supports of each block's sparse linears, the block's own to be gone with the next.
+
+    A part of a saved tensor that has none is all kept.
+    """
+    for state, _ in zip(block_states(model), visit_blocks(model), strict=True):
+        yield _masks_of(state)
+
+
 @torch.no_grad()
-def saved_masks(model: PreTrainedModel) -> SavedMasks:
-    """The supports of the sparse linears; a part of a saved tensor that has none is all kept."""
+def _masks_of(state: BlockState) -> SavedMasks:
     masks, dense = {}, []
-    visits = visit_blocks(model)
-    for state, _ in zip(block_states(model), visits, strict=True):
-        for saved, name in state.renamed.items():
-            linear = state.linears.get(name)
-            if isinstance(linear, SparseLinear):
-                masks[key_of(saved)] = PackedMask(linear.packed_keep, linear.weight.shape, 1)
-            elif linear is not None:
-                dense.append(key_of(saved))
-        for saved, code in _codes(state).items():
-            if (code & MASKED).any():
-                axis = _input_axis(code)
-                keep = ((code & KEPT) != 0).movedim(axis, -1)
-                masks[key_of(saved)] = PackedMask(pack(keep), code.shape, axis)
-            elif (code & LINEAR).any():
-                dense.append(key_of(saved))
+    for saved, name in state.renamed.items():
+        linear = state.linears.get(name)
+        if isinstance(linear, SparseLinear):
+            masks[key_of(saved)] = PackedMask(linear.packed_keep, linear.weight.shape, 1)
+        elif linear is not None:
+            dense.append(key_of(saved))
+    for saved, code in _codes(state).items():
+        if (code & MASKED).any():
+            axis = _input_axis(code)
+            keep = ((code & KEPT) != 0).movedim(axis, -1)
+            masks[key_of(saved)] = PackedMask(pack(keep), code.shape, axis)
+        elif (code & LINEAR).any():
+            dense.append(key_of(saved))
     return SavedMasks(masks, dense)
 
 

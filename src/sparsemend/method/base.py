@@ -48,6 +48,7 @@ class Workbench:
     out: Path
     seed: int
     micro_batch: int | None = None  # windows at once in a training step; None: all of its share
+    activation_checkpointing: bool = False  # blocks are recomputed in backward
     rounding: str = "pruner"  # how rates become whole weights, see `rounding`
     true_sequential: bool = False  # how the run's pruner goes through a block, see `prune`
     resume_from: Path | None = None

@@ -76,11 +76,13 @@ class DeltaRepair(TrainedRepair):
         linears = prunable_linears(model)
         # whether a file of supports fits the model is checked where the file is used
         if supports is not None and supports.keys() == linears.keys():
-            self.shares(model, {name: int(keep.sum()) for name, keep in supports.items()})
+            self.shares(model, {name: int(keep.count_nonzero()) for name, keep in supports.items()})
 
     def counts(self, model: PreTrainedModel) -> dict[str, int]:
         """Linear name -> number of deltas; raises ValueError if a linear keeps fewer weights."""
-        return self.shares(model, {name: int(m.keep.sum()) for name, m in sparse_linears(model)})
+        return self.shares(
+            model, {name: int(m.keep.count_nonzero()) for name, m in sparse_linears(model)}
+        )
 
     def shares(self, model: PreTrainedModel, kept: Mapping[str, int]) -> dict[str, int]:
         """`counts` for linears of which each keeps the `kept` number of weights."""

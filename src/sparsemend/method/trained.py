@@ -81,6 +81,7 @@ class TrainedRepair(TrainingFields, RepairMethod):
             bench.validation,
             seed=bench.seed,
             micro_batch=bench.micro_batch,
+            activation_checkpointing=bench.activation_checkpointing,
             objective=self.objective(bench),
         )
         report = module.fit(bench.make_trainer, out=bench.out, resume_from=bench.resume_from)

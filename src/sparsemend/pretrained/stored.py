@@ -53,7 +53,7 @@ class StoredTensor:
     def read(self) -> Tensor:
         """The tensor, on the host; raises ValueError where the file is too short by now."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
-        view = memoryview(tensor.flatten().view(torch.uint8).numpy())
+        view = tensor.flatten().view(torch.uint8).numpy().data
         file = os.open(self.path, os.O_RDONLY)
         try:
             done = 0

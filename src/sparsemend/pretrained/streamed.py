@@ -52,6 +52,7 @@ class BlockFiles:
     def read(self, index: int) -> dict[str, Tensor]:
         """The tensors of one block on the host, unfolded, by their names in the block."""
         block = find_blocks(self.shell)[1][index]
+        self._check_unchanged(index)
         try:
             self._load(self.tensors[index])
             tensors = [*block.parameters(), *block.buffers()]
@@ -72,6 +73,21 @@ class BlockFiles:
             if shown:
                 logging.enable_progress_bar()
 
+    def _check_unchanged(self, index: int) -> None:
+        """Raise ValueError where a file of a block was written since the model was opened."""
+        for path in {tensor.path for tensor in self.tensors[index].values()}:
+            if _facts_of(path) != self.written[path]:
+                raise ValueError(
+                    f"{path} was changed while its blocks were being read; let it be, and start "
+                    "again"
+                )
+
+    @cached_property
+    def written(self) -> dict[Path, list[int]]:
+        """Size and time of writing of every file, as the model was opened."""
+        paths = {tensor.path for block in self.tensors for tensor in block.values()}
+        return {path: _facts_of(path) for path in sorted(paths)}
+
     @cached_property
     def source(self) -> str:
         """A hash of the files, by their headers, sizes and times of writing, and of the dtype."""
@@ -80,12 +96,11 @@ class BlockFiles:
             for block in self.tensors
             for name, t in block.items()
         ]
-        paths = sorted({t.path for block in self.tensors for t in block.values()})
-        times = [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-        return digest([headers, times, str(self.settings.dtype)])
+        return digest([headers, list(self.written.values()), str(self.settings.dtype)])
 
     def check(self, path: str) -> None:
         """Raise CannotStream where a block is not made of tensors of its own."""
+        assert self.written  # noted here, before a block is read
         prefix, blocks = find_blocks(self.shell)
         for index, block in enumerate(blocks):
             without = {name: ShapeAlone(t) for name, t in self.tensors[index].items()}
@@ -97,7 +112,7 @@ class BlockFiles:
                 raise CannotStream(f"{culprit} is in no tensor of model {path} that is its own")
 
 
-def open_streamed(
+def open_skeleton(
     checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str | None
 ) -> tuple[PreTrainedModel, BlockFiles]:
     """The model in eval mode on the CPU, its blocks on the meta device, and where these lie.
@@ -108,10 +123,11 @@ def open_streamed(
     config = checkpoint.checked_config(attention)
     stored = _tensors_of(checkpoint, config)
     shell = _shell(checkpoint, config, dtype, attention)
+    mapping: Any = get_model_conversion_mapping(shell)
     settings = LoadStateDictConfig(
         dtype=dtype,
         dtype_plan=shell._get_dtype_plan(dtype),
-        weight_mapping=get_model_conversion_mapping(shell),
+        weight_mapping=mapping,
     )
     tensors = _by_block(shell, stored, settings)
     inside = {name for block in tensors for name in block}
@@ -123,6 +139,11 @@ def open_streamed(
     files = BlockFiles(shell, tensors, settings)
     files.check(checkpoint.path)
     return model, files
+
+
+def _facts_of(path: Path) -> list[int]:
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns]
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int | None:

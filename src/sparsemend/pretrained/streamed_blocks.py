@@ -18,15 +18,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import find_blocks
 from sparsemend.blocks.plain import LinearLike
-from sparsemend.blocks.residency import Carried, Residency, home_of
+from sparsemend.blocks.residency import Carried, Residency, attach_residency, home_of
 from sparsemend.checkpoint.headers import read_header, read_metadata
 from sparsemend.config.values import digest
 from sparsemend.files import replacing
+from sparsemend.layout.unfold import unfold_
+from sparsemend.pretrained.checkpoint import Checkpoint
 from sparsemend.pretrained.stored import stored_tensors
-from sparsemend.pretrained.streamed import BlockFiles
+from sparsemend.pretrained.streamed import BlockFiles, open_skeleton
 from sparsemend.sparse.linear import SparseLinear
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ class Streamed(Residency):
         self._blocks = find_blocks(model)[1]
         self._resident: set[int] = set()
         self._files: dict[int, Path] = {}  # of changed blocks
+        self._stamps: dict[int, str] = {}  # theirs, and that of the one that is being changed
         self._stage, self._key = "changed", ""
         self._finished = 0
 
@@ -69,6 +73,8 @@ class Streamed(Residency):
         if changes and self.folder is None:
             raise RuntimeError("this streamed model has no folder for changed blocks")
         self._resident.add(index)
+        if changes:
+            self._draw(index)
         try:
             fill_(block, self._tensors(index), device)
             yield block
@@ -88,6 +94,7 @@ class Streamed(Residency):
         for index, file in enumerate(files):
             make_sparse_(self._blocks[index], file)
             self._files[index] = file
+            self._stamps[index] = read_metadata(file)["fingerprint"]
         for file in self._place(0).parent.glob("*"):
             if file not in files:
                 file.unlink()
@@ -101,8 +108,11 @@ class Streamed(Residency):
             carried.carry_on_(json.loads(read_metadata(self._place(finished - 1))["carried"]))
         return finished
 
+    def stamp(self, index: int) -> str | None:
+        return self._stamps.get(index)
+
     def fingerprint(self) -> str:
-        changed = {str(i): read_metadata(f)["fingerprint"] for i, f in sorted(self._files.items())}
+        changed = {str(index): self._stamps[index] for index in sorted(self._files)}
         return digest([self._source.source, changed])
 
     @property
@@ -112,6 +122,17 @@ class Streamed(Residency):
     def _place(self, index: int) -> Path:
         assert self.folder is not None
         return self.folder / self._stage / f"{index:05d}.safetensors"
+
+    def _before(self, index: int) -> str:
+        return self._stamps.get(index - 1, "")
+
+    def _draw(self, index: int) -> None:
+        """Draw the fingerprint of the block that is about to be changed.
+
+        It is of this very attempt: what was computed after another is no continuation of it.
+        """
+        nonce = os.urandom(8).hex()
+        self._stamps[index] = digest([self._key, index, self._before(index), nonce])
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         file = self._files.get(index)
@@ -124,20 +145,31 @@ class Streamed(Residency):
         for name, module in block.named_modules():
             if isinstance(module, LinearLike) and type(module) is not SparseLinear:
                 raise RuntimeError(f"{name} of a streamed block is a {type(module).__name__}")
-        previous = read_metadata(self._place(index - 1)) if self._key and index else {}
-        # an attempt of its own: what was computed after another block is no continuation of this
-        nonce = os.urandom(8).hex()
         metadata = {
             "format": FORMAT,
             "key": self._key,
-            "previous": previous.get("fingerprint", ""),
-            "fingerprint": digest([self._key, index, previous.get("fingerprint", ""), nonce]),
+            "previous": self._before(index),
+            "fingerprint": self._stamps[index],
             "carried": json.dumps({} if carried is None else carried.to_carry()),
         }
         tensors = {name: t.detach().cpu().contiguous() for name, t in block.state_dict().items()}
         with replacing(self._place(index)) as partial:
             save_file(tensors, partial, metadata=metadata)
         self._files[index] = self._place(index)
+
+
+def open_streamed(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, attention: str | None, folder: Path | None
+) -> PreTrainedModel:
+    """A model in eval mode on the CPU, unfolded, whose blocks lie in files.
+
+    folder: for changed blocks.  Raises CannotStream where blocks cannot be read one by one, and the
+    errors of `Checkpoint.load`.
+    """
+    model, files = open_skeleton(checkpoint, dtype=dtype, attention=attention)
+    unfold_(model)
+    attach_residency(model, Streamed(model, files, folder))
+    return model.eval().requires_grad_(False)
 
 
 def unbroken(folder: Path, key: str, count: int) -> list[Path]:

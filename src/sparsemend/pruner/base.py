@@ -72,6 +72,6 @@ class Pruner(ABC):
         """Importance (O, I), fp32; higher stays.  DSnoT ranks it for its initial mask."""
         raise ValueError(f"{type(self).__name__} has no score; DSnoT cannot start from it")
 
-    def supports(self, model_path: str | Path) -> dict[str, Tensor] | None:
+    def supports(self, model_path: str | Path) -> Mapping[str, Tensor] | None:
         """Supports (O, I) by linear name that a pruned checkpoint states; None: read its zeros."""
         return None

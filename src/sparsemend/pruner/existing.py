@@ -6,6 +6,7 @@ looks as if it were not.  So a `masks.safetensors`, named or beside the model, t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -40,7 +41,7 @@ class Existing(Pruner):
         """Keep every weight that is not zero."""
         return Pruned(weight, weight != 0)
 
-    def supports(self, model_path: str | Path) -> dict[str, Tensor] | None:
+    def supports(self, model_path: str | Path) -> Mapping[str, Tensor] | None:
         """Supports by saved name from the masks file, or None where there is no file.
 
         `model_path` is the checkpoint's folder, or a hub name, which has no such file beside it.

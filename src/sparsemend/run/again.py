@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.choice import choose_
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.names import with_module_names
+from sparsemend.blocks.residency import residency_of, streams
 from sparsemend.config.prunable import PrunableNames
 from sparsemend.layout.names import name_linears_
 from sparsemend.layout.saved import module_supports
 from sparsemend.layout.unfold import unfold_
 from sparsemend.method.base import RepairMethod
 from sparsemend.model import DTYPES
-from sparsemend.names import MASKS
+from sparsemend.names import BLOCKS, MASKS
 from sparsemend.pretrained.checkpoint import Checkpoint
+from sparsemend.pretrained.streamed_blocks import open_streamed
 from sparsemend.result.finished import FinishedRun, finished_run
 from sparsemend.run.adopt import attach_supports
 from sparsemend.run.evaluate import evaluate
@@ -31,8 +35,9 @@ def measure_again(job: RunJob) -> None:
     loaded = load(job)
     evaluate(job, "dense", loaded)
     with job.stages.measure("load"):
+        folder = job.out / BLOCKS if streams(loaded.model) else None
         del loaded.model  # first: two may not fit
-        loaded.model = load_repaired(finished, job.parts.method, job.cfg)
+        loaded.model = load_repaired(finished, job.parts.method, job.cfg, folder)
     evaluate(job, "repaired", loaded)
     finished.carry_over(job.result.content)
     job.result.content["sparsity"] = finished.result.sparsity.to_json()
@@ -40,19 +45,27 @@ def measure_again(job: RunJob) -> None:
     export_stage(job, loaded, with_module_names(model, asked, prunable_linears(model)))
 
 
-def load_repaired(finished: FinishedRun, method: RepairMethod, cfg: DictConfig) -> PreTrainedModel:
+def load_repaired(
+    finished: FinishedRun, method: RepairMethod, cfg: DictConfig, blocks: Path | None = None
+) -> PreTrainedModel:
     """Load the repaired model on the CPU, in its export dtype, with the very bits measured then.
 
     Where export_dtype rounded the weights, these are the rounded ones.  Raises ValueError where
-    weights and masks do not belong together.
+    weights and masks do not belong together.  blocks: where the model's blocks are to lie with
+    their supports; None: in memory.
     """
     exported = Checkpoint(
         path=str(finished.model),
         revision=None,
         trust_remote_code=bool(cfg.model.get("trust_remote_code")),
     )
-    model = exported.load(dtype=DTYPES[finished.dtype], attention=cfg.model.get("attention"))
-    unfold_(model)
+    dtype, attention = DTYPES[finished.dtype], cfg.model.get("attention")
+    if blocks is None:
+        model = exported.load(dtype=dtype, attention=attention)
+        unfold_(model)
+    else:
+        model = open_streamed(exported, dtype=dtype, attention=attention, folder=blocks)
+        residency_of(model).begin("repaired")
     name_linears_(model)
     choose_(model, PrunableNames.of(cfg))
     attach_supports(model, module_supports(model, load_masks(finished.model / MASKS)))

@@ -11,10 +11,11 @@ from functools import partial
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.blocks.forwards import placed
+from sparsemend.blocks.forwards import place_on
+from sparsemend.blocks.states import StatesPlace
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import Evaluation, EvaluationInput, KeepNothing, Unfinished
-from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC
+from sparsemend.names import HIDDEN_STATES, METRIC, TASK_METRIC, VALIDATION_METRIC
 from sparsemend.result.window_losses import write_losses
 from sparsemend.run.cache import Content
 from sparsemend.run.job import Loaded, RunJob
@@ -22,8 +23,6 @@ from sparsemend.run.keys import model_key
 from sparsemend.run.streamed import dense_loader
 
 log = logging.getLogger(__name__)
-
-STATES_BYTES = 4 * 10**9  # 240 windows of 2048 tokens of a 7B model in bf16
 
 
 def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
@@ -118,21 +117,23 @@ def _measure(
 ) -> Content:
     """Measure on the device of this run, then put the model back where it lives."""
     fresh = replace(inputs, window_losses={}, unfinished=unfinished)
-    with placed(model, job.device):
+    with place_on(model, job.device):
         metrics = evaluation(model, fresh)
     return Content(metrics, fresh.window_losses)
 
 
 def _inputs(job: RunJob, state: str, loaded: Loaded) -> EvaluationInput:
+    hardware = job.parts.hardware
     return EvaluationInput(
         test=loaded.windows.test,
         task=loaded.windows.task,
         validation=loaded.windows.validation,
         tokenizer=loaded.tokenizer,
         device=job.device,
-        batch_size=job.parts.hardware.evaluation_batch,
+        batch_size=hardware.evaluation_batch,
         load_dense=dense_loader(job.parts.model, job.cfg.seed, loaded.model),
         out=job.out,
         state=state,
-        states_bytes=STATES_BYTES,
+        states=StatesPlace(hardware.states, job.out / HIDDEN_STATES),
+        states_bytes=hardware.evaluation_states,
     )

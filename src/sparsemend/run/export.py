@@ -82,8 +82,7 @@ def _command(from_run: str | None) -> str:
 
 def save_supports(model: PreTrainedModel, path: Path) -> None:
     """Write the supports of a model under the names that its tensors have when it is saved."""
-    saved = saved_masks(model)
-    write_masks(saved.masks, path, dense=saved.dense)
+    write_masks(saved_masks(model), path)
 
 
 def to_dense_(model: PreTrainedModel) -> PreTrainedModel:

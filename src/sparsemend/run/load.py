@@ -15,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparsemend.blocks.find import check_blocks
 from sparsemend.blocks.residency import move_
 from sparsemend.blocks.self_check import check_walk
+from sparsemend.blocks.states import forget_walks
 from sparsemend.errors import blame
-from sparsemend.names import BLOCKS
+from sparsemend.names import BLOCKS, HIDDEN_STATES
 from sparsemend.prune import check_widths
 from sparsemend.run.adopt import check_existing
 from sparsemend.run.debug import first_windows
@@ -121,6 +122,7 @@ def record_protocol(job: RunJob, test: Tensor) -> None:
 
 def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
     """Load the dense model, place it, and check it against what the run will do with it."""
+    forget_walks(job.out / HIDDEN_STATES)
     model = _dense_model(job)
     check_blocks(model)
     labelled = [windows.train, windows.validation, *([windows.task] if windows.task else [])]

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 
 from sparsemend.blocks.names import with_saved_names
 from sparsemend.blocks.residency import residency_of, streams
+from sparsemend.blocks.states import StatesPlace
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.locations import resolve_path
 from sparsemend.config.values import digest
 from sparsemend.layout.saved import module_supports
+from sparsemend.names import HIDDEN_STATES
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import apply_rounding, as_pruned
@@ -137,8 +139,12 @@ def given_supports(job: RunJob, model: PreTrainedModel) -> Mapping[str, Tensor] 
 
 def calibration_of(job: RunJob, loaded: Loaded) -> Calibration:
     """The calibration windows, seen where the hardware says."""
+    hardware = job.parts.hardware
     return Calibration(
-        (loaded.windows.calibration,), device=job.device, offload=job.parts.hardware.offload
+        (loaded.windows.calibration,),
+        device=job.device,
+        offload=hardware.offload,
+        states=StatesPlace(hardware.states, job.out / HIDDEN_STATES),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparsemend.blocks.residency import residency_of
+from sparsemend.blocks.residency import residency_of, streams
 from sparsemend.config.values import config_hash, digest, plain
 from sparsemend.method.base import Workbench
 from sparsemend.result.summary import curves_of
@@ -25,7 +25,8 @@ def repair_stage(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Map
         if method.repairs:
             residency_of(loaded.model).begin("repair", _key(job))
         diagnostics = method.repair(loaded.model, _workbench(job, loaded, asked))
-        check_supports(loaded.model)
+        if method.repairs or not streams(loaded.model):  # a pass over the files of all blocks
+            check_supports(loaded.model)
     job.result.costs(job.stages)
     if method.reallocates:
         asked = diagnostics.pop("asked")
@@ -67,6 +68,7 @@ def _workbench(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> Workb
         out=job.out,
         seed=cfg.seed,
         micro_batch=parts.hardware.micro_batch,
+        activation_checkpointing=parts.hardware.activation_checkpointing,
         rounding=cfg.rounding,
         true_sequential=cfg.true_sequential,
         resume_from=job.checkpoint,

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from sparsemend.config.values import plain
 from sparsemend.errors import blame_disk
 from sparsemend.files import forget_partials
-from sparsemend.names import BLOCKS, RESULT
+from sparsemend.names import BLOCKS, HIDDEN_STATES, RESULT
 from sparsemend.result.finished import check_apart, resolve_from_run
 from sparsemend.result.record import Result, objective
 from sparsemend.result.resume import cell_folder, forget_work, run_folder
@@ -114,7 +114,8 @@ def finish(job: RunJob) -> None:
     content["status"] = "finished"
     job.result.costs(job.stages)
     job.reuse.forget_attempts()
-    shutil.rmtree(job.out / BLOCKS, ignore_errors=True)
+    for folder in (BLOCKS, HIDDEN_STATES):
+        shutil.rmtree(job.out / folder, ignore_errors=True)
     try:
         job.parts.logger.finish(job.loggers, content)
     except Exception:  # result.json is the truth, and it is written

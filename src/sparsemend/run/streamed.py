@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.residency import streams, visit_blocks
+from sparsemend.blocks.room import available_bytes
 from sparsemend.checkpoint.headers import BITS, INDEX, read_header
 from sparsemend.config.streaming import obstacle
 from sparsemend.errors import CannotStream
@@ -24,7 +25,6 @@ from sparsemend.files import write_json
 from sparsemend.layout.saved import block_states
 from sparsemend.layout.unfold import fold_within
 from sparsemend.model import ModelSource
-from sparsemend.run.room import available_bytes
 
 log = logging.getLogger(__name__)
 

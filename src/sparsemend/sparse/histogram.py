@@ -19,10 +19,10 @@ BUCKETS = 2**HALF
 def ranked_bits(values: Tensor) -> Tensor:
     """int32 (n,) that rank as the fp32 `values` do, -0.0 as 0.0 and NaN above all."""
     values = values.flatten() + 0.0  # which makes a -0.0 a 0.0
-    return _flipped(torch.where(values.isnan(), torch.nan, values).view(torch.int32))
+    return _flip(torch.where(values.isnan(), torch.nan, values).view(torch.int32))
 
 
-def _flipped(bits: Tensor) -> Tensor:
+def _flip(bits: Tensor) -> Tensor:
     """The magnitude bits of negative numbers inverted; twice gives the same bits again."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -47,4 +47,4 @@ def kth_by_counting(values: Tensor, count: int) -> Tensor:
     inside = bits[upper == bucket] & (BUCKETS - 1)
     value = crossing(bucket_counts(inside), count - int(histogram[:bucket].sum()))
     rank = torch.tensor([((bucket - BUCKETS // 2) << HALF) | value], dtype=torch.int32)
-    return _flipped(rank).view(torch.float32).to(values.device)
+    return _flip(rank).view(torch.float32).to(values.device)

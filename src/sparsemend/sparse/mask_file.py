@@ -9,17 +9,21 @@ where inputs lie on another axis than the last, `input_axis` say how the tensor 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsemend.files import replacing
 from sparsemend.names import MASKS_FORMAT
 from sparsemend.sparse.packing import pack, unpack
+
+ALIGNMENT = 8  # of the first tensor's bytes, as safetensors writes
+CHUNK = 2**24  # bytes copied at once
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,50 @@ class PackedMasks(Mapping[str, Tensor]):
         return len(self.packed)
 
 
+@dataclass(frozen=True)
+class SavedMasks:
+    """Supports by the name of the saved tensor, without a final `.weight`.
+
+    dense: saved tensors of linears none of which has a support; None where nothing says.
+    """
+
+    masks: Mapping[str, PackedMask]
+    dense: Sequence[str] | None
+
+
 def save_masks(masks: Mapping[str, Tensor], path: Path) -> None:
     """Write supports {linear name: bool (O, I)}, atomically."""
-    write_masks(PackedMasks.of(masks).packed, path)
+    write_masks([SavedMasks(PackedMasks.of(masks).packed, None)], path)
 
 
-def write_masks(
-    masks: Mapping[str, PackedMask], path: Path, *, dense: Sequence[str] | None = None
-) -> None:
-    """Write packed supports, atomically; `dense` names all linears that have none, if given."""
-    shapes = {name: list(mask.shape) for name, mask in masks.items()}
-    axes = {n: m.input_axis for n, m in masks.items() if m.input_axis != len(m.shape) - 1}
-    metadata = {"format": MASKS_FORMAT, "shapes": json.dumps(shapes)}
-    if axes:
-        metadata["input_axis"] = json.dumps(axes)
-    if dense is not None:
-        metadata["stays_dense"] = json.dumps(list(dense))
-    packed = {name: mask.bits.cpu().contiguous() for name, mask in masks.items()}
-    with replacing(path) as partial:
-        save_file(packed, partial, metadata=metadata)
+def write_masks(parts: Iterable[SavedMasks], path: Path) -> None:
+    """Write supports, atomically, with no more than one part of them in memory."""
+    shapes, axes, entries = {}, {}, {}
+    dense: list[str] | None = None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, TemporaryFile(dir=path.parent) as bytes_:
+        for part in parts:
+            for name, mask in part.masks.items():
+                begin = bytes_.tell()
+                bytes_.write(mask.bits.cpu().contiguous().numpy().tobytes())
+                place = {"shape": list(mask.bits.shape), "data_offsets": [begin, bytes_.tell()]}
+                entries[name] = {"dtype": "U8", **place}
+                shapes[name] = list(mask.shape)
+                if mask.input_axis != len(mask.shape) - 1:
+                    axes[name] = mask.input_axis
+            if part.dense is not None:
+                dense = [*(dense or ()), *part.dense]
+        metadata = {"format": MASKS_FORMAT, "shapes": json.dumps(shapes)}
+        if axes:
+            metadata["input_axis"] = json.dumps(axes)
+        if dense is not None:
+            metadata["stays_dense"] = json.dumps(dense)
+        header = json.dumps({"__metadata__": metadata, **entries}).encode()
+        header += b" " * (-len(header) % ALIGNMENT)
+        bytes_.seek(0)
+        with partial.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            shutil.copyfileobj(bytes_, file, CHUNK)
 
 
 def load_masks(path: Path) -> PackedMasks:

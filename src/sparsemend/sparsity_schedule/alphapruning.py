@@ -44,7 +44,7 @@ class AlphaPruning(ScoredSchedule):
     def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """Mean alpha of every unit."""
         alphas = {
-            name: self._alpha(saved_name(model, name), calibration.placed(linear.weight))
+            name: self._alpha(saved_name(model, name), calibration.bring(linear.weight))
             for name, linear in visit_linears(model, what="spectra")
         }
         units = Units.of(model, self.granularity).members.values()

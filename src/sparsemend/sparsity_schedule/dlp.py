@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.selection import kth_lowest
 from sparsemend.sparsity_schedule.dlp_checks import check_options
@@ -59,4 +60,4 @@ def pooled_median(scores: list[Tensor]) -> float:
 def pooled_mean(scores: list[Tensor]) -> float:
     """Mean of all entries, summed in float64."""
     count = sum(score.numel() for score in scores)
-    return sum(float(score.sum(dtype=torch.float64)) for score in scores) / count
+    return sum(float(score.sum(dtype=sums_dtype(score.device))) for score in scores) / count

@@ -64,7 +64,7 @@ class Global(SparsitySchedule):
             for name, linear in visit_linears(model, what="scores"):
                 if self.needs_calibration and name not in norms:
                     continue
-                score = calibration.placed(linear.weight).float().abs()
+                score = calibration.bring(linear.weight).float().abs()
                 if name in norms:
                     score *= norms[name].to(score.device)
                 yield checked_finite(score)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.blocks.residency import visit_linears
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
@@ -49,7 +50,7 @@ class Lamp(SparsitySchedule):
         units = Units.of(model, self.granularity)
         counts = lowest_counts(
             lambda: (
-                ascending_scores(calibration.placed(linear.weight))
+                ascending_scores(calibration.bring(linear.weight))
                 for _, linear in visit_linears(model, what="scores")
             ),
             round(sparsity * sum(units.size.values())),
@@ -62,6 +63,7 @@ def ascending_scores(weight: Tensor) -> Tensor:
 
     Weights of a linear that is zero throughout score 0.
     """
-    squared = checked_finite(weight).flatten().double().square().sort().values
+    wide = checked_finite(weight).flatten().to(sums_dtype(weight.device))
+    squared = wide.square().sort().values
     above = running_sums(squared.flip(0), dim=0).flip(0)
     return torch.where(above > 0, squared / above, 0.0).float()

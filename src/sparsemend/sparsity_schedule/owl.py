@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparsity_schedule.owl_checks import check_options
 from sparsemend.sparsity_schedule.rates.budget import centre, unit_interval
@@ -54,6 +54,6 @@ class Owl(ScoredSchedule):
 def outlier_percent(scores: list[Tensor], multiple: float) -> float:
     """100 * share of all entries strictly above `multiple` times their pooled mean."""
     count = sum(score.numel() for score in scores)
-    mean = sum(float(score.sum(dtype=torch.float64)) for score in scores) / count
+    mean = sum(float(score.sum(dtype=sums_dtype(score.device))) for score in scores) / count
     outliers = sum(int((score > multiple * mean).count_nonzero()) for score in scores)
     return 100 * outliers / count

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from sparsemend.config.seeds import mix_seed
-from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.data.base import UNLABELLED, Examples, trim
 from sparsemend.terminal import with_lines
 from sparsemend.training.logits import next_token_loss
 from sparsemend.training.shares import check_shares
@@ -134,17 +134,6 @@ def mean_loss(model: nn.Module, examples: Examples, device: torch.device, at_onc
 def count_labels(labels: Tensor) -> int:
     """The number of next-token positions of labels (B, T) that count."""
     return int((labels[:, 1:] != UNLABELLED).count_nonzero())
-
-
-def trim(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens and labels (B, T) up to the last label of any row: what is right of it has no effect.
-
-    Under causal attention no labelled position sees the padding that is cut, so the loss is the
-    same but for the order of sums.  Two columns stay where no row has a label.
-    """
-    labelled = (labels != UNLABELLED).any(dim=0).nonzero()
-    end = max(2, int(labelled[-1]) + 1) if len(labelled) else 2
-    return tokens[:, :end], labels[:, :end]
 
 
 def loader(

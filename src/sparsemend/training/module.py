@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.names import CHECKPOINTS, LAST_CHECKPOINT
@@ -73,12 +74,15 @@ class RepairModule(LightningModule):
         *,
         seed: int,
         micro_batch: int | None,
+        activation_checkpointing: bool = False,
         first_step: int = 0,
         objective: Objective | None = None,
     ) -> None:
         """make_optimizer: the optimizer of all parameters that require gradients.
 
         micro_batch: windows at once in each process, None for all of its share of a step.
+
+        activation_checkpointing: backward recomputes what is inside blocks.
 
         first_step: optimizer steps of earlier fits, whose data order and draws continue here.
         """
@@ -91,6 +95,7 @@ class RepairModule(LightningModule):
         self.validation_examples = validation.first(plan.validation_windows)
         self.seed = seed
         self.micro_batch = micro_batch
+        self.activation_checkpointing = activation_checkpointing
         self.order = Order(len(train), seed=seed)
         self.first_step = first_step
         self.objective = objective or NextToken()
@@ -172,9 +177,9 @@ class RepairModule(LightningModule):
 
     @contextmanager
     def _training_mode(self) -> Iterator[None]:
-        """Enter train mode, with checkpointing and compilation by the plan until the end."""
+        """Enter train mode, with checkpointing and compilation until the end."""
         self.model.train()
-        if self.plan.activation_checkpointing:
+        if self.activation_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         if self.plan.compile:
             self.model.compile()
@@ -182,7 +187,7 @@ class RepairModule(LightningModule):
             yield
         finally:
             self.model._compiled_call_impl = None
-            if self.plan.activation_checkpointing:
+            if self.activation_checkpointing:
                 self.model.activation_checkpointing_disable()
 
     def on_fit_start(self) -> None:
@@ -267,13 +272,13 @@ class RepairModule(LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        self._validated = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._validated = torch.zeros(2, dtype=sums_dtype(self.device), device=self.device)
 
     def validation_step(self, batch: list[Tensor], batch_index: int) -> None:
         tokens, labels = batch
         count = count_labels(labels)
         if count:
-            loss = next_token_loss(self.model, tokens, labels).double()
+            loss = next_token_loss(self.model, tokens, labels).to(self._validated.dtype)
             self._validated += torch.stack([loss * count, torch.full_like(loss, count)])
 
     def on_validation_epoch_end(self) -> None:

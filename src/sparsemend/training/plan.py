@@ -122,7 +122,6 @@ class TrainingFields(StepFields):
     patience: int | None  # None: no early stop
     keep_best: bool
     checkpoint_every: int
-    activation_checkpointing: bool
     compile: bool
     distill: Mapping[str, Any]
 

@@ -70,8 +70,9 @@ class Team:
         return {
             "accelerator": self.accelerator,
             "devices": self.world,
-            # buffers hold the packed supports: sent once, not before every forward
-            "strategy": DDPStrategy(broadcast_buffers=False),
+            # buffers hold the packed supports: sent once, not before every forward; gradients exist
+            # once, in what is sent
+            "strategy": DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
             "plugins": [Place(rank), CheckpointFile()],
             "use_distributed_sampler": False,  # batches are shared out by rank already
             "default_root_dir": self.out,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.training.objective import Loss
 
 
@@ -31,16 +32,17 @@ class StepLoss:
         """
         if not count:  # a mean over nothing: no loss, and a gradient of zero
             return loss.total.nan_to_num() * 0
-        total = loss.total.detach().double() * count
+        wide = sums_dtype(loss.total.device)
+        total = loss.total.detach().to(wide) * count
         self._sum = total if self._sum is None else self._sum + total
         for name, part in loss.parts.items():
-            self._parts[name] = self._parts.get(name, 0) + part.detach().double() * count
+            self._parts[name] = self._parts.get(name, 0) + part.detach().to(wide) * count
         self._count += count
         return loss.total * (count * shares / self.labels)
 
     def mean(self, device: torch.device, *, world: int) -> Tensor:
         """The loss of the step, the same on every process; fp32."""
-        zero = torch.zeros((), dtype=torch.float64, device=device)
+        zero = torch.zeros((), dtype=sums_dtype(device), device=device)
         total = zero if self._sum is None else self._sum
         if world > 1:
             distributed.all_reduce(total)

@@ -67,8 +67,20 @@ def test_tasks_that_generate_need_the_whole_model(tmp_path: Path) -> None:
         return needs_whole_model(cfg.evaluation.zero_shot)
 
     assert reason("suite=docs") is None
+    assert "tries out what fits beside a whole model" in str(reason("batch=auto:2"))
     generates = "long of evaluation.zero_shot.tasks generates answers token by token"
     assert generates in str(reason("tasks={docs_summary: 0, long: 0}"))
+
+
+@pytest.mark.parametrize("batch", ["null", "16", "auto", "auto:4"])
+def test_a_number_of_items_or_what_fits_a_gpu_may_be_asked_at_once(batch: str) -> None:
+    check(f"evaluation.zero_shot.batch={batch}")
+
+
+@pytest.mark.parametrize("batch", ["0", "-1", "most", "auto:"])
+def test_another_number_of_items_at_once_is_refused(batch: str) -> None:
+    with pytest.raises(ValueError, match=r"evaluation\.zero_shot\.batch="):
+        check(f"evaluation.zero_shot.batch={batch}")
 
 
 @pytest.mark.slow  # the harness reads all of its tasks; the test below finds a group among them

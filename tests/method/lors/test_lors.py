@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,8 @@ def test_activation_checkpointing_trains_to_the_same_bits(tmp_path: Path) -> Non
     found = []
     for on in (False, True):
         model = pruned_model()
-        method = lors(activation_checkpointing=on)
-        method.repair(model, bench_for(tmp_path / str(on)))
+        bench = replace(bench_for(tmp_path / str(on)), activation_checkpointing=on)
+        lors().repair(model, bench)
         found.append({name: linear.weight for name, linear in sparse_linears(model)})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 

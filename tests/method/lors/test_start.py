@@ -33,6 +33,7 @@ def start(**changes: Any) -> GradientStart:
         "samples": 4,
         "batch_size": 2,
         "micro_batch": None,
+        "activation_checkpointing": False,
         "oversample": 4,
         "niter": 4,
         "gamma": 1.0,
@@ -231,6 +232,15 @@ def test_bf16_mixed_gradients_are_summed_in_fp32_and_close() -> None:
     assert {rows.dtype for rows in mixed.values()} == {torch.float32}
     assert cosines.median() > 0.99
     assert not all(torch.equal(plain[n], mixed[n]) for n in plain)
+
+
+def test_recomputed_blocks_give_the_same_start_and_their_forwards_back() -> None:
+    """Without dropout, which in OPT lies in the block itself."""
+    model = pruned_model(family="opt")
+    plain = start().starts(model, examples(), CPU)
+    recomputed = start(activation_checkpointing=True).starts(model, examples(), CPU)
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_a_batch_without_a_label_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,23 @@ def test_a_collapse_of_ours_is_counted_and_is_no_success(moved: Path, end: Any) 
     assert "| - | - | - | ours 2 of 2 | does not hold here |" in page(claim)
 
 
+def test_a_row_whose_every_trial_diverged_does_not_hold(searched: Path) -> None:
+    for number in (1, 2):
+        diverge(searched / str(number))
+    shutil.rmtree(searched / "4")
+    (claim,) = read_claims([searched])
+    (one,) = claim.judged
+    assert (one.verdict, one.effect, one.collapses) == ("does not hold here", None, (1, 0, 1))
+    assert "* training diverged in 2 cells (1, 2)." in page(claim)
+
+
+def test_values_of_which_none_was_validated_are_not_compared(searched: Path) -> None:
+    shutil.rmtree(searched / "1")
+    shutil.rmtree(searched / "2")
+    rates(searched, 5, 1, 0.02, pruned=10.0)  # seed 1 alone, at two values
+    assert read_claims([searched])[0].judged == ()
+
+
 def test_a_perplexity_of_a_hundred_thousand_is_a_collapse(tmp_path: Path) -> None:
     folder = sweep(tmp_path / "sweep", DSNOT)
     cell(folder / "0", method="dsnot", seed=0, pruned=9e4, repaired=2e5)
@@ -265,6 +283,24 @@ def test_a_verdict_is_so_far_until_every_planned_cell_is_there(moved: Path, tmp_
     )
 
 
+@pytest.mark.parametrize(
+    ("part", "progress"),
+    [
+        (r"pattern=2\:4", "1 of 4 cells measured"),  # of both parts: they have one text
+        ("data=text", "1 of 2 cells measured"),  # of another text, where nothing else is planned
+    ],
+)
+def test_the_part_without_overrides_is_planned_where_it_would_be_measured(
+    tmp_path: Path, part: str, progress: str
+) -> None:
+    folder = sweep(tmp_path / "sweep", DSNOT)
+    cell(folder / "0", method="dsnot", seed=0, pruned=30.0, repaired=20.0)
+    lines = ["experiment=claims/made_up", "seed=0", "sparsity=0.6", part]
+    OmegaConf.save(OmegaConf.create(lines), folder / "0" / ".hydra" / "overrides.yaml")
+    (line,) = verdict_lines(read_claims([folder])[0])
+    assert f"holds here so far ({progress})" in line
+
+
 def test_one_setting_does_not_carry_a_claim_that_another_contradicts(tmp_path: Path) -> None:
     """x 0.2 and x 1.5: their mean holds, one of the two does not."""
     folder = sweep(tmp_path / "sweep", DSNOT)
@@ -298,6 +334,8 @@ def test_cells_that_ended_otherwise_are_listed(moved: Path) -> None:
     text = page(read_claims([moved])[0])
     assert "* 1 of 2 cells measured." in text
     assert "* cell 1 failed: the disk is full." in text
+    cell(moved / "2", method="dsnot", seed=1)  # the same cell, measured in the end
+    assert "cell 1 failed" not in page(read_claims([moved])[0])
 
 
 @pytest.mark.parametrize(

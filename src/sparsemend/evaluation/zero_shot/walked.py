@@ -20,7 +20,7 @@ from sparsemend.evaluation.base import EvaluationInput
 Answers = TypeVar("Answers")
 
 
-class WalkedLM(HFLM):  # type: ignore[misc]  # the harness has no types
+class WalkedLM(HFLM):
     """Answers requests for log-likelihoods; refuses to generate."""
 
     def __init__(self, model: PreTrainedModel, inputs: EvaluationInput, **settings: Any) -> None:

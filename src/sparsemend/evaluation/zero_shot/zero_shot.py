@@ -61,6 +61,7 @@ class ZeroShot(Evaluation):
     add_bos_token: bool | str
     chat_template: bool
     max_length: int
+    batch: int | str | None
     include_path: str | None
     keep_samples: bool
     seeds: Sequence[int]
@@ -176,7 +177,7 @@ class ZeroShot(Evaluation):
 
         settings: dict[str, Any] = {
             "tokenizer": copy.deepcopy(inputs.tokenizer),  # it sets a padding token
-            "batch_size": inputs.batch_size,
+            "batch_size": inputs.batch_size if self.batch is None else self.batch,
             "max_length": self.max_length,
             "add_bos_token": self._bos,
             # of a bf16 model too: sums of bf16 log-probabilities have steps of 0.5 at -100

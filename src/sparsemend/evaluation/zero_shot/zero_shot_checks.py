@@ -18,6 +18,8 @@ def check(asked: Asked) -> None:
     """Raise ValueError or FileNotFoundError unless every task that is asked for exists."""
     settings = asked.section
     check_has_tokenizer("evaluation=zero_shot", asked.cfg.model, "leave zero_shot out")
+    if settings.batch == 0:
+        raise ValueError("evaluation.zero_shot.batch=0 is below 1; null: hardware.evaluation_batch")
     if settings.tasks is None and settings.suite not in settings.suites:
         raise ValueError(
             f"evaluation.zero_shot.suite={settings.suite} is not one of "
@@ -28,7 +30,7 @@ def check(asked: Asked) -> None:
             f"evaluation.zero_shot.include_path={settings.include_path} is no folder; give one of "
             "lm-eval task yamls"
         )
-    tasks = _chosen(settings)
+    tasks = _tasks_of(settings)
     for task, count in tasks.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise ValueError(
@@ -54,7 +56,11 @@ def check(asked: Asked) -> None:
 
 def needs_whole_model(section: DictConfig) -> str | None:
     """The reason why these tasks cannot be measured with one block in memory; None without one."""
-    generating = answer_tokens(_chosen(section), section.include_path)
+    if str(section.batch).startswith("auto"):
+        return (
+            f"evaluation.zero_shot.batch={section.batch} tries out what fits beside a whole model"
+        )
+    generating = answer_tokens(_tasks_of(section), section.include_path)
     if not generating:
         return None
     return (
@@ -63,7 +69,7 @@ def needs_whole_model(section: DictConfig) -> str | None:
     )
 
 
-def _chosen(section: DictConfig) -> Mapping[str, int]:
+def _tasks_of(section: DictConfig) -> Mapping[str, int]:
     """Task -> number of solved examples, as the section says."""
     if section.tasks is not None:
         return solved_examples(section.tasks)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.prune import prune_block
 from sparsemend.pruner.base import Pruner
@@ -91,7 +92,8 @@ def channel_sums(dense: Sequence[Tensor], other: Iterable[Tensor]) -> tuple[Tens
 
     Sums are fp32 within a sequence and fp64 over sequences; `other` may yield batches one by one.
     """
-    squared = torch.zeros(dense[0].shape[-1], dtype=torch.float64, device=dense[0].device)
+    device = dense[0].device
+    squared = torch.zeros(dense[0].shape[-1], dtype=sums_dtype(device), device=device)
     energy = torch.zeros_like(squared)
     for target, output in zip(dense, other, strict=True):
         for wide, near in zip(target.float(), output.float(), strict=True):

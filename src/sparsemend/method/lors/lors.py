@@ -130,6 +130,7 @@ class Lors(TrainedRepair):
             samples=self.init_samples,
             batch_size=self.init_batch_size,
             micro_batch=bench.micro_batch,
+            activation_checkpointing=bench.activation_checkpointing,
             oversample=self.init_oversample,
             niter=self.init_iterations,
             gamma=self.init_gamma,

@@ -5,14 +5,12 @@
 With B = 0 the first gradient step moves B A along the best rank-r approximation of -G while the
 model itself starts unchanged (LoRS, Hu et al. 2025, arXiv 2501.08582; the recipe follows its
 released code and LoRA-GA, Wang et al. 2024, arXiv 2407.05000).  G is keyed by module, so a bias
-cannot take its place as in the released code, and summed in fp32 on the host, where each linear's
-gradient goes as soon as it exists.
+cannot take its place as in the released code, and summed in fp32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -22,10 +20,9 @@ from transformers import PreTrainedModel
 
 from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import Examples
-from sparsemend.sparse.linear import SparseLinear, sparse_linears
-from sparsemend.terminal import track
-from sparsemend.training.batches import count_labels, permutation, trim
-from sparsemend.training.logits import next_token_loss
+from sparsemend.sparse.linear import sparse_linears
+from sparsemend.training.batches import permutation
+from sparsemend.training.weight_gradients import Backward, take_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +30,14 @@ class GradientStart:
     """The settings of A's start: `samples` examples in batches, and which singular vectors.
 
     micro_batch: examples at once, None for all of a batch; the batch's mean stays over its labels.
+    activation_checkpointing: as in training.
     """
 
     rank: int
     samples: int
     batch_size: int
     micro_batch: int | None
+    activation_checkpointing: bool
     oversample: int
     niter: int
     gamma: float
@@ -56,59 +55,30 @@ class GradientStart:
         index = {name: i for i, name in enumerate(linears)}
         home = next(model.parameters()).device
         nn.Module.to(model, device)
-        starts = {}
+        starts: dict[str, Tensor] = {}
+
+        def take(name: str, gradient: Tensor) -> None:
+            gradient = gradient.to(device)
+            if self.masked:
+                gradient *= linears[name].keep
+            starts[name] = self._rows(gradient, index[name]).cpu()
+
         for names in _groups(list(linears), self.linears_per_pass):
             part = {name: linears[name] for name in names}
-            for name, gradient in self._gradients(model, part, examples, device).items():
-                kept = gradient * linears[name].keep.cpu() if self.masked else gradient
-                starts[name] = self._rows(kept.to(device), index[name]).cpu()
+            take_gradients(model, part, examples, self._batches(examples), self._backward, take)
+            for name in part.keys() - starts.keys():  # an expert that no token chose
+                take(name, torch.zeros(part[name].weight.shape))
         nn.Module.to(model, home)
-        return starts
+        return {name: starts[name] for name in linears}
 
-    def _gradients(
-        self,
-        model: PreTrainedModel,
-        linears: Mapping[str, SparseLinear],
-        examples: Examples,
-        device: torch.device,
-    ) -> dict[str, Tensor]:
-        """Mean dense gradient of each linear's weight, fp32 on the host."""
-        sums = {n: torch.zeros(linear.weight.shape) for n, linear in linears.items()}
-        model.requires_grad_(False).eval()  # no dropout
-        hooks = []
-        for name, linear in linears.items():
-            linear.weight.requires_grad_(True)
-            hooks.append(linear.weight.register_post_accumulate_grad_hook(_stream(sums[name])))
-        try:
-            batches = self._batches(examples)
-            for rows in track(batches, "gradients for the start"):
-                self._backward(model, examples, rows, device)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            model.requires_grad_(False)
-        return {name: total.div_(len(batches)) for name, total in sums.items()}
-
-    def _backward(
-        self, model: PreTrainedModel, examples: Examples, rows: list[int], device: torch.device
-    ) -> None:
-        """Add the gradient of the mean loss over all labels of the examples `rows`."""
-        total, size = count_labels(examples.labels[rows]), self.micro_batch or len(rows)
-        for part in (rows[first : first + size] for first in range(0, len(rows), size)):
-            tokens, labels = trim(examples.tokens[part], examples.labels[part])
-            count = count_labels(labels)
-            if total and not count:
-                continue
-            mixed = torch.autocast(device.type, torch.bfloat16) if self.mixed else nullcontext()
-            with mixed:
-                loss = next_token_loss(model, tokens.to(device), labels.to(device))
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"loss is {loss.item()} on training examples {rows}, which method.init="
-                    "grad_svd reads; give every batch a labelled token, or use "
-                    "method.init=kaiming"
-                )
-            (loss * (count / total)).backward()
+    @property
+    def _backward(self) -> Backward:
+        return Backward(
+            micro_batch=self.micro_batch,
+            activation_checkpointing=self.activation_checkpointing,
+            mixed=self.mixed,
+            for_init="init=grad_svd",
+        )
 
     def _batches(self, examples: Examples) -> list[list[int]]:
         """The first `samples` rows in the order in which training will read them."""
@@ -146,15 +116,6 @@ def leading_rows(
         rows = torch.svd_lowrank(gradient.float(), q=directions, niter=niter)[2].T[:rank]
     largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     return rows * largest.sign()
-
-
-def _stream(total: Tensor) -> Callable[[Tensor], None]:
-    def move(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        total.add_(parameter.grad.to("cpu", torch.float32))
-        parameter.grad = None
-
-    return move
 
 
 def _groups(names: Sequence[str], size: int | None) -> Iterator[list[str]]:

@@ -195,6 +195,7 @@ class Rounds:
             bench.validation,
             seed=seed,
             micro_batch=bench.micro_batch,
+            activation_checkpointing=bench.activation_checkpointing,
             first_step=first_step,
             objective=self.work.objective,
         )

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Rows:
+class BlockRows:
     """The report's row of every block in order, kept beside each block that is finished."""
 
     blocks: list[dict[str, Any]] = field(default_factory=list)

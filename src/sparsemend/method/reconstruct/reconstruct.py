@@ -41,7 +41,7 @@ from sparsemend.method.adapter.vectors import narrow, original, vectors, widen
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.method.held_out import check_windows, training_batches
 from sparsemend.method.reconstruct.block_fit import BlockFit, BlockPlan, FitOutcome, block_error
-from sparsemend.method.reconstruct.finished import Rows, load_block, save_block
+from sparsemend.method.reconstruct.finished import BlockRows, load_block, save_block
 from sparsemend.method.reconstruct.pairs import BlockPair, pairs
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
 from sparsemend.training.plan import check_choice
@@ -91,7 +91,7 @@ class Reconstruct(BlockPlan, RepairMethod):
         check_windows(len(windows), self.windows_per_step, self.held_out)
         model.requires_grad_(False).eval()
         dense = bench.load_dense().requires_grad_(False)
-        rows = Rows()
+        rows = BlockRows()
         stream = "cross" if (self.inputs, self.targets) == CROSS else self.inputs
         calibration = replace(bench.calibration, together=self.windows_per_step)
         for pair in pairs(model, dense, calibration, stream, rows):

@@ -33,7 +33,7 @@ class SeftLinear(DeltaLinear):
     """
 
     holds_support = True
-    moving = ("packed_keep", *DeltaLinear.moving, "states")
+    moving: tuple[str, ...] = ("packed_keep", *DeltaLinear.moving, "states")
 
     states: Tensor
     starting_keep: Tensor

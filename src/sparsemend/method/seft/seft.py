@@ -26,7 +26,12 @@ from transformers import PreTrainedModel
 from sparsemend.method.adapter.delta.linear import DeltaLinear, delta_linears
 from sparsemend.method.adapter.delta.probe import LossProbe
 from sparsemend.method.adapter.delta.rounds import Moved
-from sparsemend.method.adapter.delta.start import gradient_positions, random_positions
+from sparsemend.method.adapter.delta.start import (
+    all_places,
+    gradient_positions,
+    kept_places,
+    random_positions,
+)
 from sparsemend.method.adapter.delta.window import EVERYWHERE, SENSITIVITY_GRADIENTS, Window
 from sparsemend.method.base import Workbench
 from sparsemend.method.delta_repair import DeltaRepair
@@ -41,7 +46,7 @@ from sparsemend.method.seft.rounds import (
     adapt,
 )
 from sparsemend.prune import check_widths
-from sparsemend.sparse.linear import SparseLinear, sparse_linears
+from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.training.plan import check_choice
 
@@ -111,16 +116,13 @@ class Seft(DeltaRepair):
         counts, everywhere = self.counts(model), self.init_scope == "all"
         everywhere |= self.init_scope == "gradient" and self.growth == "all"
         everywhere &= self.growth == "all" and self.within is None
-        places = {
-            name: torch.ones_like(linear.keep) if everywhere else linear.keep
-            for name, linear in sparse_linears(model)
-        }
+        places = all_places if everywhere else kept_places
         # a resumed fit takes its positions from the checkpoint
         if self.init_scope == "gradient" and bench.resume_from is None:
             windows = self.windows_per_step
             positions = gradient_positions(model, bench, places, counts, windows=windows)
         else:
-            positions = random_positions(places, counts, bench.seed)
+            positions = random_positions(model, places, counts, bench.seed)
         self.attach_at(model, positions)
 
     def make_layer(self, linear: SparseLinear, positions: Tensor) -> DeltaLinear:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.method.adapter.delta.linear import DeltaLinear, delta_linears
 from sparsemend.method.adapter.delta.rounds import DeltaRounds
-from sparsemend.method.adapter.delta.start import random_positions
+from sparsemend.method.adapter.delta.start import all_places, random_positions
 from sparsemend.method.adapter.delta.window import Window
 from sparsemend.method.base import Workbench
 from sparsemend.method.delta_repair import DeltaRepair
@@ -29,7 +29,7 @@ from sparsemend.method.spiel.sm3 import Sm3, best_products
 from sparsemend.prune import prune
 from sparsemend.rounding import apply_rounding
 from sparsemend.sparse.drop_and_grow import Move, exchange
-from sparsemend.sparse.linear import SparseLinear, sparse_linears
+from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import lowest_per_group, lowest_per_row
 from sparsemend.sparsity_schedule.base import Allocation
@@ -86,8 +86,8 @@ class Spiel(DeltaRepair):
                 "method.prune_back=magnitude"
             )
         self.pattern = bench.pattern
-        places = {name: torch.ones_like(linear.keep) for name, linear in sparse_linears(model)}
-        self.attach_at(model, random_positions(places, self.counts(model), bench.seed))
+        counts = self.counts(model)
+        self.attach_at(model, random_positions(model, all_places, counts, bench.seed))
 
     def make_layer(self, linear: SparseLinear, positions: Tensor) -> DeltaLinear:
         return DeltaLinear(linear, positions, self.kernel)

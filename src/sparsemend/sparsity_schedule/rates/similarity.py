@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sparsemend.blocks.precision import sums_dtype
 from sparsemend.blocks.walk import Calibration
 
 STRIP_BYTES = 2**25  # a wide copy of the activations is no larger than this, a GEMM still large
@@ -59,7 +60,8 @@ def gram(states: Sequence[Tensor]) -> Tensor:
     _, length, width = states[0].shape
     wide = torch.promote_types(states[0].dtype, torch.float32)
     strip = max(1, STRIP_BYTES // (count * width * wide.itemsize))
-    total = torch.zeros(count, count, dtype=torch.float64, device=states[0].device)
+    device = states[0].device
+    total = torch.zeros(count, count, dtype=sums_dtype(device), device=device)
     for start in range(0, length, strip):
         rows = torch.cat([state[:, start : start + strip].to(wide) for state in states])
         rows = rows.flatten(1)

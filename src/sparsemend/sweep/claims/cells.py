@@ -19,7 +19,8 @@ class ClaimCells:
     """The cells of one claim, each in the order of their numbers.
 
     diverged: failed since a loss was not finite, which says as much as a perplexity that is not.
-    ended: (folder, why) of those that failed, were stopped or still run.
+    ended: (folder, why) of those that failed, were stopped or still run, where no other cell of
+    the same overrides finished.
     """
 
     finished: tuple[RunRecord, ...]
@@ -63,11 +64,12 @@ def _find_unfinished(folder: Path) -> list[RunRecord]:
 
 
 def _cells_of(others: Sequence[RunRecord], finished: Sequence[RunRecord]) -> ClaimCells:
-    diverged = [run for run in others if _has_diverged(run)]
+    diverged = [run for run in others if _diverges(run)]
+    done = {_identity(run) for run in finished}
     ended = [
         (run.folder, f"{cell.status}: {cell.reason}")
         for run in sorted(others, key=number_of)
-        if not _has_diverged(run)
+        if not _diverges(run) and _identity(run) not in done
         for cell in [Cell(run.folder.name, {}, run.result)]
     ]
     return ClaimCells(
@@ -77,7 +79,15 @@ def _cells_of(others: Sequence[RunRecord], finished: Sequence[RunRecord]) -> Cla
     )
 
 
-def _has_diverged(run: RunRecord) -> bool:
+def _identity(run: RunRecord) -> frozenset[tuple[str, str]]:
+    """The overrides of a cell, less those of how it ran; that of its folder where it has none."""
+    pairs = pairs_of(run) or [("folder", str(run.folder))]
+    return frozenset(
+        (key, value) for key, value in pairs if key.partition(".")[0] not in ("hardware", "resume")
+    )
+
+
+def _diverges(run: RunRecord) -> bool:
     error = run.result.error
     counted = run.result.sparsity.target is not None  # without which it has no row
     return error is not None and error.type == DIVERGED and counted

@@ -115,7 +115,8 @@ def _gain(statement: Statement, ours: Side, rival: Side, bound: Side) -> KeptGai
     goal = {s: (1 - share) * second[s] + share * third[s] for s in seeds}
     weights = ours.weights(measure)
     outcomes = [
-        effect_of(*pair, weights) for pair in ((third, second), (first, second), (first, goal))
+        effect_of(side, against, weights)
+        for side, against in ((third, second), (first, second), (first, goal))
     ]
     effects = [outcome[0] for outcome in outcomes if outcome is not None]
     if len(effects) < 3:

@@ -85,13 +85,20 @@ def side_of(
         return Side(name, next(iter(by_value.values())), None, tuple(earlier))
     tried = {v: s[rules.chosen_on] for v, s in by_value.items() if rules.chosen_on in s}
     chosen = _choose(name, setting, tried, str(rules.chosen_key), metric)
-    by_seed = by_value[chosen.value] if chosen else _collapsed_on_all(by_value)
-    return Side(name, by_seed, chosen, tuple(s for s in earlier if s.run.seed in by_seed))
+    if chosen is None:
+        return Side(name, _collapsed_trials(by_value, metric), None, ())
+    kept = (state for state in earlier if _value_of(state, rules.chosen_key) == chosen.value)
+    return Side(name, by_value[chosen.value], chosen, tuple(kept))
 
 
-def _collapsed_on_all(by_value: Mapping[Any, BySeed]) -> BySeed:
-    """Any trial of each seed: no value of the chosen key gave one a finite validation."""
-    return {seed: state for states in by_value.values() for seed, state in states.items()}
+def _collapsed_trials(by_value: Mapping[Any, BySeed], metric: str) -> BySeed:
+    """A collapsed trial of each seed that has one, where no value has a finite validation."""
+    return {
+        seed: state
+        for states in by_value.values()
+        for seed, state in states.items()
+        if state.has_collapsed(metric)
+    }
 
 
 def _value_of(state: MeasuredState, key: str | None) -> Any:

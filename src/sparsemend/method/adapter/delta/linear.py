@@ -33,7 +33,7 @@ class DeltaLinear(SparseLinear):
     """
 
     holds_support = False
-    moving = ("indices",)
+    moving: tuple[str, ...] = ("indices",)
 
     indices: Tensor
 
@@ -45,7 +45,7 @@ class DeltaLinear(SparseLinear):
         self.register_buffer("indices", sorted_positions)
         start = torch.zeros(positions.shape, dtype=wider(base.weight.dtype))
         self.values = nn.Parameter(start.to(base.weight.device))
-        self.starting_count = int(base.keep.sum())  # size of the support before training
+        self.starting_count = int(base.keep.count_nonzero())  # size of the support before training
         self.kernel = kernel
         self.window: Window | None = None
 
@@ -137,7 +137,8 @@ def _fastest(
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng([]):
         weight = torch.randn(shape, dtype=dtype, device=device)
         x = torch.randn(rows, shape[1], dtype=dtype, device=device, requires_grad=True)
-        spacing = torch.linspace(0, weight.numel() - 1, count, dtype=torch.float64, device=device)
+        spacing = torch.linspace(0, weight.numel() - 1, count, dtype=torch.float64)
+        indices = spacing.int().to(device)
         values = torch.zeros(count, dtype=wider(dtype), device=device, requires_grad=True)
         seconds = {}
         for kernel in KERNELS:
@@ -146,9 +147,7 @@ def _fastest(
             for _ in range(4):
                 _wait(device)
                 started = perf_counter()
-                y = DeltaFunction.apply(
-                    x, weight, values, spacing.int(), None, None, settings, None
-                )
+                y = DeltaFunction.apply(x, weight, values, indices, None, None, settings, None)
                 y.backward(y.detach())
                 _wait(device)
                 times.append(perf_counter() - started)

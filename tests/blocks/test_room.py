@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsemend.run import room
+from sparsemend.blocks import room
 
 GIB = 2**30
 

@@ -1,0 +1,64 @@
+"""The peaks and files of a whole run, carried on from dry runs of a few blocks and windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from sparsemend.config.flags import says
+from sparsemend.doctor.dry_run import RisesByShape, dry_run
+from sparsemend.doctor.peaks import Extent, Measured, Peak, by_stage, carry_to
+
+FEW, MORE = 2, 4  # decoder blocks of two dry runs
+WINDOWS = 4  # calibration windows of a dry run; twice as many of the third
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """(stage, device) -> peak, and the bytes of the files of tensors that a run writes.
+
+    device: `host` or `device`.
+    """
+
+    peaks: dict[tuple[str, str], Peak]
+    files: dict[str, int]
+    blocks: int
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(self.files.values())
+
+
+def estimate(cfg: DictConfig, *, only: str | None = None) -> Estimate:
+    """Dry-run `cfg` with few blocks and windows; raises what the run itself would raise.
+
+    only: the stage that is of interest: what comes after it is left out, and measurements where it
+    is none.
+    """
+    until = None if only is None else only.partition(": ")[0] if "repair" in only[:7] else only
+    if only is not None and not only.startswith("evaluate"):
+        cfg = cfg.copy()
+        cfg.evaluation = {}
+    pruned: RisesByShape = {}
+    samples = int(cfg.data.calibration_samples)
+    least = least_windows(cfg)
+    windows = samples if samples <= 2 * least else least
+    base = dry_run(cfg, Extent(FEW, windows), pruned, until=until)
+    whole = Extent(base.depth, samples)
+    others: list[Measured] = []
+    if base.depth > FEW:
+        more = min(MORE, base.depth)
+        others.append(dry_run(cfg, Extent(more, windows), pruned, until=until))
+    if windows < samples:
+        others.append(dry_run(cfg, Extent(FEW, 2 * windows), pruned, until=until))
+    moments, files = carry_to(base, others, whole)
+    return Estimate(by_stage(moments), files, base.depth)
+
+
+def least_windows(cfg: DictConfig) -> int:
+    """Calibration windows that the stages can work with: blocks that train want batches of them."""
+    if not says(cfg.method, "trains_blocks"):
+        return WINDOWS
+    held_out = float(cfg.method.get("held_out", 0.0))
+    return 2 * max(WINDOWS, round(int(cfg.method.windows_per_step) / (1 - held_out) + 1))

@@ -1,0 +1,139 @@
+"""The doctor's host peak against the resident peak of the runs themselves, as a table.
+
+    python tests/doctor/against_measured.py FOLDER [NAME ...]
+
+Makes a random model of two 7B-shaped blocks in fp32 (1.7 GB) in FOLDER, once, and carries out each
+run in a process of its own, on one thread: the largest peak of its stages (VmHWM, reset per stage)
+above what the process holds when its imports are done and the model is about to be loaded.  The
+estimate is that of `sparsemend-doctor`, from 2 blocks and as many windows as the run has.  Memory
+does not depend on what else the machine does; FOLDER takes 2 GB, a run up to 6 GB of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__)
+SHORT = (
+    "method.max_steps=2 method.windows_per_step=2 hardware.micro_batch=2 method.validate_every=2 "
+    "method.validation_windows=2 method.checkpoint_every=2"
+)
+PLAIN = "pruner=magnitude cache=off"
+RUNS = {
+    "wanda": "method=none",
+    "ria, 2:4": "pruner=ria method=none pattern=2:4 sparsity=0.5",
+    "magnitude, export": "pruner=magnitude method=none export=true",
+    "perplexity, 8 x 512": f"{PLAIN} method=none model.context_length=512 "
+    "hardware.evaluation_batch=8",
+    "dsnot": "method=dsnot method.max_cycles=2",
+    "reconstruct": f"{PLAIN} method=reconstruct method.epochs=1 method.windows_per_step=2 "
+    "method.held_out=0.25",
+    "masked_lora": f"method=masked_lora {SHORT}",
+    "masked_lora, checkpointing": f"{PLAIN} method=masked_lora {SHORT} "
+    "hardware.activation_checkpointing=true",
+    "lora, 8 x 256": f"{PLAIN} method=lora model.context_length=256 {SHORT} "
+    "method.windows_per_step=8 hardware.micro_batch=8",
+    "lors": f"{PLAIN} method=lors method.init_samples=2 method.init_batch_size=2 {SHORT}",
+    "spp": f"{PLAIN} method=spp {SHORT}",
+    "seft": f"{PLAIN} method=seft {SHORT} method.max_steps=4 method.update_interval=3 "
+    "method.accumulation_steps=1",
+    "losa": f"{PLAIN} method=losa {SHORT} method.rounds=2 method.similarity_samples=4 "
+    "method.round_steps=[1,1]",
+}
+
+
+def lines_of(folder: Path, name: str) -> list[str]:
+    """The overrides of a run."""
+    ids = {part: f"data.{part}={folder}/{part}.ids" for part in ("calibration", "train", "test")}
+    common = (
+        f"model=local model.path={folder} model.dtype=float32 model.context_length=32 data=tokens"
+    )
+    return [
+        *common.split(),
+        *ids.values(),
+        "data.calibration_samples=4",
+        "hardware.threads=1",
+        "hardware.stream=false",
+        "hardware.evaluation_batch=4",
+        "evaluation.perplexity.windows=8",
+        *RUNS[name].split(),
+    ]
+
+
+def make_model(folder: Path) -> None:
+    """A random LLaMA of two blocks of 4096 and 11008, and windows of random tokens."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=2, vocab_size=4096
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM._from_config(config, dtype=torch.float32).save_pretrained(folder)
+    for part, rows in (("calibration", 8), ("train", 64), ("test", 8)):
+        save_file({"input_ids": torch.randint(4096, (rows, 512))}, folder / f"{part}.ids")
+
+
+def measure(out: Path, lines: list[str]) -> None:
+    """Carry out one run in this process and print its largest peak above the imports, in bytes."""
+    import lightning  # noqa: F401
+
+    import sparsemend.run.load as loading
+    import sparsemend.training.module  # noqa: F401
+    from sparsemend.cli import main
+
+    held: list[int] = []
+    load_dense = loading._dense_model
+
+    def noted(job: object) -> object:
+        status = Path("/proc/self/status").read_text().splitlines()
+        held.append(next(int(s.split()[1]) * 1024 for s in status if s.startswith("VmRSS:")))
+        return load_dense(job)  # type: ignore[arg-type]
+
+    loading._dense_model = noted  # type: ignore[assignment]
+    sys.argv = ["sparsemend", *lines, f"hydra.run.dir={out}"]
+    main.main()
+    cost = json.loads((out / "result.json").read_text())["cost"]
+    print("PEAK", max(stage["peak_bytes"] for stage in cost.values()) - held[0])
+
+
+def estimated(lines: list[str]) -> int:
+    """The doctor's largest host peak, in bytes."""
+    from sparsemend.config.compose import compose_command
+    from sparsemend.doctor.estimate import estimate
+
+    peaks = estimate(compose_command(lines).configs[0]).peaks
+    return max(peak.bytes for peak in peaks.values())
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    if not (folder / "config.json").exists():
+        make_model(folder)
+    print("| run | doctor, GB | measured, GB | difference |\n|---|---|---|---|", flush=True)
+    for name in sys.argv[2:] or RUNS:
+        lines, out = lines_of(folder, name), folder / "run"
+        command = [sys.executable, str(HERE), "--measure", str(out), *lines]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        shutil.rmtree(out, ignore_errors=True)
+        peak = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("PEAK")]
+        if not peak:
+            print(f"| {name} | - | failed: {done.stderr.strip().splitlines()[-1]} | |", flush=True)
+            continue
+        ours, theirs = estimated(lines), int(peak[0])
+        share = ours / theirs - 1
+        print(f"| {name} | {ours / 1e9:.2f} | {theirs / 1e9:.2f} | {share:+.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--measure":
+        measure(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main()

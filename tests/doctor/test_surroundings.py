@@ -1,0 +1,89 @@
+"""What a run needs besides memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.configs import compose
+
+from sparsemend.doctor.surroundings import (
+    NoShape,
+    compiler,
+    data_places,
+    driver_finding,
+    file_system,
+    model_files,
+    settings,
+    shapes_are_there,
+)
+from sparsemend.doctor.verdict import Verdict
+
+DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19\n"
+CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 96}
+
+
+@pytest.mark.parametrize(
+    ("build", "text", "verdict"),
+    [
+        (None, DRIVER, Verdict.NO_GO),
+        ("12.8", DRIVER, Verdict.GO),
+        ("13.0", DRIVER, Verdict.NO_GO),
+        ("12.8", "", Verdict.UNKNOWN),
+        ("99.0", DRIVER, Verdict.UNKNOWN),
+    ],
+)
+def test_the_build_of_torch_is_held_against_the_driver(
+    build: str | None, text: str, verdict: Verdict
+) -> None:
+    assert driver_finding(build, text).verdict is verdict
+
+
+def test_the_nearest_mount_tells_the_file_system(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("/dev/vda / ext4 rw 0 0\nserver:/x /data nfs4 rw 0 0\n")
+    assert file_system(Path("/data/runs"), mounts) == "nfs4"
+    assert file_system(Path("/home"), mounts) == "ext4"
+    assert file_system(Path("/home"), tmp_path / "absent") is None
+
+
+def test_a_folder_with_a_config_alone_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    cfg = compose("run", ["model=local", f"model.path={tmp_path}"])
+    shapes_are_there(cfg)
+    assert settings(cfg, pretended=True).verdict is Verdict.GO
+    weights = next(iter(model_files(cfg)))
+    assert (weights.what, weights.verdict) == ("weights", Verdict.UNKNOWN)
+
+
+def test_a_model_of_the_hub_that_is_not_cached_has_no_shape(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(NoShape, match=r"nobody/nothing is not in the hub's cache"):
+        shapes_are_there(compose("run", ["model=local", "model.path=nobody/nothing"]))
+
+
+def test_what_the_command_refuses_is_no_go() -> None:
+    finding = settings(compose("run", ["sparsity=1.5"]), pretended=False)
+    assert finding.verdict is Verdict.NO_GO
+    assert "sparsity" in finding.says
+
+
+def test_compiling_without_a_compiler_is_no_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose("run", ["method.compile=true"])
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    (finding,) = compiler(cfg)
+    assert finding.verdict is Verdict.NO_GO
+    assert list(compiler(compose("run"))) == []
+
+
+def test_a_data_file_that_is_missing_is_no_go(tmp_path: Path) -> None:
+    here = tmp_path / "train.safetensors"
+    here.touch()
+    lines = [f"data.{k}={tmp_path}/absent" for k in ("calibration", "test")]
+    cfg = compose("run", ["data=tokens", f"data.train={here}", *lines])
+    verdicts = [finding.verdict for finding in data_places(cfg)]
+    assert sorted(v.value for v in verdicts) == ["go", "no-go", "no-go"]

@@ -1,0 +1,37 @@
+"""A masks file is written a part at a time and read as one."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from sparsemend.checkpoint.headers import read_header
+from sparsemend.sparse.mask_file import PackedMask, SavedMasks, load_masks, write_masks
+
+
+def test_parts_are_let_go_one_by_one_and_read_back_together(tmp_path: Path) -> None:
+    keeps = {f"block.{n}": torch.rand(5, 11, generator=torch.Generator()) > 0.5 for n in range(3)}
+    last: list[weakref.ref[torch.Tensor]] = []
+
+    def parts() -> Iterator[SavedMasks]:
+        for name, keep in keeps.items():
+            assert all(reference() is None for reference in last[:-1])
+            mask = PackedMask.of(keep)
+            last.append(weakref.ref(mask.bits))
+            yield SavedMasks({name: mask}, [f"{name}.dense"])
+            del mask
+
+    path = tmp_path / "masks.safetensors"
+    write_masks(parts(), path)
+    masks = load_masks(path)
+    assert masks.keys() == keeps.keys()
+    assert all(torch.equal(masks[name], keep) for name, keep in keeps.items())
+    read_header(path)  # whole, without a gap
+    with safe_open(path, framework="pt") as file:
+        dense = '["block.0.dense", "block.1.dense", "block.2.dense"]'
+        assert file.metadata()["stays_dense"] == dense
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
