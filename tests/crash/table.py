@@ -1,4 +1,4 @@
-"""Write the table of kills: `PYTHONPATH=tests python -m crash.table`, an hour or two.
+"""Write the tables of kills and faults: `PYTHONPATH=tests python -m crash.table`, two hours.
 
 Every trial is kept in a file as it ends, so that a table that was stopped goes on where it was;
 remove the folder to measure anew.
@@ -10,19 +10,22 @@ import argparse
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from crash.attempts import starter
+from crash.faults import FAULTS, Ending, Fault
 from crash.kills import ROWS, Row, Trial, Trials, available
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "multirun" / "reference" / "crash.md"
 KEEP = REPOSITORY / "multirun" / "crash"
-TRIALS = "trials.jsonl"
+TRIALS, ENDINGS = "trials.jsonl", "faults.jsonl"
 KILLS = 20  # per row
 TEXT = """# Kills
 
@@ -44,25 +47,52 @@ killed twice.
 * A random LLaMA of three blocks, windows of 32 tokens.  A measurement keeps its windows every half
   minute; here it keeps each, since all of it takes a second.
 
+## Faults
+
+What a command says when a disk is full, a file cannot be read, or two run at once.  After each of
+these nothing is half written, no traceback is shown, and the next attempt, after what the line asks
+for, ends with the bits of an undisturbed run.
+
+| fault | tries | as it should be | what it said |
+|---|---:|---:|---|
+{faults}
+
+A library's words in brackets are left out.
+
 Made by `PYTHONPATH=tests python -m crash.table` on {machine}.
 """
 
 
 class Kept:
-    """The trials so far, in a file."""
+    """The trials and the endings of faults so far, each kind in a file."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / TRIALS
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.trials = [Trial(**json.loads(line)) for line in lines if line.endswith("}")]
+        self.folder = folder
+        self.trials = [Trial(**content) for content in self._read(TRIALS)]
+        self.endings = [Ending(**content) for content in self._read(ENDINGS)]
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / name
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
 
     def of(self, row: Row) -> list[Trial]:
         return [trial for trial in self.trials if trial.row == row.title]
 
+    def endings_of(self, fault: Fault) -> list[Ending]:
+        return [ending for ending in self.endings if ending.fault == fault.title]
+
     def add(self, trial: Trial) -> None:
         self.trials.append(trial)
-        with self.path.open("a") as file:
-            file.write(f"{json.dumps(asdict(trial))}\n")
+        self._write(TRIALS, trial)
+
+    def add_ending(self, ending: Ending) -> None:
+        self.endings.append(ending)
+        self._write(ENDINGS, ending)
+
+    def _write(self, name: str, entry: Trial | Ending) -> None:
+        with (self.folder / name).open("a") as file:
+            file.write(f"{json.dumps(asdict(entry))}\n")
 
 
 def measure(trials: Trials, kept: Kept, row: Row, kills: int) -> Iterator[Trial]:
@@ -71,6 +101,14 @@ def measure(trials: Trials, kept: Kept, row: Row, kills: int) -> Iterator[Trial]
         trial = trials.trial(row, len(kept.of(row)))
         kept.add(trial)
         yield trial
+
+
+def provoke(trials: Trials, kept: Kept, fault: Fault) -> Iterator[Ending]:
+    """The tries of a fault that are still missing."""
+    for number in range(len(kept.endings_of(fault)), fault.tries if fault.possible() else 0):
+        ending = fault.ending(trials, number)
+        kept.add_ending(ending)
+        yield ending
 
 
 def page(kept: Kept, rows: Sequence[Row]) -> str:
@@ -83,8 +121,26 @@ def page(kept: Kept, rows: Sequence[Row]) -> str:
         trials=len(measured),
         kills=sum(len(trial.kills) for trial in measured),
         rows="\n".join(line(row, trials) for row, trials in hits.items() if trials),
+        faults="\n".join(fault_line(f, kept.endings_of(f)) for f in FAULTS if kept.endings_of(f)),
         machine=machine(),
     )
+
+
+def fault_line(fault: Fault, endings: Sequence[Ending]) -> str:
+    """One line of the faults' table, with the lines that were said, a kind once."""
+    sound = sum(not ending.wrong for ending in endings)
+    said = {plain(e.said) or "it went on, and did again what was lost" for e in endings}
+    if fault.title == "two runs on one cache":
+        said = {"both ended; the second waited for what the first computed"}
+    cells = [fault.title, len(endings), f"{sound} of {len(endings)}", "; ".join(sorted(said))]
+    return f"| {' | '.join(map(str, cells))} |".replace(str(KEEP), "FOLDER")
+
+
+def plain(said: str) -> str:
+    """A line without what a library says, a time or a number of a process."""
+    said = re.sub(r" \(.*\)|: DatabaseError.*\)", "", said)
+    said = re.sub(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+", "...", said)
+    return re.sub(r"on \S+, process \d+", "on HOST, process N", re.sub(r"\d+ KiB", "N KiB", said))
 
 
 def line(row: Row, trials: Sequence[Trial]) -> str:
@@ -108,7 +164,8 @@ def machine() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("crash.table", description="Kill every stage many times.")
     titles = [row.title for row in ROWS]
-    parser.add_argument("--only", nargs="+", default=titles, choices=titles, help="rows by title")
+    parser.add_argument("--only", nargs="*", default=titles, choices=titles, help="rows by title")
+    parser.add_argument("--no-faults", dest="faults", action="store_false", help="kills alone")
     parser.add_argument("--kills", type=int, default=KILLS, help="in every row")
     parser.add_argument("--keep", type=Path, default=KEEP, help="the folder to work and go on in")
     parser.add_argument("--to", type=Path, default=PAGE, help="the page to write")
@@ -121,6 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for trial in measure(trials, kept, row, asked.kills):
                 state = "sound" if trial.sound else asdict(trial)
                 print(trial.row, trial.number, trial.kills, trial.again, state, flush=True)
+            asked.to.write_text(page(kept, ROWS), encoding="utf-8")
+        for fault in FAULTS if asked.faults else ():
+            for ending in provoke(trials, kept, fault):
+                print(ending.fault, ending.number, ending.said, ending.wrong, flush=True)
             asked.to.write_text(page(kept, ROWS), encoding="utf-8")
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from crash.attempts import Attempt, Mark, Moved, attempt_of, starter
-from crash.faults import FAULTS, Fault, titled
+from crash.faults import FAULTS, Ending, Fault, titled
 from crash.kills import ROWS, Row, Trial, Trials, available, draw
-from crash.table import KEEP, KILLS, Kept, line, measure, page
+from crash.table import KEEP, KILLS, Kept, fault_line, line, measure, page, provoke
 
 # the others are killed the same way as one of these
 SLOW = [row for row in ROWS if row.title not in ("repair: masked_lora", "repair: spiel")]
@@ -82,8 +82,9 @@ def test_many_kills_of_a_stage_all_end_with_the_bits_of_an_undisturbed_one(
 def test_every_fault_ends_in_one_line(fault: Fault, kept_trials: tuple[Trials, Kept]) -> None:
     if not fault.possible():
         pytest.skip("not possible here")
-    endings = [fault.ending(kept_trials[0], number) for number in range(fault.tries)]
-    assert [ending for ending in endings if ending.wrong] == []
+    trials, kept = kept_trials
+    list(provoke(trials, kept, fault))
+    assert [ending for ending in kept.endings_of(fault) if ending.wrong] == []
 
 
 # How kills are drawn, and what the table makes of them
@@ -147,3 +148,10 @@ def test_a_table_goes_on_after_the_trials_it_has_and_counts_what_hit(tmp_path: P
     spoilt = replace(hits[0], unequal=["result.json metrics"])
     assert "| 1 of 2 |" in line(row, [spoilt, hits[1]])
     assert "2 of 2 such trials" in page(kept, ROWS)
+
+
+def test_a_line_of_the_faults_leaves_out_what_changes_from_run_to_run() -> None:
+    said = "disk/2026-11-28_16-20-19_19050/run.log: the disk is full ([Errno 28] No (x)); make room"
+    endings = [Ending(FAULTS[0].title, 0, said), Ending(FAULTS[0].title, 1, "", ["left: .a"])]
+    shown = "disk/.../run.log: the disk is full; make room; it went on, and did again what was lost"
+    assert fault_line(FAULTS[0], endings) == f"| {FAULTS[0].title} | 2 | 1 of 2 | {shown} |"

@@ -1,7 +1,7 @@
 """The command contract, end to end, on folders and files the tests make.
 
 In this process, through the console command's own `main`; what only a process of its own can show
-(the command as a shell starts it, kills, W&B's service) is `slow`.
+(the command as a shell starts it, W&B's service) is `slow`.
 """
 
 import csv
@@ -30,7 +30,6 @@ from support.wandb_file import read_offline
 from transformers import AutoModelForCausalLM
 
 from sparsemend.logger.base import origin
-from sparsemend.method.losa.progress import RoundMark
 from sparsemend.result.record import Result
 from sparsemend.result.summary import block_rows, metric_rows, summary_of
 from sparsemend.run.load import record_protocol
@@ -288,114 +287,6 @@ def test_the_command_in_a_process_of_its_own_leaves_the_same(
     assert one["metrics"] == other["metrics"]
     assert one["sparsity"] == other["sparsity"]
     assert_same_bits(weights_of(dsnot_run), weights_of(tmp_path / "out"))
-
-
-# kill -9, then the same command again; one test for each kind of file that an attempt leaves
-
-
-def undisturbed_and_killed(
-    workspace: Path,
-    folder: Path,
-    *overrides: str,
-    before: str,
-    count: int = 1,
-    prelude: str = "",
-) -> list[Path]:
-    """Run folders of one configuration: run through, and killed before it wrote `before`."""
-    folders = [folder / "one", folder / "two"]
-    overrides += ("hardware.threads=1", "resume=auto")
-    done = sparsemend_here(contract(workspace, folders[0], *overrides), folder)
-    assert done.returncode == 0, done.stderr
-    arguments = contract(workspace, folders[1], *overrides)
-    killed = sparsemend_dying(
-        arguments, folder, before=before, count=count, signal=signal.SIGKILL, prelude=prelude
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert result_of(folders[1])["status"] == "running"
-    assert not (folders[1] / "model").exists()
-    return folders
-
-
-def go_on(workspace: Path, folder: Path, *overrides: str) -> str:
-    """Start what was killed again, in this process; what it said."""
-    overrides += ("hardware.threads=1", "resume=auto")
-    done = sparsemend_here(contract(workspace, folder, *overrides), folder)
-    assert done.returncode == 0, done.stderr
-    assert len(result_of(folder)["earlier_attempts"]) == 1
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_a_measurement_that_was_killed_goes_on_after_its_last_kept_window(
-    workspace: Path, tmp_path: Path
-) -> None:
-    overrides = ("method=none", "hardware.evaluation_batch=1")
-    one, two = undisturbed_and_killed(
-        workspace,
-        tmp_path,
-        *overrides,
-        before="begun/*-test.safetensors",
-        count=3,
-        prelude="from sparsemend.run import unfinished; unfinished.EVERY = 0.0",
-    )
-    assert "test goes on after 2 batches" in go_on(workspace, two, *overrides)
-    assert result_of(one)["metrics"] == result_of(two)["metrics"]
-    losses = [load_file(f / "window_losses" / "dense.safetensors") for f in (one, two)]
-    assert_same_bits(*losses)
-    assert not (two / "stages").exists()
-
-
-@pytest.mark.slow
-def test_a_run_killed_in_training_resumes_to_the_bits_of_an_undisturbed_one(
-    workspace: Path, tmp_path: Path
-) -> None:
-    overrides = ("method=lors", "method.rank=2", "method.max_steps=20")
-    overrides += ("method.checkpoint_every=4", "method.validate_every=10")
-    one, two = undisturbed_and_killed(
-        workspace, tmp_path, *overrides, before="checkpoints/last.ckpt", count=3
-    )
-    assert torch.load(two / "checkpoints" / "last.ckpt", weights_only=False)["global_step"] == 8
-    go_on(workspace, two, *overrides)
-    assert_same_bits(weights_of(one), weights_of(two))
-
-
-@pytest.mark.slow
-def test_reconstruct_killed_in_block_two_ends_with_the_bits_of_an_undisturbed_run(
-    workspace: Path, tmp_path: Path
-) -> None:
-    overrides = ("method=reconstruct", "method.windows_per_step=2", "method.epochs=5")
-    one, two = undisturbed_and_killed(
-        workspace, tmp_path, *overrides, before="repair/block_1.safetensors"
-    )
-    left = {path.name for path in (two / "repair").iterdir() if not path.name.startswith(".")}
-    assert left == {"block_0.safetensors"}
-    assert "block 1/3  as an earlier attempt left it" in go_on(workspace, two, *overrides)
-    assert_same_bits(weights_of(one), weights_of(two))
-    blocks = [result_of(folder)["repair"]["blocks"] for folder in (one, two)]
-    untimed = [[{**row, "seconds": 0} for row in rows] for rows in blocks]
-    assert untimed[0] == untimed[1]
-
-
-@pytest.mark.slow
-def test_a_run_killed_inside_round_three_resumes_to_the_same_bits(
-    workspace: Path, tmp_path: Path
-) -> None:
-    """LoSA trains its third round of 20 steps, with a checkpoint every 4, when it is killed."""
-    overrides = ("method=losa", "method.similarity_samples=6", "method.max_steps=100")
-    overrides += ("method.checkpoint_every=4", "method.validate_every=10")
-    one, two = undisturbed_and_killed(
-        workspace, tmp_path, *overrides, before="checkpoints/last.ckpt", count=13
-    )
-    assert RoundMark.of(two / "checkpoints" / "last.ckpt") == 3
-    go_on(workspace, two, *overrides)
-    assert_same_bits(weights_of(one), weights_of(two))
-    results = [result_of(folder) for folder in (one, two)]
-    assert results[0]["sparsity"] == results[1]["sparsity"]
-    rounds = results[1]["repair"]["rounds"]
-    assert [r["steps"] for r in rounds] == [20] * 5
-    # what was asked is the last round's: its rates, and their mean is the target
-    asked = {v["asked"] for v in results[1]["sparsity"]["per_linear"].values()}
-    assert asked == {block["rate"] for block in rounds[-1]["blocks"]}
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from support.command_runs import (
     put_workspace,
     result_of,
     sparsemend_command,
-    sparsemend_dying,
     sparsemend_here,
     sweep_files,
     weights_of,
@@ -40,23 +37,6 @@ def here(folder: Path, *arguments: str) -> str:
     done = sparsemend_here(arguments, folder)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
-
-
-def kill_at_third_cell(folder: Path, sweep: Path, *arguments: str) -> dict[Path, bytes]:
-    """Results of the two cells that finish when the third is killed before it has written its own.
-
-    The third cell then has a folder, and no result.json in it.
-    """
-    killed = sparsemend_dying(arguments, folder, before="2/result.json", signal=signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert (sweep / "2").is_dir()
-    finished = [number for number, cell in cells_of(sweep).items() if cell["status"] == "finished"]
-    assert finished == list(cells_of(sweep)) == [0, 1]
-    return contents(sweep / str(number) for number in finished)
-
-
-def contents(folders) -> dict[Path, bytes]:
-    return {folder: (folder / "result.json").read_bytes() for folder in folders}
 
 
 def assert_same_cells(basic: Path, other: Path, *, count: int) -> None:
@@ -93,19 +73,6 @@ def test_parallel_launchers_sharing_a_cache_give_the_bits_of_the_basic_one(
     pruned = [cell["cache"]["pruned"] for cell in cells_of(tmp_path / "sweep").values()]
     assert sorted(origin["hit"] for origin in pruned) == [False, True]  # one computed, one waited
     assert pruned[0]["made_by"] == pruned[1]["made_by"]
-
-
-@pytest.mark.slow  # test_cells has the rule with made-up results
-def test_a_killed_sweep_goes_on_with_the_missing_cells(
-    basic: Path, common: list[str], tmp_path: Path
-) -> None:
-    lines = [*common, *CELLS, "hydra.sweep.dir=sweep"]
-    before = kill_at_third_cell(tmp_path, tmp_path / "sweep", *lines)
-    assert here(tmp_path, *lines).count("finished earlier, not run again") == 2
-    assert contents(before) == before
-    assert_same_cells(basic, tmp_path / "sweep", count=4)
-    table = list(csv.DictReader((tmp_path / "sweep" / "summary.csv").open()))
-    assert [row["status"] for row in table] == ["finished"] * 4
 
 
 SEARCH = ("+search=atp_common_difference", "search.count=3", "sparsity=0.7", "statistics=dense")
@@ -152,21 +119,3 @@ def test_the_trials_of_a_search_equal_single_runs(
     )
     assert result_of(tmp_path / "single")["metrics"] == cells[3]["metrics"]
     assert_same_bits(weights_of(tmp_path / "single"), weights_of(searched / "3"))
-
-
-@pytest.mark.slow  # test_search has the rule with made-up results
-def test_a_killed_search_goes_on_to_the_trials_of_an_undisturbed_one(
-    searched: Path, common: list[str], tmp_path: Path
-) -> None:
-    lines = [*common, *SEARCH, "hydra.sweep.dir=out"]
-    before = kill_at_third_cell(tmp_path, tmp_path / "out", *lines)
-    said = here(tmp_path, *lines)
-    assert contents(before) == before
-    cells = cells_of(tmp_path / "out")
-    assert list(cells) == [0, 1, 3, 4, 5]  # 2 was killed; 5 repeats the best point
-    assert "best: sparsemend sparsity_schedule=atp" in said
-    for number, undisturbed in ((0, 0), (1, 1), (3, 2), (4, 3), (5, 4)):
-        assert cells[number]["metrics"] == result_of(searched / str(undisturbed))["metrics"]
-        assert_same_bits(
-            weights_of(tmp_path / "out" / str(number)), weights_of(searched / str(undisturbed))
-        )
