@@ -49,7 +49,9 @@ from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
 
-Pruned = dict[tuple[Any, ...], Rises]  # shape and kind of a linear -> what its pruning rises by
+RisesByShape = dict[
+    tuple[Any, ...], Rises
+]  # shape and kind of a linear -> what its pruning rises by
 
 # what of a run repeats itself and is cut: where a member has such a key, it takes at most this
 NOT_RUN = ("zero_shot", "speed")  # evaluations that generate or ask a harness
@@ -117,14 +119,14 @@ class DryHardware(Hardware):
 
 
 def dry_run(
-    cfg: DictConfig, extent: Extent, pruned: Pruned | None = None, *, until: str | None = None
+    cfg: DictConfig, extent: Extent, pruned: RisesByShape | None = None, *, until: str | None = None
 ) -> Measured:
     """Run the stages of `cfg` with the first decoder blocks and calibration windows.
 
     pruned: what dry runs of the same settings share, filled here.  until: the last stage.
     """
     quieten()
-    cfg = shortened(cfg)
+    cfg = shorten_text(cfg)
     ledger = Ledger()
     with TemporaryDirectory() as folder, _quiet(), _hydra_of_a_job():
         out = Path(folder)
@@ -145,7 +147,7 @@ def dry_run(
     return Measured(extent, model.depth, ledger.peaks, written.by_kind())
 
 
-def shortened(cfg: DictConfig) -> DictConfig:
+def shorten_text(cfg: DictConfig) -> DictConfig:
     """`cfg` with less of what repeats itself at the same memory."""
     shorter = cfg.copy()
     if "update_interval" not in shorter.method and "max_steps" in shorter.method:
@@ -241,7 +243,7 @@ def _fit_as_a_stage(ledger: Ledger) -> Iterator[None]:
 
 
 @contextmanager
-def _each_shape_once(ledger: Ledger, pruned: Pruned) -> Iterator[None]:
+def _each_shape_once(ledger: Ledger, pruned: RisesByShape) -> Iterator[None]:
     """Prune one linear of each shape; the others rise as far, and get a support.
 
     SparseGPT goes through the columns of a linear one by one.
