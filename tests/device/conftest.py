@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from support.command_runs import contract, put_workspace, sparsemend_here
 from support.families import random_model
 from support.pretended_device import Seen, pretended_device
+from support.pretended_hardware import PRETENDED
 
-PRETENDED = "hardware._target_=support.pretended_hardware.PretendedHardware"
 RunFar = Callable[..., Seen]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.command_runs import contract, sparsemend_here
 from support.pretended_device import FAR, Far, Misplaced, Seen
+from support.pretended_hardware import PRETENDED
 from torch import Tensor, nn
 
 from sparsemend.pruner import wanda
@@ -125,8 +126,7 @@ def test_a_seeded_fault_ends_a_run_where_it_lies(
 ) -> None:
     module, name, broken, where = FAULTS[fault]
     monkeypatch.setattr(module, name, broken)
-    hardware = "hardware._target_=support.pretended_hardware.PretendedHardware"
-    run = contract(workspace, tmp_path / "out", hardware, "method=none")
+    run = contract(workspace, tmp_path / "out", PRETENDED, "method=none")
     done = sparsemend_here(run, workspace)
     assert done.returncode == 1
     assert where in done.stderr

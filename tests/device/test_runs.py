@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from _pytest.mark import ParameterSet
-from support.command_runs import result_of, weights_of
+from support.command_runs import result_of, sparsemend_here, weights_of
 from support.contracts import assert_same_bits
 from support.interrupts import interrupted_after
 from support.member_runs import (
@@ -22,6 +22,7 @@ from support.member_runs import (
     UNTRAINED,
 )
 from support.pretended_device import Seen
+from support.pretended_hardware import PRETENDED
 
 from sparsemend.blocks import precision
 from sparsemend.config.locations import conf_folder
@@ -31,8 +32,6 @@ pytestmark = pytest.mark.device
 
 RunFar = Callable[..., Seen]
 OFFLOAD = ("hardware.offload=false", "hardware.offload=true")
-# of the embedded model where a tokenizer is read
-EMBEDDED = ("model=tiny", "data=python_docs", "debug=fast", "export=false")
 EVALUATIONS = {
     "block_error": ("evaluation=[perplexity,block_error]", "evaluation.block_error.windows=2"),
     "speed": (
@@ -40,15 +39,12 @@ EVALUATIONS = {
         *("evaluation.speed.prompt_tokens=8", "evaluation.speed.new_tokens=2"),
         *("evaluation.speed.rounds=1", "evaluation.speed.warmups=0"),
     ),
-    "zero_shot": (
-        *("evaluation=[perplexity,zero_shot]", "evaluation.zero_shot.limit=2"),
-        "evaluation.zero_shot.tasks={docs_summary: 0}",
-    ),
 }
 ELSEWHERE = {  # member: where this file or another has it
     ("pruner", "existing"): "test_a_pruned_checkpoint_is_taken_over",
     ("sparsity_schedule", "file"): "test_rates_of_another_run_are_read",
     ("evaluation", "perplexity"): "every run",
+    ("evaluation", "zero_shot"): "test_tasks_of_the_embedded_model",
 }
 
 
@@ -187,3 +183,16 @@ def test_a_device_without_fp64_is_asked_for_none(
 @pytest.mark.parametrize("row", EVALUATIONS)
 def test_an_evaluation(row: str, offload: str, run_far: RunFar, tmp_path: Path) -> None:
     run_far(tmp_path / "out", *EVALUATIONS[row], *NOTHING, offload)
+
+
+@pytest.mark.parametrize("offload", OFFLOAD)
+def test_tasks_of_the_embedded_model(offload: str, far: Seen, tmp_path: Path) -> None:
+    """Which has a tokenizer."""
+    zero_shot = (
+        *("evaluation=[perplexity,zero_shot]", "evaluation.zero_shot.limit=2"),
+        "evaluation.zero_shot.tasks={docs_summary: 0}",
+    )
+    lines = [PRETENDED, "debug=fast", *NOTHING, *zero_shot, offload, f"hydra.run.dir={tmp_path}"]
+    done = sparsemend_here(lines, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 0 <= result_of(tmp_path)["metrics"]["pruned"]["zero_shot/docs_summary"] <= 1

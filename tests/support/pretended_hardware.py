@@ -16,6 +16,8 @@ from sparsemend.hardware import Hardware
 from sparsemend.training.checkpoint_file import CheckpointFile
 from sparsemend.training.ranks import Place
 
+PRETENDED = "hardware._target_=support.pretended_hardware.PretendedHardware"
+
 
 class FarAccelerator(CPUAccelerator):
     """Lightning's accelerator, which refuses any device but its own."""
