@@ -48,10 +48,26 @@ def test_what_killed_processes_were_writing_is_removed_and_nothing_else(tmp_path
 def test_what_is_being_written_is_found_by_its_name(tmp_path: Path) -> None:
     """The name that `replacing` gives is one that `forget_partials` knows."""
     with replacing(tmp_path / "result.json") as partial:
-        dead = partial.with_name(partial.name.replace(str(os.getpid()), str(DEAD)))
-        partial.touch()
-        dead.touch()
+        folder = partial.parent
+        dead = folder.with_name(folder.name.replace(str(os.getpid()), str(DEAD)))
+        dead.mkdir()
+        (dead / ".tmp3x9Yk1").touch()  # as safetensors names what it writes
         forget_partials(tmp_path)
         assert not dead.exists()
+        folder.mkdir(exist_ok=True)  # a process forgets what it was itself writing before
         partial.touch()
     assert names(tmp_path) == ["result.json"]
+
+
+def test_a_file_that_could_not_be_written_leaves_nothing(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+
+    def fail() -> None:
+        with replacing(tmp_path / "a") as partial:
+            partial.with_name(".tmp3x9Yk1").touch()
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old"

@@ -17,15 +17,20 @@ PARTIAL = ".partial"  # ends the name of what is being written, after the number
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    """A temporary path that replaces `path` when the block ends without an error.
+
+    It lies in a folder of its own beside `path`, since safetensors writes into a file of another
+    name first, which a kill leaves.
+    """
+    folder = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    folder.mkdir(parents=True, exist_ok=True)
     try:
+        partial = folder / path.name
         yield partial
         give_usual_mode(partial)
         partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -59,7 +64,7 @@ def _forget(partial: Path) -> None:
         return
     if partial.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
-    else:
+    else:  # the probe of a mode
         partial.unlink(missing_ok=True)
 
 

@@ -81,6 +81,15 @@ def test_a_run_on_another_node_is_left_alone_and_named(
     )
 
 
+def test_a_run_whose_number_went_to_a_younger_process_is_dead(tmp_path: Path) -> None:
+    """As in a container that is started anew, whose processes have the numbers they had."""
+    result = Result(tmp_path / "run" / "result.json", CONFIG)
+    result.content["process"]["pid"] = os.getppid()
+    result.write()
+    os.utime(tmp_path / "run" / "result.json", (1000, 1000))
+    assert find_unfinished(tmp_path, result.content["config_hash"]) == tmp_path / "run"
+
+
 def test_a_run_of_another_user_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pid: int, signal: int) -> None:
         raise PermissionError

@@ -7,16 +7,19 @@ import json
 import math
 import os
 import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from support.configs import compose
 
 from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.declared import check_declared
 from sparsemend.result.folder import alive
+from sparsemend.result.record import Result
 from sparsemend.result.sections import ProcessId
 from sparsemend.sweep import cells
 
@@ -229,3 +232,49 @@ def test_an_objective_that_is_not_finite_reads_as_none(command, tmp_path) -> Non
 def test_every_spelling_of_what_is_no_part_of_a_sweep_is_left_out_of_its_identity() -> None:
     lines = ["seed=0,1", "++resume=auto", "++hydra.sweep.dir=a", "+hydra/launcher=x", "hydra.b=c"]
     assert cells.identity(lines) == ["seed=0,1", "+hydra/launcher=x"]
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"sparsity": 0.5})
+    result = Result(tmp_path / "result.json", cfg)
+    result.content["process"]["pid"] = os.getppid()
+    result.write()
+    before = (tmp_path / "result.json").read_bytes()
+    seen: list[DictConfig] = []
+    assert math.isnan(cells.run_cell(cfg, tmp_path, seen.append, seen.append))  # type: ignore[arg-type]
+    assert (seen, (tmp_path / "result.json").read_bytes()) == ([], before)
+    result.content["process"]["host"] = "elsewhere"
+    result.write()
+    assert cells.run_cell(cfg, tmp_path, seen.append, lambda cfg: 2.0) == 2.0
+
+
+COMMAND = """
+import os, subprocess, sys
+os.environ["SPARSEMEND_RUN_ID"] = str(os.getpid())
+subprocess.run([sys.executable, "-c", sys.argv[1]])
+"""
+WORKER = """
+import sys, threading
+from sparsemend.sweep import cells
+cells.end_with_command()
+cells.end_with_command()
+print([thread.name for thread in threading.enumerate()].count(cells.WATCH), flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_ends_with_the_command_that_was_killed() -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, WORKER], stdout=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    assert command.stdout.readline() == "1\n"  # one watch
+    command.kill()
+    assert command.stdout.read() == ""  # the pipe ends with the last process that has it
+
+
+def test_no_process_but_a_worker_ends_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMEND_RUN_ID", str(os.getpid()))
+    cells.end_with_command()
+    assert cells.WATCH not in [thread.name for thread in threading.enumerate()]

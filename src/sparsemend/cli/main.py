@@ -45,6 +45,7 @@ def run_job(cfg: DictConfig) -> float:
     A sweep outlives its failing cells.
     """
     if HydraConfig.get().mode == RunMode.MULTIRUN:
+        sweep.end_with_command()
         folder = Path(HydraConfig.get().runtime.output_dir)
         return sweep.run_cell(cfg, folder, _check_job, _run)
     _check_job(cfg)

@@ -70,7 +70,12 @@ class Written:
         return sizes
 
     def _name(self, path: Path) -> str:
-        return "/".join(_whole_name(part) for part in _inside(path, self.folder).parts)
+        parts = _inside(path, self.folder).parts
+        names = [_whole_name(part) for part in parts]
+        # a file is written in a folder of its own: .best.ckpt.12.partial/best.ckpt
+        if len(parts) > 1 and parts[-2] != names[-2] == parts[-1]:
+            del names[-2]
+        return "/".join(names)
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from pathlib import Path
 
 from sparsemend.errors import brief
@@ -13,6 +14,7 @@ from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import ProcessId
 
 # SLURM's; of a job array every task has a number of its own
+CLOCK_ERROR = 5.0  # seconds between the clocks of a file system and of processes
 JOB, START = "SLURM_JOB_ID", "SLURM_RESTART_COUNT"
 
 
@@ -41,8 +43,11 @@ def this_process() -> ProcessId:
     return ProcessId(platform.node(), os.getpid(), job, start)
 
 
-def alive(status: str, process: ProcessId) -> bool:
-    """Whether a run noted as running may still run, in another process or on another machine."""
+def alive(status: str, process: ProcessId, path: Path | None = None) -> bool:
+    """Whether a run noted as running may still run, in another process or on another machine.
+
+    path: the file that says so, which the process wrote: a younger process has only its number.
+    """
     if status != "running":
         return False
     here = this_process()
@@ -58,7 +63,25 @@ def alive(status: str, process: ProcessId) -> bool:
         return True  # another user's; where it only took the number over, resume by folder
     except (OSError, OverflowError):
         return False
-    return not _is_zombie(process.pid)
+    taken_over = path is not None and _began_after(process.pid, path)
+    return not taken_over and not _is_zombie(process.pid)
+
+
+def _began_after(pid: int, path: Path) -> bool:
+    """Whether a process is younger than a file, so that it has another one's number (Linux).
+
+    In a container that is started anew the numbers of its processes come again.
+    """
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        boot = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(encoding="utf-8"), re.M)
+        written = path.stat().st_mtime
+    except (OSError, UnicodeDecodeError):
+        return False
+    if boot is None:
+        return False
+    began = int(boot[1]) + int(facts[19]) / os.sysconf("SC_CLK_TCK")  # field 22, after the name
+    return began > written + CLOCK_ERROR
 
 
 def _is_zombie(pid: int) -> bool:

@@ -151,7 +151,7 @@ def check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
 def check_ended(folder: Path) -> None:
     """Raise ValueError where the run in `folder` may still be alive."""
     result = load_result(folder / RESULT)
-    if alive(result.status, result.process):
+    if alive(result.status, result.process, folder / RESULT):
         raise ValueError(
             f"{folder} holds a run noted as running on {result.process.host}, process "
             f"{result.process.pid}, which cannot be seen to have ended; wait for it, give "
@@ -172,7 +172,7 @@ def find_unfinished(folder: Path, digest: str) -> Path | None:
         same = result.config_hash == digest and result.status in UNFINISHED
         if not same:
             continue
-        if not alive(result.status, result.process):
+        if not alive(result.status, result.process, path):
             candidates.append(path)
         elif result.process.host != this_process().host:
             log.warning(

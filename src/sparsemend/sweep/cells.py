@@ -10,8 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import sleep
 
 from omegaconf import DictConfig
 
@@ -21,11 +25,13 @@ from sparsemend.files import forget_partials, write_json
 from sparsemend.names import RESULT, SWEEP
 from sparsemend.result.folder import alive, read_result, this_process
 from sparsemend.result.record import objective
+from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import ProcessId
 
 log = logging.getLogger(__name__)
 
 SCHEMA = "sparsemend-sweep-1"
+WATCH = "sparsemend-watch"  # the thread that ends a worker with its command
 
 
 def run_cell(
@@ -44,6 +50,9 @@ def run_cell(
     if earlier and earlier.finished and earlier.config_hash == config_hash(config):
         log.info("finished earlier, not run again: %s", folder)
         return objective(earlier, config)
+    if earlier and runs_here(earlier, folder):
+        log.error("%s is still run by process %d; wait for it", folder, earlier.process.pid)
+        return math.nan
     try:
         check(cfg)
         return run(cfg)
@@ -54,6 +63,34 @@ def run_cell(
         user_error = isinstance(error, USER_ERRORS)
         log.error("failed: %s", error, exc_info=None if user_error else error)
         return math.nan
+
+
+def runs_here(result: RunResult, folder: Path) -> bool:
+    """Whether another process of this machine runs the cell in `folder`.
+
+    That of another machine cannot be seen, and its cell is taken up again.
+    """
+    here = result.process.host == this_process().host
+    return here and alive(result.status, result.process, folder / RESULT)
+
+
+def end_with_command() -> None:
+    """Kill this process within a second of the end of the command whose worker it is, if any.
+
+    Workers of a parallel launcher would go on after a kill -9 of the command, in the cells and with
+    the memory that the same command needs when it is started again.
+    """
+    command = os.getppid()
+    if os.environ.get("SPARSEMEND_RUN_ID") != str(command):
+        return  # the command itself, or a job of a cluster
+
+    def watch() -> None:
+        while os.getppid() == command:
+            sleep(1.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if all(thread.name != WATCH for thread in threading.enumerate()):
+        threading.Thread(target=watch, name=WATCH, daemon=True).start()
 
 
 def _record(cfg: DictConfig, folder: Path, error: Exception) -> None:
@@ -113,7 +150,7 @@ def find_unfinished_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
         return None
     _, folder, content = max(candidates, key=lambda item: item[0])
     process = ProcessId.from_json(content.get("process", {}))
-    if alive(content.get("status", ""), process):
+    if alive(content.get("status", ""), process, folder / SWEEP):
         raise ValueError(
             f"resume=auto: {folder} is this sweep and still runs (process {process.pid} on "
             f"{process.host}); wait for it, or give hydra.sweep.dir={folder} if it is dead"
