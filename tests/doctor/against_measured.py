@@ -28,7 +28,8 @@ RUNS = {
     "wanda": "method=none",
     "ria, 2:4": "pruner=ria method=none pattern=2:4 sparsity=0.5",
     "magnitude, export": "pruner=magnitude method=none export=true",
-    "perplexity, 8 x 512": f"{PLAIN} method=none model.context_length=512 hardware.evaluation_batch=8",
+    "perplexity, 8 x 512": f"{PLAIN} method=none model.context_length=512 "
+    "hardware.evaluation_batch=8",
     "dsnot": "method=dsnot method.max_cycles=2",
     "reconstruct": f"{PLAIN} method=reconstruct method.epochs=1 method.windows_per_step=2 "
     "method.held_out=0.25",

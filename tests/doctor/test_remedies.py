@@ -49,5 +49,5 @@ def test_every_remedy_names_a_key_of_some_configuration() -> None:
 def test_a_remedy_is_applied_to_a_copy() -> None:
     cfg = compose("run", ["hardware=gpu"])
     remedy = next(r for r in REMEDIES if "hardware.micro_batch" in r.values)
-    assert remedy.applied(cfg).hardware.micro_batch == remedy.values["hardware.micro_batch"]
+    assert remedy.apply(cfg).hardware.micro_batch == remedy.values["hardware.micro_batch"]
     assert cfg.hardware.micro_batch != remedy.values["hardware.micro_batch"]

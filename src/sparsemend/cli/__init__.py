@@ -1,1 +1,1 @@
-"""Five console commands."""
+"""Six console commands."""

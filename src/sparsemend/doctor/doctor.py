@@ -12,7 +12,7 @@ from sparsemend.doctor.capacity import find_capacity
 from sparsemend.doctor.disk import disk_finding
 from sparsemend.doctor.peaks import DEVICE, HOST, Peak
 from sparsemend.doctor.remedies import choices
-from sparsemend.doctor.report import Relief, Report
+from sparsemend.doctor.report import Examination, Relief
 from sparsemend.doctor.surroundings import NoShape, examine_surroundings, shapes_are_there
 from sparsemend.doctor.verdict import Capacity, Finding, Need, Verdict
 
@@ -26,7 +26,7 @@ def examine(
     *,
     device_gb: float | None = None,
     host_gb: float | None = None,
-) -> Report:
+) -> Examination:
     """Examine the run of a composed config, whose run folder would lie in `folder`.
 
     device_gb, host_gb: free memory to take for granted, for a machine that is not this one.
@@ -38,18 +38,18 @@ def examine(
         shapes_are_there(cfg)
         from sparsemend.doctor.estimate import estimate
 
-        found = estimate(cfg)
+        whole = estimate(cfg)
     except NoShape as error:
         findings.append(Finding("memory", Verdict.UNKNOWN, str(error)))
-        return Report(command, capacity, [], findings, {})
+        return Examination(command, capacity, [], findings, {})
     except Exception as error:  # what the run itself would raise, or what a dry run cannot do
         says = f"the dry run ended: {type(error).__name__}: {error}"
         findings.append(Finding("memory", Verdict.UNKNOWN, says[:400]))
-        return Report(command, capacity, [], findings, {})
-    needs = needs_of(found.peaks, capacity)
-    findings.append(disk_finding(found.files, capacity))
+        return Examination(command, capacity, [], findings, {})
+    needs = needs_of(whole.peaks, capacity)
+    findings.append(disk_finding(whole.files, capacity))
     relief = find_relief(cfg, needs, capacity, until=started + PATIENCE)
-    return Report(command, capacity, needs, findings, found.files, found.blocks, relief)
+    return Examination(command, capacity, needs, findings, whole.files, whole.blocks, relief)
 
 
 def needs_of(peaks: Mapping[tuple[str, str], Peak], capacity: Capacity) -> list[Need]:
@@ -75,7 +75,7 @@ def find_relief(
             if (key := tuple(remedy.lines)) in tried or process_time() >= until:
                 continue
             tried.add(key)
-            changed = remedy.applied(cfg)
+            changed = remedy.apply(cfg)
             try:
                 after = needs_of(estimate(changed, only=tight.stage).peaks, capacity)
             except Exception:  # the run would refuse it

@@ -49,7 +49,9 @@ from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
 
-Pruned = dict[tuple[Any, ...], Rises]  # shape and kind of a linear -> what its pruning rises by
+PrunedShapes = dict[
+    tuple[Any, ...], Rises
+]  # shape and kind of a linear -> what its pruning rises by
 
 # what of a run repeats itself and is cut: where a member has such a key, it takes at most this
 NOT_RUN = ("zero_shot", "speed")  # evaluations that generate or ask a harness
@@ -63,7 +65,6 @@ SHORTER = {
         "accumulation_steps": 1,
         "rounds": 2,
         "epochs": 1,
-        "init_samples": 16,
         "max_cycles": 2,
         "similarity_samples": 4,
     },
@@ -117,14 +118,14 @@ class DryHardware(Hardware):
 
 
 def dry_run(
-    cfg: DictConfig, extent: Extent, pruned: Pruned | None = None, *, until: str | None = None
+    cfg: DictConfig, extent: Extent, pruned: PrunedShapes | None = None, *, until: str | None = None
 ) -> Measured:
     """Run the stages of `cfg` with the first decoder blocks and calibration windows.
 
     pruned: what dry runs of the same settings share, filled here.  until: the last stage.
     """
     quieten()
-    cfg = shortened(cfg)
+    cfg = shorten(cfg)
     ledger = Ledger()
     with TemporaryDirectory() as folder, _quiet(), _hydra_of_a_job():
         out = Path(folder)
@@ -145,7 +146,7 @@ def dry_run(
     return Measured(extent, model.depth, ledger.peaks, written.by_kind())
 
 
-def shortened(cfg: DictConfig) -> DictConfig:
+def shorten(cfg: DictConfig) -> DictConfig:
     """`cfg` with less of what repeats itself at the same memory."""
     shorter = cfg.copy()
     if "update_interval" not in shorter.method and "max_steps" in shorter.method:
@@ -153,6 +154,9 @@ def shortened(cfg: DictConfig) -> DictConfig:
     at_once = shorter.hardware.micro_batch
     if says(cfg.method, "trains") and at_once is not None:  # gradients are added up once
         shorter.method.windows_per_step = min(2 * at_once, shorter.method.windows_per_step)
+    if "init_samples" in shorter.method:
+        few = shorter.method.windows_per_step
+        shorter.method.init_samples = min(few, shorter.method.init_samples)
     if "oversparsity" in shorter.method:
         shorter.method.oversparsity = "ignore"  # what the blocks have reached is not known
     for group, keys in SHORTER.items():
@@ -241,7 +245,7 @@ def _fit_as_a_stage(ledger: Ledger) -> Iterator[None]:
 
 
 @contextmanager
-def _each_shape_once(ledger: Ledger, pruned: Pruned) -> Iterator[None]:
+def _each_shape_once(ledger: Ledger, pruned: PrunedShapes) -> Iterator[None]:
     """Prune one linear of each shape; the others rise as far, and get a support.
 
     SparseGPT goes through the columns of a linear one by one.

@@ -32,14 +32,14 @@ class Remedy:
     def serves(self, cfg: DictConfig, stage: str, device: str) -> bool:
         """Whether it is for this stage, and changes this configuration."""
         here = device == self.device and stage.startswith(self.stages)
-        known = all(_has(cfg, key) for key in self.values)
+        settable = all(_has(cfg, key) for key in self.values)
         return (
             here
-            and known
+            and settable
             and any(OmegaConf.select(cfg, key) != value for key, value in self.values.items())
         )
 
-    def applied(self, cfg: DictConfig) -> DictConfig:
+    def apply(self, cfg: DictConfig) -> DictConfig:
         """`cfg` with its values."""
         changed = cfg.copy()
         for key, value in self.values.items():
