@@ -8,10 +8,11 @@ from time import process_time
 
 from omegaconf import DictConfig
 
+from sparsemend.config.streaming import obstacle
 from sparsemend.doctor.capacity import find_capacity
 from sparsemend.doctor.disk import disk_finding
 from sparsemend.doctor.peaks import DEVICE, HOST, Peak
-from sparsemend.doctor.remedies import choices
+from sparsemend.doctor.remedies import Remedy, choices
 from sparsemend.doctor.report import Examination, Relief
 from sparsemend.doctor.surroundings import NoShape, examine_surroundings, shapes_are_there
 from sparsemend.doctor.verdict import Capacity, Finding, Need, Verdict
@@ -39,6 +40,9 @@ def examine(
         from sparsemend.doctor.estimate import estimate
 
         whole = estimate(cfg)
+        if would_stream(cfg, whole.peaks, capacity):
+            cfg = Remedy({"hardware.stream": True}, ("",), HOST).apply(cfg)
+            whole = estimate(cfg)
     except NoShape as error:
         findings.append(Finding("memory", Verdict.UNKNOWN, str(error)))
         return Examination(command, capacity, [], findings, {})
@@ -50,6 +54,15 @@ def examine(
     findings.append(disk_finding(whole.files, capacity))
     relief = find_relief(cfg, needs, capacity, until=started + PATIENCE)
     return Examination(command, capacity, needs, findings, whole.files, whole.blocks, relief)
+
+
+def would_stream(
+    cfg: DictConfig, peaks: Mapping[tuple[str, str], Peak], capacity: Capacity
+) -> bool:
+    """Whether hardware.stream=auto leaves the blocks in files: above half of the host's memory."""
+    if cfg.hardware.get("stream") != "auto" or obstacle(cfg) is not None:
+        return False
+    return capacity.host is not None and peaks["load", HOST].bytes > capacity.host / 2
 
 
 def needs_of(peaks: Mapping[tuple[str, str], Peak], capacity: Capacity) -> list[Need]:
