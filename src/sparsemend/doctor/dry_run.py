@@ -219,7 +219,7 @@ def _blank(cfg: DictConfig, parts: Parts, windows: int) -> BlankWindows:
         name=data.name,
         seqlen=data.seqlen,
         calibration_samples=windows,
-        vocabulary=100,
+        vocabulary=32,  # any model knows these
         trained=max(steps, cfg.method.get("init_samples", 1)),
         validated=max(2, cfg.hardware.evaluation_batch),
         tested=cfg.hardware.evaluation_batch,
