@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsemend.doctor.peaks import DEVICE, HOST, Extent, Measured, Moment, Peak, by_stage, carry_to
+from sparsemend.doctor.peaks import DEVICE, HOST, Extent, Measured, Moment, Peak, by_stage, carry
 
 WEIGHTS = Moment("load", "cpu", "a.py:1")
 STATES = Moment("prune", "cpu", "b.py:2")
@@ -18,13 +18,13 @@ def run(blocks: int, windows: int, *, depth: int = 32) -> Measured:
 
 
 def test_bytes_are_carried_along_blocks_and_windows() -> None:
-    moments, files = carry_to(run(2, 4), [run(4, 4), run(2, 8)], Extent(32, 128))
+    moments, files = carry(run(2, 4), [run(4, 4), run(2, 8)], Extent(32, 128))
     assert moments == {WEIGHTS: 320, STATES: 3 * 128 + 32, LOGITS: 400}
     assert files == {"masks": 64}
 
 
 def test_a_run_without_another_keeps_its_bytes() -> None:
-    moments, _ = carry_to(run(2, 4), [], Extent(2, 4))
+    moments, _ = carry(run(2, 4), [], Extent(2, 4))
     assert moments == run(2, 4).moments
 
 
@@ -32,13 +32,13 @@ def test_a_moment_that_only_the_deeper_run_has_keeps_its_bytes() -> None:
     deeper = run(4, 4)
     late = Moment("export", "cpu", "d.py:4")
     more = Measured(deeper.extent, 32, {**deeper.moments, late: 7}, {})
-    moments, _ = carry_to(run(2, 4), [more], Extent(32, 4))
+    moments, _ = carry(run(2, 4), [more], Extent(32, 4))
     assert moments[late] == 7
 
 
 def test_another_line_may_set_the_peak_of_the_whole_run() -> None:
     few = by_stage(run(2, 4).moments)
-    whole = by_stage(carry_to(run(2, 4), [run(4, 4), run(2, 8)], Extent(32, 200))[0])
+    whole = by_stage(carry(run(2, 4), [run(4, 4), run(2, 8)], Extent(32, 200))[0])
     assert few["prune", HOST] == Peak(400, "c.py:3")
     assert whole["prune", HOST] == Peak(632, "b.py:2")
 

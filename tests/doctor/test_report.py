@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from sparsemend.doctor.disk import disk_finding
-from sparsemend.doctor.report import DoctorReport, Relief, show
+from sparsemend.doctor.report import Examination, Relief, show
 from sparsemend.doctor.verdict import Capacity, Finding, Need, Verdict
 
 GB = 10**9
@@ -19,12 +19,12 @@ NEEDS = [
 ]
 
 
-def report(relief: Relief | None = None) -> DoctorReport:
+def report(relief: Relief | None = None) -> Examination:
     fine = Finding("settings", Verdict.GO, "the command accepts them")
-    return DoctorReport(["model=local"], CARD, NEEDS, [fine], {"masks": 5}, 32, relief)
+    return Examination(["model=local"], CARD, NEEDS, [fine], {"masks": 5}, 32, relief)
 
 
-def shown(answer: DoctorReport) -> str:
+def shown(answer: Examination) -> str:
     text = io.StringIO()
     show(answer, Console(file=text, width=140))
     return text.getvalue()

@@ -68,10 +68,10 @@ def test_what_was_freed_counts_no_more_but_small_pieces_stay_in_the_heap(dry: Dr
     with dry.running():
         large = torch.empty(2 * HEAP, dtype=torch.uint8).float()
         small = torch.empty(1024)
-        assert ledger.size_on("cpu") == 8 * HEAP + 4096
+        assert ledger.held_bytes("cpu") == 8 * HEAP + 4096
         del large, small
     assert ledger.live["cpu"] == 0
-    assert ledger.size_on("cpu") == 4096
+    assert ledger.held_bytes("cpu") == 4096
 
 
 def test_a_dry_step_peaks_where_a_real_one_does(dry: DryTensors) -> None:

@@ -136,12 +136,7 @@ def move_(model: nn.Module, device: torch.device) -> None:
         nn.Module.to(model, device)
         return
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if not parameter.is_meta:
-                parameter.data = parameter.data.to(device)
-        for name, buffer in module.named_buffers(recurse=False):
-            if not buffer.is_meta:
-                module._buffers[name] = buffer.to(device)
+        module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device), False)
 
 
 def visit_blocks(

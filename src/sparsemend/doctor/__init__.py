@@ -1,1 +1,1 @@
-"""Says before a run whether it can work here: memory, disk, time and surroundings."""
+"""Says before a run whether it can work here: memory, disk, surroundings."""

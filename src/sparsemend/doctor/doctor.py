@@ -8,11 +8,12 @@ from time import process_time
 
 from omegaconf import DictConfig
 
+from sparsemend.config.streaming import obstacle
 from sparsemend.doctor.capacity import find_capacity
 from sparsemend.doctor.disk import disk_finding
 from sparsemend.doctor.peaks import DEVICE, HOST, Peak
-from sparsemend.doctor.remedies import choices
-from sparsemend.doctor.report import DoctorReport, Relief
+from sparsemend.doctor.remedies import Remedy, choices
+from sparsemend.doctor.report import Examination, Relief
 from sparsemend.doctor.surroundings import NoShape, examine_surroundings, shapes_are_there
 from sparsemend.doctor.verdict import Capacity, Finding, Need, Verdict
 
@@ -26,7 +27,7 @@ def examine(
     *,
     device_gb: float | None = None,
     host_gb: float | None = None,
-) -> DoctorReport:
+) -> Examination:
     """Examine the run of a composed config, whose run folder would lie in `folder`.
 
     device_gb, host_gb: free memory to take for granted, for a machine that is not this one.
@@ -38,20 +39,30 @@ def examine(
         shapes_are_there(cfg)
         from sparsemend.doctor.estimate import estimate
 
-        estimated = estimate(cfg)
+        whole = estimate(cfg)
+        if would_stream(cfg, whole.peaks, capacity):
+            cfg = Remedy({"hardware.stream": True}, ("",), HOST).apply(cfg)
+            whole = estimate(cfg)
     except NoShape as error:
         findings.append(Finding("memory", Verdict.UNKNOWN, str(error)))
-        return DoctorReport(command, capacity, [], findings, {})
+        return Examination(command, capacity, [], findings, {})
     except Exception as error:  # what the run itself would raise, or what a dry run cannot do
         says = f"the dry run ended: {type(error).__name__}: {error}"
         findings.append(Finding("memory", Verdict.UNKNOWN, says[:400]))
-        return DoctorReport(command, capacity, [], findings, {})
-    needs = needs_of(estimated.peaks, capacity)
-    findings.append(disk_finding(estimated.files, capacity))
+        return Examination(command, capacity, [], findings, {})
+    needs = needs_of(whole.peaks, capacity)
+    findings.append(disk_finding(whole.files, capacity))
     relief = find_relief(cfg, needs, capacity, until=started + PATIENCE)
-    return DoctorReport(
-        command, capacity, needs, findings, estimated.files, estimated.blocks, relief
-    )
+    return Examination(command, capacity, needs, findings, whole.files, whole.blocks, relief)
+
+
+def would_stream(
+    cfg: DictConfig, peaks: Mapping[tuple[str, str], Peak], capacity: Capacity
+) -> bool:
+    """Whether hardware.stream=auto leaves the blocks in files: above half of the host's memory."""
+    if cfg.hardware.get("stream") != "auto" or obstacle(cfg) is not None:
+        return False
+    return capacity.host is not None and peaks["load", HOST].bytes > capacity.host / 2
 
 
 def needs_of(peaks: Mapping[tuple[str, str], Peak], capacity: Capacity) -> list[Need]:

@@ -49,7 +49,7 @@ from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import Allocation
 
-RisesByShape = dict[
+PrunedShapes = dict[
     tuple[Any, ...], Rises
 ]  # shape and kind of a linear -> what its pruning rises by
 
@@ -65,7 +65,6 @@ SHORTER = {
         "accumulation_steps": 1,
         "rounds": 2,
         "epochs": 1,
-        "init_samples": 16,
         "max_cycles": 2,
         "similarity_samples": 4,
     },
@@ -119,14 +118,14 @@ class DryHardware(Hardware):
 
 
 def dry_run(
-    cfg: DictConfig, extent: Extent, pruned: RisesByShape | None = None, *, until: str | None = None
+    cfg: DictConfig, extent: Extent, pruned: PrunedShapes | None = None, *, until: str | None = None
 ) -> Measured:
     """Run the stages of `cfg` with the first decoder blocks and calibration windows.
 
     pruned: what dry runs of the same settings share, filled here.  until: the last stage.
     """
     quieten()
-    cfg = shorten_text(cfg)
+    cfg = shorten(cfg)
     ledger = Ledger()
     with TemporaryDirectory() as folder, _quiet(), _hydra_of_a_job():
         out = Path(folder)
@@ -147,7 +146,7 @@ def dry_run(
     return Measured(extent, model.depth, ledger.peaks, written.by_kind())
 
 
-def shorten_text(cfg: DictConfig) -> DictConfig:
+def shorten(cfg: DictConfig) -> DictConfig:
     """`cfg` with less of what repeats itself at the same memory."""
     shorter = cfg.copy()
     if "update_interval" not in shorter.method and "max_steps" in shorter.method:
@@ -155,6 +154,9 @@ def shorten_text(cfg: DictConfig) -> DictConfig:
     at_once = shorter.hardware.micro_batch
     if says(cfg.method, "trains") and at_once is not None:  # gradients are added up once
         shorter.method.windows_per_step = min(2 * at_once, shorter.method.windows_per_step)
+    if "init_samples" in shorter.method:
+        few = shorter.method.windows_per_step
+        shorter.method.init_samples = min(few, shorter.method.init_samples)
     if "oversparsity" in shorter.method:
         shorter.method.oversparsity = "ignore"  # what the blocks have reached is not known
     for group, keys in SHORTER.items():
@@ -217,7 +219,7 @@ def _blank(cfg: DictConfig, parts: Parts, windows: int) -> BlankWindows:
         name=data.name,
         seqlen=data.seqlen,
         calibration_samples=windows,
-        vocabulary=100,
+        vocabulary=32,  # any model knows these
         trained=max(steps, cfg.method.get("init_samples", 1)),
         validated=max(2, cfg.hardware.evaluation_batch),
         tested=cfg.hardware.evaluation_batch,
@@ -243,7 +245,7 @@ def _fit_as_a_stage(ledger: Ledger) -> Iterator[None]:
 
 
 @contextmanager
-def _each_shape_once(ledger: Ledger, pruned: RisesByShape) -> Iterator[None]:
+def _each_shape_once(ledger: Ledger, pruned: PrunedShapes) -> Iterator[None]:
     """Prune one linear of each shape; the others rise as far, and get a support.
 
     SparseGPT goes through the columns of a linear one by one.

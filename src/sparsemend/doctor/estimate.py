@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from sparsemend.config.flags import says
-from sparsemend.doctor.dry_run import RisesByShape, dry_run
-from sparsemend.doctor.peaks import Extent, Measured, Peak, by_stage, carry_to
+from sparsemend.doctor.dry_run import PrunedShapes, dry_run
+from sparsemend.doctor.peaks import Extent, Measured, Peak, by_stage, carry
 
 FEW, MORE = 2, 4  # decoder blocks of two dry runs
 WINDOWS = 4  # calibration windows of a dry run; twice as many of the third
@@ -40,7 +40,7 @@ def estimate(cfg: DictConfig, *, only: str | None = None) -> Estimate:
     if only is not None and not only.startswith("evaluate"):
         cfg = cfg.copy()
         cfg.evaluation = {}
-    pruned: RisesByShape = {}
+    pruned: PrunedShapes = {}
     samples = int(cfg.data.calibration_samples)
     least = least_windows(cfg)
     windows = samples if samples <= 2 * least else least
@@ -52,7 +52,7 @@ def estimate(cfg: DictConfig, *, only: str | None = None) -> Estimate:
         others.append(dry_run(cfg, Extent(more, windows), pruned, until=until))
     if windows < samples:
         others.append(dry_run(cfg, Extent(FEW, 2 * windows), pruned, until=until))
-    moments, files = carry_to(base, others, whole)
+    moments, files = carry(base, others, whole)
     return Estimate(by_stage(moments), files, base.depth)
 
 

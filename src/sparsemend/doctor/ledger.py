@@ -42,7 +42,7 @@ class Ledger:
     @contextmanager
     def recording(self) -> Iterator[Rises]:
         """Record by how much each line rises above what is alive now."""
-        start, self._recording = {d: self.size_on(d) for d in self.live}, {}
+        start, self._recording = {d: self.held_bytes(d) for d in self.live}, {}
         rises = self._recording
         try:
             yield rises
@@ -54,7 +54,7 @@ class Ledger:
     def repeat(self, rises: Rises) -> None:
         """Reach again, above what is alive now, what was recorded."""
         for (device, line), rise in rises.items():
-            self._enter(Moment(self.stage, device, line), self.size_on(device) + rise)
+            self._enter(Moment(self.stage, device, line), self.held_bytes(device) + rise)
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
@@ -99,7 +99,7 @@ class Ledger:
         self.heap = max(self.heap, self.small)
         self._reach(device, 0)
 
-    def size_on(self, device: str) -> int:
+    def held_bytes(self, device: str) -> int:
         """The bytes that the process holds for what is alive."""
         unused = self.heap - self.small if device == "cpu" else 0
         return self.live.get(device, 0) + unused
@@ -110,7 +110,7 @@ class Ledger:
 
     def _reach(self, device: str, beyond: int) -> None:
         moment = Moment(self.stage, device, self._place())
-        size = self.size_on(device) + beyond
+        size = self.held_bytes(device) + beyond
         self._enter(moment, size)
         if self._recording is not None:
             key = device, moment.line

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-PeakKey = TypeVar("PeakKey")
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Measured:
     files: Mapping[str, int]
 
 
-def carry_to(
+def carry(
     base: Measured, others: Sequence[Measured], whole: Extent
 ) -> tuple[dict[Moment, int], dict[str, int]]:
     """The bytes of every moment and file at the extent of the whole run.
@@ -69,8 +69,8 @@ def _steps(base: Extent, other: Extent, whole: Extent) -> float:
 
 
 def _carry(
-    base: Mapping[PeakKey, int], others: Sequence[tuple[Mapping[PeakKey, int], float]]
-) -> dict[PeakKey, int]:
+    base: Mapping[Name, int], others: Sequence[tuple[Mapping[Name, int], float]]
+) -> dict[Name, int]:
     sizes = dict(base)
     for other, _ in others:
         sizes |= {key: size for key, size in other.items() if key not in sizes}

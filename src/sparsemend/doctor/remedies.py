@@ -32,10 +32,10 @@ class Remedy:
     def serves(self, cfg: DictConfig, stage: str, device: str) -> bool:
         """Whether it is for this stage, and changes this configuration."""
         here = device == self.device and stage.startswith(self.stages)
-        applicable = all(_has(cfg, key) for key in self.values)
+        settable = all(_has(cfg, key) for key in self.values)
         return (
             here
-            and applicable
+            and settable
             and any(OmegaConf.select(cfg, key) != value for key, value in self.values.items())
         )
 

@@ -21,7 +21,7 @@ SHAPE_ALONE = (
 class Relief:
     """Overrides that were tried by a dry run, and the peaks of all stages with them, in bytes.
 
-    remedies: key=value lines, in the order in which each was found to help; enough: whether every
+    remedies: key=value lines, in the order in which each was seen to help; enough: whether every
     stage fits with them; alters: what they change in the numbers.
     """
 
@@ -32,8 +32,8 @@ class Relief:
 
 
 @dataclass(frozen=True)
-class DoctorReport:
-    """All that the doctor found; needs are empty where the dry run could not be made."""
+class Examination:
+    """All that the doctor says; needs are empty where the dry run could not be made."""
 
     command: Sequence[str]
     capacity: Capacity
@@ -98,7 +98,7 @@ class DoctorReport:
         }
 
 
-def show(report: DoctorReport, console: Console) -> None:
+def show(report: Examination, console: Console) -> None:
     """Print the answer: memory per stage, what would lower it, then the surroundings."""
     if report.needs:
         console.print(memory_table(report))
@@ -108,7 +108,7 @@ def show(report: DoctorReport, console: Console) -> None:
     console.print(f"{report.verdict.value}", style="bold", highlight=False)
 
 
-def memory_table(report: DoctorReport) -> Table:
+def memory_table(report: Examination) -> Table:
     """A row per stage: GB on the device and on the host, the line of the tighter one, go or not."""
     there = report.capacity
     table = Table(title="peak memory by stage, GB (estimate)", caption=SHAPE_ALONE)
@@ -146,7 +146,7 @@ def relief_line(relief: Relief) -> str:
     return f"with {' '.join(relief.lines)}{alters}: {fits}, at most {most / 1e9:,.1f} GB"
 
 
-def surroundings_table(report: DoctorReport) -> Table:
+def surroundings_table(report: Examination) -> Table:
     table = Table(title="surroundings", show_header=False)
     table.add_column("what")
     table.add_column("")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.find import find_blocks
+from sparsemend.blocks.residency import attach_residency
 from sparsemend.checkpoint.architecture import CAUSAL, Architecture, installed_tables
 from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import DataSource, Examples
@@ -19,6 +21,8 @@ from sparsemend.doctor.ledger import Ledger
 from sparsemend.layout.unfold import unfold_
 from sparsemend.model import DTYPES, ModelSource, PretrainedModel, UntrainedModel
 from sparsemend.pretrained.checkpoint import Checkpoint
+from sparsemend.pretrained.streamed import BlockFiles
+from sparsemend.pretrained.streamed_blocks import Streamed, empty_
 from sparsemend.run.debug import FirstBlocks
 
 
@@ -76,9 +80,48 @@ class FewBlocks(FirstBlocks):
             model = self.source.load(seed=seed)
             self.depth = len(find_blocks(model)[1])
             model = self._shorten_(model)
-        for tensor in (*model.parameters(), *model.buffers()):
-            self.ledger.note(tensor)
+        self._enter(model)
         return model
+
+    def open_streamed(self, *, folder: Path | None) -> PreTrainedModel:
+        with self.ledger.pause():
+            model = self.source.load(seed=0)
+            self.depth = len(find_blocks(model)[1])
+            model = self._shorten_(model)
+            files = BlockShapes.of(model)
+            for block in find_blocks(model)[1]:
+                empty_(block, torch.device("cpu"))
+        attach_residency(model, Streamed(model, files, folder))
+        self._enter(model)
+        return model.eval().requires_grad_(False)
+
+    def _enter(self, model: PreTrainedModel) -> None:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if not tensor.is_meta:
+                self.ledger.note(tensor)
+
+
+class BlockShapes(BlockFiles):
+    """Stands for the files of blocks that are as large as these."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> BlockShapes:
+        files = cls.__new__(cls)
+        shapes = [
+            {name: (tensor.shape, tensor.dtype) for name, tensor in block.state_dict().items()}
+            for block in find_blocks(model)[1]
+        ]
+        object.__setattr__(files, "shapes", shapes)
+        return files
+
+    shapes: ClassVar[list[dict[str, tuple[torch.Size, torch.dtype]]]]
+
+    @property
+    def source(self) -> str:
+        return "blank"
+
+    def read(self, index: int) -> dict[str, Tensor]:
+        return {n: torch.empty(s, dtype=dtype) for n, (s, dtype) in self.shapes[index].items()}
 
 
 @dataclass

@@ -139,8 +139,8 @@ def compiler(cfg: DictConfig) -> Iterator[Finding]:
     if not cfg.method.get("compile"):
         return
     names = [os.environ.get("CC"), *COMPILERS]
-    compiler = next((name for name in names if name and shutil.which(name)), None)
-    if compiler is None:
+    program = next((name for name in names if name and shutil.which(name)), None)
+    if program is None:
         yield Finding(
             "compiler",
             NO_GO,
@@ -148,13 +148,13 @@ def compiler(cfg: DictConfig) -> Iterator[Finding]:
             "install gcc or set method.compile=false",
         )
     else:
-        yield Finding("compiler", GO, f"{compiler} builds the kernels of method.compile=true")
+        yield Finding("compiler", GO, f"{program} builds the kernels of method.compile=true")
 
 
 def launcher() -> Iterator[Finding]:
     """The packages of launchers that are not installed are of interest to sweeps alone."""
     packages = {"submitit": "hydra_plugins.hydra_submitit_launcher", "ray": "ray"}
-    missing = [name for name, module in packages.items() if not _is_installed(module)]
+    missing = [name for name, module in packages.items() if not _has_module(module)]
     if missing:
         yield Finding(
             "launchers", GO, f"not installed: {', '.join(missing)}; a single run has none"
@@ -165,7 +165,7 @@ def harness(cfg: DictConfig) -> Iterator[Finding]:
     """The package that zero-shot tasks come from."""
     if "zero_shot" not in (cfg.get("evaluation") or {}):
         return
-    if _is_installed("lm_eval"):
+    if _has_module("lm_eval"):
         version = metadata.version("lm_eval")
         yield Finding("tasks", GO, f"lm-eval {version}; the memory of tasks is not estimated")
     else:
@@ -258,9 +258,9 @@ def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str |
         return None
     best, kind = "", None
     for line in mounts.read_text(encoding="utf-8").splitlines():
-        _, place, file_system, *_ = line.split()
+        _, place, system, *_ = line.split()
         if folder.is_relative_to(place) and len(place) >= len(best):
-            best, kind = place, file_system
+            best, kind = place, system
     return kind
 
 
@@ -275,7 +275,7 @@ def _without_weights(cfg: DictConfig) -> DictConfig:
     return changed
 
 
-def _is_installed(module: str) -> bool:
+def _has_module(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:

@@ -81,7 +81,7 @@ class DryTensors(TorchDispatchMode):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Every operator inside runs without values."""
-        moved = patch.object(nn.Module, "_apply", _apply_change)
+        moved = patch.object(nn.Module, "_apply", _move)
         shown = patch.object(FakeTensor, "__format__", lambda tensor, form: "unknown")
         attention = patch.object(functional, "scaled_dot_product_attention", _attention)
         with moved, shown, attention, self.fake, self:
@@ -104,7 +104,7 @@ class DryTensors(TorchDispatchMode):
                 return result
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(isinstance(tensor, FakeTensor) for tensor in tensors):
-            result = self._compute_without_values(func, args, kwargs)
+            result = self._run_unvalued(func, args, kwargs)
         elif _elsewhere(kwargs.get("device")):
             args, kwargs = tree_map_only(Tensor, self.fake.from_tensor, (args, kwargs))
             result = func(*args, **kwargs)
@@ -126,13 +126,13 @@ class DryTensors(TorchDispatchMode):
         small = made.numel() * made.element_size() <= VALUED
         return small and (not made.dtype.is_floating_point or made.numel() == 1)
 
-    def _compute_without_values(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _run_unvalued(self, func: Any, args: Any, kwargs: Any) -> Any:
         packet = func.overloadpacket
-        written = _outputs_of(func, args, kwargs)
+        written = _tensors_written(func, args, kwargs)
         if any(not isinstance(tensor, FakeTensor) for tensor in written):
-            return _return_of(func, written)  # its values are stale from now on: nobody reads them
+            return _return(func, written)  # its values are stale from now on: nobody reads them
         if written and _only_writes(func):
-            return _return_of(func, written)  # nothing to compute, and no shape changes
+            return _return(func, written)  # nothing to compute, and no shape changes
         if packet in ANSWERS:
             return ANSWERS[packet](self, *args, **kwargs)
         result = func(*args, **kwargs)
@@ -158,7 +158,7 @@ class DryTensors(TorchDispatchMode):
         elif packet in (aten.count_nonzero, aten.sum) and result.numel() == 1 and first is not None:
             if packet is aten.count_nonzero or first.dtype is torch.bool:
                 nothing = getattr(first, ANSWER, None) == 0
-                answer = 0 if nothing else self.count_true(first)
+                answer = 0 if nothing else self.count_chosen(first)
         elif packet in (aten.bitwise_not, aten.logical_not) and first is not None:
             answer = 1 - self._share(first)
         elif packet in CARRY and first is not None:
@@ -170,7 +170,7 @@ class DryTensors(TorchDispatchMode):
         answer = getattr(mask, ANSWER, None)
         return self.density if answer is None or isinstance(answer, int) else float(answer)
 
-    def count_true(self, mask: Tensor) -> int:
+    def count_chosen(self, mask: Tensor) -> int:
         """How many entries of a mask are True."""
         if not isinstance(mask, FakeTensor):
             with unset_fake_temporarily():
@@ -191,12 +191,10 @@ CARRY = (
 )
 
 
-def _apply_change(
-    module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True
-) -> nn.Module:
+def _move(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """`nn.Module._apply` for parameters without values, which torch's own swaps with themselves."""
     for child in module.children() if recurse else ():
-        _apply_change(child, change)
+        _move(child, change)
     for name, parameter in module._parameters.items():
         if parameter is None:
             continue
@@ -275,7 +273,7 @@ def _elsewhere(device: Any) -> bool:
     return device is not None and torch.device(device).type != "cpu"
 
 
-def _outputs_of(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+def _tensors_written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that an operator writes into."""
     written: list[Tensor] = []
     for position, argument in enumerate(func._schema.arguments):
@@ -286,7 +284,7 @@ def _outputs_of(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     return written
 
 
-def _return_of(func: Any, written: list[Tensor]) -> Any:
+def _return(func: Any, written: list[Tensor]) -> Any:
     count = len(func._schema.returns)
     return None if count == 0 else written[0] if count == 1 else tuple(written[:count])
 
@@ -304,11 +302,11 @@ def _number(mode: DryTensors, tensor: Tensor) -> Any:
 
 
 def _nonzero(mode: DryTensors, tensor: Tensor) -> Tensor:
-    return tensor.new_empty((mode.count_true(tensor), tensor.ndim), dtype=torch.int64)
+    return tensor.new_empty((mode.count_chosen(tensor), tensor.ndim), dtype=torch.int64)
 
 
 def _masked_select(mode: DryTensors, tensor: Tensor, mask: Tensor) -> Tensor:
-    return tensor.new_empty(mode.count_true(mask))
+    return tensor.new_empty(mode.count_chosen(mask))
 
 
 def _by_mask(indices: Any) -> Tensor | None:
@@ -323,8 +321,8 @@ def _index(mode: DryTensors, tensor: Tensor, indices: Any) -> Any:
     place = next(i for i, index in enumerate(indices) if index is mask)
     rest = tensor.shape[place + mask.ndim :]
     # the kernel lists the places first
-    mode.ledger.scratch(tensor.device.type, 8 * mask.ndim * mode.count_true(mask))
-    return tensor.new_empty((*tensor.shape[:place], mode.count_true(mask), *rest))
+    mode.ledger.scratch(tensor.device.type, 8 * mask.ndim * mode.count_chosen(mask))
+    return tensor.new_empty((*tensor.shape[:place], mode.count_chosen(mask), *rest))
 
 
 def _index_put_(mode: DryTensors, tensor: Tensor, indices: Any, *others: Any, **named: Any) -> Any:
@@ -356,7 +354,7 @@ def _sparse(
     return stand_in
 
 
-def _sample(mode: DryTensors, pattern: Tensor, *others: Any, **named: Any) -> Tensor:
+def _sample_products(mode: DryTensors, pattern: Tensor, *others: Any, **named: Any) -> Tensor:
     starts, columns, values = getattr(pattern, VALUES)
     products = torch.empty_like(values)
     mode.ledger.note(products)
@@ -365,7 +363,7 @@ def _sample(mode: DryTensors, pattern: Tensor, *others: Any, **named: Any) -> Te
 
 ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.sparse_compressed_tensor: _sparse,
-    aten.sparse_sampled_addmm: _sample,
+    aten.sparse_sampled_addmm: _sample_products,
     aten.values: lambda mode, matrix: getattr(matrix, VALUES)[2],
     aten.item: lambda mode, tensor: _number(mode, tensor),
     aten._local_scalar_dense: _number,

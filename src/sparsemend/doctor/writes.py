@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import sys
@@ -21,7 +22,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
-HASHED = re.compile(r"\b[0-9a-f]{64}\b")
+from sparsemend.pretrained.stored import DTYPES, StoredTensor
+from sparsemend.run import cache as cache_module
+
+NUMBERED = re.compile(r"\b[0-9a-f]{64}\b|(?<=\bblock_)\d+\b|\b\d{5}\b")
+STORED = {dtype: code for code, dtype in DTYPES.items()}
 PARTIAL = re.compile(r"^\.(.+?)(\.\d+)?(\.partial)?$")
 
 
@@ -62,10 +67,10 @@ class Written:
         self.sizes[name] = max(size, self.sizes.get(name, 0))
 
     def by_kind(self) -> dict[str, int]:
-        """Bytes by path, where folders that are named by a hash count together as `*`."""
+        """Bytes by path, where what is named by a hash or a number counts together as `*`."""
         sizes: dict[str, int] = {}
         for name, size in self.sizes.items():
-            kind = HASHED.sub("*", name)
+            kind = NUMBERED.sub("*", name)
             sizes[kind] = sizes.get(kind, 0) + size
         return sizes
 
@@ -82,19 +87,22 @@ class Written:
         """Write no tensors while the block runs, but note how many bytes they have."""
         with ExitStack() as stack:
             for target, name, replacement in (
-                *((module, name, self._save_file) for module, name in _bindings()),
+                *((module, name, self.save_file) for module, name in _bindings()),
                 (torch, "save", self._save),
                 (torch_io, "_atomic_save", self._save_by_buffer),
                 (torch, "load", self._load),
+                (StoredTensor, "read", _read_without_values),
+                (cache_module, "file_digest", str),
                 (PreTrainedModel, "save_pretrained", _SavePretrained(self)),
             ):
                 stack.enter_context(patch.object(target, name, replacement))
             stack.enter_context(patch.object(FakeTensor, "numpy", _unread))
             yield
 
-    def _save_file(self, tensors: Mapping[str, Tensor], path: Path, metadata: Any = None) -> None:
-        path.write_bytes(b"")
-        self.record(path, sum(t.numel() * t.element_size() for t in tensors.values()))
+    def save_file(
+        self, tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self.record(path, write_header(tensors, path, metadata or {}))
 
     def _save(self, content: Any, file: str | Path, *settings: Any, **named: Any) -> None:
         sizes: dict[int, int] = {}
@@ -122,11 +130,10 @@ class _SavePretrained:
 
     def __get__(self, model: Any, kind: Any) -> Any:
         def save(folder: Any, *settings: Any, **named: Any) -> None:
-            sizes: dict[int, int] = {}
-            for tensor in model.state_dict().values():
-                _shape_of(tensor, sizes)
+            tensors = named.get("state_dict") or model.state_dict()
+            whole = {name: t for name, t in tensors.items() if not t.is_meta}
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self.written.record(Path(folder) / "model.safetensors", sum(sizes.values()))
+            self.written.save_file(whole, Path(folder) / "model.safetensors")
 
         return save
 
@@ -148,6 +155,25 @@ def _shape_of(leaf: Any, sizes: dict[int, int]) -> Any:
         storage = leaf.untyped_storage()
         sizes[id(storage)] = storage.nbytes()
     return _Shape(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, FakeTensor) else leaf
+
+
+def write_header(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> int:
+    """A file of safetensors with a true header and a hole for the values; returns their bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        shape, dtype = list(tensor.shape), STORED[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return end
+
+
+def _read_without_values(stored: StoredTensor) -> Tensor:
+    return torch.empty(stored.shape, dtype=stored.dtype)
 
 
 def _bindings() -> list[tuple[Any, str]]:
