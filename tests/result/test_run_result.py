@@ -25,6 +25,7 @@ ORIGIN = {"hit": True, "key": "k", "seconds": 1.5, "made_by": "multirun/a/0"}
 def whole() -> dict[str, Any]:
     """A result that has every section and every key of the schema."""
     content = made.result()
+    content["process"] |= {"job": "17", "start": 1}
     content["provenance"]["threads"] = 2
     content["protocol"] |= {
         "statistics": "dense",

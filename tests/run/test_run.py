@@ -377,7 +377,7 @@ def test_a_finished_run_is_measured_and_exported_again_without_repairing_it(
 def test_kept_zeros_are_refused_by_a_derived_mask_before_anything_is_measured(
     dsnot_run: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    masks = load_masks(dsnot_run / "masks.safetensors")
+    masks = dict(load_masks(dsnot_run / "masks.safetensors"))
     name, keep = next(iter(masks.items()))
     row, column = (~keep).nonzero()[0].tolist()
     keep[row, column] = True  # where the checkpoint holds a zero
