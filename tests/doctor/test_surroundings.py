@@ -65,6 +65,16 @@ def test_a_model_of_the_hub_that_is_not_cached_has_no_shape(
         shapes_are_there(compose("run", ["model=local", "model.path=nobody/nothing"]))
 
 
+@pytest.mark.parametrize(("offline", "verdict"), [("0", Verdict.UNKNOWN), ("1", Verdict.NO_GO)])
+def test_a_model_to_be_downloaded_is_no_go_where_the_hub_is_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: str, verdict: Verdict
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    (weights,) = model_files(compose("run", ["model=local", "model.path=nobody/nothing"]))
+    assert weights.verdict is verdict
+
+
 def test_what_the_command_refuses_is_no_go() -> None:
     finding = settings(compose("run", ["sparsity=1.5"]), pretended=False)
     assert finding.verdict is Verdict.NO_GO

@@ -106,7 +106,12 @@ def has_weights(folder: Path) -> bool:
 
 
 def _on_the_hub(path: str) -> Finding:
-    """Whether a model of the hub may be downloaded."""
+    """Whether a model of the hub is in its cache, or may be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json")
+    if any(isinstance(try_to_load_from_cache(path, name), str) for name in names):
+        return Finding("weights", GO, f"{path} is in the hub's cache")
     if os.environ.get("HF_HUB_OFFLINE", "0") in ("1", "true", "True", "ON", "YES"):
         return Finding("weights", NO_GO, f"{path} is not here, and HF_HUB_OFFLINE is set")
     token = os.environ.get("HF_TOKEN") or _token_file().is_file()
