@@ -52,6 +52,7 @@ def test_what_is_being_written_is_found_by_its_name(tmp_path: Path) -> None:
         dead = folder.with_name(folder.name.replace(str(os.getpid()), str(DEAD)))
         dead.mkdir()
         (dead / ".tmp3x9Yk1").touch()  # as safetensors names what it writes
+        assert not list(tmp_path.rglob("result.json"))  # or it would be taken for a run's
         forget_partials(tmp_path)
         assert not dead.exists()
         folder.mkdir(exist_ok=True)  # a process forgets what it was itself writing before

@@ -20,12 +20,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that replaces `path` when the block ends without an error.
 
     It lies in a folder of its own beside `path`, since safetensors writes into a file of another
-    name first, which a kill leaves.
+    name first, which a kill leaves; its own name is none that anybody looks for.
     """
     folder = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        partial = folder / path.name
+        partial = folder / f"{path.name}{PARTIAL}"
         yield partial
         give_usual_mode(partial)
         partial.replace(path)

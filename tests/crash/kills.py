@@ -81,16 +81,17 @@ STEPS = 15  # block calls of four steps and of a validation
 ROWS = (
     Row("load", DSNOT, (START, "load"), "nothing", None),
     Row("prune in memory", DSNOT, ("prune",), "nothing of it", None),
-    Row("prune streamed", (*DSNOT, STREAMED), ("prune",), "finished blocks", None),
+    # the block under way, and what the walk needs to come to it
+    Row("prune streamed", (*DSNOT, STREAMED), ("prune",), "finished blocks", 40),
     repair("masked_lora", "method.rank=2", *FIT, kept=BY_STEPS, most=STEPS),
     # and of the start, which every attempt makes
     repair("lors", "method.rank=2", *FIT, kept=BY_STEPS, most=STEPS + 6),
     repair("masked_full", *FIT, *SET, kept=BY_STEPS, most=STEPS),
     repair("seft", *FIT, *ROUNDS, kept=BY_STEPS, most=STEPS),
     repair("spiel", *FIT, *ROUNDS, kept=BY_STEPS, most=STEPS),
-    repair("losa", *FIT, *LOSA, kept="half rounds, in training the last checkpoint", most=None),
+    repair("losa", *FIT, *LOSA, kept="half rounds, in training the last checkpoint", most=120),
     repair("dsnot", kept="nothing of it", most=None),
-    repair("reconstruct", *RECONSTRUCT, kept="finished blocks", most=None),
+    repair("reconstruct", *RECONSTRUCT, kept="finished blocks", most=50),
     Row("evaluation", DSNOT, ("evaluate",), "measured batches, here each", 3 + REPAIR),
     Row("export", DSNOT, ("export", END), "nothing of it", REPAIR),
     Row("sweep", CELLS, ALL, "finished cells, and finished stages of the one under way", None),

@@ -77,9 +77,9 @@ class Written:
     def _name(self, path: Path) -> str:
         parts = _inside(path, self.folder).parts
         names = [_whole_name(part) for part in parts]
-        # a file is written in a folder of its own: .best.ckpt.12.partial/best.ckpt
-        if len(parts) > 1 and parts[-2] != names[-2] == parts[-1]:
-            del names[-2]
+        # a file is written in a folder of its own: .best.ckpt.12.partial/best.ckpt.partial
+        if len(parts) > 1 and parts[-2] != names[-2] and parts[-1].startswith(names[-2]):
+            del names[-1]
         return "/".join(names)
 
     @contextmanager
