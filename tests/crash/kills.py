@@ -176,7 +176,10 @@ class Trials:
                 break
         trial.attempts = len(attempts)
         if not trial.said:
-            trial.unequal = unequal(expected, outcome_of(row, folder))
+            try:
+                trial.unequal = unequal(expected, outcome_of(row, folder))
+            except (OSError, ValueError) as error:  # no result is where it should be
+                trial.said = repr(error)
             trial.left = half_written(folder)
             first_load = whole.spans("passes", ("load",))[0]
             checks = int(first_load[1] - first_load[0]) if "load" not in row.stages else 0
@@ -241,7 +244,8 @@ def outcome_of(row: Row, folder: Path) -> dict[str, Any]:
     if not row.sweep:
         return outcome(folder / "out")
     sweeps = [path for path in folder.rglob("sweep.json") if '"finished"' in path.read_text()]
-    assert len(sweeps) == 1, f"{len(sweeps)} sweeps are finished in {folder}"
+    if len(sweeps) != 1:
+        raise ValueError(f"{len(sweeps)} sweeps are finished in {folder}")
     facts: dict[str, Any] = {}
     for path in sorted(sweeps[0].parent.glob("*/result.json")):
         cell = path.parent
