@@ -92,8 +92,14 @@ ROWS = (
     repair("losa", *FIT, *LOSA, kept="half rounds, in training the last checkpoint", most=120),
     repair("dsnot", kept="nothing of it", most=None),
     repair("reconstruct", *RECONSTRUCT, kept="finished blocks", most=50),
-    Row("evaluation", DSNOT, ("evaluate",), "measured batches, here each", 3 + REPAIR),
-    Row("export", DSNOT, ("export", END), "nothing of it", REPAIR),
+    Row(
+        "evaluation",
+        DSNOT,
+        ("evaluate",),
+        "measured batches, here each; no repair by dsnot",
+        3 + REPAIR,
+    ),
+    Row("export", DSNOT, ("export", END), "nothing of it, nor of a repair by dsnot", REPAIR),
     Row("sweep", CELLS, ALL, "finished cells, and finished stages of the one under way", None),
     Row("search", SEARCH, ALL, "finished trials", None),
 )
