@@ -63,6 +63,24 @@ def test_packing_and_selection_know_their_results(dry: DryTensors) -> None:
         assert unpack(packed, 20).shape == (4, 20)
 
 
+def test_an_operand_that_is_cast_first_counts_on_the_host(dry: DryTensors) -> None:
+    size = 2 * HEAP  # elements; 4 bytes each of the weight, 1 of the mask, 4 of the mask cast
+    with dry.running():
+        weight, mask = torch.empty(size), torch.empty(size) != 0
+        dry.ledger.peaks.clear()
+        weight.view(torch.int32).mul_(mask)
+    assert max(dry.ledger.peaks.values()) == (4 + 1 + 4) * size
+
+
+def test_a_sum_of_another_dtype_casts_what_it_adds(dry: DryTensors) -> None:
+    size = 2 * HEAP
+    with dry.running():
+        mask = torch.empty(size) != 0
+        dry.ledger.peaks.clear()
+        mask.sum()
+    assert max(dry.ledger.peaks.values()) == pytest.approx((1 + 8) * size, rel=1e-6)
+
+
 def test_what_was_freed_counts_no_more_but_small_pieces_stay_in_the_heap(dry: DryTensors) -> None:
     ledger = dry.ledger
     with dry.running():

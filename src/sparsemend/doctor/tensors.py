@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 from unittest.mock import patch
 
@@ -129,6 +129,8 @@ class DryTensors(TorchDispatchMode):
     def _run_unvalued(self, func: Any, args: Any, kwargs: Any) -> Any:
         packet = func.overloadpacket
         written = _tensors_written(func, args, kwargs)
+        if torch.Tag.pointwise in func.tags and packet not in (aten.where, aten.masked_fill):
+            self._note_casts(args)
         if any(not isinstance(tensor, FakeTensor) for tensor in written):
             return _return(func, written)  # its values are stale from now on: nobody reads them
         if written and _only_writes(func):
@@ -137,9 +139,23 @@ class DryTensors(TorchDispatchMode):
             return ANSWERS[packet](self, *args, **kwargs)
         result = func(*args, **kwargs)
         self._remember(packet, args, result)
-        if scratch := SCRATCH.get(packet):
-            self.ledger.scratch(args[0].device.type, scratch(*args))
+        if packet in REDUCTIONS and args[0].dtype is not result.dtype:
+            self._note_cast(args[0], result.dtype)
         return result
+
+    def _note_casts(self, operands: Any) -> None:
+        """Count the operands that an operator casts first, whole, to what it computes in."""
+        tensors = [o for o in operands if isinstance(o, Tensor) and o.ndim]
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            common = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+            for tensor in tensors:
+                if tensor.dtype is not common:
+                    self._note_cast(tensor, common)
+
+    def _note_cast(self, tensor: Tensor, dtype: torch.dtype) -> None:
+        """On a GPU the kernel itself casts, number by number."""
+        if tensor.device.type == "cpu":
+            self.ledger.scratch("cpu", tensor.numel() * dtype.itemsize)
 
     def _remember(self, packet: Any, args: Any, result: Any) -> None:
         """Note the usual answer of a result that decides something."""
@@ -178,6 +194,7 @@ class DryTensors(TorchDispatchMode):
         return max(1, math.ceil(mask.numel() * self._share(mask)))
 
 
+REDUCTIONS = {aten.sum, aten.mean, aten.prod}
 # what changes a tensor's shape, or its place, while it writes into it
 RESHAPED = {aten.resize_, aten.set_, aten.squeeze_, aten.unsqueeze_, aten.transpose_, aten.t_}
 CARRY = (
@@ -378,6 +395,3 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._unique2: _unique,
     aten.bincount: _bincount,
 }
-
-# what kernels hold besides their results, in bytes
-SCRATCH: dict[Any, Any] = {}
