@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from _pytest.mark import ParameterSet
 from support.command_runs import result_of, sparsemend_here, weights_of
 from support.contracts import assert_same_bits
 from support.interrupts import interrupted_after
@@ -48,14 +47,6 @@ ELSEWHERE = {  # member: where this file or another has it
 }
 
 
-ALSO_SLOW = {"none", "masked_lora"}  # for the tier that runs more often
-
-
-def marked(row: str, offload: str) -> ParameterSet:
-    also = pytest.mark.slow if offload == OFFLOAD[1] and row in ALSO_SLOW else ()
-    return pytest.param(row, offload, marks=also)
-
-
 def members(group: str) -> set[str]:
     return {path.stem for path in (conf_folder() / group).glob("*.yaml")}
 
@@ -77,7 +68,7 @@ def test_every_member_has_a_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "offload"), [marked(row, offload) for row in UNTRAINED for offload in OFFLOAD]
+    ("row", "offload"), [(row, offload) for row in UNTRAINED for offload in OFFLOAD]
 )
 def test_a_method_that_does_not_train(
     row: str, offload: str, run_far: RunFar, tmp_path: Path
@@ -95,7 +86,7 @@ RESUMED = {
     )
 } | {"losa": (LOSA, "repair/*"), "reconstruct": (RECONSTRUCT, "repair/*")}
 ONCE = [
-    marked(row, offload)
+    (row, offload)
     for row in TRAINED
     for offload in OFFLOAD
     if offload == OFFLOAD[1] or row not in RESUMED

@@ -92,4 +92,5 @@ def test_the_command_examines_a_run_for_a_gpu_that_is_not_here(tmp_path: Path) -
     content = json.loads(written.read_text())
     assert content["verdict"] == "go"
     peaks = {(need["stage"], need["device"]): need["peak_bytes"] for need in content["needs"]}
-    assert peaks["evaluate: dense", "device"] > peaks["prune", "device"] > 0
+    assert peaks["evaluate: dense", "device"] > 0
+    assert peaks["prune", "device"] > 0
