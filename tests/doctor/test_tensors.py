@@ -12,7 +12,7 @@ from sparsemend.doctor.ledger import HEAP, Ledger
 from sparsemend.doctor.tensors import DryTensors
 from sparsemend.instruments import LiveBytes
 from sparsemend.sparse.packing import pack, unpack
-from sparsemend.sparse.selection import kth_lowest
+from sparsemend.sparse.selection import kth_lowest, lowest_of_all
 from sparsemend.training.batches import next_token_loss
 
 
@@ -44,6 +44,13 @@ def test_a_support_keeps_its_share(dry: DryTensors) -> None:
         assert int((~keep).count_nonzero()) == 600
         assert torch.empty(10, 100)[keep].shape == (400,)
         assert keep.nonzero().shape == (400, 2)
+
+
+def test_what_is_chosen_by_rank_is_as_many_as_asked_for(dry: DryTensors) -> None:
+    with dry.running():
+        lowest = lowest_of_all(torch.empty(10, 100), 30)
+        assert lowest.view(-1).nonzero().shape == (30, 1)
+        assert int((~lowest).count_nonzero()) == 970
 
 
 def test_nothing_escaped_and_everything_is_finite(dry: DryTensors) -> None:

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparsemend.doctor.ledger import Ledger
+from sparsemend.sparse import selection
 
 aten = torch.ops.aten
 NAME = "pretended"
@@ -82,9 +83,10 @@ class DryTensors(TorchDispatchMode):
     def running(self) -> Iterator[None]:
         """Every operator inside runs without values."""
         moved = patch.object(nn.Module, "_apply", _move)
+        ranked = patch.object(selection, "kth_lowest", _kth_lowest)
         shown = patch.object(FakeTensor, "__format__", lambda tensor, form: "unknown")
         attention = patch.object(functional, "scaled_dot_product_attention", _attention)
-        with moved, shown, attention, self.fake, self:
+        with moved, ranked, shown, attention, self.fake, self:
             # `torch.tensor(1.0, device=...)` makes it on the host first
             before = torch._C._only_lift_cpu_tensors()
             torch._C._set_only_lift_cpu_tensors(True)
@@ -175,6 +177,8 @@ class DryTensors(TorchDispatchMode):
             if packet is aten.count_nonzero or first.dtype is torch.bool:
                 nothing = getattr(first, ANSWER, None) == 0
                 answer = 0 if nothing else self.count_chosen(first)
+        elif packet is aten.le and isinstance(args[1], Tensor):
+            answer = getattr(args[1], ANSWER, None)  # of a threshold
         elif packet in (aten.bitwise_not, aten.logical_not) and first is not None:
             answer = 1 - self._share(first)
         elif packet in CARRY and first is not None:
@@ -265,6 +269,14 @@ def _attention(
     return mixed
 
 
+def _kth_lowest(score: Tensor, count: int) -> Tensor:
+    """The threshold, which remembers what share of the scores lies at or below it."""
+    threshold = KTH_LOWEST(score, count)
+    setattr(threshold, ANSWER, count / score.shape[1])
+    return threshold
+
+
+KTH_LOWEST = selection.kth_lowest
 ATTENTION = functional.scaled_dot_product_attention
 
 
