@@ -2,11 +2,16 @@
 
     python tests/doctor/against_measured.py FOLDER [NAME ...]
 
-Makes a random model of two 7B-shaped blocks in fp32 (1.7 GB) in FOLDER, once, and carries out each
-run in a process of its own, on one thread: the largest peak of its stages (VmHWM, reset per stage)
-above what the process holds when its imports are done and the model is about to be loaded.  The
-estimate is that of `sparsemend-doctor`, from 2 blocks and as many windows as the run has.  Memory
-does not depend on what else the machine does; FOLDER takes 2 GB, a run up to 6 GB of memory.
+Makes a random model of two 7B-shaped blocks in FOLDER, once, and carries out each run in fp32 (1.7
+GB of weights) in a process of its own, on one thread: the largest peak of its stages (VmHWM, reset
+per stage) above what the process holds when its imports are done and the model is about to be
+loaded.  The estimate is that of `sparsemend-doctor`, from 2 blocks and as many windows as the run
+has.  Memory does not depend on what else the machine does; a run takes up to 8 GB.
+
+The file is in bf16, so that every weight is cast as it is loaded.  Weights of the file's own dtype
+are views of the mapped file: pages of it that were read once stay resident, and count in VmHWM, as
+long as one tensor of the file is in use, also when all others have been replaced.  The system takes
+such pages back when it needs memory, so the doctor does not count them.
 """
 
 from __future__ import annotations
@@ -75,7 +80,7 @@ def make_model(folder: Path) -> None:
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=2, vocab_size=4096
     )
     torch.manual_seed(0)
-    LlamaForCausalLM._from_config(config, dtype=torch.float32).save_pretrained(folder)
+    LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     for part, rows in (("calibration", 8), ("train", 64), ("test", 8)):
         save_file({"input_ids": torch.randint(4096, (rows, 512))}, folder / f"{part}.ids")
 

@@ -25,7 +25,7 @@ RUNS = {  # name -> overrides, whether blocks are streamed
     "Wanda": ("method=none", True),
     "SparseGPT": ("pruner=sparsegpt method=none", True),
     "DSnoT": ("method=dsnot", True),
-    "reconstruct": ("method=reconstruct", True),
+    "reconstruct": ("method=reconstruct hardware.micro_batch=null", True),
     "Wanda, in memory": ("method=none", False),
     "LoRS": ("method=lors", False),
     "masked LoRA": ("method=masked_lora", False),

@@ -54,7 +54,8 @@ def test_a_folder_with_a_config_alone_is_enough(tmp_path: Path) -> None:
     shapes_are_there(cfg)
     assert settings(cfg, pretended=True).verdict is Verdict.GO
     weights = next(iter(model_files(cfg)))
-    assert (weights.what, weights.verdict) == ("weights", Verdict.UNKNOWN)
+    assert (weights.what, weights.verdict) == ("weights", Verdict.GO)
+    assert weights.says.endswith("has its config alone; the weights are to come")
 
 
 def test_a_model_of_the_hub_that_is_not_cached_has_no_shape(

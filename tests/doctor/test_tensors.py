@@ -12,7 +12,7 @@ from sparsemend.doctor.ledger import HEAP, Ledger
 from sparsemend.doctor.tensors import DryTensors
 from sparsemend.instruments import LiveBytes
 from sparsemend.sparse.packing import pack, unpack
-from sparsemend.sparse.selection import kth_lowest
+from sparsemend.sparse.selection import kth_lowest, lowest_of_all
 from sparsemend.training.batches import next_token_loss
 
 
@@ -46,6 +46,13 @@ def test_a_support_keeps_its_share(dry: DryTensors) -> None:
         assert keep.nonzero().shape == (400, 2)
 
 
+def test_what_is_chosen_by_rank_is_as_many_as_asked_for(dry: DryTensors) -> None:
+    with dry.running():
+        lowest = lowest_of_all(torch.empty(10, 100), 30)
+        assert lowest.view(-1).nonzero().shape == (30, 1)
+        assert int((~lowest).count_nonzero()) == 970
+
+
 def test_nothing_escaped_and_everything_is_finite(dry: DryTensors) -> None:
     with dry.running():
         weight = torch.empty(10, 10)
@@ -61,6 +68,24 @@ def test_packing_and_selection_know_their_results(dry: DryTensors) -> None:
         packed = pack(score > 0)
         assert (packed.shape, packed.dtype) == ((4, 3), torch.uint8)
         assert unpack(packed, 20).shape == (4, 20)
+
+
+def test_an_operand_that_is_cast_first_counts_on_the_host(dry: DryTensors) -> None:
+    size = 2 * HEAP  # elements; 4 bytes each of the weight, 1 of the mask, 4 of the mask cast
+    with dry.running():
+        weight, mask = torch.empty(size), torch.empty(size) != 0
+        dry.ledger.peaks.clear()
+        weight.view(torch.int32).mul_(mask)
+    assert max(dry.ledger.peaks.values()) == (4 + 1 + 4) * size
+
+
+def test_a_sum_of_another_dtype_casts_what_it_adds(dry: DryTensors) -> None:
+    size = 2 * HEAP
+    with dry.running():
+        mask = torch.empty(size) != 0
+        dry.ledger.peaks.clear()
+        mask.sum()
+    assert max(dry.ledger.peaks.values()) == pytest.approx((1 + 8) * size, rel=1e-6)
 
 
 def test_what_was_freed_counts_no_more_but_small_pieces_stay_in_the_heap(dry: DryTensors) -> None:

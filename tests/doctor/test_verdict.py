@@ -37,5 +37,5 @@ def test_a_need_has_room_for_what_an_allocator_takes_besides(
 
 
 def test_the_host_holds_an_imported_process_too() -> None:
-    need = Need("load", "host", 10**10, "a:1", 12 * 10**9)
-    assert need.with_margin == pytest.approx(1.15e10 + 5e8)
+    need = Need("load", "host", 10**10, "a:1", 13 * 10**9)
+    assert need.with_margin == pytest.approx(1.15e10 + 1e9)

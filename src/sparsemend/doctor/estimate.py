@@ -51,7 +51,10 @@ def estimate(cfg: DictConfig, *, only: str | None = None) -> Estimate:
         more = min(MORE, base.depth)
         others.append(dry_run(cfg, Extent(more, windows), pruned, until=until))
     if windows < samples:
-        others.append(dry_run(cfg, Extent(FEW, 2 * windows), pruned, until=until))
+        # a method that reads no calibration windows does not depend on their number
+        reads = says(cfg.method, "needs_calibration")
+        last = until if reads or until == "load" else "prune"
+        others.append(dry_run(cfg, Extent(FEW, 2 * windows), pruned, until=last))
     moments, files = carry(base, others, whole)
     return Estimate(by_stage(moments), files, base.depth)
 

