@@ -120,6 +120,17 @@ def tuple_like(like: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
     return type(like)(*items) if hasattr(like, "_fields") else tuple(items)
 
 
+def returned_like(returned: Any, state: Any) -> Any:
+    """`state` in the form in which a block returned `returned`: alone, or first of several values.
+
+    The other values are None.
+    """
+    if isinstance(returned, Tensor):
+        return state
+    items = [state, *[None] * (len(returned) - 1)]
+    return tuple_like(returned, items) if isinstance(returned, tuple) else items
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two arguments hold equal tensors; other values need the same type."""
     if isinstance(one, BlockArguments) and isinstance(other, BlockArguments):
