@@ -13,7 +13,7 @@ on the size of a batch.  With one sequence they depend on the windows and their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -194,7 +194,7 @@ class Calibration:
         recorded: Recorded | None = None,
         changes: bool = False,
         carried: Carried | None = None,
-    ) -> Iterator[Visit]:
+    ) -> Generator[Visit, None, None]:
         """Visit the blocks of `model` in order with propagated activations.
 
         recorded: the output of `record` for this model; it stays unchanged.
