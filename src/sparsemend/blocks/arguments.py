@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsemend.blocks.states import HiddenStates
+from sparsemend.blocks.hidden_states import HiddenStates
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from sparsemend.blocks.arguments import (
     same,
     sharing,
 )
+from sparsemend.blocks.hidden_states import HiddenStates
 from sparsemend.blocks.residency import home_of
-from sparsemend.blocks.states import HiddenStates
 
 
 class StopForward(Exception):
