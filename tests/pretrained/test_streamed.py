@@ -158,6 +158,26 @@ def test_a_body_that_fails_stores_nothing_and_leaves_no_weight(llama: Path, tmp_
         next(visit_blocks(dense, changes=True))
 
 
+def test_a_change_of_a_block_that_is_there_to_be_read_is_refused(
+    llama: Path, tmp_path: Path
+) -> None:
+    model = source(llama).open_streamed(folder=tmp_path)
+    for _ in visit_blocks(model):
+        with pytest.raises(RuntimeError, match=r"block 0 .* read only"):
+            next(visit_blocks(model, changes=True))
+        break
+
+
+def test_what_a_killed_writer_was_at_is_no_obstacle_where_its_number_is_taken(
+    llama: Path, tmp_path: Path
+) -> None:
+    writing = tmp_path / "prune/.00001.safetensors.1.partial"  # process 1 runs everywhere
+    writing.mkdir(parents=True)
+    (writing / "half").touch()
+    residency_of(source(llama).open_streamed(folder=tmp_path)).begin("prune", "one")
+    assert not writing.exists()
+
+
 def test_memory_does_not_grow_with_the_number_of_blocks(
     tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
