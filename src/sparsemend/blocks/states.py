@@ -22,6 +22,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from sparsemend.blocks.device_memory import free_bytes
 from sparsemend.blocks.room import available_bytes
 from sparsemend.files import write_json
 
@@ -236,7 +237,7 @@ class StatesPlace:
     def _choose(self, device: torch.device, size: int) -> str:
         free = host = available_bytes()
         if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0]
+            free = free_bytes(device)
         if free is None or size <= free // SHARE:
             return "device"
         if device.type != "cpu" and (host is None or size <= host // SHARE):

@@ -8,6 +8,8 @@ that CUDA has in no such form then raises, and the run ends (`lacks_determinism`
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -27,3 +29,17 @@ def set_numerics(*, gpu: bool, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     # nothing here reads memory that it has not written, so filling it would cost and give nothing
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def numerics_kept() -> Iterator[None]:
+    """Whatever is computed inside, afterwards torch computes as it did before."""
+    products = torch.get_float32_matmul_precision()  # which tells of TF32 too
+    mode = torch.get_deterministic_debug_mode()  # off, to warn, to raise
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.set_deterministic_debug_mode(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
