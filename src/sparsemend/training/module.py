@@ -254,7 +254,8 @@ class RepairModule(LightningModule):
         parameters = [p for p in self.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         # a scaled half-precision gradient may overflow: its scaler skips the step by itself
-        if self.plan.precision != "16-mixed" and not torch.isfinite(norm):
+        scales = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not scales and not torch.isfinite(norm):
             self._stop("gradient norm", float(norm))
         self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
