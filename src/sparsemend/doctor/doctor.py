@@ -28,13 +28,13 @@ def examine(
     device_gb: float | None = None,
     host_gb: float | None = None,
 ) -> Examination:
-    """Examine the run of a composed config, whose run folder would lie in `folder`.
+    """Examine the run of a composed config, which would write into `folder`.
 
     device_gb, host_gb: free memory to take for granted, for a machine that is not this one.
     """
     started = process_time()
     capacity = find_capacity(cfg, folder, device_gb=device_gb, host_gb=host_gb)
-    findings = examine_surroundings(cfg, pretended=device_gb is not None)
+    findings = examine_surroundings(cfg, folder, pretended=device_gb is not None)
     try:
         shapes_are_there(cfg)
         from sparsemend.doctor.estimate import estimate

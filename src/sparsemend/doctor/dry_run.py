@@ -152,8 +152,11 @@ def shorten(cfg: DictConfig) -> DictConfig:
     if "update_interval" not in shorter.method and "max_steps" in shorter.method:
         shorter.method.max_steps = min(2, shorter.method.max_steps)
     at_once = shorter.hardware.micro_batch
-    if says(cfg.method, "trains") and at_once is not None:  # gradients are added up once
-        shorter.method.windows_per_step = min(2 * at_once, shorter.method.windows_per_step)
+    if says(cfg.method, "trains"):
+        ranks = int(cfg.hardware.get("devices", 1))
+        share = max(1, shorter.method.windows_per_step // ranks)
+        # gradients are added up once
+        shorter.method.windows_per_step = share if at_once is None else min(2 * at_once, share)
     if "init_samples" in shorter.method:
         few = shorter.method.windows_per_step
         shorter.method.init_samples = min(few, shorter.method.init_samples)
