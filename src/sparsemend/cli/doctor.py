@@ -66,6 +66,7 @@ def _examine(args: argparse.Namespace) -> int:
         composed.folder or Path("multirun"),
         device_gb=args.device_gb,
         host_gb=args.host_gb,
+        timed=args.seconds,
     )
     show(report, console(CELLS_WIDTH))
     if args.json is not None:
@@ -92,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=ShowVersion)
     parser.add_argument(
         "overrides", nargs="*", help="as sparsemend takes them: model=... method=..."
+    )
+    parser.add_argument(
+        "--seconds",
+        action="store_true",
+        help="also carry out runs of one and two blocks with random weights, and estimate from "
+        "them how long each stage takes here",
     )
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--config-dir", help="a folder of yaml files of your own")
