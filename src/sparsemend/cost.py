@@ -12,7 +12,14 @@ from time import perf_counter
 
 import torch
 
-from sparsemend.errors import brief, full_disk, lacks_determinism, lacks_disk, lacks_memory
+from sparsemend.errors import (
+    brief,
+    full_disk,
+    lacks_determinism,
+    lacks_disk,
+    lacks_memory,
+    lacks_operator,
+)
 
 # what lowers the peak of a stage; a stage without an entry has nothing to lower it
 LOWER = {
@@ -68,7 +75,7 @@ class Stages:
         """Measure the block as part of stage `name`, and by itself as its `part`.
 
         Raises MemoryError or OSError of one line where memory or the disk ran out inside, and
-        ValueError where an operator cannot be deterministic.
+        ValueError where an operator cannot be deterministic, or is none of the device's.
         """
         self._reset()
         started = perf_counter()
@@ -79,6 +86,11 @@ class Stages:
                 raise MemoryError(self._memory_line(name, error)) from error
             if lacks_disk(error):
                 raise full_disk(name, error) from error
+            if lacks_operator(error):
+                raise ValueError(
+                    f"{name}: {str(error).partition('. ')[0]}; set PYTORCH_ENABLE_MPS_FALLBACK=1 "
+                    "in the environment, which computes it on the CPU, or hardware=cpu"
+                ) from error
             if lacks_determinism(error):
                 raise ValueError(
                     f"{name}: {brief(error)}; set hardware.deterministic=false, after which "

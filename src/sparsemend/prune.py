@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from sparsemend.blocks.arguments import Recorded
+from sparsemend.blocks.device_memory import free_bytes
 from sparsemend.blocks.find import called_linears, find_blocks, is_never_called, linears_of
 from sparsemend.blocks.names import saved_name
-from sparsemend.blocks.residency import visit_blocks
+from sparsemend.blocks.residency import home_of, visit_blocks
 from sparsemend.blocks.room import available_bytes
 from sparsemend.blocks.statistics import Statistic
 from sparsemend.blocks.walk import Calibration, Visit
@@ -189,7 +190,7 @@ def dense_statistics(
     all blocks would not fit.
     """
     statistics: dict[str, Statistic] = {}
-    home = next(model.parameters()).device if calibration.device is None else calibration.device
+    home = home_of(model) if calibration.device is None else calibration.device
     place = torch.device("cpu") if calibration.offload else home
     for visit in calibration.walk(model):
         seen = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
@@ -205,7 +206,7 @@ def dense_statistics(
 def check_room(of_first: int, blocks: int, place: torch.device) -> None:
     """Raise ValueError unless the bytes of the first block's statistics fit for every block."""
     on_gpu = place.type == "cuda"
-    free = torch.cuda.mem_get_info(place)[0] if on_gpu else available_bytes()
+    free = free_bytes(place) if on_gpu else available_bytes()
     if free is None or of_first * (blocks - 1) <= free:
         return
     raise ValueError(

@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 from support.families import random_model
+from support.streaming import Elsewhere, streamed
 from support.unusual import unusual_model, with_experts
 from torch import Tensor, nn
 
 from sparsemend.blocks.find import find_blocks, is_never_called, prunable_linears
+from sparsemend.blocks.residency import residency_of
 from sparsemend.blocks.self_check import check_walk
+from sparsemend.instruments import LiveBytes
 
 
 def never_called(model: nn.Module) -> list[str]:
@@ -124,5 +127,28 @@ def test_an_offloaded_check_brings_every_block_home(tokens: Tensor) -> None:
     original = block.to
     block.to = lambda device: moved.append(str(device)) or original(device)
     check_walk(model, tokens[:1], device=torch.device("cpu"), offload=True)
-    # there and back in the forward, there and back in the walk
-    assert len(moved) == 4
+    assert len(moved) == 2  # there and back, for the forward and for the walk
+
+
+def test_the_check_holds_the_states_of_no_earlier_block(tokens: Tensor) -> None:
+    peaks = []
+    for blocks in (2, 4):
+        model = streamed(random_model("llama", num_hidden_layers=blocks))
+        with LiveBytes([]) as live:
+            check_walk(model, tokens[:1].repeat(1, 2))
+        peaks.append(live.peak)
+        assert elsewhere(model).most == 1
+    # arguments that a block is given are kept for each block, in objects that all share
+    assert peaks[1] - peaks[0] < tokens[:1].numel() * 32 * 4
+
+
+def elsewhere(model: nn.Module) -> Elsewhere:
+    residency = residency_of(model)
+    assert isinstance(residency, Elsewhere)
+    return residency
+
+
+def test_a_check_reads_every_block_once_after_the_first(tokens: Tensor) -> None:
+    model = streamed(random_model("llama"))
+    check_walk(model, tokens[:1])
+    assert elsewhere(model).visits == [(0, False), (0, False), (1, False), (2, False)]

@@ -10,8 +10,10 @@ from support.families import random_model
 from torch import Tensor
 
 from sparsemend.blocks import states as module
+from sparsemend.blocks.file_states import FileStates
+from sparsemend.blocks.hidden_states import HeldStates
 from sparsemend.blocks.residency import InMemory, attach_residency
-from sparsemend.blocks.states import FileStates, HeldStates, StatesPlace
+from sparsemend.blocks.states import StatesPlace
 from sparsemend.blocks.walk import Calibration
 
 CPU = torch.device("cpu")
@@ -62,6 +64,32 @@ def test_states_are_taken_up_after_the_block_that_their_stamp_names(tmp_path: Pa
     assert torch.equal(again[0], torch.ones(1, 2))
     assert FileStates.after(tmp_path, "two") is None
     assert StatesPlace("file", None).after("one") is None
+
+
+def test_outputs_lie_where_the_inputs_do_and_are_read_one_by_one(
+    tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = Calibration((tokens[:4],), together=2, states=StatesPlace("file", tmp_path))
+    visit = next(calibration.walk(random_model("llama")))
+    outputs = visit.outputs()
+    assert isinstance(outputs, FileStates)
+    assert visit.sizes == [2, 2]
+    read: list[int] = []
+    whole = FileStates.read
+    monkeypatch.setattr(FileStates, "read", lambda s, n: read.append(n) or whole(s, n))
+    last = outputs[1:]
+    assert (len(last), read) == (1, [])
+    assert torch.equal(last[0], visit.output(1))
+    assert torch.equal(outputs.row(1, 1), last[0][1])
+    assert outputs.shape(0) == last[-1].shape
+
+
+def test_states_in_a_file_that_was_cut_short_are_not_made_up(tmp_path: Path) -> None:
+    states = FileStates(tmp_path)
+    states.append(torch.ones(1, 4))
+    (tmp_path / "states-0").write_bytes(b"12345")
+    with pytest.raises(ValueError, match=r"states-0 was cut short"):
+        states[0]
 
 
 class Half(InMemory):

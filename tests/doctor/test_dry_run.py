@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sparsemend.doctor.blank_job import blank_job, hydra_of_a_job
 from sparsemend.doctor.dry_run import (
     DryStages,
     _fit_as_a_stage,
-    _hydra_of_a_job,
-    _job,
     dry_run,
     shorten,
 )
@@ -70,8 +69,8 @@ def test_a_dry_run_peaks_where_the_run_does(choice: list[str], tmp_path: Path) -
     dry = by_stage(dry_run(cfg, extent).moments)
     ledger, out = Ledger(), tmp_path / "run"
     short = shorten(cfg)
-    job = _job(short, out, build(short.model), extent, DryStages(ledger, None))
-    with _hydra_of_a_job(), _fit_as_a_stage(ledger), Noting(ledger):
+    job = blank_job(short, out, build(short.model), extent, DryStages(ledger, None))
+    with hydra_of_a_job(), _fit_as_a_stage(ledger), Noting(ledger):
         stages(job)
     real = by_stage(ledger.peaks)
     assert dry.keys() == real.keys()

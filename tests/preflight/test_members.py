@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.command_runs import python
+from support.command_runs import files, put_workspace, python
 from support.configs import compose
 
 from sparsemend.config.compose import compose_command
@@ -148,6 +148,7 @@ def test_a_refusal_comes_before_torch_in_one_line(outside: Path) -> None:
 def test_table_arena_and_card_name_them(outside: Path) -> None:
     code = "from sparsemend.cli import main as cli\ncli.main()\n"
     base = ["-c", code, "--config-dir", str(outside), *OWN[:2], "method.max_steps=2"]
+    base += files(put_workspace(outside))
     arena = ["experiment=arena", "arena=output_gain", "evaluation=[perplexity]", "arena.steps=2"]
     shown = python(["-c", code, "--config-dir", str(outside), "--help"], outside)
     assert "output_gain" in shown.stdout

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from support.configs import compose
 
+from sparsemend.checkpoint.model import Model, ModelConfig
 from sparsemend.config.streaming import obstacle
 from sparsemend.preflight.streaming import check_streaming
 
+WHOLE = Model("somewhere", ModelConfig({}), None)
 STREAMS = ["method=none", "hardware.stream=true"]
 
 
@@ -22,12 +24,34 @@ def test_what_needs_the_whole_model_is_refused(overrides: list[str], reason: str
     cfg = compose("run", [*STREAMS, *overrides])
     cfg.evaluation.perplexity["_target_"] = "support.streamed.Counted"
     with pytest.raises(ValueError, match=rf"hardware\.stream=true: {reason}.*stream=false"):
-        check_streaming(cfg)
+        check_streaming(cfg, WHOLE)
     cfg.hardware.stream = "auto"
-    check_streaming(cfg)  # such a run loads its model whole
+    check_streaming(cfg, WHOLE)  # such a run loads its model whole
 
 
 def test_a_method_and_evaluations_that_work_by_block_have_no_obstacle() -> None:
     cfg = compose("run", STREAMS)
     cfg.evaluation.perplexity["_target_"] = "support.streamed.Counted"
     assert obstacle(cfg) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "model", "reason"),
+    [
+        (["model=tiny_untrained"], WHOLE, "weights of model=.*untrained.* are made at random"),
+        ([], Model("there", ModelConfig({}), None, pickled=True), "model there are pickled"),
+        (
+            [],
+            Model("there", ModelConfig({"quantization_config": {"quant_method": "fp8"}}), None),
+            "model there is quantised",
+        ),
+    ],
+)
+def test_a_model_that_no_file_gives_by_block_is_refused_before_it_is_loaded(
+    overrides: list[str], model: Model, reason: str
+) -> None:
+    cfg = compose("run", [*STREAMS, *overrides])
+    with pytest.raises(ValueError, match=rf"hardware\.stream=true: .*{reason}.*; set hardware"):
+        check_streaming(cfg, model)
+    cfg.hardware.stream = "auto"
+    check_streaming(cfg, model)

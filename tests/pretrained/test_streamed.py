@@ -158,6 +158,26 @@ def test_a_body_that_fails_stores_nothing_and_leaves_no_weight(llama: Path, tmp_
         next(visit_blocks(dense, changes=True))
 
 
+def test_a_change_of_a_block_that_is_there_to_be_read_is_refused(
+    llama: Path, tmp_path: Path
+) -> None:
+    model = source(llama).open_streamed(folder=tmp_path)
+    for _ in visit_blocks(model):
+        with pytest.raises(RuntimeError, match=r"block 0 .* read only"):
+            next(visit_blocks(model, changes=True))
+        break
+
+
+def test_what_a_killed_writer_was_at_is_no_obstacle_where_its_number_is_taken(
+    llama: Path, tmp_path: Path
+) -> None:
+    writing = tmp_path / "prune/.00001.safetensors.1.partial"  # process 1 runs everywhere
+    writing.mkdir(parents=True)
+    (writing / "half").touch()
+    residency_of(source(llama).open_streamed(folder=tmp_path)).begin("prune", "one")
+    assert not writing.exists()
+
+
 def test_memory_does_not_grow_with_the_number_of_blocks(
     tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,3 +198,43 @@ def test_memory_does_not_grow_with_the_number_of_blocks(
 def test_pickled_weights_cannot_be_read_block_by_block(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(CannotStream, match=r"the weights of model .* are pickled"):
         source(pickled(tmp_path / "pickled", llama)).open_streamed(folder=None)
+
+
+def in_the_hub(cache: Path, folder: Path, name: str) -> str:
+    """The hub id of a folder that is moved into the hub's cache, as a download would lay it."""
+    entry = cache / f"models--org--{name}"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs/main").write_text("0a1b2c", encoding="utf-8")
+    (entry / "snapshots").mkdir()
+    folder.rename(entry / "snapshots/0a1b2c")
+    return f"org/{name}"
+
+
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+def test_a_model_of_the_hub_is_read_block_by_block_from_its_cache(
+    shard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = random_model("llama")
+    model.generation_config.max_new_tokens = 7
+    model.save_pretrained(tmp_path / "saved", max_shard_size=shard)
+    name = in_the_hub(tmp_path, tmp_path / "saved", "tiny")
+    assert source(Path(name)).weight_bytes() == 4 * sum(p.numel() for p in model.parameters())
+    there = source(Path(name)).open_streamed(folder=None)
+    assert there.generation_config.max_new_tokens == 7
+    weights = dict(model.named_parameters())
+    for full, linear in visit_linears(there):
+        assert torch.equal(linear.weight, weights[f"{full}.weight"])
+
+
+def test_a_model_of_the_hub_without_safetensors_cannot_be_read_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    random_model("llama").save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    shard = next((tmp_path / "saved").glob("model-00002*"))
+    shard.rename(tmp_path / "left out")
+    name = in_the_hub(tmp_path, tmp_path / "saved", "tiny")
+    assert source(Path(name)).weight_bytes() is None
+    with pytest.raises(CannotStream, match="the hub has no safetensors of model org/tiny"):
+        source(Path(name)).open_streamed(folder=None)

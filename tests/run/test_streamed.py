@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,18 @@ from support.command_runs import (
     sparsemend_dying,
     sparsemend_here,
 )
+from support.streamed import source
+from transformers import PreTrainedModel
 
+from sparsemend.blocks.residency import residency_of, visit_linears
+from sparsemend.blocks.walk import Calibration
 from sparsemend.errors import CannotStream
+from sparsemend.pruner.wanda import Wanda
 from sparsemend.run import streamed
+from sparsemend.run.prune import PruningRules
 from sparsemend.run.streamed import open_if_streamed
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.uniform import Uniform
 
 STREAMED = ("method=none", "hardware.stream=true")
 
@@ -110,6 +119,44 @@ def test_a_streamed_run_that_was_killed_goes_on_with_its_blocks(
     assert_same_run(whole, tmp_path / "run")
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert not left & {"blocks", "hidden_states", "stages"}
+
+
+class Dying(Wanda):
+    """Wanda that dies in the second block, each of which has 7 linears."""
+
+    left = 10
+
+    def score(self, weight: torch.Tensor, statistic: Any) -> torch.Tensor:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return super().score(weight, statistic)
+
+
+def test_statistics_of_the_dense_model_are_of_it_also_after_a_kill(
+    workspace: Path, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    def prune(model: PreTrainedModel, pruner: Wanda) -> dict[str, torch.Tensor]:
+        rules = PruningRules(
+            pruner=pruner,
+            schedule=Uniform(),
+            sparsity=0.5,
+            pattern=Pattern(),
+            rounding="pruner",
+            statistics="dense",
+            true_sequential=False,
+        )
+        begin = partial(residency_of(model).begin, "prune", "one")
+        rules(model, Calibration((tokens[:2],)), beginning=begin)
+        return {name: linear.weight.clone() for name, linear in visit_linears(model)}
+
+    dense = source(workspace / "llama")
+    whole = prune(dense.load(seed=0), Wanda(variant=False))
+    with pytest.raises(KeyboardInterrupt):
+        prune(dense.open_streamed(folder=tmp_path), Dying(variant=False))
+    assert (tmp_path / "prune/00000.safetensors").exists()
+    again = prune(dense.open_streamed(folder=tmp_path), Wanda(variant=False))
+    assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
 
 
 def opened(

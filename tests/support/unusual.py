@@ -33,6 +33,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
         "use_mamba_kernels": False,
     },
     "cpmant": {"dim_ff": 48, "dim_head": 8, "prompt_length": 4},  # blocks return two values
+    "openai-gpt": {"num_hidden_layers": 2},  # blocks return a list
     # an embedding of the tokens for every block, keys that later blocks read, several states
     "gemma3n_text": {
         **PER_LAYER,

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,6 +75,23 @@ def test_logits_of_all_positions_are_never_there(monkeypatch: pytest.MonkeyPatch
     assert peak() > 2 * one
     divide(monkeypatch, rows=4, vocabulary=LARGE)
     assert peak() < 0.75 * one  # half of it activations
+
+
+def test_torch_sees_on_which_device_a_part_is_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By tensors among the arguments alone; else an autocast that is not CUDA's would be off."""
+    recomputed: list[tuple[Any, ...]] = []
+
+    def note(function: Callable[..., Tensor], *arguments: Any, **_: Any) -> Tensor:
+        recomputed.append(arguments)
+        return function(*arguments)
+
+    monkeypatch.setattr(module, "checkpoint", note)
+    divide(monkeypatch, rows=40, vocabulary=96)
+    next_token_loss(random_model("llama"), *batch(96))
+    assert len(recomputed) == 2
+    assert all(any(isinstance(x, Tensor) for x in arguments) for arguments in recomputed)
 
 
 def test_windows_without_a_label_give_a_loss_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,8 +154,10 @@ def test_a_support_that_moves_unannounced_is_not_saved_over(tmp_path: Path) -> N
         method_of("masked_full").repair(pruned_model(), bench_for(tmp_path, Sly()))
 
 
-def test_a_checkpoint_of_other_supports_is_refused(tmp_path: Path) -> None:
-    method_of("masked_lora").repair(pruned_model(), bench_for(tmp_path))
+# seft moves its supports, over a base that is where the first ones were
+@pytest.mark.parametrize("name", slow_but_for(["masked_lora", "seft"], ["seft"]))
+def test_a_checkpoint_of_other_supports_is_refused(name: str, tmp_path: Path) -> None:
+    method_of(name).repair(pruned_model(), bench_for(tmp_path))
     other = pruned_model()
     _, linear = next(sparse_linears(other))
     linear.set_effective_(linear.weight.detach(), linear.keep.roll(1, dims=1))
@@ -163,7 +165,7 @@ def test_a_checkpoint_of_other_supports_is_refused(tmp_path: Path) -> None:
         bench_for(tmp_path), resume_from=tmp_path / "checkpoints" / "last.ckpt"
     )
     with pytest.raises(ValueError, match=r"trained on other supports .* resume=null"):
-        method_of("masked_lora").repair(other, bench)
+        method_of(name).repair(other, bench)
 
 
 def test_the_best_validation_weights_are_kept(tmp_path: Path) -> None:

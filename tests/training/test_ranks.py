@@ -254,6 +254,15 @@ def test_ranks_that_start_afresh_as_on_gpus_train_alike(
     contracts.assert_same_bits(last(tmp_path), last(together))
 
 
+def test_both_ranks_scale_an_fp16_loss_on_a_cpu(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"callbacks": [], "precision": "16-mixed"}
+    team = ranks.Team(accelerator="cpu", world=2, threads=1, deterministic=False, out=tmp_path)
+    leads = TWO.trainer(tmp_path, logger=False, **settings)
+    for trainer in (leads, ranks.following(team, 1)(**settings)):
+        plugin: Any = trainer.precision_plugin
+        assert (plugin.precision, plugin.scaler is None) == ("16-mixed", False)
+
+
 def test_ranks_on_gpus_are_not_forked_off_a_process_that_may_use_cuda(tmp_path: Path) -> None:
     methods = {}
     for accelerator in ("cpu", "gpu"):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsemend.blocks.states import HiddenStates
+from sparsemend.blocks.hidden_states import HiddenStates
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,17 @@ def _items(container: Any) -> Any:
 def tuple_like(like: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
     """A tuple of `items` of the same kind as `like`, which may have named fields."""
     return type(like)(*items) if hasattr(like, "_fields") else tuple(items)
+
+
+def returned_like(returned: Any, state: Any) -> Any:
+    """`state` in the form in which a block returned `returned`: alone, or first of several values.
+
+    The other values are None.
+    """
+    if isinstance(returned, Tensor):
+        return state
+    items = [state, *[None] * (len(returned) - 1)]
+    return tuple_like(returned, items) if isinstance(returned, tuple) else items
 
 
 def same(one: Any, other: Any) -> bool:

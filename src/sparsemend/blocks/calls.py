@@ -17,12 +17,12 @@ from sparsemend.blocks.arguments import (
     BlockArguments,
     Placement,
     Recorded,
+    returned_like,
     same,
     sharing,
-    tuple_like,
 )
+from sparsemend.blocks.hidden_states import HiddenStates
 from sparsemend.blocks.residency import home_of
-from sparsemend.blocks.states import HiddenStates
 
 
 class StopForward(Exception):
@@ -141,9 +141,7 @@ class _Recorder:
             self._returned = type(block).forward(
                 block, hidden.clone(), *ready.positional, **ready.keyword
             )
-        if isinstance(self._returned, tuple):
-            return tuple_like(self._returned, [hidden, *[None] * (len(self._returned) - 1)])
-        return hidden
+        return returned_like(self._returned, hidden)
 
 
 def split_call(

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sparsemend.blocks.arguments import tuple_like
+from sparsemend.blocks.arguments import returned_like
 from sparsemend.blocks.calls import bytes_per_token, forwards_replaced, split_call
 from sparsemend.blocks.find import find_blocks
 from sparsemend.blocks.residency import home_of, move_, residency_of, streams
@@ -109,12 +109,12 @@ class _Walked:
 def _walk(
     model: nn.Module, batches: Sequence[Tensor], device: torch.device, place: StatesPlace
 ) -> _Walked:
-    empty: tuple[Any, ...] | None = None  # what a block returns, without values, where a tuple
+    empty: Any = None  # what a block returns, without values, where it is no tensor
 
     def note(block: nn.Module, arguments: Any, returned: Any) -> None:
         nonlocal empty
-        if isinstance(returned, tuple):
-            empty = tuple_like(returned, [None] * len(returned))
+        if not isinstance(returned, Tensor):
+            empty = returned_like(returned, None)
 
     windows = Calibration(batches, device=device, together=None, states=place)
     for visit in windows.walk(model):
@@ -125,8 +125,7 @@ def _walk(
     states = visit.inputs
     if empty is None:
         return _Walked(states, lambda state: state)
-    like = empty
-    return _Walked(states, lambda state: tuple_like(like, [state, *like[1:]]))
+    return _Walked(states, lambda state: returned_like(empty, state))
 
 
 @contextmanager

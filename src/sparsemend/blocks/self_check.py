@@ -1,16 +1,15 @@
 """Check on one window that visiting the blocks one by one is what the model does, before all else.
 
-One forward of the whole model notes what every block is given; one walk must give every block the
-same.  It fails for families whose forward does more between its blocks than hand hidden states on,
+One forward of the whole model, with a walk beside it, which must give every block the same.  It
+fails for families whose forward does more between its blocks than hand hidden states on,
 calls a block twice or out of order, or leaves one out.  The same forward shows the linears that the
 model never calls, because it reads their weights alone (dt_proj of Mamba) or never gets there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from sparsemend.blocks.calls import split_call
 from sparsemend.blocks.find import NEVER_CALLED, find_blocks, linears_of
 from sparsemend.blocks.hooks import keep_hooks
 from sparsemend.blocks.residency import Residency, home_of, outside_on, residency_of, streams
-from sparsemend.blocks.walk import Calibration
+from sparsemend.blocks.walk import Calibration, Visit
 
 # ||walk - model|| / ||model|| of the states.  The walk repeats the model's own operations, so that
 # 0 is expected; a kernel that adds in no fixed order changes fewer bits than one rounding of every
@@ -44,71 +43,125 @@ def check_walk(
     """
     family, (prefix, blocks) = type(model).__name__, find_blocks(model)
     calibration = Calibration((window,), device=device, offload=offload)
-    seen = _run(model, blocks, calibration)
-    _check_order(family, prefix, seen.order, len(blocks))
-    _mark_never_called(blocks, seen.called)
-    reached = "its first block"
+    check = _SideBySide(family, blocks, calibration.walk(model))
     try:
-        for visit in calibration.walk(model):
-            reached = visit.name
-            theirs = seen.inputs.pop(visit.index)
-            _compare(family, f"the input of {visit.name}", visit.inputs[0], theirs)
-            if visit.index + 1 == visit.count:
-                last = visit.outputs()[0]
-                _compare(family, f"the output of {visit.name}", last, seen.output)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        # the forward above went through the same code with what the model itself hands on
+        check.run(model, calibration)
+    except _Refused:
+        raise
+    except Exception as error:
+        check.visits.close()
+        # what is at fault shows in a forward alone, which goes through the same code with what the
+        # model itself hands on
+        _check_order(family, prefix, _order(model, blocks, calibration), len(blocks))
+        if not isinstance(error, AttributeError | IndexError | KeyError | TypeError):
+            raise
         raise ValueError(
-            f"{family} hands its blocks more than hidden states: {reached} fails when visited by "
-            f"itself ({type(error).__name__}: {error}); such models are not supported"
+            f"{family} hands its blocks more than hidden states: {check.reached} fails when "
+            f"visited by itself ({type(error).__name__}: {error}); such models are not supported"
         ) from error
+    finally:
+        check.visits.close()
+    _mark_never_called(blocks, check.called)
 
 
-@dataclass
-class _Seen:
-    """What one forward showed: blocks in the order of their calls, their inputs, called linears."""
-
-    order: list[int] = field(default_factory=list)
-    inputs: dict[int, Tensor] = field(default_factory=dict)
-    output: Tensor | None = None
-    called: set[int] = field(default_factory=set)  # ids
+class _Refused(ValueError):
+    """Says why a model is not supported."""
 
 
-def _run(model: nn.Module, blocks: nn.ModuleList, calibration: Calibration) -> _Seen:
-    """One forward of the model on the calibration's window, its blocks where a walk has them."""
-    seen = _Seen()
+class _OutOfOrder(Exception):
+    """A block is called where another is due."""
+
+
+class _SideBySide:
+    """One forward of the model, beside a walk that is a block behind it.
+
+    A block is brought in once, for both, and no states of an earlier block are kept.  visits: of
+    the walk.  called: ids of the linears that the forward called.  reached: the last visited block.
+    """
+
+    def __init__(
+        self, family: str, blocks: nn.ModuleList, visits: Generator[Visit, None, None]
+    ) -> None:
+        self.family, self.blocks, self.visits = family, blocks, visits
+        self.called: set[int] = set()
+        self.reached = "its first block"
+        self._due = 0  # the block that the forward is to call next
+        self._visit: Visit | None = None
+        self._walking = False
+
+    def run(self, model: nn.Module, calibration: Calibration) -> None:
+        home = home_of(model)
+        device = calibration.device or home
+        self._go_on()  # which brings the first block in, from where the model is
+        with ExitStack() as stack:
+            for index, block in enumerate(self.blocks):
+                stack.enter_context(self._watching(block, index))
+            stack.enter_context(outside_on(model, device, home))
+            model(input_ids=calibration.windows.to(device), use_cache=False)
+        if self._due < len(self.blocks):
+            raise _OutOfOrder
+
+    def _go_on(self) -> Visit:
+        """The visit of the next block, with its inputs from the walk through the one before."""
+        self._walking = True
+        try:
+            self._visit = next(self.visits)
+        finally:
+            self._walking = False
+        self.reached = self._visit.name
+        return self._visit
+
+    @contextmanager
+    def _watching(self, block: nn.Module, index: int) -> Iterator[None]:
+        def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if self._walking:
+                return
+            if index != self._due:
+                raise _OutOfOrder
+            self._due += 1
+            visit = self._visit if index == 0 else self._go_on()
+            assert visit is not None
+            theirs = split_call(inputs, named)[0]
+            _compare(self.family, f"the input of {visit.name}", visit.inputs[0], theirs)
+
+        def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if self._walking or index + 1 < len(self.blocks):
+                return
+            assert self._visit is not None
+            self._walking = True
+            last = self._visit.output(0)
+            self._walking = False
+            theirs = output if isinstance(output, Tensor) else output[0]
+            _compare(self.family, f"the output of {self.reached}", last, theirs)
+
+        def call(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if not self._walking:
+                self.called.add(id(module))
+
+        handles = [
+            block.register_forward_pre_hook(before, with_kwargs=True),
+            block.register_forward_hook(after),
+            *(linear.register_forward_pre_hook(call) for linear in linears_of(block).values()),
+        ]
+        with keep_hooks(handles):
+            yield
+
+
+def _order(model: nn.Module, blocks: nn.ModuleList, calibration: Calibration) -> list[int]:
+    """The blocks in the order in which a forward calls them, each there for its calls alone."""
     elsewhere, residency = calibration.offload or streams(model), residency_of(model)
+    order: list[int] = []
     home = home_of(model)
     device = calibration.device or home
     with ExitStack() as stack:
         for index, block in enumerate(blocks):
-            stack.enter_context(_watching(block, index, seen))
+            note = block.register_forward_pre_hook(lambda *_, index=index: order.append(index))
+            stack.enter_context(keep_hooks([note]))
             if elsewhere:
                 stack.enter_context(_visiting(residency, block, index, device))
         stack.enter_context(outside_on(model, device, home))
         model(input_ids=calibration.windows.to(device), use_cache=False)
-    return seen
-
-
-@contextmanager
-def _watching(block: nn.Module, index: int, seen: _Seen) -> Iterator[None]:
-    def before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen.order.append(index)
-        seen.inputs[index] = split_call(inputs, named)[0].clone()
-
-    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        seen.output = (output if isinstance(output, Tensor) else output[0]).clone()
-
-    def call(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.called.add(id(module))
-
-    handles = [
-        block.register_forward_pre_hook(before, with_kwargs=True),
-        block.register_forward_hook(after),
-        *(linear.register_forward_pre_hook(call) for linear in linears_of(block).values()),
-    ]
-    with keep_hooks(handles):
-        yield
+    return order
 
 
 @contextmanager
@@ -138,7 +191,7 @@ def _check_order(family: str, prefix: str, order: Sequence[int], count: int) -> 
         if order.count(index) != 1:
             fact = f"calls {prefix}.{index} {order.count(index)} times in a forward"
             break
-    raise ValueError(
+    raise _Refused(
         f"{family} {fact}; blocks are visited once each, in their order, so such models are not "
         "supported"
     )
@@ -162,9 +215,8 @@ def _without_numbers(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def _compare(family: str, what: str, walked: Tensor, theirs: Tensor | None) -> None:
+def _compare(family: str, what: str, walked: Tensor, theirs: Tensor) -> None:
     """Raise ValueError where the walk's states are not the model's own, within TOLERANCES."""
-    assert theirs is not None  # the order of the calls is right
     alike = walked.shape == theirs.shape and walked.dtype == theirs.dtype
     deviation = relative_deviation(walked, theirs) if alike else float("inf")
     limit = TOLERANCES.get(theirs.dtype, TOLERANCES[torch.float32])
@@ -174,7 +226,7 @@ def _compare(family: str, what: str, walked: Tensor, theirs: Tensor | None) -> N
     if not alike:
         here, there = (f"{tuple(state.shape)} {state.dtype}" for state in (walked, theirs))
         fact = f"is {here} instead of {there}"
-    raise ValueError(
+    raise _Refused(
         f"visiting the blocks of {family} one by one does not give what its forward gives: {what} "
         f"{fact}; its forward does more than hand hidden states from block to block, so such "
         "models are not supported"

@@ -13,7 +13,7 @@ on the size of a batch.  With one sequence they depend on the windows and their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from sparsemend.blocks.arguments import BlockArguments, Placement, Recorded, carries, place_all
 from sparsemend.blocks.calls import StopForward, record_calls
 from sparsemend.blocks.find import find_blocks, linears_of
+from sparsemend.blocks.hidden_states import HiddenStates, NoStates
 from sparsemend.blocks.observer import InputObserver
 from sparsemend.blocks.order import CallOrder
 from sparsemend.blocks.residency import Carried, home_of, outside_on, residency_of
-from sparsemend.blocks.states import ON_DEVICE, HiddenStates, NoStates, StatesPlace
+from sparsemend.blocks.states import ON_DEVICE, StatesPlace
 from sparsemend.blocks.statistics import Statistic, StatisticFactory
 from sparsemend.terminal import StageLines
 
@@ -97,14 +98,25 @@ class Visit:
         return order.groups()
 
     @torch.no_grad()
-    def outputs(self) -> list[Tensor]:
-        """The block's outputs (B, T, D), one per batch, with the block as it is now."""
-        return [self.output(batch).to(self._states.device) for batch in range(len(self._states))]
+    def outputs(self) -> HiddenStates:
+        """The block's outputs (B, T, D), one per batch, with the block as it is now.
+
+        They lie where the inputs do.
+        """
+        outputs = self._states.empty_place()
+        for batch in range(len(self._states)):
+            outputs.append(self.output(batch))
+        return outputs
 
     @property
-    def inputs(self) -> Sequence[Tensor]:
+    def inputs(self) -> HiddenStates:
         """The block's inputs (B, T, D), one per batch."""
         return self._states
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of windows of every batch, B."""
+        return [shape[0] for shape in self._shapes]
 
     @torch.no_grad()
     def advance_(self) -> None:
@@ -122,23 +134,22 @@ class Visit:
 
         `check_free` must hold.  Raises ValueError where no batch of the walk has B windows.
         """
-        sizes = [shape[0] for shape in self._shapes]
+        sizes = self.sizes
         if len(state) not in sizes:
             raise ValueError(
                 f"{self.name} was recorded on {sizes[0]} windows at once, not on {len(state)}; set "
-                "hardware.micro_batch=null, or to no less than the windows of a step"
+                f"hardware.micro_batch={sizes[0]}"
             )
         return self._forward(state, self._arguments[sizes.index(len(state))])
 
     def check_free(self) -> None:
         """Raise ValueError where windows of several batches cannot pass the block together."""
         first: dict[torch.Size, BlockArguments] = {}
-        for state, shape, arguments in zip(
-            self._states, self._shapes, self._arguments, strict=True
-        ):
-            if state.shape[:-1] != shape:
+        for batch, (shape, arguments) in enumerate(zip(self._shapes, self._arguments, strict=True)):
+            state = self._states.shape(batch)
+            if state[:-1] != shape:
                 raise ValueError(
-                    f"the hidden states of {self.name} are {tuple(state.shape)}, not a vector per "
+                    f"the hidden states of {self.name} are {tuple(state)}, not a vector per "
                     f"token {tuple(shape)}, so windows cannot be drawn from several batches"
                 )
             if first.setdefault(shape, arguments) is not arguments:
@@ -194,7 +205,7 @@ class Calibration:
         recorded: Recorded | None = None,
         changes: bool = False,
         carried: Carried | None = None,
-    ) -> Iterator[Visit]:
+    ) -> Generator[Visit, None, None]:
         """Visit the blocks of `model` in order with propagated activations.
 
         recorded: the output of `record` for this model; it stays unchanged.
@@ -246,7 +257,8 @@ class Calibration:
             states = self.states.after(residency_of(model).stamp(finished - 1))
             if states is not None:
                 recording = self._record(model, lambda first, of: NoStates(first.device))
-                if not any(map(carries, chain.from_iterable(recording.arguments))):
+                alike = len(states) == len(recording.shapes)  # else another number together
+                if alike and not any(map(carries, chain.from_iterable(recording.arguments))):
                     return recording, states, finished
         if recorded is not None:
             return recorded, recorded.states.copy(), 0

@@ -91,10 +91,10 @@ def check(cfg: DictConfig) -> None:
     check_similarity(cfg)
     check_distillation(cfg)
     check_resume(cfg)
-    check_streaming(cfg)
     if cfg.cache.when == "always":
         check_cache([cfg])
     model = find_model(cfg.model)
+    check_streaming(cfg, model)
     check_checkpoint(cfg.model, model)
     check_moved(cfg, model)
     if model.config is not None:

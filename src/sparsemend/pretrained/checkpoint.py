@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,9 +22,7 @@ from transformers import (
 )
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import (
-    CONFIG_NAME,
     FEATURE_EXTRACTOR_NAME,
-    GENERATION_CONFIG_NAME,
     PROCESSOR_NAME,
     VIDEO_PROCESSOR_NAME,
     cached_file,
@@ -42,6 +39,8 @@ from sparsemend.config.locations import resolve_path
 from sparsemend.errors import blame
 from sparsemend.pretrained.attention import check_attention
 from sparsemend.pretrained.cause import cause
+from sparsemend.pretrained.generation import generation_config_of, mend_generation_config_
+from sparsemend.pretrained.hub import snapshot_of
 from sparsemend.pretrained.report import keep_report
 from sparsemend.pretrained.tensors import check_tensors, warn_left_out
 
@@ -124,15 +123,19 @@ class Checkpoint:
         result: PreTrainedModel = model.eval()
         return result
 
+    def folder(self) -> Path | None:
+        """The folder with its weights; of a hub id one with its safetensors, downloaded, if any."""
+        if Path(self.place).is_dir():
+            return Path(self.place)
+        with self._blame("be loaded"):
+            return snapshot_of(self.place, self.revision)
+
     def _place_(self, model: PreTrainedModel) -> None:
-        """Note on a model of tensors what a loader of this folder would have read there."""
+        """Note on a model of tensors what a loader of this checkpoint would have read there."""
         model.name_or_path = model.config.name_or_path = self.place
         if not model.can_generate() or self._generation_config() is not None:
             return
-        settings: dict[str, Any] = {}
-        if not (Path(self.place) / GENERATION_CONFIG_NAME).is_file():
-            settings = {"config_file_name": CONFIG_NAME, "_from_model_config": True}
-        model.generation_config = GenerationConfig.from_pretrained(self.place, **settings)
+        model.generation_config = generation_config_of(self.place, self._revision)
 
     def checked_config(self, attention: str | None) -> PreTrainedConfig:
         """The config to load with, packed weights to be unpacked; ValueError as `load`."""
@@ -218,10 +221,14 @@ class Checkpoint:
         folder = Path(self.place)
         return weight_files(folder) if folder.is_dir() else None
 
+    @property
+    def _revision(self) -> str:
+        return self.revision or "main"
+
     def _generation_config(self) -> GenerationConfig | None:
         """An empty one where the checkpoint's own cannot be read; None: leave it to the loader."""
         try:
-            GenerationConfig.from_pretrained(self.place, revision=self.revision or "main")
+            GenerationConfig.from_pretrained(self.place, revision=self._revision)
         except OSError:
             return None  # there is none
         except Exception as error:
@@ -237,19 +244,3 @@ def dequantise_(config: PreTrainedConfig) -> None:
         if values is not None:
             settings = values if isinstance(values, dict) else values.to_dict()
             level.quantization_config = {**settings, "dequantize": True}
-
-
-def mend_generation_config_(path: str, model: PreTrainedModel) -> None:
-    """Replace generation settings that could not be saved, so that an export does not end there."""
-    if not model.can_generate():
-        return
-    try:
-        with TemporaryDirectory() as folder:
-            model.generation_config.save_pretrained(folder)
-    except ValueError as error:
-        log.warning(
-            "generation_config.json of %s cannot be saved again and is left out: %s",
-            path,
-            cause(error),
-        )
-        model.generation_config = GenerationConfig()

@@ -147,21 +147,21 @@ def _facts_of(path: Path) -> list[int]:
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int | None:
-    """Bytes of the weights of a folder in `dtype`; None where they are elsewhere, or pickled."""
-    folder = Path(checkpoint.place)
-    headers = read_checkpoint_headers(folder) if folder.is_dir() else {}
+    """Bytes of the weights in `dtype`; None where there are no safetensors."""
+    folder = checkpoint.folder()
+    headers = {} if folder is None else read_checkpoint_headers(folder)
     weights = sum(prod(header.shape) for _, header in headers.values())
     return weights * dtype.itemsize if headers else None
 
 
 def _tensors_of(checkpoint: Checkpoint, config: PreTrainedConfig) -> dict[str, StoredTensor]:
-    """The tensors of a folder by name; raises CannotStream where it has none to be read by name."""
+    """The tensors by name; raises CannotStream where no file has any to be read by name."""
     for level in (config, config.get_text_config()):
         if getattr(level, "quantization_config", None) is not None:
             raise CannotStream(f"model {checkpoint.path} is quantised")
-    folder = Path(checkpoint.place)
-    if not folder.is_dir():
-        raise CannotStream(f"model {checkpoint.path} is no folder of this machine")
+    folder = checkpoint.folder()
+    if folder is None:
+        raise CannotStream(f"the hub has no safetensors of model {checkpoint.path} to be had here")
     files = weight_files(folder)
     if not files:
         raise CannotStream(f"the weights of model {checkpoint.path} are pickled")

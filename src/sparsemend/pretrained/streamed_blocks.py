@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from sparsemend.blocks.find import find_blocks
 from sparsemend.blocks.plain import LinearLike
 from sparsemend.blocks.residency import Carried, Residency, attach_residency, home_of
+from sparsemend.blocks.room import return_freed
 from sparsemend.checkpoint.headers import read_header, read_metadata
 from sparsemend.config.values import digest
 from sparsemend.files import replacing
@@ -50,7 +52,7 @@ class Streamed(Residency):
     def __init__(self, model: nn.Module, files: BlockFiles, folder: Path | None) -> None:
         self._model, self._source, self.folder = model, files, folder
         self._blocks = find_blocks(model)[1]
-        self._resident: set[int] = set()
+        self._resident: dict[int, bool] = {}  # whether what is changed will be kept
         self._files: dict[int, Path] = {}  # of changed blocks
         self._stamps: dict[int, str] = {}  # theirs, and that of the one that is being changed
         self._stage, self._key = "changed", ""
@@ -68,11 +70,13 @@ class Streamed(Residency):
     ) -> Iterator[nn.Module]:
         block = self._blocks[index]
         if index in self._resident:  # whoever brought it in takes it back
+            if changes and not self._resident[index]:
+                raise RuntimeError(f"block {index} of this streamed model is there to be read only")
             yield block
             return
         if changes and self.folder is None:
             raise RuntimeError("this streamed model has no folder for changed blocks")
-        self._resident.add(index)
+        self._resident[index] = changes
         if changes:
             self._draw(index)
         try:
@@ -82,7 +86,8 @@ class Streamed(Residency):
                 self._keep(index, block, carried)
         finally:
             empty_(block, home_of(self._model))
-            self._resident.discard(index)
+            return_freed()
+            del self._resident[index]
 
     def begin(self, stage: str, key: str | None = None) -> None:
         if self.folder is None:
@@ -95,9 +100,11 @@ class Streamed(Residency):
             make_sparse_(self._blocks[index], file)
             self._files[index] = file
             self._stamps[index] = read_metadata(file)["fingerprint"]
-        for file in self._place(0).parent.glob("*"):
-            if file not in files:
-                file.unlink()
+        for left in self._place(0).parent.glob("*"):
+            if left.is_dir():  # of a killed writer whose number another process has by now
+                shutil.rmtree(left, ignore_errors=True)
+            elif left not in files:
+                left.unlink()
         self._finished = len(files)
         if files:
             log.info("%s: %d of %d blocks of the earlier attempt", stage, len(files), self._count)

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.blocks.file_states import forget_walks
 from sparsemend.blocks.find import check_blocks
 from sparsemend.blocks.residency import move_
 from sparsemend.blocks.self_check import check_walk
-from sparsemend.blocks.states import forget_walks
 from sparsemend.errors import blame
 from sparsemend.names import BLOCKS, HIDDEN_STATES
 from sparsemend.prune import check_widths

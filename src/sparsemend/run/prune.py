@@ -57,11 +57,13 @@ class PruningRules:
         memory: Memory = NOTHING_KEPT,
         observing: Callable[[], Mapping[str, Any]] = dict,
         allocating: Callable[[Callable[[], Allocation]], Allocation] = call,
+        beginning: Callable[[], None] | None = None,
     ) -> Allocation:
         """Prune `model` in place; return the sparsity asked of every linear.
 
         memory: may hold what does not depend on the rates; observing: the parts of its keys.
-        allocating: gives what the schedule decides, which it is handed to be called.
+        allocating: gives what the schedule decides, which it is handed to be called.  beginning:
+        called when all is read of the dense model that is to be read of it as a whole.
         """
         allocation = allocating(
             partial(self.schedule.allocate, model, calibration, self.sparsity, self.pattern)
@@ -75,11 +77,15 @@ class PruningRules:
 
         if self.statistics == "dense" and self.pruner.needs_calibration:
             statistics = remember("statistics", dense_statistics)
+            if beginning is not None:
+                beginning()
             prune_observed(model, calibration, statistics, pruner, allocation, self.pattern)
             return as_pruned(pruner, allocation)
         first = None
         if memory.enabled and not self.true_sequential:  # which observes the first block by parts
             first = remember("first block", observe_first)
+        if beginning is not None:
+            beginning()
         prune(
             model,
             calibration,
@@ -101,12 +107,13 @@ def _prune_streamed(job: RunJob, loaded: Loaded) -> Allocation:
         job.keys.pruned = digest(parts)
 
     def allocate(decide: Callable[[], Allocation]) -> Allocation:
-        """The rates, of the dense model, before a pruned block of an earlier attempt comes in."""
-        allocation = decide() if parts is None else _remember(job, parts, decide)
-        residency_of(model).begin("prune", job.keys.pruned or None)
-        return allocation
+        return decide() if parts is None else _remember(job, parts, decide)
 
-    return pruning_of(job)(model, calibration, allocating=allocate)
+    def begin() -> None:
+        """From here on the pruned blocks of an earlier attempt are the model's."""
+        residency_of(model).begin("prune", job.keys.pruned or None)
+
+    return pruning_of(job)(model, calibration, allocating=allocate, beginning=begin)
 
 
 def _remember(

@@ -383,16 +383,19 @@ def test_the_harness_alone_finds_the_same_in_an_exported_folder(
             assert ours[f"zero_shot/{task}/{name}"] == value
 
 
-@pytest.mark.slow  # all items of both tasks, twice: a minute or two
+@pytest.mark.parametrize(
+    "limit",
+    [pytest.param(40, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.commands)],
+)
 def test_the_lm_eval_command_line_prints_the_same_digits_for_an_exported_folder(
-    tiny: PreTrainedModel, source: ModelSource, tmp_path: Path
+    tiny: PreTrainedModel, source: ModelSource, tmp_path: Path, limit: int | None
 ) -> None:
-    """Every item, in a process that only knows the folder and the shipped task yamls."""
+    """Items, or all of them, in a process that only knows the folder and the shipped yamls."""
     unstructured = Pattern.parse("unstructured")
     rates = Uniform().allocate(tiny, Calibration(()), 0.5, unstructured)
     prune(tiny, Calibration(()), Magnitude(group="row"), rates, unstructured)
     tokenizer = source.tokenizer()
-    ours = evaluation()(tiny, given(tmp_path, tokenizer))
+    ours = evaluation(f"limit={limit or 'null'}")(tiny, given(tmp_path, tokenizer))
     masks = tmp_path / "masks.safetensors"
     save_masks({name: linear.keep for name, linear in sparse_linears(tiny)}, masks)
     export(to_dense_(tiny), tokenizer, tmp_path / "model", masks=masks, card="")
@@ -400,6 +403,7 @@ def test_the_lm_eval_command_line_prints_the_same_digits_for_an_exported_folder(
     arguments += ["--model_args", harness_arguments(tmp_path / "model")]
     arguments += ["--include_path", str(SHIPPED), "--batch_size", "4", "--device", "cpu"]
     arguments += ["--output_path", str(tmp_path / "theirs")]
+    arguments += ["--limit", str(limit)] if limit else []
     done = subprocess.run(
         [sys.executable, "-m", "lm_eval", *arguments], capture_output=True, text=True, cwd=tmp_path
     )
@@ -408,7 +412,8 @@ def test_the_lm_eval_command_line_prints_the_same_digits_for_an_exported_folder(
     theirs = json.loads(path.read_text())
     for task in ("docs_continuation", "docs_summary"):
         count = theirs["n-samples"][task]
-        assert count["effective"] == count["original"] > 150
+        assert count["original"] > 150
+        assert count["effective"] == (limit or count["original"])
         for name in ("acc", "acc_norm", "acc_stderr", "acc_norm_stderr"):
             assert ours[f"zero_shot/{task}/{name}"] == theirs["results"][task][f"{name},none"]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from sparsemend.blocks.hidden_states import HiddenStates
 from sparsemend.blocks.walk import Visit
 from sparsemend.method.adapter.block_errors import channel_sums, mean_relative
 from sparsemend.method.adapter.vectors import original
@@ -95,26 +96,30 @@ def block_error(visit: Visit, targets: Sequence[Tensor], *, first: int = 0) -> O
     wanted = targets[first:]
     outputs = (visit.output(batch) for batch in range(first, len(targets)))
     squared, energy = channel_sums(wanted, outputs)
-    count = sum(target.numel() for target in wanted)
+    sizes = visit.sizes[first:]
+    count = wanted[0].numel() // sizes[0] * sum(sizes)
     return OutputError(float(squared.sum() / count), mean_relative(squared, energy))
 
 
 class BlockFit:
-    """The fit of one visited block; `targets` (B, T, D) per batch of the visit."""
+    """The fit of one visited block; `targets` (B, T, D) per batch of the visit, where they lie.
+
+    split: of an optimizer step into batches of the visit.
+    """
 
     def __init__(
         self,
         visit: Visit,
-        targets: Sequence[Tensor],
+        targets: HiddenStates,
         plan: BlockPlan,
         *,
         seed: int,
-        micro_batch: int | None,
+        split: StepSplit,
     ) -> None:
         visit.check_free()
         self.visit, self.targets, self.plan, self.seed = visit, targets, plan, seed
-        self.split = StepSplit(windows=plan.windows_per_step, micro_batch=micro_batch)
-        self.trained = training_batches(len(targets), plan.held_out)
+        self.split = split
+        self.trained = training_batches(len(targets), plan.held_out, per_step=split.count)
         self.parameters = {n: p for n, p in visit.block.named_parameters() if p.requires_grad}
         self.masked = [
             (original(linear, "weight"), linear)
@@ -125,7 +130,7 @@ class BlockFit:
 
     def run(self) -> FitOutcome:
         """Take the plan's steps, or fewer where the held-out loss stops falling; keep the best."""
-        plan, rows = self.plan, sum(len(target) for target in self.targets[: self.trained])
+        plan, rows = self.plan, sum(self.visit.sizes[: self.trained])
         per_epoch = math.ceil(rows / plan.windows_per_step)
         steps = plan.epochs * per_epoch
         optimizer = make_optimizer(
@@ -204,21 +209,22 @@ class BlockFit:
         held = range(self.trained, len(self.targets))
         if not held:
             return None
+        sizes = self.visit.sizes
         losses = [
-            float(self.loss(partial(self.visit.output, i), self.targets[i])) * len(self.targets[i])
+            float(self.loss(partial(self.visit.output, i), self.targets[i])) * sizes[i]
             for i in held
         ]
-        loss = sum(losses) / sum(len(self.targets[i]) for i in held)
+        loss = sum(losses) / sum(sizes[i] for i in held)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the held-out loss of {self.visit.name} is {loss}; lower method.learning_rate"
             )
         return loss
 
-    def gather(self, batches: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+    def gather(self, states: HiddenStates, chosen: Sequence[int]) -> Tensor:
         """Stack the windows numbered `chosen` of batches (B, T, D); only the last B may differ."""
-        size = len(batches[0])
-        return torch.stack([batches[row // size][row % size] for row in chosen])
+        size = self.visit.sizes[0]
+        return torch.stack([states.row(row // size, row % size) for row in chosen])
 
     def values(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.parameters.values()]
