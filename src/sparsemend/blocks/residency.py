@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -38,6 +39,11 @@ class Residency(ABC):
     """
 
     streams: ClassVar[bool]
+
+    @property
+    def place(self) -> Path | None:
+        """The folder for changed blocks; None where there is none, or none is needed."""
+        return None
 
     @abstractmethod
     def resident(

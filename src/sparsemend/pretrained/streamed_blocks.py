@@ -43,7 +43,7 @@ class Streamed(Residency):
     """The blocks of a model that lie in files: those it was opened from, then its own.
 
     files: the blocks as they were opened.  folder: for changed ones; None: the model stays as it
-    was opened.
+    was opened.  A changed block's earlier file goes, unless a later attempt may take it up.
     """
 
     streams = True
@@ -55,7 +55,12 @@ class Streamed(Residency):
         self._files: dict[int, Path] = {}  # of changed blocks
         self._stamps: dict[int, str] = {}  # theirs, and that of the one that is being changed
         self._stage, self._key = "changed", ""
+        self._resumable: set[str] = set()  # stages that a later attempt may take up
         self._finished = 0
+
+    @property
+    def place(self) -> Path | None:
+        return self.folder
 
     @contextmanager
     def resident(
@@ -90,9 +95,13 @@ class Streamed(Residency):
     def begin(self, stage: str, key: str | None = None) -> None:
         if self.folder is None:
             raise RuntimeError("this streamed model has no folder for changed blocks")
+        taken = {file.parent.name for file in self._files.values()}
+        while key is None and stage in taken:  # a model in Python's hands may be pruned twice
+            stage += "-again"
         self._stage, self._key = stage, key or ""
         files = []
         if key is not None:
+            self._resumable.add(stage)
             files = unbroken(self._place(0).parent, key, len(self._blocks))
         for index, file in enumerate(files):
             make_sparse_(self._blocks[index], file)
@@ -158,9 +167,13 @@ class Streamed(Residency):
             "carried": json.dumps({} if carried is None else carried.to_carry()),
         }
         tensors = {name: t.detach().cpu().contiguous() for name, t in block.state_dict().items()}
+        before = self._files.get(index)
         with replacing(self._place(index)) as partial:
             save_file(tensors, partial, metadata=metadata)
         self._files[index] = self._place(index)
+        replaced = before is not None and before != self._files[index]
+        if before is not None and replaced and before.parent.name not in self._resumable:
+            before.unlink()
 
 
 def open_streamed(
