@@ -79,6 +79,13 @@ class Residency(ABC):
         """A hash that tells a changed block from what other attempts made of it; None in memory."""
         return None
 
+    def read_in(self, dtype: torch.dtype) -> None:
+        """Bring blocks in with their weights rounded to `dtype` from now on, which no file keeps.
+
+        Nothing to do where the weights are in memory: whoever asks turns those.
+        """
+        return
+
     def fingerprint(self) -> str | None:
         """A hash that tells these blocks from others; None where their weights themselves must."""
         return None

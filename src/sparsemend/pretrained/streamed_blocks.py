@@ -57,6 +57,7 @@ class Streamed(Residency):
         self._stage, self._key = "changed", ""
         self._resumable: set[str] = set()  # stages that a later attempt may take up
         self._finished = 0
+        self._dtype: torch.dtype | None = None  # of weights as they are read; None: as they are
 
     @property
     def place(self) -> Path | None:
@@ -148,11 +149,20 @@ class Streamed(Residency):
         nonce = os.urandom(8).hex()
         self._stamps[index] = digest([self._key, index, self._before(index), nonce])
 
+    def read_in(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
     def _tensors(self, index: int) -> dict[str, Tensor]:
         file = self._files.get(index)
         if file is None:
-            return self._source.read(index)
-        return {name: stored.read() for name, stored in stored_tensors(file).items()}
+            tensors = self._source.read(index)
+        else:
+            tensors = {name: stored.read() for name, stored in stored_tensors(file).items()}
+        return {name: self._rounded(tensor) for name, tensor in tensors.items()}
+
+    def _rounded(self, tensor: Tensor) -> Tensor:
+        rounds = self._dtype is not None and tensor.is_floating_point()
+        return tensor.to(self._dtype) if rounds else tensor
 
     def _keep(self, index: int, block: nn.Module, carried: Carried | None) -> None:
         """Write a changed block, whole or not at all."""
