@@ -194,3 +194,18 @@ def test_distillation_in_parts_is_distillation(
     for name, value in whole.parts.items():
         assert torch.allclose(parts.parts[name], value, rtol=2e-6)
     assert (gradient - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_a_teachers_logits_in_parts_are_of_its_own_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the autocast is under which its student computes."""
+    settings = Distillation(
+        weight=1.0, temperature=1.0, hidden_weight=0.0, teacher_dtype=None, teacher_device=None
+    )
+    teacher, (tokens, _) = Teacher(settings, lambda: random_model("llama", seed=1)), batch(96)
+    teacher.prepare(torch.device("cpu"))
+    with torch.no_grad():
+        whole = teacher.model(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
+    divide(monkeypatch, rows=40, vocabulary=96)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = teacher._logits(teacher._predictions(tokens), slice(3, 8))
+    assert torch.allclose(logits, whole[3:8], rtol=1e-5, atol=1e-6)
