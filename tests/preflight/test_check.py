@@ -637,6 +637,14 @@ def test_hardware_that_cannot_be_is_refused(model: Path, override: str, message:
         check(model, "hardware=ddp", f"hardware.{override}")
 
 
+def test_dropout_that_apples_gpu_would_draw_anew_is_refused(model: Path) -> None:
+    asked = ("hardware=mps", "hardware.activation_checkpointing=true", "method=losa")
+    with pytest.raises(ValueError, match=r"under method\.dropout=0\.1, .* set method\.dropout=0"):
+        check(model, *asked)
+    check(model, *asked, "method.dropout=0")
+    check(model, *asked, "hardware=cpu")
+
+
 def test_a_process_of_torchrun_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match=r"start sparsemend once, with hardware=ddp .*devices=4"):
