@@ -726,6 +726,12 @@ def test_deltas_that_could_not_evolve_are_refused(
         check(model, f"method={method}", f"method.{override}", "sparsity=0.5")
 
 
+def test_a_kernel_that_apples_gpu_lacks_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"lacks on Apple's GPU; set method\.kernel=gather"):
+        check(model, "method=seft", "method.kernel=sparse", "hardware=mps")
+    check(model, "method=seft", "hardware=mps")
+
+
 @pytest.mark.parametrize("match", ["density", "lora_rank"])
 def test_a_budget_without_its_number_is_refused(model: Path, match: str) -> None:
     with pytest.raises(ValueError, match=rf"method\.budget\.{match}=None is not"):
