@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,12 +57,14 @@ class Stages:
 
     peak_scope says what `peak_bytes` is: `stage` (resident peak, reset as each stage begins),
     `process` (resident peak since the process began, where the system has no reset) or `cuda`
-    (peak of torch's allocator, reset per stage).
+    (peak of torch's allocator, reset per stage).  settle: called before each stage, so that what
+    earlier ones freed does not count in its peak.
     """
 
     device: torch.device
     costs: dict[str, Cost] = field(default_factory=dict)
     peak_scope: str = "stage"
+    settle: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -77,6 +79,8 @@ class Stages:
         Raises MemoryError or OSError of one line where memory or the disk ran out inside, and
         ValueError where an operator cannot be deterministic, or is none of the device's.
         """
+        if self.settle is not None:
+            self.settle()
         self._reset()
         started = perf_counter()
         try:

@@ -95,7 +95,7 @@ class Hardware:
 
     def trainer(self, out: Path, **settings: Any) -> Trainer:
         """A Trainer on these devices that writes under `out`."""
-        own = {
+        fixed = {
             "accelerator": self.accelerator,
             "devices": 1,
             # Lightning's own choice inside a SLURM job would requeue it and leave checkpoints here
@@ -103,7 +103,7 @@ class Hardware:
             "default_root_dir": out,
             "enable_model_summary": False,
         }
-        return Trainer(**with_half(self.accelerator, {**settings, **own}))
+        return Trainer(**with_half(self.accelerator, {**settings, **fixed}))
 
 
 @dataclass(kw_only=True)

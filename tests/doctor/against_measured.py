@@ -47,8 +47,8 @@ RUNS = {
     "spp": f"{PLAIN} method=spp {SHORT}",
     "seft": f"{PLAIN} method=seft {SHORT} method.max_steps=4 method.update_interval=3 "
     "method.accumulation_steps=1",
-    "losa": f"{PLAIN} method=losa {SHORT} method.max_steps=2 method.rounds=2 method.similarity_samples=4 "
-    "method.round_steps=[1,1]",
+    "losa": f"{PLAIN} method=losa {SHORT} method.max_steps=2 method.rounds=2 "
+    "method.similarity_samples=4 method.round_steps=[1,1]",
 }
 
 HEADING = """| run | doctor, GB | its stage | measured, GB | its stage | difference |
@@ -91,6 +91,7 @@ def make_model(folder: Path) -> None:
 def measure(out: Path, lines: list[str]) -> None:
     """Carry out one run in this process and print its largest peak above the imports, in bytes."""
     import lightning  # noqa: F401
+    from transformers import get_scheduler  # noqa: F401  what a fit imports with it
 
     import sparsemend.run.load as loading
     import sparsemend.training.module  # noqa: F401

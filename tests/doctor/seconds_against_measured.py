@@ -33,6 +33,9 @@ COMMON = (
     "evaluation.perplexity.windows=32"
 )
 
+HEADING = """| run | doctor, s | measured, s | ratio | load |
+|---|---:|---:|---:|---:|"""
+
 
 def lines_of(folder: Path, name: str) -> list[str]:
     """The overrides of a run."""
@@ -97,7 +100,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     if not (folder / "config.json").exists():
         make_model(folder)
-    print("| run | doctor, s | measured, s | ratio | load |\n|---|---:|---:|---:|---:|", flush=True)
+    print(HEADING, flush=True)
     for name in sys.argv[2:] or RUNS:
         lines, out = lines_of(folder, name), folder / "run"
         ours = seconds_of("--probe", *lines)

@@ -84,7 +84,7 @@ def test_a_dry_run_peaks_where_the_run_does(choice: list[str], tmp_path: Path) -
 def test_the_command_examines_a_run_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     """In a process of its own: autograd counts its devices at the first backward."""
     written = tmp_path / "doctor.json"
-    line = ["hardware=gpu", "method=masked_lora", "--device-gb", "24", "--host-gb", "64"]
+    line = ["hardware=gpu", "method=none", "--device-gb", "24", "--host-gb", "64"]
     command = [sys.executable, "-m", "sparsemend.cli.doctor", *line, "--json", str(written)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -47,3 +47,14 @@ def test_a_method_of_rounds_has_no_seconds_of_its_fit(monkeypatch: pytest.Monkey
 def test_noise_never_makes_a_stage_faster_than_its_first_run() -> None:
     times = Times(base=2.0, deeper=1.9, longer=1.8)
     assert times.calibrating(80, 32) == times.repeating(80, 32) == 2.0
+
+
+@pytest.mark.slow
+def test_a_timed_run_has_the_stages_of_a_dry_one() -> None:
+    cfg = compose("run", ["method=masked_lora", "model.context_length=16", "cache=off"])
+    seconds, depth = probe.timed_run(cfg, Amount(blocks=1, windows=4, steps=1, tested=2))
+    fit = ["repair: start", "repair: fit"]
+    measured = ["evaluate: dense", "evaluate: pruned", "evaluate: repaired"]
+    assert sorted(seconds) == sorted([*measured, "prune", *fit, "export"])
+    assert all(second > 0 for second in seconds.values())
+    assert depth == 6

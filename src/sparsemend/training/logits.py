@@ -70,8 +70,9 @@ class Predictions:
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
             if torch.is_grad_enabled():
-                settings = {"use_reentrant": False, "preserve_rng_state": False}
-                added = checkpoint(sums, states, part, **settings)
+                added = checkpoint(
+                    sums, states, part, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 added = sums(states, part)
             total = total + added

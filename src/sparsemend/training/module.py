@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.precision import sums_dtype
+from sparsemend.blocks.room import return_freed
 from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.names import CHECKPOINTS, LAST_CHECKPOINT
@@ -142,6 +143,7 @@ class RepairModule(LightningModule):
         trainer.val_check_interval = min(self.plan.validate_every, self.plan.max_steps) * count
         if trainer.is_global_zero:
             self._fixed = fixed_supports(self, self.checkpoint_state())
+        return_freed()
         with ExitStack() as self._after_fit:
             trainer.fit(self, ckpt_path=resume_from, weights_only=False)
         if self.plan.keep_best and trainer.is_global_zero and (weights := best.read()) is not None:
