@@ -19,10 +19,10 @@ from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.speed import speed as speed_module
 from sparsemend.evaluation.speed.forms import (
     FORMS,
+    bits_and_values,
     bsr,
     csr,
     form_builders,
-    packed,
     semi_structured,
 )
 from sparsemend.evaluation.speed.speed import Speed, with_products
@@ -77,7 +77,9 @@ def test_what_a_form_stores_is_what_its_layout_says() -> None:
     nonzeros = int(linear.weight.count_nonzero())
     kept = csr(linear).stored
     assert sum(t.nbytes for t in kept) == nonzeros * (4 + 4) + 17 * 4 + 16 * 4  # rows + 1; bias
-    bits = packed(linear).stored  # 4 groups of 4 words, values and 64 zeros, 5 offsets, the bias
+    bits = bits_and_values(
+        linear
+    ).stored  # 4 groups of 4 words, values and 64 zeros, 5 offsets, the bias
     assert sum(t.nbytes for t in bits) == 4 * 4 * 4 + (nonzeros + 64) * 4 + 5 * 8 + 16 * 4
     linear.weight.data[:8, :8] = 0
     blocks = bsr(linear, 8).stored
@@ -212,9 +214,9 @@ def test_two_four_products_need_a_gpu() -> None:
 def test_without_kernels_there_is_no_packed_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEMEND_ENGINE", "torch")
     with pytest.raises(ValueError, match="no kernels here"):
-        packed(sparse_linear())
+        bits_and_values(sparse_linear())
 
 
 def test_a_packed_form_is_refused_for_float16() -> None:
     with pytest.raises(ValueError, match=r"model\.bfloat16"):
-        packed(sparse_linear().half())
+        bits_and_values(sparse_linear().half())

@@ -36,7 +36,7 @@ ROUNDED = 5e-2
 
 
 @dataclass(frozen=True)
-class Call:
+class TimedProduct:
     """One product and the bytes of its weight; expected: what it gives, None for no product."""
 
     work: Callable[[], object]
@@ -86,17 +86,19 @@ class Inference(Suite):
                 rows=list(rows.values()),
             )
 
-    def _seconds(self, call: Call) -> float:
+    def _seconds(self, call: TimedProduct) -> float:
         now = thread_time if self.clock == "cpu" else perf_counter
         started = now()
         call.work()
         return now() - started
 
-    def _products(self, seed: int, density: float, chosen: Kernels | None) -> dict[str, list[Call]]:
+    def _products(
+        self, seed: int, density: float, chosen: Kernels | None
+    ) -> dict[str, list[TimedProduct]]:
         """Every row's calls, on weights of their own."""
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(self.inputs, self.columns, generator=generator).bfloat16()
-        labelled: dict[str, list[Call]] = {}
+        labelled: dict[str, list[TimedProduct]] = {}
         for _ in range(self.calls):
             weight = torch.randn(self.rows, self.columns, generator=generator)
             weight *= torch.rand(self.rows, self.columns, generator=generator) < density
@@ -105,25 +107,25 @@ class Inference(Suite):
         return labelled
 
 
-def _calls(x: Tensor, weight: Tensor, chosen: Kernels | None) -> Iterator[tuple[str, Call]]:
+def _calls(x: Tensor, weight: Tensor, chosen: Kernels | None) -> Iterator[tuple[str, TimedProduct]]:
     wide, wide_x = weight.float(), x.float()
     expected = wide_x @ wide.T
-    yield BASELINE, Call(lambda: F.linear(x, weight), weight.nbytes, expected)
-    yield "torch float32", Call(lambda: F.linear(wide_x, wide), wide.nbytes, expected)
+    yield BASELINE, TimedProduct(lambda: F.linear(x, weight), weight.nbytes, expected)
+    yield "torch float32", TimedProduct(lambda: F.linear(wide_x, wide), wide.nbytes, expected)
     dynamic = _dynamic_int8(wide)
-    yield "torch int8 dynamic", Call(lambda: dynamic(wide_x), weight.numel(), expected)
+    yield "torch int8 dynamic", TimedProduct(lambda: dynamic(wide_x), weight.numel(), expected)
     if chosen is not None:
-        yield READ, Call(lambda: chosen.read(weight), weight.nbytes, None)
+        yield READ, TimedProduct(lambda: chosen.read(weight), weight.nbytes, None)
         for label, tokens, dense in ((OURS, x, weight), ("our dense float32", wide_x, wide)):
             factor = Factor(None, dense, None, None, None, len(dense))
             work = partial(chosen.multiply, tokens, factor)
-            yield label, Call(work, dense.nbytes, expected)
+            yield label, TimedProduct(work, dense.nbytes, expected)
     for values in VALUES:
         packed = pack_weight(weight, keep=None, values=values)
         factor = Factor(packed.mask, packed.values, packed.offsets, packed.scale, None, len(weight))
         work = partial(multiply, chosen, wide_x if values == "float32" else x, factor)
         product = wide_x @ unpack_weight(packed).float().T
-        yield f"packed {values}", Call(work, packed.nbytes, product)
+        yield f"packed {values}", TimedProduct(work, packed.nbytes, product)
 
 
 def _dynamic_int8(weight: Tensor) -> nn.Module:
@@ -140,7 +142,7 @@ def _dynamic_int8(weight: Tensor) -> nn.Module:
     return module
 
 
-def _checked_row(label: str, calls: list[Call]) -> BenchRow:
+def _checked_row(label: str, calls: list[TimedProduct]) -> BenchRow:
     """The row with its distance from the product of its weight, refused where that is too far.
 
     The first calls are the warm-up, too.

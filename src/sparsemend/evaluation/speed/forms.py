@@ -65,7 +65,7 @@ class PackedProduct(Product):
         return output
 
 
-def packed(linear: nn.Linear) -> Product:
+def bits_and_values(linear: nn.Linear) -> Product:
     weight = linear.weight
     if weight.device.type != "cpu":
         raise ValueError("packed products exist on a CPU only")
@@ -108,7 +108,7 @@ def form_builders(block: int) -> dict[str, Callable[[nn.Linear], Product]]:
     """Form name -> the function that builds it from a linear."""
     return {
         DENSE: dense,
-        "packed": packed,
+        "packed": bits_and_values,
         "csr": csr,
         "bsr": lambda linear: bsr(linear, block),
         "semi_structured": semi_structured,
