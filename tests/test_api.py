@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sparsemend import api
 from sparsemend.sparse.linear import sparse_linears
 from sparsemend.sparse.mask_file import load_masks
+from sparsemend.training.numerics import numerics_kept
 
 Load = Callable[[], PreTrainedModel]
 
@@ -231,6 +232,20 @@ def test_the_model_is_left_in_the_mode_it_was_in(load: Load) -> None:
     api.prune(model, None, pruner="magnitude", sparsity=0.5)
     assert model.training
     assert model.config.use_cache
+
+
+@pytest.mark.parametrize("warns", [True, False])
+def test_torch_computes_afterwards_as_the_caller_had_chosen(load: Load, warns: bool) -> None:
+    model = load()
+    with numerics_kept():
+        torch.use_deterministic_algorithms(True, warn_only=warns)
+        torch.set_float32_matmul_precision("high")
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        api.prune(model, None, pruner="magnitude")
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is warns
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_a_weight_off_its_support_is_named(load: Load) -> None:

@@ -58,10 +58,20 @@ def test_a_lack_of_memory_is_one_line_with_stage_device_peak_and_what_lowers_it(
     assert "\n" not in str(caught.value)
 
 
-def test_a_gpu_that_lacks_memory_is_answered_alike() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GiB, max allowed: 9 GiB)"),
+    ],
+    ids=["CUDA", "cuBLAS", "driver", "MPS"],
+)
+def test_a_gpu_that_lacks_memory_is_answered_alike(error: Exception) -> None:
     stages = Stages(torch.device("cpu"))
     with pytest.raises(MemoryError, match=r"hardware\.offload=true"), stages.measure("prune"):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise error
 
 
 def test_an_error_of_cuda_keeps_its_traceback() -> None:
@@ -77,6 +87,19 @@ def test_an_operator_that_cannot_be_deterministic_is_one_line_with_the_switch() 
         stages.measure("repair"),
     ):
         raise RuntimeError("histc_cuda does not have a deterministic implementation, but you set")
+
+
+def test_an_operator_that_apples_gpu_lacks_is_one_line_with_the_remedy() -> None:
+    stages = Stages(torch.device("cpu"))
+    said = (
+        r"^prune: The operator 'aten::cholesky_inverse' is not currently implemented for the MPS "
+        r"device; set PYTORCH_ENABLE_MPS_FALLBACK=1 [^\n]*$"
+    )
+    with pytest.raises(ValueError, match=said), stages.measure("prune"):
+        raise NotImplementedError(
+            "The operator 'aten::cholesky_inverse' is not currently implemented for the MPS "
+            "device. If you want this op to be considered for addition please comment on\nit."
+        )
 
 
 def save_by_torch(path: Path) -> None:

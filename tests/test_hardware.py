@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from support.configs import compose
 from support.contracts import bench_for, method_of, pruned_model, windows
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from sparsemend.hardware import Hardware
 from sparsemend.run.job import build
-from sparsemend.training.numerics import CUBLAS
+from sparsemend.training.numerics import CUBLAS, FLASH_ATTENTION
 
 
 def hardware(*overrides: str) -> Any:
@@ -30,7 +31,8 @@ def hardware(*overrides: str) -> Any:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if torch saw a CUDA device; nothing is computed there."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.delenv(CUBLAS[0], raising=False)
+    for name, _ in (CUBLAS, FLASH_ATTENTION):
+        monkeypatch.delenv(name, raising=False)
     with process_state():
         yield
 
@@ -48,9 +50,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_equal_bits_are_asked_of_a_gpu_unless_the_user_says_otherwise(
     gpu: None, asked: list[str], on: bool
 ) -> None:
+    torch.utils.deterministic.fill_uninitialized_memory = True
     hardware(*asked).prepare()
     assert torch.are_deterministic_algorithms_enabled() is on
-    assert (CUBLAS[0] in os.environ) is ("hardware=gpu" in asked and on)
+    for name, _ in (CUBLAS, FLASH_ATTENTION):
+        assert (name in os.environ) is ("hardware=gpu" in asked and on)
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # at a price, for nothing
 
 
 def test_a_workspace_of_the_users_own_is_left_to_cublas(
@@ -73,6 +78,43 @@ def test_lightning_does_not_take_a_slurm_job_for_its_own(
     environment = trainer._accelerator_connector.cluster_environment
     assert not isinstance(environment, SLURMEnvironment)
     assert trainer.world_size == 1
+
+
+class Scaled(Callback):
+    """Scales the loss by `start` first; notes each step's new scale, and whether factors moved."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.scales: list[float] = []
+        self.moved: list[bool] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert trainer.precision_plugin.precision == "16-mixed"
+        trainer.precision_plugin.scaler = torch.amp.GradScaler("cpu", init_scale=self.start)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        self.scales.append(trainer.precision_plugin.scaler.get_scale())
+        trained = [p for n, p in pl_module.named_parameters() if n.endswith("lora_b")]
+        self.moved.append(any(bool(p.any()) for p in trained))
+
+
+@pytest.mark.parametrize("exponent", [16, 60])
+def test_fp16_scales_its_loss_on_a_cpu_too_and_skips_steps_that_overflow(
+    exponent: int, tmp_path: Path
+) -> None:
+    """Lightning would compute in bf16, and say so to nobody."""
+    seen, factory = Scaled(2.0**exponent), hardware().trainer_factory([], tmp_path)
+
+    def make_trainer(*, callbacks: list[Callback], **settings: Any) -> Trainer:
+        return factory(callbacks=[*callbacks, seen], **settings)
+
+    bench = dataclasses.replace(bench_for(tmp_path), make_trainer=make_trainer)
+    method_of("masked_lora", "method.precision=16-mixed").repair(pruned_model(), bench)
+    fits = exponent == 16
+    assert seen.moved == 3 * [fits]
+    assert seen.scales == [2.0 ** (exponent - (0 if fits else step)) for step in (1, 2, 3)]
 
 
 def outcome(preset: str, out: Path) -> tuple[list[Tensor], float]:

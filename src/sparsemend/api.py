@@ -63,6 +63,7 @@ from sparsemend.sparse.count import SparsityReport, sparsity_report
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.stays_dense import REACHED, stays_dense, warn_dense
+from sparsemend.training.numerics import numerics_kept
 
 Dense = PreTrainedModel | Callable[[], PreTrainedModel]
 
@@ -526,25 +527,22 @@ def _hardware(model: PreTrainedModel, cfg: DictConfig) -> Iterator[tuple[Hardwar
     hardware: Hardware = build(cfg.hardware)
     # some classes have no such setting
     cached = vars(model.config).get("use_cache", True)
-    precision = torch.get_float32_matmul_precision()
     threads, training = torch.get_num_threads(), model.training
-    deterministic = torch.are_deterministic_algorithms_enabled()
     home = home_of(model)
-    try:
-        torch.set_float32_matmul_precision("highest")
-        device = hardware.prepare()
-        model.config.use_cache = False
-        model.eval()
-        if not hardware.offload:
-            move_(model, device)
-        yield hardware, device
-    finally:
-        model.train(training)
-        move_(model, home)
-        model.config.use_cache = cached
-        torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_num_threads(threads)
+    with numerics_kept():
+        try:
+            torch.set_float32_matmul_precision("highest")
+            device = hardware.prepare()
+            model.config.use_cache = False
+            model.eval()
+            if not hardware.offload:
+                move_(model, device)
+            yield hardware, device
+        finally:
+            model.train(training)
+            move_(model, home)
+            model.config.use_cache = cached
+            torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,14 @@ from time import perf_counter
 
 import torch
 
-from sparsemend.errors import brief, full_disk, lacks_determinism, lacks_disk, lacks_memory
+from sparsemend.errors import (
+    brief,
+    full_disk,
+    lacks_determinism,
+    lacks_disk,
+    lacks_memory,
+    lacks_operator,
+)
 
 # what lowers the peak of a stage; a stage without an entry has nothing to lower it
 LOWER = {
@@ -50,12 +57,14 @@ class Stages:
 
     peak_scope says what `peak_bytes` is: `stage` (resident peak, reset as each stage begins),
     `process` (resident peak since the process began, where the system has no reset) or `cuda`
-    (peak of torch's allocator, reset per stage).
+    (peak of torch's allocator, reset per stage).  settle: called before each stage, so that what
+    earlier ones freed does not count in its peak.
     """
 
     device: torch.device
     costs: dict[str, Cost] = field(default_factory=dict)
     peak_scope: str = "stage"
+    settle: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -68,8 +77,10 @@ class Stages:
         """Measure the block as part of stage `name`, and by itself as its `part`.
 
         Raises MemoryError or OSError of one line where memory or the disk ran out inside, and
-        ValueError where an operator cannot be deterministic.
+        ValueError where an operator cannot be deterministic, or is none of the device's.
         """
+        if self.settle is not None:
+            self.settle()
         self._reset()
         started = perf_counter()
         try:
@@ -79,6 +90,11 @@ class Stages:
                 raise MemoryError(self._memory_line(name, error)) from error
             if lacks_disk(error):
                 raise full_disk(name, error) from error
+            if lacks_operator(error):
+                raise ValueError(
+                    f"{name}: {str(error).partition('. ')[0]}; set PYTORCH_ENABLE_MPS_FALLBACK=1 "
+                    "in the environment, which computes it on the CPU, or hardware=cpu"
+                ) from error
             if lacks_determinism(error):
                 raise ValueError(
                     f"{name}: {brief(error)}; set hardware.deterministic=false, after which "

@@ -34,6 +34,13 @@ FULL_WORDS = (
     "iostream error",
     "unexpected pos",
 )
+# of torch on the host, on Apple's GPU, for a handle of cuBLAS, for what is not a tensor
+NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "MPS backend out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
 LONGEST = 400  # characters of a library's message that a line repeats
 
 
@@ -88,8 +95,8 @@ def raised_here(error: BaseException) -> bool:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether Python, torch on the host or torch on a GPU was refused memory."""
-    refused = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    """Whether Python, or torch on the host or on a GPU, was refused memory."""
+    refused = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or refused
 
 
@@ -98,6 +105,11 @@ def lacks_disk(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in FULL  # none where it is in words already
     return any(words in str(error) for words in FULL_WORDS)
+
+
+def lacks_operator(error: BaseException) -> bool:
+    """Whether torch has no form of an operator for Apple's GPU."""
+    return isinstance(error, NotImplementedError) and "for the MPS device" in str(error)
 
 
 def lacks_determinism(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from sparsemend.training.checkpoint_file import CheckpointFile
 from sparsemend.training.module import TrainerFactory
-from sparsemend.training.numerics import set_numerics
+from sparsemend.training.numerics import set_numerics, with_half
 from sparsemend.training.ranks import LeadingTrainer, Place, Team
 
 
@@ -95,15 +95,15 @@ class Hardware:
 
     def trainer(self, out: Path, **settings: Any) -> Trainer:
         """A Trainer on these devices that writes under `out`."""
-        return Trainer(
-            accelerator=self.accelerator,
-            devices=1,
+        fixed = {
+            "accelerator": self.accelerator,
+            "devices": 1,
             # Lightning's own choice inside a SLURM job would requeue it and leave checkpoints here
-            plugins=[Place(0), CheckpointFile()],
-            default_root_dir=out,
-            enable_model_summary=False,
-            **settings,
-        )
+            "plugins": [Place(0), CheckpointFile()],
+            "default_root_dir": out,
+            "enable_model_summary": False,
+        }
+        return Trainer(**with_half(self.accelerator, {**settings, **fixed}))
 
 
 @dataclass(kw_only=True)

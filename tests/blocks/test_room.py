@@ -56,3 +56,21 @@ def test_the_older_control_groups_are_read_where_a_container_hides_the_path(syst
 def test_where_nothing_tells_there_is_no_number(system: Path) -> None:
     (system / "meminfo").unlink()
     assert room.available_bytes() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident sizes are Linux's")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """Where the C library has no call for it, nothing happens and nothing fails."""
+
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+    pieces = [bytearray(b"x" * 2**16) for _ in range(2000)]  # below what is mapped by itself
+    last = pieces[-1]
+    full = resident()
+    pieces.clear()
+    room.return_freed()
+    if room._malloc_trim() is not None:
+        assert resident() < full - 100 * 2**16
+    assert len(last) == 2**16

@@ -218,7 +218,8 @@ def cut(pattern: str, row: Row, share: float) -> Callable[[Trials, Path, Ending]
             for path in paths:
                 if str(path.relative_to(folder)) not in ending.said:
                     ending.wrong.append(f"{path} is not named")
-                path.unlink()  # as the line says
+                whole = f"remove FOLDER/{path.parent.relative_to(folder)}," in ending.said
+                shutil.rmtree(path.parent) if whole else path.unlink()  # as the line says
             works(trials, row, folder, ending)
         else:
             ended(trials, row, folder, ending)

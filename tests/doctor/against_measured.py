@@ -25,8 +25,8 @@ from pathlib import Path
 
 HERE = Path(__file__)
 SHORT = (
-    "method.max_steps=2 method.windows_per_step=2 hardware.micro_batch=2 method.validate_every=2 "
-    "method.validation_windows=2 method.checkpoint_every=2"
+    "method.max_steps=1 method.windows_per_step=1 hardware.micro_batch=1 method.validate_every=1 "
+    "method.validation_windows=1 method.checkpoint_every=1"
 )
 PLAIN = "pruner=magnitude cache=off"
 RUNS = {
@@ -34,7 +34,7 @@ RUNS = {
     "ria, 2:4": "pruner=ria method=none pattern=2:4 sparsity=0.5",
     "magnitude, export": "pruner=magnitude method=none export=true",
     "perplexity, 8 x 512": f"{PLAIN} method=none model.context_length=512 "
-    "hardware.evaluation_batch=8",
+    "hardware.evaluation_batch=8 evaluation.perplexity.windows=8",
     "dsnot": "method=dsnot method.max_cycles=2",
     "reconstruct": f"{PLAIN} method=reconstruct method.epochs=1 method.windows_per_step=2 "
     "method.held_out=0.25",
@@ -43,13 +43,16 @@ RUNS = {
     "hardware.activation_checkpointing=true",
     "lora, 8 x 256": f"{PLAIN} method=lora model.context_length=256 {SHORT} "
     "method.windows_per_step=8 hardware.micro_batch=8",
-    "lors": f"{PLAIN} method=lors method.init_samples=2 method.init_batch_size=2 {SHORT}",
+    "lors": f"{PLAIN} method=lors method.init_samples=1 method.init_batch_size=1 {SHORT}",
     "spp": f"{PLAIN} method=spp {SHORT}",
     "seft": f"{PLAIN} method=seft {SHORT} method.max_steps=4 method.update_interval=3 "
     "method.accumulation_steps=1",
-    "losa": f"{PLAIN} method=losa {SHORT} method.rounds=2 method.similarity_samples=4 "
-    "method.round_steps=[1,1]",
+    "losa": f"{PLAIN} method=losa {SHORT} method.max_steps=2 method.rounds=2 "
+    "method.similarity_samples=4 method.round_steps=[1,1]",
 }
+
+HEADING = """| run | doctor, GB | its stage | measured, GB | its stage | difference |
+|---|---:|---|---:|---|---:|"""
 
 
 def lines_of(folder: Path, name: str) -> list[str]:
@@ -65,7 +68,7 @@ def lines_of(folder: Path, name: str) -> list[str]:
         "hardware.threads=1",
         "hardware.stream=false",
         "hardware.evaluation_batch=4",
-        "evaluation.perplexity.windows=8",
+        "evaluation.perplexity.windows=4",
         *RUNS[name].split(),
     ]
 
@@ -88,6 +91,7 @@ def make_model(folder: Path) -> None:
 def measure(out: Path, lines: list[str]) -> None:
     """Carry out one run in this process and print its largest peak above the imports, in bytes."""
     import lightning  # noqa: F401
+    from transformers import get_scheduler  # noqa: F401  what a fit imports with it
 
     import sparsemend.run.load as loading
     import sparsemend.training.module  # noqa: F401
@@ -105,36 +109,47 @@ def measure(out: Path, lines: list[str]) -> None:
     sys.argv = ["sparsemend", *lines, f"hydra.run.dir={out}"]
     main.main()
     cost = json.loads((out / "result.json").read_text())["cost"]
-    print("PEAK", max(stage["peak_bytes"] for stage in cost.values()) - held[0])
+    peaks = {stage: spent["peak_bytes"] - held[0] for stage, spent in cost.items()}
+    print("PEAKS", json.dumps(peaks))
 
 
-def estimated(lines: list[str]) -> int:
-    """The doctor's largest host peak, in bytes."""
+def estimated(lines: list[str]) -> dict[str, int]:
+    """Stage -> the doctor's host peak in bytes."""
     from sparsemend.config.compose import compose_command
     from sparsemend.doctor.estimate import estimate
 
     peaks = estimate(compose_command(lines).configs[0]).peaks
-    return max(peak.bytes for peak in peaks.values())
+    return {stage: peak.bytes for (stage, _), peak in peaks.items()}
+
+
+def row(name: str, ours: dict[str, int], theirs: dict[str, int]) -> str:
+    """A row of the table: the largest of the stages, and which one it is."""
+    cells, most = [name], []
+    for peaks in (ours, theirs):
+        stage = max(peaks, key=lambda stage: peaks[stage])
+        most.append(peaks[stage])
+        cells += [f"{peaks[stage] / 1e9:.2f}", stage]
+    return f"| {' | '.join(cells)} | {most[0] / most[1] - 1:+.1%} |"
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     if not (folder / "config.json").exists():
         make_model(folder)
-    print("| run | doctor, GB | measured, GB | difference |\n|---|---|---|---|", flush=True)
+    print(HEADING, flush=True)
     for name in sys.argv[2:] or RUNS:
         lines, out = lines_of(folder, name), folder / "run"
         command = [sys.executable, str(HERE), "--measure", str(out), *lines]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         shutil.rmtree(out, ignore_errors=True)
-        peak = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("PEAK")]
-        if not peak:
-            print(f"| {name} | - | failed: {done.stderr.strip().splitlines()[-1]} | |", flush=True)
+        said = [line[6:] for line in done.stdout.splitlines() if line.startswith("PEAKS")]
+        if not said:
+            print(f"{name} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             continue
-        ours, theirs = estimated(lines), int(peak[0])
-        share = ours / theirs - 1
-        print(f"| {name} | {ours / 1e9:.2f} | {theirs / 1e9:.2f} | {share:+.1%} |", flush=True)
+        ours, theirs = estimated(lines), json.loads(said[0])
+        print(row(name, ours, theirs), flush=True)
+        print(json.dumps({"run": name, "doctor": ours, "measured": theirs}), file=sys.stderr)
 
 
 if __name__ == "__main__":

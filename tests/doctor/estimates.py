@@ -1,6 +1,6 @@
 """The doctor's estimate for models of 7B, 13B and 70B on cards of 24 and 80 GB, as a table.
 
-    python tests/doctor/estimates.py
+    python tests/doctor/estimates.py [RUN ...]
 
 No weights are needed, nothing is downloaded and nothing is measured: the configs are LLaMA 2's
 shapes, and each row takes about half a minute of processor time.
@@ -9,6 +9,7 @@ shapes, and each row takes about half a minute of processor time.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,11 +26,12 @@ RUNS = {  # name -> overrides, whether blocks are streamed
     "Wanda": ("method=none", True),
     "SparseGPT": ("pruner=sparsegpt method=none", True),
     "DSnoT": ("method=dsnot", True),
-    "reconstruct": ("method=reconstruct hardware.micro_batch=null", True),
+    "reconstruct": ("method=reconstruct", True),
     "Wanda, in memory": ("method=none", False),
     "LoRS": ("method=lors", False),
     "masked LoRA": ("method=masked_lora", False),
     "SEFT": ("method=seft", False),
+    "LoSA": ("method=losa", False),
 }
 CARDS = (24, 80)
 HEADING = """| model | run | device, GB | its stage | 24 GB | 80 GB | host, GB | its stage |
@@ -87,7 +89,7 @@ def main() -> None:
         for model, shape in SHAPES.items():
             folder = Path(place) / model
             write_config(folder, shape)
-            for run in RUNS:
+            for run in sys.argv[1:] or RUNS:
                 cfg = compose_command(overrides(folder, run)).configs[0]
                 print(row(model, run, estimate(cfg).peaks), flush=True)
 

@@ -95,3 +95,22 @@ def test_a_model_without_a_config_here_is_unknown(
     examination = doctor.examine(cfg, [], tmp_path)
     assert examination.verdict is Verdict.UNKNOWN
     assert examination.needs == []
+
+
+@pytest.mark.parametrize(
+    ("line", "gigabytes", "elsewhere", "reason"),
+    [
+        ("method=none", 64, False, None),
+        ("method=none", 64, True, "another machine"),
+        ("method=none", 10, False, "cannot work here"),
+        ("hardware=ddp", 64, False, "several devices"),
+        ("pruner=existing", 64, False, "an earlier one's zeros"),
+    ],
+)
+def test_a_block_is_timed_only_where_the_run_would_work(
+    line: str, gigabytes: int, elsewhere: bool, reason: str | None
+) -> None:
+    cfg = compose("run", [line])
+    need = Need("load", HOST, 14 * GB, "a:1", gigabytes * GB)
+    said = doctor.untimed(cfg, [need], elsewhere=elsewhere)
+    assert said is None if reason is None else reason in str(said)

@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sparsemend.doctor.blank_job import blank_job, hydra_of_a_job
 from sparsemend.doctor.dry_run import (
     DryStages,
     _fit_as_a_stage,
-    _hydra_of_a_job,
-    _job,
     dry_run,
     shorten,
 )
@@ -70,8 +69,8 @@ def test_a_dry_run_peaks_where_the_run_does(choice: list[str], tmp_path: Path) -
     dry = by_stage(dry_run(cfg, extent).moments)
     ledger, out = Ledger(), tmp_path / "run"
     short = shorten(cfg)
-    job = _job(short, out, build(short.model), extent, DryStages(ledger, None))
-    with _hydra_of_a_job(), _fit_as_a_stage(ledger), Noting(ledger):
+    job = blank_job(short, out, build(short.model), extent, DryStages(ledger, None))
+    with hydra_of_a_job(), _fit_as_a_stage(ledger), Noting(ledger):
         stages(job)
     real = by_stage(ledger.peaks)
     assert dry.keys() == real.keys()
@@ -85,7 +84,7 @@ def test_a_dry_run_peaks_where_the_run_does(choice: list[str], tmp_path: Path) -
 def test_the_command_examines_a_run_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     """In a process of its own: autograd counts its devices at the first backward."""
     written = tmp_path / "doctor.json"
-    line = ["hardware=gpu", "method=masked_lora", "--device-gb", "24", "--host-gb", "64"]
+    line = ["hardware=gpu", "method=none", "--device-gb", "24", "--host-gb", "64"]
     command = [sys.executable, "-m", "sparsemend.cli.doctor", *line, "--json", str(written)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -61,3 +62,11 @@ def test_files_are_counted_with_the_largest_once_more() -> None:
     assert small.verdict is Verdict.NO_GO
     assert small.says.startswith("65.00 GB to write (best.ckpt 30.00")
     assert disk_finding(files, CARD.__class__(None, None, None, "")).verdict is Verdict.UNKNOWN
+
+
+def test_seconds_stand_beside_their_stage_and_are_added_up() -> None:
+    text = shown(replace(report(), seconds={"repair: fit": 1234.4}))
+    row = next(line for line in text.splitlines() if "repair: fit" in line)
+    assert row.strip("│ ").endswith("1,234")
+    assert "1,234 seconds in all (estimate" in text
+    assert "seconds" not in shown(report())

@@ -13,6 +13,7 @@ from sparsemend.doctor.surroundings import (
     compiler,
     data_places,
     driver_finding,
+    examine_surroundings,
     file_system,
     model_files,
     settings,
@@ -52,7 +53,7 @@ def test_a_folder_with_a_config_alone_is_enough(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     cfg = compose("run", ["model=local", f"model.path={tmp_path}"])
     shapes_are_there(cfg)
-    assert settings(cfg, pretended=True).verdict is Verdict.GO
+    assert settings(cfg, tmp_path, pretended=True).verdict is Verdict.GO
     weights = next(iter(model_files(cfg)))
     assert (weights.what, weights.verdict) == ("weights", Verdict.GO)
     assert weights.says.endswith("has its config alone; the weights are to come")
@@ -76,10 +77,44 @@ def test_a_model_to_be_downloaded_is_no_go_where_the_hub_is_off(
     assert weights.verdict is verdict
 
 
-def test_what_the_command_refuses_is_no_go() -> None:
-    finding = settings(compose("run", ["sparsity=1.5"]), pretended=False)
+@pytest.mark.parametrize(
+    ("line", "inside", "says"),
+    [
+        ("sparsity=1.5", "run", "sparsity"),
+        ("sparsity=${absent}", "run", "absent"),
+        ("sparsity=0.5", "file/run", "hydra.run.dir"),
+    ],
+)
+def test_what_the_command_refuses_is_no_go(
+    line: str, inside: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    finding = settings(compose("run", [line]), tmp_path / inside, pretended=False)
     assert finding.verdict is Verdict.NO_GO
-    assert "sparsity" in finding.says
+    assert says in finding.says
+
+
+@pytest.mark.parametrize("member", ["zero_shot", "speed"])
+def test_a_measurement_that_is_left_out_makes_a_go_unknown(member: str, tmp_path: Path) -> None:
+    cfg = compose("run", [f"evaluation=[{member}]"])
+    verdicts = {f.verdict for f in examine_surroundings(cfg, tmp_path, pretended=True)}
+    assert Verdict.of_all(verdicts) is Verdict.UNKNOWN
+
+
+def test_another_revision_than_the_cached_one_has_no_shape(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(CONFIG))
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    lines = ["model=local", "model.path=some/model"]
+    shapes_are_there(compose("run", lines))
+    with pytest.raises(NoShape):
+        shapes_are_there(compose("run", [*lines, "model.revision=other"]))
 
 
 def test_compiling_without_a_compiler_is_no_go(monkeypatch: pytest.MonkeyPatch) -> None:

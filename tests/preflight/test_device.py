@@ -33,3 +33,12 @@ def test_a_machine_that_is_not_linux_is_left_to_torch(monkeypatch: pytest.Monkey
     without_signs(monkeypatch)
     monkeypatch.setattr(device.sys, "platform", "win32")
     device.check_device(compose("run", ["hardware=gpu"]))
+
+
+def test_the_gpu_of_a_mac_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_signs(monkeypatch)
+    cfg = compose("run", ["hardware=mps"])
+    with pytest.raises(ValueError, match="this system is linux; use hardware=cpu"):
+        device.check_device(cfg)
+    monkeypatch.setattr(device.sys, "platform", "darwin")
+    device.check_device(cfg)

@@ -3,11 +3,11 @@
     python tests/pretrained/measure_streaming.py --shape 7b --blocks 8 16 32 --folder /tmp/streaming
     python tests/pretrained/measure_streaming.py --shape 7b --blocks 4 --compare    # in memory too
     python tests/pretrained/measure_streaming.py --blocks 8 -- pruner=sparsegpt
+    python tests/pretrained/measure_streaming.py --blocks --page multirun/reference/streaming.md
 
 Each run is a process of its own; its peak is the largest resident size of a stage, which the run
-notes in its result, files in the page cache not counted.  `imported` is the peak of a process which
-imports what a run imports and ends.  Checkpoints are written block by block, and removed unless
---keep.
+notes in its result, files in the page cache not counted.  Checkpoints are written block by block,
+and removed unless --keep.  What was measured is kept in FOLDER/rows.jsonl, of which a page is made.
 """
 
 from __future__ import annotations
@@ -28,6 +28,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+PAGE = """# Streamed blocks, measured
+
+Random LLaMA checkpoints in bf16, {samples}, pruned (and repaired by DSnoT where it says so) and
+measured with `hardware.stream=true`, or in memory.  **peak**: the largest resident size of the
+whole process, of which {base:.2f} GB are what a run imports; pages of files in the page cache are
+not counted.  {machine}
+
+```bash
+python tests/pretrained/measure_streaming.py --shape 7b --blocks 8 16 32 -- method=dsnot
+```
+
+| shape | blocks | weights, GB | run | blocks lie in | peak, GB | set by | seconds |
+|---|---:|---:|---|---|---:|---|---:|
+{rows}
+{pairs}"""
 SHAPES = {  # hidden, intermediate, heads, key-value heads
     "tiny": (256, 704, 4, 4),
     "7b": (4096, 11008, 32, 32),
@@ -35,7 +50,7 @@ SHAPES = {  # hidden, intermediate, heads, key-value heads
 }
 VOCABULARY = 32000
 IMPORTS = "import sparsemend.run.run, sparsemend.pruner.wanda, sparsemend.evaluation.perplexity"
-GIB = 2**30
+GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,8 @@ def measure(arguments: argparse.Namespace, blocks: int) -> None:
     """Write one checkpoint, prune it, say what that took."""
     folder: Path = arguments.folder
     checkpoint = folder / f"{arguments.shape}_{blocks}"
-    if not checkpoint.exists():
+    if not (checkpoint / "config.json").exists():  # which is written last
+        shutil.rmtree(checkpoint, ignore_errors=True)
         write_checkpoint(checkpoint, arguments.shape, blocks)
     weights = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     data = write_tokens(folder / "tokens", arguments.samples, arguments.seqlen)
@@ -159,39 +175,88 @@ def measure(arguments: argparse.Namespace, blocks: int) -> None:
             print((folder / "log.txt").read_text()[-2000:])
             sys.exit(f"the run with {blocks} blocks ended with {cost.code}")
         result = json.loads((out / "result.json").read_text())
-        perplexity = result["metrics"]["pruned"].get("perplexity/test")
-        stages = {name: spent["seconds"] for name, spent in result["cost"].items()}
         # the run resets what the system notes as its peak before each stage
-        peak = max(spent["peak_bytes"] for spent in result["cost"].values())
-        print(
-            f"{arguments.shape} {blocks:3d} blocks {weights / GIB:6.2f} GiB  stream={stream:5s}  "
-            f"{cost.seconds:7.1f} s  peak {max(peak, cost.peak) / GIB:5.2f} GiB  masks "
-            f"{digest_of(out / 'masks.safetensors')}  perplexity {perplexity}  "
-            + "  ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items()),
-            flush=True,
-        )
+        peaks = {name: spent["peak_bytes"] for name, spent in result["cost"].items()}
+        row = {
+            "shape": arguments.shape,
+            "blocks": blocks,
+            "weights": weights,
+            "overrides": " ".join(arguments.overrides),
+            "windows": f"{arguments.samples} calibration windows of {arguments.seqlen} tokens",
+            "streams": stream == "true",
+            "seconds": cost.seconds,
+            "peaks": peaks,
+            "peak": max(cost.peak, *peaks.values()),
+            "stages": {name: spent["seconds"] for name, spent in result["cost"].items()},
+            "masks": digest_of(out / "masks.safetensors"),
+            "metrics": result["metrics"],
+        }
+        print(json.dumps(row), flush=True)
+        with (folder / "rows.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
         if not arguments.keep:
             shutil.rmtree(out, ignore_errors=True)
     if not arguments.keep:
         shutil.rmtree(checkpoint)
 
 
+def page(folder: Path, base: int, machine: str) -> str:
+    """The last row of each run as a table, and what runs in memory differ in."""
+    rows = {}
+    for line in (folder / "rows.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        rows[row["shape"], row["blocks"], row["overrides"], row["streams"]] = row
+    lines, pairs = [], []
+    for (shape, blocks, overrides, streams), row in sorted(rows.items()):
+        stage = max(row["peaks"], key=lambda name: row["peaks"][name])
+        lines.append(
+            f"| {shape} | {blocks} | {row['weights'] / GB:.1f} | {overrides or 'Wanda'} | "
+            f"{'files' if streams else 'memory'} | {row['peak'] / GB:.2f} | {stage} | "
+            f"{row['seconds']:.0f} |"
+        )
+        other = rows.get((shape, blocks, overrides, False))
+        if streams and other is not None:
+            equal = all(row[what] == other[what] for what in ("masks", "metrics"))
+            shares = (
+                f"{name} x {row['stages'][name] / seconds:.2f}"
+                for name, seconds in other["stages"].items()
+                if seconds > 1
+            )
+            pairs.append(
+                f"{shape}, {blocks} blocks, {overrides or 'Wanda'}: supports and perplexities are "
+                f"{'equal' if equal else 'NOT EQUAL'} in files and in memory; streaming took x "
+                f"{row['seconds'] / other['seconds']:.2f} the time ({', '.join(shares)}).\n"
+            )
+    (samples,) = {row["windows"] for row in rows.values()}
+    return PAGE.format(
+        samples=samples,
+        base=base / GB,
+        machine=machine,
+        rows="\n".join(lines),
+        pairs="\n" + "\n".join(pairs),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="7b")
-    parser.add_argument("--blocks", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--blocks", type=int, nargs="*", default=[8, 16, 32])
     parser.add_argument("--samples", type=int, default=2, help="calibration windows")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/streaming"))
     parser.add_argument("--compare", action="store_true", help="run in memory too")
     parser.add_argument("--keep", action="store_true", help="leave checkpoints and run folders")
+    parser.add_argument("--page", type=Path, help="write the page of all rows here")
+    parser.add_argument("--machine", default="", help="what the page says of the machine")
     parser.add_argument("overrides", nargs="*", help="of the run, after --")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     imported = cost_of([sys.executable, "-c", IMPORTS], arguments.folder / "log.txt")
-    print(f"imported {imported.peak / GIB:.2f} GiB, {imported.seconds:.1f} s")
+    print(f"imported {imported.peak / GB:.2f} GB, {imported.seconds:.1f} s")
     for blocks in arguments.blocks:
         measure(arguments, blocks)
+    if arguments.page:
+        arguments.page.write_text(page(arguments.folder, imported.peak, arguments.machine))
 
 
 if __name__ == "__main__":

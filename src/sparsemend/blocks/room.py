@@ -1,8 +1,10 @@
-"""The memory that this process may still take, on Linux."""
+"""The memory that this process may still take, and what it has freed, on Linux."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
@@ -17,6 +19,24 @@ def available_bytes() -> int | None:
     """What the machine and the control groups of this process leave it; None: nothing tells."""
     left = [*_machine(), *_groups()]
     return min(left) if left else None
+
+
+def return_freed() -> None:
+    """Return freed memory to the system, where the C library has a call for it (glibc).
+
+    It keeps pieces of up to 32 MB that were freed between others that live, in pools of each
+    thread: 1 GB after a walk over 16 blocks of 100 MB, of which nothing was in use.
+    """
+    if trim := _malloc_trim():
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # no library under this name: Windows
+        return None
 
 
 def _machine() -> Iterator[int]:

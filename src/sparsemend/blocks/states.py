@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from sparsemend.blocks.device_memory import free_bytes
 from sparsemend.blocks.file_states import FileStates, temporary
 from sparsemend.blocks.hidden_states import HeldStates, HiddenStates
 from sparsemend.blocks.room import available_bytes
@@ -48,7 +49,7 @@ class StatesPlace:
     def _choose(self, device: torch.device, size: int) -> str:
         free = host = available_bytes()
         if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0]
+            free = free_bytes(device)
         if free is None or size <= free // SHARE:
             return "device"
         if device.type != "cpu" and (host is None or size <= host // SHARE):

@@ -138,7 +138,7 @@ class Visit:
         if len(state) not in sizes:
             raise ValueError(
                 f"{self.name} was recorded on {sizes[0]} windows at once, not on {len(state)}; set "
-                "hardware.micro_batch=null, or to no less than the windows of a step"
+                f"hardware.micro_batch={sizes[0]}"
             )
         return self._forward(state, self._arguments[sizes.index(len(state))])
 
@@ -259,7 +259,8 @@ class Calibration:
             states = self.states.after(residency_of(model).stamp(finished - 1))
             if states is not None:
                 recording = self._record(model, lambda first, of: NoStates(first.device))
-                if not any(map(carries, chain.from_iterable(recording.arguments))):
+                alike = len(states) == len(recording.shapes)  # else another number together
+                if alike and not any(map(carries, chain.from_iterable(recording.arguments))):
                     return recording, states, finished
         if recorded is not None:
             return recorded, recorded.states.copy(), 0

@@ -11,12 +11,11 @@ package.  Its folder of safetensors lies in the user's cache, under a name that 
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from sparsemend.files import file_digest
+from sparsemend.files import file_digest, user_cache
 
 PACKAGED = "package:"
 MAGIC = b"GGUF"
@@ -69,6 +68,4 @@ def converted_folder(file: Path) -> Path:
 
 def cache_folder() -> Path:
     """The folder of all of them."""
-    general = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = os.environ.get("SPARSEMEND_CACHE") or f"{general}/sparsemend"
-    return Path(folder).expanduser() / "gguf"
+    return user_cache() / "gguf"

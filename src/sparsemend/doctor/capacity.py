@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from sparsemend.blocks.room import available_bytes
 from sparsemend.doctor.verdict import Capacity
+from sparsemend.preflight.place import nearest_existing
 
 QUERY = ["nvidia-smi", "--query-gpu=name,memory.free", "--format=csv,noheader,nounits"]
 
@@ -22,7 +23,7 @@ def find_capacity(
     A run on the CPU has no device but the host.
     """
     host = available_bytes() if host_gb is None else int(host_gb * 1e9)
-    disk = shutil.disk_usage(_existing(folder)).free
+    disk = shutil.disk_usage(nearest_existing(folder)).free
     if cfg.hardware.accelerator != "gpu":
         return Capacity(host, None, disk, "CPU")
     if device_gb is not None:
@@ -39,11 +40,3 @@ def free_gpu_memory() -> tuple[str, int | None]:
         return name.strip(), int(mebibytes) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return "no GPU that nvidia-smi shows", None
-
-
-def _existing(folder: Path) -> Path:
-    """The nearest folder above that exists."""
-    folder = folder.resolve()
-    while not folder.exists():
-        folder = folder.parent
-    return folder

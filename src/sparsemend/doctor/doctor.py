@@ -8,6 +8,7 @@ from time import process_time
 
 from omegaconf import DictConfig
 
+from sparsemend.config.flags import says
 from sparsemend.config.streaming import obstacle
 from sparsemend.doctor.capacity import find_capacity
 from sparsemend.doctor.disk import disk_finding
@@ -27,14 +28,16 @@ def examine(
     *,
     device_gb: float | None = None,
     host_gb: float | None = None,
+    timed: bool = False,
 ) -> Examination:
-    """Examine the run of a composed config, whose run folder would lie in `folder`.
+    """Examine the run of a composed config, which would write into `folder`.
 
     device_gb, host_gb: free memory to take for granted, for a machine that is not this one.
+    timed: whether to probe how many seconds its stages take here.
     """
     started = process_time()
     capacity = find_capacity(cfg, folder, device_gb=device_gb, host_gb=host_gb)
-    findings = examine_surroundings(cfg, pretended=device_gb is not None)
+    findings = examine_surroundings(cfg, folder, pretended=device_gb is not None)
     try:
         shapes_are_there(cfg)
         from sparsemend.doctor.estimate import estimate
@@ -53,7 +56,34 @@ def examine(
     needs = needs_of(whole.peaks, capacity)
     findings.append(disk_finding(whole.files, capacity))
     relief = find_relief(cfg, needs, capacity, until=started + PATIENCE)
-    return Examination(command, capacity, needs, findings, whole.files, whole.blocks, relief)
+    seconds: dict[str, float] = {}
+    if timed:
+        elsewhere = device_gb is not None or host_gb is not None
+        reason = untimed(cfg, [*needs, *findings], elsewhere=elsewhere)
+        if reason is None:
+            from sparsemend.doctor.probe import probe_seconds
+
+            seconds = probe_seconds(cfg)
+        else:
+            findings.append(Finding("seconds", Verdict.GO, f"not probed: {reason}"))
+    return Examination(
+        command, capacity, needs, findings, whole.files, whole.blocks, relief, seconds
+    )
+
+
+def untimed(cfg: DictConfig, answers: Sequence[Need | Finding], *, elsewhere: bool) -> str | None:
+    """Why no block of the run can be timed here; None where one can."""
+    if elsewhere:
+        return "the run is for another machine"
+    if any(answer.verdict is Verdict.NO_GO for answer in answers):
+        return "the run cannot work here as it is"
+    if any(isinstance(each, Need) and each.verdict is Verdict.UNKNOWN for each in answers):
+        return "whether a block fits is not known"
+    if int(cfg.hardware.get("devices", 1)) > 1:
+        return "several devices share the work"
+    if cfg.from_run is not None or says(cfg.pruner, "reads_support"):
+        return "the run works on an earlier one's zeros, which random weights lack"
+    return None
 
 
 def would_stream(

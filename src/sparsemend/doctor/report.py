@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -42,7 +42,7 @@ class Examination:
     files: Mapping[str, int]
     blocks: int = 0
     relief: Relief | None = None
-    seconds: Mapping[str, float] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by stage; empty: not probed
 
     @property
     def verdict(self) -> Verdict:
@@ -85,7 +85,7 @@ class Examination:
                 ],
             },
             "files": dict(self.files),
-            "seconds": None if self.seconds is None else dict(self.seconds),
+            "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
             "findings": [
                 {
                     "what": finding.what,
@@ -104,6 +104,8 @@ def show(report: Examination, console: Console) -> None:
         console.print(memory_table(report))
     if report.relief is not None:
         console.print(relief_line(report.relief), highlight=False, soft_wrap=True)
+    if report.seconds:
+        console.print(seconds_line(report.seconds), highlight=False, soft_wrap=True)
     console.print(surroundings_table(report))
     console.print(f"{report.verdict.value}", style="bold", highlight=False)
 
@@ -117,7 +119,7 @@ def memory_table(report: Examination) -> Table:
     table.add_column("host", justify="right")
     table.add_column("line")
     table.add_column("")
-    seconds = report.seconds or {}
+    seconds = report.seconds
     if seconds:
         table.add_column("seconds", justify="right")
     stages = dict.fromkeys(need.stage for need in report.needs)
@@ -144,6 +146,14 @@ def relief_line(relief: Relief) -> str:
     most = max(relief.peaks.values(), default=0)
     alters = f" ({'; '.join(relief.alters)})" if relief.alters else ""
     return f"with {' '.join(relief.lines)}{alters}: {fits}, at most {most / 1e9:,.1f} GB"
+
+
+def seconds_line(seconds: Mapping[str, float]) -> str:
+    """What the seconds are, and their sum."""
+    return (
+        f"{sum(seconds.values()):,.0f} seconds in all (estimate: real runs of one and two blocks "
+        "of random weights, carried on); loading, and stages without a number, not counted"
+    )
 
 
 def surroundings_table(report: Examination) -> Table:

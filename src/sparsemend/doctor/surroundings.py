@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sparsemend.checkpoint.headers import weight_files
 from sparsemend.checkpoint.tokenizer import has_tokenizer
@@ -23,6 +24,7 @@ from sparsemend.errors import USER_ERRORS
 from sparsemend.preflight import check as preflight
 from sparsemend.preflight.data import data_sources
 from sparsemend.preflight.device import check_device
+from sparsemend.preflight.place import check_place, nearest_existing
 
 DRIVER = Path("/proc/driver/nvidia/version")
 COMPILERS = ("cc", "gcc", "clang")
@@ -46,22 +48,24 @@ class NoShape(Exception):
     """Says that no file on this machine tells the shape of the model."""
 
 
-def examine_surroundings(cfg: DictConfig, *, pretended: bool) -> list[Finding]:
-    """Every finding; pretended: the run is for another machine's GPU."""
-    findings = [settings(cfg, pretended=pretended), *model_files(cfg), *data_places(cfg)]
-    findings += [*compiler(cfg), *launcher(), *harness(cfg), *ranks(cfg), resumable(cfg)]
+def examine_surroundings(cfg: DictConfig, folder: Path, *, pretended: bool) -> list[Finding]:
+    """Every finding; folder: of the run; pretended: the run is for another machine's GPU."""
+    findings = [settings(cfg, folder, pretended=pretended), *model_files(cfg), *data_places(cfg)]
+    findings += [*compiler(cfg), *launcher(), *harness(cfg), *speed(cfg), *ranks(cfg)]
+    findings += [resumable(folder)]
     if not pretended:
         findings += [*driver(cfg)]
     return findings
 
 
-def settings(cfg: DictConfig, *, pretended: bool) -> Finding:
+def settings(cfg: DictConfig, folder: Path, *, pretended: bool) -> Finding:
     """What the command itself would refuse before it starts."""
     try:
+        check_place(folder)
         if not pretended:
             check_device(cfg)
         preflight.check(_without_weights(cfg))
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, OmegaConfBaseException) as error:
         return Finding("settings", NO_GO, str(error))
     return Finding("settings", GO, "the command accepts them")
 
@@ -73,13 +77,18 @@ def shapes_are_there(cfg: DictConfig) -> None:
         return
     if is_local(path):
         raise NoShape(f"model.path={path} has no config.json, so its shape is not known")
-    from huggingface_hub import try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(path, "config.json"), str):
+    if not _is_cached(path, "config.json", cfg.model.get("revision")):
         raise NoShape(
             f"the config of {path} is not in the hub's cache of this machine, so its shape is not "
             "known; give model.path a folder with its config.json, no weights are needed"
         )
+
+
+def _is_cached(path: str, name: str, revision: str | None) -> bool:
+    """Whether a file of the hub, of that revision, lies in its cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(path, name, revision=revision), str)
 
 
 def model_files(cfg: DictConfig) -> Iterator[Finding]:
@@ -88,7 +97,7 @@ def model_files(cfg: DictConfig) -> Iterator[Finding]:
     if "architecture" in cfg.model or not cfg.model.get("path"):
         return
     if not folder.is_dir():
-        yield _on_the_hub(str(cfg.model.path))
+        yield _on_the_hub(str(cfg.model.path), cfg.model.get("revision"))
         return
     there = has_weights(folder)
     says = "has its weights" if there else "has its config alone; the weights are to come"
@@ -105,12 +114,10 @@ def has_weights(folder: Path) -> bool:
         return False
 
 
-def _on_the_hub(path: str) -> Finding:
+def _on_the_hub(path: str, revision: str | None) -> Finding:
     """Whether a model of the hub is in its cache, or may be downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
     names = ("model.safetensors", "model.safetensors.index.json")
-    if any(isinstance(try_to_load_from_cache(path, name), str) for name in names):
+    if any(_is_cached(path, name, revision) for name in names):
         return Finding("weights", GO, f"{path} is in the hub's cache")
     if os.environ.get("HF_HUB_OFFLINE", "0") in ("1", "true", "True", "ON", "YES"):
         return Finding("weights", NO_GO, f"{path} is not here, and HF_HUB_OFFLINE is set")
@@ -170,11 +177,17 @@ def harness(cfg: DictConfig) -> Iterator[Finding]:
     """The package that zero-shot tasks come from."""
     if "zero_shot" not in (cfg.get("evaluation") or {}):
         return
-    if _has_module("lm_eval"):
-        version = metadata.version("lm_eval")
-        yield Finding("tasks", GO, f"lm-eval {version}; the memory of tasks is not estimated")
-    else:
+    if not _has_module("lm_eval"):
         yield Finding("tasks", NO_GO, "evaluation=zero_shot needs lm-eval", "pip install lm-eval")
+        return
+    says = f"lm-eval {metadata.version('lm_eval')} is here; what memory tasks take, and whether "
+    yield Finding("tasks", UNKNOWN, f"{says}their data are here, is not examined")
+
+
+def speed(cfg: DictConfig) -> Iterator[Finding]:
+    """What a measurement that is left out would need is not known."""
+    if "speed" in (cfg.get("evaluation") or {}):
+        yield Finding("speed", UNKNOWN, "the memory of evaluation=speed is not estimated")
 
 
 def driver(cfg: DictConfig) -> Iterator[Finding]:
@@ -239,17 +252,15 @@ def ranks(cfg: DictConfig) -> Iterator[Finding]:
         yield Finding("ranks", GO, "what a rank imports leaves CUDA alone")
 
 
-def resumable(cfg: DictConfig) -> Finding:
-    """Whether resume=auto on another node would find this run."""
-    folder = Path(str(cfg.get("name", "default")))
-    place = Path("multirun") / folder
-    kind = file_system(Path.cwd())
+def resumable(folder: Path) -> Finding:
+    """Whether resume=auto on another node would find the run of this folder."""
+    kind = file_system(nearest_existing(folder).resolve())
     if kind in NETWORK:
-        return Finding("resume", GO, f"{place} lies on {kind}, which other nodes may see too")
+        return Finding("resume", GO, f"{folder} lies on {kind}, which other nodes may see too")
     return Finding(
         "resume",
         GO,
-        f"{place} lies on {kind or 'a disk'} of {platform.node()}: resume=auto goes on there, on "
+        f"{folder} lies on {kind or 'a disk'} of {platform.node()}: resume=auto goes on there, on "
         "another node only where it sees this folder",
     )
 

@@ -20,6 +20,17 @@ def check_windows(count: int, windows_per_step: int, held_out: float) -> None:
     )
 
 
-def training_batches(batches: int, held_out: float) -> int:
-    """The number of training batches among `batches`; the last ones are held out."""
-    return batches - (max(1, round(held_out * batches)) if held_out else 0)
+def training_batches(batches: int, held_out: float, *, per_step: int = 1) -> int:
+    """The number of training batches among `batches`; the last ones are held out.
+
+    per_step: batches of an optimizer step.  Which windows are held out does not depend on it.
+    """
+    steps = -(-batches // per_step)
+    trained = steps - (max(1, round(held_out * steps)) if held_out else 0)
+    return min(batches, trained * per_step)
+
+
+def even_micro_batch(windows_per_step: int, micro_batch: int | None) -> int:
+    """The windows of a micro-batch where all of a step are equally large: at most `micro_batch`."""
+    most = min(windows_per_step, micro_batch or windows_per_step)
+    return next(size for size in range(most, 0, -1) if windows_per_step % size == 0)

@@ -13,11 +13,17 @@ SIGNS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvhost-ctrl", "/dev/dxg"
 
 
 def check_device(cfg: DictConfig) -> None:
-    """Raise ValueError where hardware.accelerator=gpu and this machine, on Linux, has no driver.
+    """Raise ValueError where the accelerator is not that of this machine, as far as files say it.
 
     For a run that starts here: a job of a sweep may start on another machine.
     """
-    if cfg.hardware.get("accelerator") == "gpu" and not may_have_gpu():
+    accelerator = cfg.hardware.get("accelerator")
+    if accelerator == "mps" and sys.platform != "darwin":
+        raise ValueError(
+            f"hardware.accelerator=mps is the GPU of a Mac, and this system is {sys.platform}; use "
+            "hardware=cpu, or hardware=gpu"
+        )
+    if accelerator == "gpu" and not may_have_gpu():
         raise ValueError(
             "hardware.accelerator=gpu, but this machine has no GPU driver (nvidia-smi and "
             f"{SIGNS[0]} are missing); use hardware=cpu"

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from sparsemend.blocks.find import find_blocks
 from sparsemend.blocks.plain import LinearLike
 from sparsemend.blocks.residency import Carried, Residency, attach_residency, home_of
+from sparsemend.blocks.room import return_freed
 from sparsemend.checkpoint.headers import read_header, read_metadata
 from sparsemend.config.values import digest
 from sparsemend.files import replacing
@@ -91,6 +92,7 @@ class Streamed(Residency):
                 self._keep(index, block, carried)
         finally:
             empty_(block, home_of(self._model))
+            return_freed()
             del self._resident[index]
 
     def begin(self, stage: str, key: str | None = None) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparsemend.blocks.room import return_freed
 from sparsemend.config.prunable import PrunableNames
 from sparsemend.cost import Stages
 from sparsemend.errors import blame
@@ -96,7 +97,7 @@ def prepare(cfg: DictConfig, result: Result, out: Path) -> RunJob:
         result=result,
         out=out,
         device=device,
-        stages=Stages(device),
+        stages=Stages(device, settle=return_freed),
         pattern=Pattern.parse(cfg.pattern),
         reuse=open_reuse(cfg, out),
         keys=Keys(cfg, device),

@@ -31,6 +31,7 @@ class SparseLinear(LinearLike):
     weight: nn.Parameter
     holds_support: ClassVar[bool] = True  # False: dense in effect (plain LoRA), base on the support
     moving: tuple[str, ...] = ()  # untrained state, by name, that training this layer may change
+    first_keep: ClassVar[str] = "packed_keep"  # name of the packed support that a fit starts from
 
     def __init__(self, weight: Tensor, bias: Tensor | None, keep: Tensor) -> None:
         """Take over the parameters `weight` (O, I) and `bias` (O,); zero off `keep` (O, I)."""

@@ -1,4 +1,4 @@
-"""The callbacks that every fit gives the Trainer: resumable checkpoint, speed, progress lines.
+"""The callbacks that every fit gives the Trainer: its checkpoints, speed, progress lines.
 
 A line per validation is for every reader; between them a log file gets lines of StageLines, where
 a terminal has Lightning's bars.
@@ -11,9 +11,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from sparsemend.errors import brief
 from sparsemend.sparse.count import support_sparsity
 from sparsemend.terminal import StageLines
 from sparsemend.training.plan import TrainingPlan
@@ -21,6 +23,60 @@ from sparsemend.training.plan import TrainingPlan
 log = logging.getLogger(__name__)
 
 VALIDATION_LOSS = "validation/loss"
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the weights of the lowest validation loss in best.ckpt; nothing goes on from there.
+
+    needed: the fit ends with these weights, so that one that goes on without them would end with
+    others.
+    """
+
+    def __init__(self, folder: Path, *, needed: bool) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor=VALIDATION_LOSS,
+            # left to itself Lightning reads validate_every=1 as "once per epoch"
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+            save_weights_only=True,
+        )
+        self.folder, self.needed = Path(str(self.dirpath)), needed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the losses so far, and find their file in this folder, which may have moved.
+
+        Lightning's own would forget the best loss there, and keep a worse one.
+        """
+
+        def here(path: str) -> str:
+            return path and str(self.folder / Path(path).name)
+
+        moved = {name: here(state_dict[name]) for name in state_dict if name.endswith("_path")}
+        models = {here(path): loss for path, loss in state_dict["best_k_models"].items()}
+        directory = {"dirpath": self.dirpath, "best_k_models": models}
+        super().load_state_dict({**state_dict, **moved, **directory})
+        if self.needed:
+            self.read()
+
+    def read(self) -> dict[str, Any] | None:
+        """The checkpoint's tensors by name, left in the file; None before the first validation.
+
+        Raises ValueError where the file cannot be read.
+        """
+        if not self.best_model_path:
+            return None
+        try:
+            # mmap: of a model that trains whole a second one would not fit
+            checkpoint = torch.load(self.best_model_path, "cpu", mmap=True, weights_only=False)
+            state: dict[str, Any] = checkpoint["state_dict"]
+        except Exception as error:
+            raise ValueError(
+                f"{self.best_model_path}, the best weights so far, cannot be read "
+                f"({brief(error)}); remove {self.folder}, and the same command trains anew"
+            ) from error
+        return state
 
 
 class LastCheckpoint(Checkpoint):

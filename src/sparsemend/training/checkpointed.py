@@ -3,8 +3,8 @@
 The frozen base is in the model folder and the support of a method that moves none is that of the
 pruned model, which a resumed run has again.  Writing them at every validation would cost a model's
 bytes each time.  So a checkpoint holds trained tensors, what adapters declare as `moving`, and
-supports where a callback moves them; of the other supports it has a digest, which must be that of
-the model it is loaded into.
+supports where a callback moves them; of the supports that it leaves to the model it has a digest,
+which must be that of the model it is loaded into.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def changing_tensors(module: nn.Module, *, supports: bool) -> dict[str, Tensor]:
 
 
 def fixed_supports(module: nn.Module, changing: Iterable[str]) -> str:
-    """SHA-256 of the packed supports that are not among the names `changing`."""
+    """SHA-256 of the packed supports that the fit started from and the names `changing` lack."""
     names, result = set(changing), hashlib.sha256()
     for name, linear in sparse_linears(module):
-        if f"{name}.{SUPPORT}" not in names:
+        if f"{name}.{linear.first_keep}" not in names:
             result.update(name.encode())
-            result.update(linear.packed_keep.cpu().contiguous().numpy().data)
+            result.update(getattr(linear, linear.first_keep).cpu().contiguous().numpy().data)
     return result.hexdigest()
 
 

@@ -47,7 +47,10 @@ class Predictions:
 
     def logits(self, part: slice) -> Tensor:
         """The logits (P, V) at some of the B T positions."""
-        states = self.output.logits.flatten(0, 1)[part]
+        return self._logits(self.output.logits, part)
+
+    def _logits(self, states: Tensor, part: slice) -> Tensor:
+        states = states.flatten(0, 1)[part]
         logits: Tensor = states if self.head is None else self.head(states)
         return logits
 
@@ -58,17 +61,20 @@ class Predictions:
         nothing is labelled.
         """
 
-        def sums(part: slice) -> Tensor:
-            return measure(self.logits(part), part)
+        # by its tensors torch knows the device whose autocast is on again in backward
+        def sums(states: Tensor, part: slice) -> Tensor:
+            return measure(self._logits(states, part), part)
 
-        size = max(1, LOGITS_BYTES // (4 * self.vocabulary))
-        total = self.output.logits[:0].float().sum()  # 0
+        size, states = max(1, LOGITS_BYTES // (4 * self.vocabulary)), self.output.logits
+        total = states[:0].float().sum()  # 0
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
             if torch.is_grad_enabled():
-                added = checkpoint(sums, part, use_reentrant=False, preserve_rng_state=False)
+                added = checkpoint(
+                    sums, states, part, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                added = sums(part)
+                added = sums(states, part)
             total = total + added
         return total / (targets != UNLABELLED).sum()
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, distributed, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.precision import sums_dtype
+from sparsemend.blocks.room import return_freed
 from sparsemend.config.seeds import mix_seed
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.names import CHECKPOINTS, LAST_CHECKPOINT
@@ -36,7 +37,13 @@ from sparsemend.training.batches import (
     count_labels,
     loader,
 )
-from sparsemend.training.callbacks import VALIDATION_LOSS, LastCheckpoint, Pace, StepLines
+from sparsemend.training.callbacks import (
+    VALIDATION_LOSS,
+    BestCheckpoint,
+    LastCheckpoint,
+    Pace,
+    StepLines,
+)
 from sparsemend.training.checkpointed import (
     changing_tensors,
     check_finite,
@@ -109,15 +116,7 @@ class RepairModule(LightningModule):
         self, make_trainer: TrainerFactory, *, out: Path, resume_from: Path | None
     ) -> dict[str, Any]:
         """Train, then (plan.keep_best) go back to the weights of the lowest validation loss."""
-        best = ModelCheckpoint(
-            dirpath=out / CHECKPOINTS,
-            filename="best",
-            monitor=VALIDATION_LOSS,
-            # left to itself Lightning reads validate_every=1 as "once per epoch"
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-            save_weights_only=True,  # nothing goes on from there
-        )
+        best = BestCheckpoint(out / CHECKPOINTS, needed=self.plan.keep_best)
         last = LastCheckpoint(self.plan, out / LAST_CHECKPOINT)
         stop: list[Callback] = []
         if self.plan.patience is not None:
@@ -144,11 +143,11 @@ class RepairModule(LightningModule):
         trainer.val_check_interval = min(self.plan.validate_every, self.plan.max_steps) * count
         if trainer.is_global_zero:
             self._fixed = fixed_supports(self, self.checkpoint_state())
+        return_freed()
         with ExitStack() as self._after_fit:
             trainer.fit(self, ckpt_path=resume_from, weights_only=False)
-        if self.plan.keep_best and best.best_model_path and trainer.is_global_zero:
-            checkpoint = torch.load(best.best_model_path, "cpu", mmap=True, weights_only=False)
-            self.load_state_dict(checkpoint["state_dict"], strict=False)
+        if self.plan.keep_best and trainer.is_global_zero and (weights := best.read()) is not None:
+            self.load_state_dict(weights, strict=False)
         score = best.best_model_score
         windows = self.plan.windows_per_step
         return {
@@ -257,7 +256,8 @@ class RepairModule(LightningModule):
         parameters = [p for p in self.parameters() if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         # a scaled half-precision gradient may overflow: its scaler skips the step by itself
-        if self.plan.precision != "16-mixed" and not torch.isfinite(norm):
+        scales = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not scales and not torch.isfinite(norm):
             self._stop("gradient norm", float(norm))
         self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])

@@ -37,7 +37,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from sparsemend.training.checkpoint_file import CheckpointFile
-from sparsemend.training.numerics import set_numerics
+from sparsemend.training.numerics import set_numerics, with_half
 from sparsemend.training.without_values import without_values
 
 if TYPE_CHECKING:
@@ -102,9 +102,8 @@ class LeadingTrainer(Trainer):
     """Rank 0's Trainer: `fit` starts the other ranks and returns when they have left."""
 
     def __init__(self, team: Team, *, callbacks: list[Callback], **settings: Any) -> None:
-        super().__init__(
-            callbacks=[*callbacks, StopAtOnce()], **{**settings, **team.settings(rank=0)}
-        )
+        settings = with_half(team.accelerator, {**settings, **team.settings(rank=0)})
+        super().__init__(callbacks=[*callbacks, StopAtOnce()], **settings)
         self.team = team
 
     def fit(  # type: ignore[override]
@@ -296,7 +295,8 @@ def following(team: Team, rank: int) -> Any:
     """The trainer factory of process `rank`."""
 
     def make(**settings: Any) -> Trainer:
-        return Trainer(logger=False, enable_progress_bar=False, **settings, **team.settings(rank))
+        settings = with_half(team.accelerator, {**settings, **team.settings(rank)})
+        return Trainer(logger=False, enable_progress_bar=False, **settings)
 
     return make
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sparsemend.blocks.device_memory import free_bytes
 from sparsemend.blocks.find import find_blocks
 from sparsemend.data.base import Examples, trim
 from sparsemend.sparse.linear import SparseLinear
@@ -120,12 +121,7 @@ def place_of_sums(linears: Collection[SparseLinear]) -> torch.device:
     weights = [linear.weight for linear in linears]
     device = weights[0].device
     needed = sum(4 * weight.numel() for weight in weights)
-    return device if needed <= FREE_SHARE * free_bytes(device) else torch.device("cpu")
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that an accelerator has free; none on the host, where sums lie in any case."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return device if needed <= FREE_SHARE * (free_bytes(device) or 0) else torch.device("cpu")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +14,17 @@ from sparsemend.method.adapter.delta.rounds import Moved
 from sparsemend.method.adapter.delta.schedule import RoundSchedule
 from sparsemend.method.adapter.delta.slot_adamw import SlotAdamW
 from sparsemend.method.adapter.delta.window import Window
+from sparsemend.method.seft import rounds
 from sparsemend.method.seft.linear import DEAD, GROWN, ON_BASE, SeftLinear
-from sparsemend.method.seft.rounds import Adaptation, SeftRounds, adapt
+from sparsemend.method.seft.rounds import (
+    Adaptation,
+    SeftRounds,
+    adapt,
+    lowest_of_group,
+    scores,
+    split,
+)
+from sparsemend.sparse.drop_and_grow import lowest
 from sparsemend.sparse.linear import SparseLinear
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import lowest_per_group, lowest_per_row
@@ -439,6 +449,32 @@ def test_globally_the_least_sensitive_leave_whichever_layer_they_are_in() -> Non
         adapt([hand_layer(weights, [2], gradient)], PER_LAYER, {})[0] for weights in (low, high)
     ]
     assert alone == [[1], [1]]
+
+
+def test_globally_the_choice_is_that_among_all_scores_of_which_few_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights of a few sizes, so that ties cross layers."""
+    generator, rule = torch.Generator().manual_seed(0), replace(PER_LAYER, scope="global")
+    group = [
+        hand_layer(torch.randint(-3, 4, (9,), generator=generator).tolist(), [8], [1.0] * 9)
+        for _ in range(4)
+    ]
+    scored = [scores(each, rule) for each in group]
+    together = torch.cat([score for _, score in scored])
+    there: list[weakref.ref[Tensor]] = []
+
+    def watched(each: Moved, rule: Adaptation) -> tuple[Tensor, Tensor]:
+        assert sum(score() is not None for score in there) <= 1
+        positions, score = scores(each, rule)
+        there.append(weakref.ref(score))
+        return positions, score
+
+    monkeypatch.setattr(rounds, "scores", watched)
+    for count in range(1, len(together) + 1):
+        wanted = split(lowest(together, count), scored)
+        chosen = lowest_of_group(group, rule, count)
+        assert [set(p.tolist()) for p in chosen] == [set(p.tolist()) for p in wanted]
 
 
 def test_a_slot_that_a_refill_revives_is_as_young_as_at_the_start() -> None:

@@ -102,7 +102,10 @@ def block_error(visit: Visit, targets: Sequence[Tensor], *, first: int = 0) -> O
 
 
 class BlockFit:
-    """The fit of one visited block; `targets` (B, T, D) per batch of the visit, where they lie."""
+    """The fit of one visited block; `targets` (B, T, D) per batch of the visit, where they lie.
+
+    split: of an optimizer step into batches of the visit.
+    """
 
     def __init__(
         self,
@@ -111,12 +114,12 @@ class BlockFit:
         plan: BlockPlan,
         *,
         seed: int,
-        micro_batch: int | None,
+        split: StepSplit,
     ) -> None:
         visit.check_free()
         self.visit, self.targets, self.plan, self.seed = visit, targets, plan, seed
-        self.split = StepSplit(windows=plan.windows_per_step, micro_batch=micro_batch)
-        self.trained = training_batches(len(targets), plan.held_out)
+        self.split = split
+        self.trained = training_batches(len(targets), plan.held_out, per_step=split.count)
         self.parameters = {n: p for n, p in visit.block.named_parameters() if p.requires_grad}
         self.masked = [
             (original(linear, "weight"), linear)

@@ -39,11 +39,12 @@ from sparsemend.method.adapter.low_rank import (
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
 from sparsemend.method.adapter.vectors import narrow, original, vectors, widen
 from sparsemend.method.base import RepairMethod, Workbench
-from sparsemend.method.held_out import check_windows, training_batches
+from sparsemend.method.held_out import check_windows, even_micro_batch, training_batches
 from sparsemend.method.reconstruct.block_fit import BlockFit, BlockPlan, FitOutcome, block_error
 from sparsemend.method.reconstruct.finished import BlockRows, load_block, save_block
 from sparsemend.method.reconstruct.pairs import BlockPair, pairs
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
+from sparsemend.training.batches import StepSplit
 from sparsemend.training.plan import check_choice
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Reconstruct(BlockPlan, RepairMethod):
         dense = bench.load_dense().requires_grad_(False)
         rows = BlockRows()
         stream = "cross" if (self.inputs, self.targets) == CROSS else self.inputs
-        calibration = replace(bench.calibration, together=self.windows_per_step)
+        calibration = replace(bench.calibration, together=self.split(bench).at_once)
         for pair in pairs(model, dense, calibration, stream, rows):
             path = bench.parts / f"block_{pair.tuned.index}.safetensors"
             if not streams(model) and path.exists():
@@ -120,20 +121,20 @@ class Reconstruct(BlockPlan, RepairMethod):
     def tune(self, pair: BlockPair, bench: Workbench) -> dict[str, Any]:
         """Fit the block of one pair and fold what was attached; return the block's report row."""
         started = perf_counter()
-        visit, targets = pair.tuned, pair.dense.outputs()
-        before = self.errors(visit, targets)
+        visit, targets, split = pair.tuned, pair.dense.outputs(), self.split(bench)
+        before = self.errors(visit, targets, split)
         # of this block alone, so that a run continued at it draws the same
         seed = mix_seed(bench.seed, visit.index)
         self.attach(visit.block, seed)
         trained = self.free_trainable(visit.block)
         fit = FitOutcome(0, False)  # of a block in which nothing is pruned
         if any(parameter.requires_grad for parameter in visit.block.parameters()):
-            fit = BlockFit(visit, targets, self, seed=seed, micro_batch=bench.micro_batch).run()
+            fit = BlockFit(visit, targets, self, seed=seed, split=split).run()
         visit.block.requires_grad_(False).zero_grad(set_to_none=True)
         narrow(visit.block)
         lost = fold_adapters(visit.block)
         check_supports(visit.block)
-        after = self.errors(visit, targets)
+        after = self.errors(visit, targets, split)
         seconds = perf_counter() - started
         log.info(
             "block %d/%d  relative error %.4f -> %.4f  mse %.3e -> %.3e  %d steps%s  %.1f s",
@@ -157,9 +158,19 @@ class Reconstruct(BlockPlan, RepairMethod):
             "seconds": round(seconds, 3),
         }
 
-    def errors(self, visit: Visit, targets: Sequence[Tensor]) -> dict[str, dict[str, float]]:
+    def split(self, bench: Workbench) -> StepSplit:
+        """A step's windows in equal parts, of which each is a forward of the walk too.
+
+        A block is given arguments, such as masks, that are recorded by the size of a batch.
+        """
+        at_once = even_micro_batch(self.windows_per_step, bench.micro_batch)
+        return StepSplit(windows=self.windows_per_step, micro_batch=at_once)
+
+    def errors(
+        self, visit: Visit, targets: Sequence[Tensor], split: StepSplit
+    ) -> dict[str, dict[str, float]]:
         """Errors of the block as it is, over all windows and over the held-out ones."""
-        first = training_batches(len(targets), self.held_out)
+        first = training_batches(len(targets), self.held_out, per_step=split.count)
         errors = {
             "all": block_error(visit, targets),
             "held_out": block_error(visit, targets, first=first),

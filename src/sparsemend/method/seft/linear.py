@@ -33,6 +33,7 @@ class SeftLinear(DeltaLinear):
     """
 
     holds_support = True
+    first_keep = "starting_keep"
     moving: tuple[str, ...] = ("packed_keep", *DeltaLinear.moving, "states")
 
     states: Tensor

@@ -9,7 +9,7 @@ before it trained once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from sparsemend.sparse.drop_and_grow import (
 from sparsemend.sparse.packing import unpack
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import lowest_per_group
+from sparsemend.sparsity_schedule.rates.pooled import lowest_counts
 
 ADAPT_SCOPES = ("layer", "global")
 ADAPT_CANDIDATES = ("all", "base_only")
@@ -122,8 +123,7 @@ def adapt(group: list[Moved], rule: Adaptation, states: States) -> tuple[list[in
     excess = sum(int(layer.keep.sum()) - layer.budget for layer in layers)
     none = [0] * len(group)
     if excess > 0:
-        scored = [scores(each, rule) for each in group]
-        chosen = split(lowest(torch.cat([s for _, s in scored]), excess), scored)
+        chosen = lowest_of_group(group, rule, excess)
         for layer, positions in zip(layers, chosen, strict=True):
             prune_(layer, positions, states)
         return [positions.numel() for positions in chosen], none
@@ -136,6 +136,24 @@ def adapt(group: list[Moved], rule: Adaptation, states: States) -> tuple[list[in
             forget_(states.get(layer.values, {}), layer.values.shape, revived)
         return none, [positions.numel() for positions in chosen]
     return none, none
+
+
+def lowest_of_group(group: list[Moved], rule: Adaptation, count: int) -> list[Tensor]:
+    """Flat positions per layer of the `count` lowest scores of all; ties to the earlier layer.
+
+    Of several layers, whose scores rank in fp32, two at most have their scores in memory: all
+    would take 12 bytes per kept weight of the model.
+    """
+
+    def of_each() -> Iterator[Tensor]:
+        return (scores(each, rule)[1] for each in group)
+
+    shares = [count] if len(group) == 1 else lowest_counts(of_each, count)
+    chosen = []
+    for each, share in zip(group, shares, strict=True):
+        positions, score = scores(each, rule)
+        chosen.append(positions[lowest(score, share)])
+    return chosen
 
 
 def split(chosen: Tensor, scored: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

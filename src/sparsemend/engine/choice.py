@@ -1,0 +1,71 @@
+"""Which form of the kernels runs here, decided once per process.
+
+$SPARSEMEND_ENGINE names one (`portable`, `avx2`, `avx512`, `avx512_bf16`), or `torch` for none.
+Unset, it is the best form of the processor, and torch where that form would be slower than a dense
+product.  Torch multiplies by the dense weight, of which a copy is made: the same results at dense
+speed and in more memory, after a warning that says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+
+import torch
+
+from sparsemend.engine.build import NoKernels, compiled_library
+from sparsemend.engine.library import FORMS, Factor, Kernels, best_form, load_library
+from sparsemend.engine.packed import pack_weight
+
+log = logging.getLogger(__name__)
+
+KEY = "SPARSEMEND_ENGINE"
+TORCH = "torch"
+SLOW = ("portable",)  # forms that a dense product beats, chosen only where they are asked for
+
+
+def kernels() -> Kernels | None:
+    """The kernels that products use, None where torch does them."""
+    return _decide(os.environ.get(KEY, ""))
+
+
+@cache
+def _decide(asked: str) -> Kernels | None:
+    if asked == TORCH:
+        return None
+    if asked not in ("", *FORMS):
+        raise ValueError(f"{KEY}={asked} is not one of: {', '.join((*FORMS, TORCH))}")
+    try:
+        return _kernels_of(asked)
+    except NoKernels as reason:
+        log.warning("packed weights are multiplied as dense ones, by torch: %s", reason)
+        return None
+
+
+def _kernels_of(asked: str) -> Kernels:
+    path = compiled_library()
+    try:
+        library = load_library(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise NoKernels(f"{path} could not be loaded and was removed ({error})") from error
+    best = best_form(library)
+    form = asked or best
+    if FORMS.index(form) > FORMS.index(best):
+        raise NoKernels(f"{KEY}={form}, and this processor has at most {best}")
+    if not asked and form in SLOW:
+        raise NoKernels("this processor has neither AVX2 nor AVX-512")
+    kernels = Kernels(library, form)
+    _try(kernels)
+    return kernels
+
+
+def _try(kernels: Kernels) -> None:
+    """Multiply by one small matrix: a compiler that breaks the kernels is noticed here."""
+    weight = (torch.arange(5 * 70).reshape(5, 70) % 7 - 3).float()
+    packed = pack_weight(weight, keep=None, values="float32")
+    tokens = (torch.arange(3 * 70).reshape(3, 70) % 5 - 2).float()
+    factor = Factor(packed.mask, packed.values, packed.offsets, None, None, 5)
+    if not torch.equal(kernels.multiply(tokens, factor), tokens @ weight.T):  # small integers
+        raise NoKernels("the compiled kernels give wrong products")

@@ -1,0 +1,154 @@
+"""The product with a packed weight as an operator of torch: sparsemend::packed_linear.
+
+Few tokens are multiplied sparse.  For many, blocks of rows are expanded into a dense scratch and
+torch multiplies by that, which it does faster; both read the one packed copy.  The operator has no
+gradient.  It knows its output's shape without values, so torch.compile traces it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sparsemend.engine.choice import kernels
+from sparsemend.engine.library import Factor, Kernels
+from sparsemend.engine.packed import COLUMNS, PADDING, ROWS, VALUES, unpack_values
+
+FEW = 8  # tokens, up to which the sparse product is faster than expanding and multiplying densely
+SCRATCH = 1 << 21  # weights of a block that is expanded: 4 MiB of bfloat16
+INPUTS = (torch.float32, torch.bfloat16)
+
+LIBRARY = torch.library.Library("sparsemend", "FRAGMENT")
+LIBRARY.define(
+    "packed_linear(Tensor input, Tensor mask, Tensor values, Tensor offsets, Tensor? scale, "
+    "Tensor? bias, int out_features) -> Tensor"
+)
+
+# dense values of a packed weight, by its mask, where torch multiplies
+_dense: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@torch.library.impl(LIBRARY, "packed_linear", "CPU")
+def packed_linear(
+    input: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+) -> Tensor:
+    """(.., O) = input (.., I) W^T * scale + bias; float32 or bfloat16, sums in float32.
+
+    mask, values, scale: of a PackedWeight.  bias: float32 (O,).
+    """
+    factor = Factor(mask, values, offsets, scale, bias, out_features)
+    _check(input, factor)
+    tokens = input.reshape(-1, input.shape[-1]).contiguous()
+    return multiply(kernels(), tokens, factor).view(*input.shape[:-1], out_features)
+
+
+@torch.library.register_fake("sparsemend::packed_linear", lib=LIBRARY)
+def _(
+    input: Tensor,
+    mask: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+) -> Tensor:
+    return input.new_empty((*input.shape[:-1], out_features))
+
+
+def multiply(kernels: Kernels | None, tokens: Tensor, factor: Factor) -> Tensor:
+    """(T, O) from tokens (T, I), by these kernels; None: by torch."""
+    if kernels is None:
+        return _dense_product(tokens, _dense_values(tokens, factor), factor.scale, factor.bias)
+    if len(tokens) <= FEW:
+        return kernels.multiply(tokens, factor)
+    return multiply_expanded(kernels, tokens, factor)
+
+
+def multiply_expanded(kernels: Kernels, tokens: Tensor, factor: Factor) -> Tensor:
+    """The same by dense products with blocks of rows."""
+    columns = tokens.shape[1]
+    length = -(-columns // COLUMNS) * COLUMNS
+    groups = -(-factor.rows // ROWS)
+    step = min(groups, max(1, SCRATCH // (ROWS * length)))
+    scratch = torch.empty(step * ROWS, length, dtype=_factor_dtype(tokens, factor.values))
+    output = tokens.new_empty(len(tokens), factor.rows)
+    for begin in range(0, groups, step):
+        end = min(begin + step, groups)
+        kernels.expand_(scratch, factor, columns, begin, end)
+        rows = slice(begin * ROWS, min(end * ROWS, factor.rows))
+        block = scratch[: rows.stop - rows.start, :columns]
+        scale = None if factor.scale is None else factor.scale[rows]
+        bias = None if factor.bias is None else factor.bias[rows]
+        output[:, rows] = _dense_product(tokens, block, scale, bias)
+    return output
+
+
+def _dense_product(
+    tokens: Tensor, values: Tensor, scale: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    factors = tokens.to(values.dtype)
+    if scale is None:
+        return F.linear(factors, values, None if bias is None else bias.to(values.dtype)).to(
+            tokens.dtype
+        )
+    product = F.linear(factors, values).float() * scale
+    return (product if bias is None else product + bias).to(tokens.dtype)
+
+
+def _factor_dtype(tokens: Tensor, values: Tensor) -> torch.dtype:
+    """bfloat16 where both factors are exact in it (int8 codes are)."""
+    wide = torch.float32 in (tokens.dtype, values.dtype)
+    return torch.float32 if wide else torch.bfloat16
+
+
+def forget_dense(mask: Tensor) -> None:
+    """Forget the dense copy of a weight whose mask or values were written to."""
+    if mask in _dense:
+        del _dense[mask]
+
+
+def _dense_values(tokens: Tensor, factor: Factor) -> Tensor:
+    assert factor.mask is not None
+    dtype = _factor_dtype(tokens, factor.values)
+    dense = _dense.get(factor.mask)
+    if dense is None or dense.dtype != dtype:
+        shape = (factor.rows, tokens.shape[1])
+        dense = unpack_values(factor.mask, factor.values, shape).to(dtype)
+        _dense[factor.mask] = dense
+    return dense
+
+
+def _check(input: Tensor, factor: Factor) -> None:
+    """Raise ValueError where a kernel would read elsewhere than in these tensors."""
+    mask, values, offsets = factor.mask, factor.values, factor.offsets
+    assert mask is not None
+    assert offsets is not None
+    if input.dtype not in INPUTS:
+        raise ValueError(
+            f"a packed linear multiplies float32 and bfloat16, not {input.dtype}; convert the "
+            "model with model.bfloat16() or model.float()"
+        )
+    grid = (-(-factor.rows // ROWS), -(-input.shape[-1] // COLUMNS), ROWS)
+    if tuple(mask.shape) != grid or mask.dtype != torch.int32:
+        raise ValueError(
+            f"an input of {input.shape[-1]} columns does not fit the packed weight, whose mask is "
+            f"{tuple(mask.shape)}"
+        )
+    if values.dtype not in VALUES.values() or len(offsets) != len(mask) + 1:
+        raise ValueError("the values or the offsets of a packed weight are not what its mask needs")
+    if int(offsets[-1]) + PADDING > values.numel():
+        raise ValueError("a packed weight has fewer values than its mask says")
+    for vector in (factor.scale, factor.bias):
+        if vector is not None and (vector.dtype != torch.float32 or len(vector) != factor.rows):
+            raise ValueError(f"scale and bias of a packed weight are float32 ({factor.rows},)")
+    for tensor in (mask, values, offsets, factor.scale, factor.bias):
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError("the tensors of a packed weight are contiguous")

@@ -1,0 +1,200 @@
+// Products of a sparse matrix, stored as bit masks and packed values, with a few vectors, and its
+// expansion into a dense one.  A C interface: library.py loads it.  See README.md for the format.
+
+#include <vector>
+
+#include "job.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+#include "portable.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "avx2.h"
+#include "avx512.h"
+#define X86 1
+#endif
+
+namespace {
+
+enum Form { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512_PAIRS = 3 };  // as in library.py
+
+struct Choice {
+  Kernel kernel;
+  Order order;
+};
+
+template <class Kind>
+Choice product_of(Kernel packed, Kernel dense, const Matrix& matrix) {
+  return {matrix.mask ? packed : dense, Kind::ORDER};
+}
+
+#define PRODUCT(form, Kind)                                                  \
+  product_of<form::Kind>(form::multiply<form::Kind, form::PackedRows<form::Kind>>, \
+                         form::multiply<form::Kind, form::DenseRows<form::Kind>>, matrix)
+
+#define PRODUCTS(form, Wide)                                                           \
+  switch (matrix.number) {                                                             \
+    case FLOAT: return PRODUCT(form, Float);                                           \
+    case BFLOAT: return PRODUCT(form, Wide);                                           \
+    case BYTE:                                                                         \
+      return product_of<form::Byte>(                                                   \
+          form::multiply<form::Byte, form::PackedRows<form::Byte>>, nullptr, matrix);  \
+  }                                                                                    \
+  break
+
+// pairs: whether the input is bf16, so that bf16 weights may be multiplied in pairs with it
+Choice product_kernel(int form, const Matrix& matrix, bool pairs) {
+  switch (form) {
+    case PORTABLE: PRODUCTS(portable, Bfloat);
+#ifdef X86
+    case AVX2: PRODUCTS(avx2, Bfloat);
+    case AVX512_PAIRS:
+      if (pairs) {
+        PRODUCTS(avx512, BfloatPairs);
+      }
+      [[fallthrough]];
+    case AVX512: PRODUCTS(avx512, Bfloat);
+#endif
+  }
+  return {nullptr, PLAIN};
+}
+
+#define EXPANSIONS(form)                                                                 \
+  switch (number) {                                                                      \
+    case FLOAT: return narrow_output ? nullptr : form::expand<form::Float, float>;       \
+    case BFLOAT:                                                                         \
+      return narrow_output ? form::expand<form::BfloatPairs, uint16_t>                   \
+                           : form::expand<form::BfloatPairs, float>;                     \
+    case BYTE:                                                                           \
+      return narrow_output ? form::expand<form::Byte, uint16_t> : form::expand<form::Byte, float>; \
+  }                                                                                      \
+  break
+
+Kernel expansion_kernel(int form, int number, bool narrow_output) {
+  switch (form) {
+    case PORTABLE: EXPANSIONS(portable);
+#ifdef X86
+    case AVX2: EXPANSIONS(avx2);
+    case AVX512:
+    case AVX512_PAIRS: EXPANSIONS(avx512);
+#endif
+  }
+  return nullptr;
+}
+
+int64_t ceiling(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
+
+void share_out(Kernel kernel, const Job& job, int64_t begin, int64_t end, int threads) {
+#ifdef _OPENMP
+  if (threads > 1) {
+    const int64_t chunk = ceiling(end - begin, int64_t(threads) * 8);
+    const int64_t chunks = ceiling(end - begin, chunk);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t i = 0; i < chunks; ++i) {
+      const int64_t from = begin + i * chunk;
+      kernel(job, from, from + chunk < end ? from + chunk : end);
+    }
+    return;
+  }
+#endif
+  kernel(job, begin, end);
+}
+
+// The tokens as a kernel reads them, every one zero from its columns to the end of its last tile.
+void arrange(const void* input, bool bfloat, int64_t tokens, int64_t columns, int64_t length,
+             Order order, char* output) {
+  for (int64_t token = 0; token < tokens; ++token) {
+    if (order == AS_BFLOAT) {
+      uint16_t* row = reinterpret_cast<uint16_t*>(output) + token * length;
+      std::memcpy(row, static_cast<const uint16_t*>(input) + token * columns, columns * 2);
+      std::memset(row + columns, 0, (length - columns) * 2);
+      continue;
+    }
+    float* row = reinterpret_cast<float*>(output) + token * length;
+    std::vector<float> plain(order == PLAIN ? 0 : length);
+    float* target = order == PLAIN ? row : plain.data();
+    if (bfloat) {
+      const uint16_t* words = static_cast<const uint16_t*>(input) + token * columns;
+      for (int64_t i = 0; i < columns; ++i) target[i] = widen(words[i]);
+    } else {
+      std::memcpy(target, static_cast<const float*>(input) + token * columns, columns * 4);
+    }
+    std::memset(target + columns, 0, (length - columns) * 4);
+    if (order == PLAIN) continue;
+    for (int64_t tile = 0; tile < length; tile += COLUMNS)
+      for (int i = 0; i < COLUMNS / 2; ++i) {
+        row[tile + i] = target[tile + 2 * i];
+        row[tile + COLUMNS / 2 + i] = target[tile + 2 * i + 1];
+      }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// The best form that this processor can run.
+int sparsemend_best_form(void) {
+#ifdef X86
+  __builtin_cpu_init();
+  const bool vectors = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vbmi2");
+  if (vectors) return __builtin_cpu_supports("avx512bf16") ? AVX512_PAIRS : AVX512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+#endif
+  return PORTABLE;
+}
+
+// output (tokens, rows) = input (tokens, columns) W^T * scale + bias, both of one number, FLOAT or
+// BFLOAT.  Returns 0; 1 where there is no such kernel.
+int sparsemend_multiply(int form, const Matrix* matrix, const void* input, int number,
+                        int64_t tokens, void* output, int threads) {
+  const Choice choice = product_kernel(form, *matrix, number == BFLOAT);
+  if (!choice.kernel) return 1;
+  const int64_t tiles = ceiling(matrix->columns, COLUMNS);
+  const int64_t length = tiles * COLUMNS;
+  static thread_local std::vector<char> arranged;
+  arranged.resize(size_t(tokens * length) * sizeof(float));
+  arrange(input, number == BFLOAT, tokens, matrix->columns, length, choice.order, arranged.data());
+  const Job job{matrix, arranged.data(), output, tiles, tokens, 0, number};
+  share_out(choice.kernel, job, 0, ceiling(matrix->rows, ROWS), threads);
+  return 0;
+}
+
+// output (ROWS * (end - begin), tiles * COLUMNS) = the stored values of groups begin to end - 1,
+// without their scales.  Returns 0; 1 where there is no such kernel.
+int sparsemend_expand(int form, const Matrix* matrix, int64_t begin, int64_t end, void* output,
+                      int number, int threads) {
+  const Kernel kernel = expansion_kernel(form, matrix->number, number == BFLOAT);
+  if (!kernel) return 1;
+  const Job job{matrix, nullptr, output, ceiling(matrix->columns, COLUMNS), 0, begin, number};
+  share_out(kernel, job, begin, end, threads);
+  return 0;
+}
+
+// The sum of whole words of memory: how fast bytes can be read at all, to compare products with.
+uint64_t sparsemend_read(const uint64_t* words, int64_t count, int threads) {
+  const int64_t chunk = 1 << 17;
+  uint64_t sum = 0;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : sum)
+#endif
+  for (int64_t begin = 0; begin < count; begin += chunk) {
+    const int64_t end = begin + chunk < count ? begin + chunk : count;
+    uint64_t part[8] = {};
+    int64_t i = begin;
+    for (; i + 8 <= end; i += 8) {
+      __builtin_prefetch(reinterpret_cast<const char*>(words + i) + AHEAD);
+      for (int lane = 0; lane < 8; ++lane) part[lane] += words[i + lane];
+    }
+    for (; i < end; ++i) part[0] += words[i];
+    for (uint64_t lane : part) sum += lane;
+  }
+  return sum;
+}
+
+}  // extern "C"

@@ -1,0 +1,96 @@
+"""The kernels are compiled once, whoever asks; where they cannot be, a line says why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sparsemend.engine import build
+from sparsemend.engine.build import NoKernels, compiled_library
+
+Compiler = Callable[..., Path]
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    """Makes $CXX a script that notes its calls in a file, and a cache of this test's own."""
+    monkeypatch.setenv("SPARSEMEND_CACHE", str(tmp_path / "cache"))
+
+    def make(body: str, version: str = "1") -> Path:
+        calls, script = tmp_path / "calls", tmp_path / "cxx"
+        script.write_text(
+            f"#!/bin/sh\nif [ $1 = --version ]; then echo {version}; exit; fi\n"
+            f'echo "$@" >> {calls}\nfor target; do :; done\n{body}\n'
+        )
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+        return calls
+
+    return make
+
+
+def test_two_at_once_compile_once(compiler: Compiler) -> None:
+    calls = compiler("sleep 0.1; echo library > $target")
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(lambda _: compiled_library(), range(4)))
+    assert len(calls.read_text().splitlines()) == 1
+    (path,) = paths
+    assert path.read_text() == "library\n"
+    assert [p.name for p in path.parent.iterdir() if p.suffix != ".lock"] == [path.name]
+
+
+def test_another_compiler_or_source_has_a_library_of_its_own(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler("echo library > $target")
+    first = compiled_library()
+    compiler("echo library > $target", version="2")
+    second = compiled_library()
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / build.MAIN).write_text("")
+    monkeypatch.setattr(build, "SOURCE", source)
+    third = compiled_library()
+    (source / "more.h").write_text("")
+    assert len({first, second, third, compiled_library()}) == 4
+
+
+def test_a_compiler_without_openmp_compiles_for_one_thread(compiler: Compiler) -> None:
+    calls = compiler('case "$*" in *-fopenmp*) exit 1;; esac; echo library > $target')
+    assert compiled_library().is_file()
+    first, second = calls.read_text().splitlines()
+    assert build.OPENMP in first.split()
+    assert build.OPENMP not in second.split()
+
+
+def test_what_a_compiler_refuses_is_told_and_leaves_nothing(compiler: Compiler) -> None:
+    compiler('echo "engine.cpp:1: error: no such thing" >&2; exit 1')
+    with pytest.raises(NoKernels, match=r"cannot compile .*: engine.cpp:1: error: no such thing"):
+        compiled_library()
+    assert list(build.user_cache().rglob("*.so*")) == []
+
+
+def test_without_a_compiler_the_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "")
+    with pytest.raises(NoKernels, match=r"no C\+\+ compiler is on the PATH; install one"):
+        compiled_library()
+    monkeypatch.setenv("CXX", "icpx -g")
+    with pytest.raises(NoKernels, match="CXX=icpx is not on the PATH"):
+        compiled_library()
+
+
+def test_a_cache_that_is_a_file_is_named(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler("echo library > $target")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPARSEMEND_CACHE", os.fspath(tmp_path / "file"))
+    with pytest.raises(NoKernels, match=r"cannot be written .* set SPARSEMEND_CACHE"):
+        compiled_library()

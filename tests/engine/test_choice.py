@@ -1,0 +1,126 @@
+"""The form of the kernels is the processor's best, or the one that was asked for, or torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sparsemend.engine import choice
+from sparsemend.engine.build import NoKernels
+from sparsemend.engine.choice import KEY, kernels
+from sparsemend.engine.library import FORMS, Kernels
+
+PROBE = (torch.arange(5 * 70).reshape(5, 70) % 7 - 3).float()  # the matrix of choice._try
+
+
+@pytest.fixture(autouse=True)
+def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No decision from before, and none left to other tests."""
+    monkeypatch.delenv(KEY, raising=False)
+    choice._decide.cache_clear()
+    yield
+    choice._decide.cache_clear()
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A library for a processor whose best form is settable, and whose products are right."""
+    library = SimpleNamespace(best="avx512")
+    monkeypatch.setattr(choice, "compiled_library", lambda: tmp_path / "engine.so")
+    monkeypatch.setattr(choice, "load_library", lambda path: library)
+    monkeypatch.setattr(choice, "best_form", lambda library: library.best)
+    monkeypatch.setattr(Kernels, "multiply", lambda self, tokens, parts: tokens @ PROBE.T)
+    return library
+
+
+def test_the_best_form_is_taken_unless_another_is_asked_for(
+    processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided = kernels()
+    assert decided is not None
+    assert decided.form == "avx512"
+    monkeypatch.setenv(KEY, "portable")
+    decided = kernels()
+    assert decided is not None
+    assert decided.form == "portable"
+
+
+def test_torch_is_taken_when_it_is_asked_for(
+    processor: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(KEY, "torch")
+    assert kernels() is None
+    assert caplog.records == []
+
+
+def test_another_name_is_refused_with_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "avx")
+    with pytest.raises(ValueError, match=f"{KEY}=avx is not one of: portable, avx2.*torch"):
+        kernels()
+
+
+@pytest.mark.parametrize(
+    ("best", "asked", "words"),
+    [
+        ("portable", "", "neither AVX2 nor AVX-512"),
+        ("avx2", "avx512", "at most avx2"),
+    ],
+)
+def test_a_processor_without_the_instructions_leaves_it_to_torch_with_one_warning(
+    processor: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    best: str,
+    asked: str,
+    words: str,
+) -> None:
+    processor.best = best
+    monkeypatch.setenv(KEY, asked)
+    with caplog.at_level(logging.WARNING):
+        assert [kernels(), kernels()] == [None, None]
+    assert [words in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_without_a_compiler_torch_multiplies_after_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> Path:
+        raise NoKernels("no C++ compiler is on the PATH")
+
+    monkeypatch.setattr(choice, "compiled_library", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert [kernels(), kernels()] == [None, None]
+    (record,) = caplog.records
+    assert "by torch: no C++ compiler" in record.getMessage()
+
+
+def test_a_library_that_cannot_be_loaded_is_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "engine.so"
+    broken.write_text("no library")
+    monkeypatch.setattr(choice, "compiled_library", lambda: broken)
+    assert kernels() is None
+    assert not broken.exists()
+    assert "was removed" in caplog.text
+
+
+def test_kernels_that_multiply_wrongly_are_not_used(
+    processor: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Kernels, "multiply", lambda self, tokens, parts: tokens @ PROBE.T + 1)
+    assert kernels() is None
+    assert "wrong products" in caplog.text
+
+
+def test_the_processor_of_this_machine_has_a_form() -> None:
+    decided = kernels()
+    if decided is None:
+        pytest.skip("no compiler here")
+    assert decided.form in FORMS
