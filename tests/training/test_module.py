@@ -529,7 +529,7 @@ def test_a_fit_resumed_and_killed_within_an_accumulation_resumes_to_the_same_bit
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 
-@pytest.mark.parametrize(("first", "then"), [(None, 1), (1, None)])
+@pytest.mark.parametrize(("first", "then"), slow_but_for([(None, 1), (1, None)], [(None, 1)]))
 def test_a_fit_goes_on_in_other_micro_batches(
     first: int | None, then: int | None, tmp_path: Path
 ) -> None:
