@@ -143,6 +143,53 @@ def test_a_pruned_model_of_ones_own_is_repaired_on_its_zeros(load: Load, workspa
     assert api.check(plain).of_prunable >= 0.5
 
 
+@pytest.mark.slow
+def test_a_model_whose_blocks_stay_in_files_is_repaired_to_the_same_bits(
+    workspace: Path, tmp_path: Path
+) -> None:
+    windows, tensors, losses = windows_of(workspace), [], []
+    where = ["model=local", f"model.path={workspace / 'llama'}", "model.dtype=float32"]
+    for name, stream in (("memory", False), ("files", True)):
+        folder = tmp_path / f"{name} of work"
+        hardware = {"stream": stream, "states": "file" if stream else "device"}
+        model, _ = api.load(*where, folder=folder, hardware=hardware)
+        pruned = api.prune(model, windows.calibration, "pruner=wanda", hardware=hardware)
+        pruned = api.prune(model, windows.calibration, "sparsity=0.7", hardware=hardware)
+        arguments = {"pruned": pruned, "calibration": windows.calibration, "hardware": hardware}
+        dense = api.load(*where, hardware=hardware)[0]
+        api.repair(model, "method=dsnot", dense=dense, **arguments)
+        losses.append(api.evaluate(model, windows, hardware=hardware))
+        assert api.check(model).total.zeros > 0
+        out = api.export(model, tmp_path / name)
+        files = [*out.glob("*.safetensors")]
+        tensors.append({key: t for file in files for key, t in load_file(file).items()})
+        if stream:  # of the last change alone
+            assert len([*folder.glob("blocks/*/*")]) == 3
+    assert losses[0] == losses[1]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+
+
+def test_what_a_model_whose_blocks_stay_in_files_cannot_is_refused(
+    workspace: Path, tmp_path: Path
+) -> None:
+    windows = windows_of(workspace)
+    lines = ["model=local", f"model.path={workspace / 'llama'}", "hardware.stream=true"]
+    measured, _ = api.load(*lines)
+    with pytest.raises(ValueError, match=r"stays as it is; give load\(\.\.\., folder="):
+        api.prune(measured, windows.calibration)
+    given = {"train": windows.train, "validation": windows.validation}
+    with pytest.raises(ValueError, match=r"method=masked_lora works on all blocks.*stream=false"):
+        api.repair(measured, "method=masked_lora", **given)
+    with pytest.raises(ValueError, match=r"evaluation=speed needs all blocks.*stream=false"):
+        api.evaluate(measured, windows, "evaluation=[speed]")
+    with pytest.raises(ValueError, match=r"lie in files; write it by sparsemend\.api\.export"):
+        measured.save_pretrained(tmp_path / "saved")
+    (tmp_path / "one/blocks/prune").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"holds the blocks of another model; give a new folder"):
+        api.load(*lines, folder=tmp_path / "one")
+
+
 def test_an_export_leaves_the_model_as_it_is(load: Load, tmp_path: Path) -> None:
     model = load()
     api.prune(model, None, pruner="magnitude", sparsity=0.5)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sparsemend.hardware import Hardware
 from sparsemend.run.job import build
-from sparsemend.training.numerics import CUBLAS
+from sparsemend.training.numerics import CUBLAS, FLASH_ATTENTION
 
 
 def hardware(*overrides: str) -> Any:
@@ -31,7 +31,8 @@ def hardware(*overrides: str) -> Any:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if torch saw a CUDA device; nothing is computed there."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.delenv(CUBLAS[0], raising=False)
+    for name, _ in (CUBLAS, FLASH_ATTENTION):
+        monkeypatch.delenv(name, raising=False)
     with process_state():
         yield
 
@@ -49,9 +50,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_equal_bits_are_asked_of_a_gpu_unless_the_user_says_otherwise(
     gpu: None, asked: list[str], on: bool
 ) -> None:
+    torch.utils.deterministic.fill_uninitialized_memory = True
     hardware(*asked).prepare()
     assert torch.are_deterministic_algorithms_enabled() is on
-    assert (CUBLAS[0] in os.environ) is ("hardware=gpu" in asked and on)
+    for name, _ in (CUBLAS, FLASH_ATTENTION):
+        assert (name in os.environ) is ("hardware=gpu" in asked and on)
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # at a price, for nothing
 
 
 def test_a_workspace_of_the_users_own_is_left_to_cublas(

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,11 +27,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparsemend.blocks.choice import choose_, choose_as_, dense_linears, report_choice
 from sparsemend.blocks.find import check_blocks
 from sparsemend.blocks.names import saved_name
+from sparsemend.blocks.residency import home_of, move_, residency_of, streams
 from sparsemend.blocks.self_check import check_walk
 from sparsemend.blocks.states import StatesPlace
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.compose import compose_command
 from sparsemend.config.prunable import PrunableNames
+from sparsemend.config.streaming import evaluation_obstacle, method_obstacle
 from sparsemend.data.base import Examples
 from sparsemend.errors import OverrideError
 from sparsemend.evaluation.base import EvaluationInput
@@ -39,7 +42,8 @@ from sparsemend.layout.names import name_linears_
 from sparsemend.layout.unfold import unfold_
 from sparsemend.logger.base import csv_logger
 from sparsemend.method.base import RepairMethod, Workbench
-from sparsemend.names import ADAPTER, CHECKPOINTS, MASKS, PARTS
+from sparsemend.model import ModelSource
+from sparsemend.names import ADAPTER, BLOCKS, CHECKPOINTS, HIDDEN_STATES, MASKS, PARTS
 from sparsemend.preflight.check import check_pattern, check_pruner, check_sizes
 from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.vocabulary import check_rounding, check_true_sequential
@@ -52,6 +56,7 @@ from sparsemend.run.job import build
 from sparsemend.run.model_type import with_bos
 from sparsemend.run.prune import PruningRules
 from sparsemend.run.save import as_saved, open_adapters, save_as_class_does_
+from sparsemend.run.streamed import open_where_asked
 from sparsemend.run.windows import Wanted, Windows, check_vocabulary, first_window
 from sparsemend.run.windows import read_windows as read_data
 from sparsemend.sparse.count import SparsityReport, sparsity_report
@@ -88,14 +93,33 @@ class RepairOutcome:
 
 
 def load(
-    *overrides: str, **settings: Any
+    *overrides: str, folder: str | Path | None = None, **settings: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Load the dense model of the group `model`, on the CPU, and its tokenizer if it has one."""
+    """Load the dense model of the group `model`, on the CPU, and its tokenizer if it has one.
+
+    folder: a new folder for the changed blocks of a model whose blocks stay in files, as
+    `hardware.stream` says; `auto` without a folder loads it whole, and `true` opens a model that
+    can be measured, not changed.  Whatever is done with such a model brings in one block at a time.
+    """
     cfg = compose(overrides, settings)
-    source = build(cfg.model)
-    model = source.load(seed=cfg.seed)
+    source: ModelSource = build(cfg.model)
+    model = _open_streamed(cfg, source, folder)
+    if model is None:
+        model = source.load(seed=cfg.seed)
     save_as_class_does_(model)
     return model, source.tokenizer()
+
+
+def _open_streamed(
+    cfg: DictConfig, source: ModelSource, folder: str | Path | None
+) -> PreTrainedModel | None:
+    blocks = None if folder is None else Path(folder) / BLOCKS
+    if blocks is not None and blocks.exists() and any(blocks.iterdir()):
+        raise ValueError(f"{folder} holds the blocks of another model; give a new folder")
+    asked = cfg.hardware.get("stream", False)
+    if asked == "auto" and blocks is None:
+        return None
+    return open_where_asked(asked, source, blocks, lambda: None)
 
 
 def read_windows(
@@ -141,6 +165,7 @@ def prune(
     check_rounding(cfg, pattern)
     _open(model)
     check_true_sequential(cfg)
+    _check_changeable(model)
     _choose(model, cfg)
     check_blocks(model)
     _check_folded(model)
@@ -157,6 +182,7 @@ def prune(
         check_walk(model, window, device=device, offload=hardware.offload)
         if pruner.reads_support:
             check_existing(model, None, pattern)
+            residency_of(model).begin("prune")
             asked: Mapping[str, float] = adopt(model, None)
         else:
             check_widths(model, pattern, tail=cfg.pattern_tail)
@@ -169,7 +195,9 @@ def prune(
                 statistics=cfg.statistics,
                 true_sequential=cfg.true_sequential,
             )
-            asked = rules(model, Calibration(windows, device=device, offload=hardware.offload))
+            calibrated = _calibration(model, windows, hardware, device, None)
+            begin = partial(residency_of(model).begin, "prune")
+            asked = rules(model, calibrated, beginning=begin)
     dense = stays_dense(model, REACHED)
     warn_dense(model, dense)
     return PruneOutcome(tuple(lines), asked, sparsity_report(model), dense)
@@ -211,6 +239,9 @@ def repair(
         raise ValueError(f"{method_name} reads calibration windows; give calibration")
     if method.needs_dense and dense is None:
         raise ValueError(f"{method_name} reads the dense weights; give dense")
+    if streams(model) and (reason := method_obstacle(cfg.method)) is not None:
+        raise ValueError(f"{reason}; load it whole, with hardware.stream=false")
+    _check_changeable(model)
     sparse = dict(sparse_linears(model))
     if sparse and any(line.startswith("prunable") for line in lines):
         raise ValueError("this model is pruned, so its linears are chosen; leave prunable out")
@@ -221,15 +252,15 @@ def repair(
         if pruned is None:
             if not sparse:
                 _choose(model, cfg)
-            supports = {name: linear.keep for name, linear in sparse.items()} if sparse else None
-            check_existing(model, supports, pattern)
+            check_existing(model, _Supports(sparse) if sparse else None, pattern)
             if not sparse:
+                residency_of(model).begin("prune")
                 adopt(model, None)
         report = sparsity_report(model)
         rates = {name: count.sparsity for name, count in report.per_linear.items()}
         with _folder(folder) as out:
             bench = Workbench(
-                calibration=Calibration(windows, device=device, offload=hardware.offload),
+                calibration=_calibration(model, windows, hardware, device, folder),
                 train=_examples(model, train, "train"),
                 validation=_examples(model, validation, "validation"),
                 pruner=build(cfg.pruner),
@@ -249,6 +280,7 @@ def repair(
             if method.trains:
                 method.check_train(bench.train)
             method.check_model(model, None)
+            residency_of(model).begin("repair")
             diagnostics = method.repair(model, bench)
             check_supports(model)
     asked = diagnostics.pop("asked") if method.reallocates else bench.allocation
@@ -270,6 +302,8 @@ def evaluate(
     that compare with the dense model.
     """
     cfg = compose(overrides, settings, model)
+    if streams(model) and (reason := evaluation_obstacle(cfg.evaluation)) is not None:
+        raise ValueError(f"{reason}; load it whole, with hardware.stream=false")
     metrics: dict[str, float] = {}
     size = model.config.get_text_config().vocab_size
     labelled = [windows.validation, *([windows.task] if windows.task else [])]
@@ -286,10 +320,10 @@ def evaluate(
             load_dense=_dense(dense, "this evaluation", model),
             out=out,
             state="repaired",
-            states=StatesPlace(hardware.states),
+            states=_states(model, hardware, folder),
             states_bytes=hardware.evaluation_states,
         )
-        torch.nn.Module.to(model, device)
+        move_(model, device)
         for section in cfg.evaluation.values():
             metrics |= build(section)(model, replace(inputs, window_losses={}))
     return metrics
@@ -335,7 +369,7 @@ def export(
         save_supports(model, masks)
         if repaired is not None:
             repaired.method.save_adapter(model, Path(temporary) / ADAPTER, base=str(folder))
-        with as_saved(model):
+        with nullcontext() if streams(model) else as_saved(model):
             write_model(model, tokenizer, folder, masks=masks, card=None)
         if (adapter := Path(temporary) / ADAPTER).exists():
             adapter.replace(folder / ADAPTER)
@@ -353,7 +387,7 @@ def compose(
     """
     lines = override_lines(overrides, settings)
     if model is not None and not any(line.startswith("hardware=") for line in lines):
-        on_gpu = next(model.parameters()).device.type == "cuda"
+        on_gpu = home_of(model).type == "cuda"
         lines = ["hardware=gpu", "hardware.offload=false", *lines] if on_gpu else lines
     try:
         (cfg,) = compose_command(lines).configs
@@ -410,6 +444,53 @@ def _may_replace(folder: Path) -> bool:
     return (folder / MASKS).is_file() or not any(folder.iterdir())
 
 
+def _check_changeable(model: PreTrainedModel) -> None:
+    """Raise ValueError where the blocks of a streamed model would have no place when changed."""
+    if streams(model) and residency_of(model).place is None:
+        raise ValueError(
+            "the blocks of this model lie in its checkpoint, which stays as it is; give "
+            "load(..., folder=...), where changed blocks may lie"
+        )
+
+
+class _Supports(Mapping[str, Tensor]):
+    """The supports, bool (O, I), of a model's linears by name, each unpacked as it is asked for."""
+
+    def __init__(self, sparse: Mapping[str, SparseLinear]) -> None:
+        self.sparse = sparse
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.sparse[name].keep
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sparse
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sparse)
+
+    def __len__(self) -> int:
+        return len(self.sparse)
+
+
+def _calibration(
+    model: PreTrainedModel,
+    windows: tuple[Tensor, ...],
+    hardware: Hardware,
+    device: torch.device,
+    folder: str | Path | None,
+) -> Calibration:
+    """The calibration windows as the hardware says.  folder: for states, besides the model's."""
+    states = _states(model, hardware, folder)
+    return Calibration(windows, device=device, offload=hardware.offload, states=states)
+
+
+def _states(model: PreTrainedModel, hardware: Hardware, folder: str | Path | None) -> StatesPlace:
+    """Where hidden states lie: in files only where a folder was named."""
+    blocks = residency_of(model).place
+    named = blocks.parent if blocks is not None else folder
+    return StatesPlace(hardware.states, None if named is None else Path(named) / HIDDEN_STATES)
+
+
 def _check_folded(model: PreTrainedModel) -> None:
     """Raise ValueError where a linear carries an adapter, which a further step would lose."""
     for name, linear in sparse_linears(model):
@@ -445,7 +526,7 @@ def _hardware(model: PreTrainedModel, cfg: DictConfig) -> Iterator[tuple[Hardwar
     # some classes have no such setting
     cached = vars(model.config).get("use_cache", True)
     threads, training = torch.get_num_threads(), model.training
-    home = next(model.parameters()).device
+    home = home_of(model)
     with numerics_kept():
         try:
             torch.set_float32_matmul_precision("highest")
@@ -453,11 +534,11 @@ def _hardware(model: PreTrainedModel, cfg: DictConfig) -> Iterator[tuple[Hardwar
             model.config.use_cache = False
             model.eval()
             if not hardware.offload:
-                torch.nn.Module.to(model, device)
+                move_(model, device)
             yield hardware, device
         finally:
             model.train(training)
-            torch.nn.Module.to(model, home)
+            move_(model, home)
             model.config.use_cache = cached
             torch.set_num_threads(threads)
 

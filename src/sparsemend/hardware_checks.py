@@ -9,12 +9,23 @@ from sparsemend.config.flags import says
 
 
 def check(asked: Asked) -> None:
-    """Raise ValueError unless devices are one, or several that train together, started here."""
+    """Raise ValueError unless devices are one, or several that train together, started here.
+
+    And where a pass is computed again without the dropout that it had: torch keeps its state on
+    CUDA and the CPU alone.
+    """
     devices, accelerator = asked.section.devices, asked.section.accelerator
     if devices > 1 and not says(asked.section, "parallel"):
         raise ValueError(
             f"hardware.devices={devices}, but one process uses one device; "
             f"use hardware=ddp hardware.devices={devices} hardware.accelerator={accelerator}"
+        )
+    dropout = asked.cfg.method.get("dropout", 0)
+    if accelerator == "mps" and asked.section.activation_checkpointing and dropout:
+        raise ValueError(
+            f"hardware.activation_checkpointing=true on Apple's GPU would compute other gradients "
+            f"under method.dropout={dropout}, whose draws torch does not repeat there; set "
+            "method.dropout=0, or hardware.activation_checkpointing=false"
         )
     started = os.environ.get("WORLD_SIZE", "1")
     if started != "1":

@@ -104,6 +104,15 @@ class Half(InMemory):
         return f"block {index}"
 
 
+def test_no_file_of_states_outlives_a_walk_that_changes_blocks(
+    tokens: Tensor, tmp_path: Path
+) -> None:
+    place = StatesPlace("file", tmp_path)
+    walk = Calibration((tokens,), states=place).walk(random_model("llama"), changes=True)
+    assert [sorted(p.name for p in tmp_path.iterdir()) for _ in walk] == [["changes"]] * 3
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_killed_walk_goes_on_from_its_files_without_walking_through_the_blocks_before(
     tokens: Tensor, tmp_path: Path
 ) -> None:

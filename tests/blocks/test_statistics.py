@@ -157,3 +157,11 @@ def test_a_hessian_that_is_not_finite_is_refused() -> None:
     hessian.update(torch.tensor([[torch.inf, 1.0]]))
     with pytest.raises(ValueError, match="not finite"):
         hessian.inverse_factor(0.01)
+
+
+def test_a_statistic_within_another_counts_and_moves_with_it() -> None:
+    """total, squared and within: three vectors in fp32."""
+    moments = Moments(10, CPU)
+    assert moments.bytes == 3 * 4 * 10
+    moments.to_(torch.device("meta"))
+    assert {t.device.type for t in (moments.total, moments.within, moments.squared)} == {"meta"}

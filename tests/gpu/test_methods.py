@@ -21,7 +21,7 @@ ROWS = {
     **{
         f"{name} {kernel}": (*TRAINED[name], f"method.kernel={kernel}")
         for name in ("seft", "spiel")
-        for kernel in ("gather", "sparse")
+        for kernel in ("scatter", "sparse")
     },
     **UNTRAINED,
 }

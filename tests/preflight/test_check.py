@@ -637,6 +637,14 @@ def test_hardware_that_cannot_be_is_refused(model: Path, override: str, message:
         check(model, "hardware=ddp", f"hardware.{override}")
 
 
+def test_dropout_that_apples_gpu_would_draw_anew_is_refused(model: Path) -> None:
+    asked = ("hardware=mps", "hardware.activation_checkpointing=true", "method=losa")
+    with pytest.raises(ValueError, match=r"under method\.dropout=0\.1, .* set method\.dropout=0"):
+        check(model, *asked)
+    check(model, *asked, "method.dropout=0")
+    check(model, *asked, "hardware=cpu")
+
+
 def test_a_process_of_torchrun_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match=r"start sparsemend once, with hardware=ddp .*devices=4"):
@@ -716,6 +724,12 @@ def test_deltas_that_could_not_evolve_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check(model, f"method={method}", f"method.{override}", "sparsity=0.5")
+
+
+def test_a_kernel_that_apples_gpu_lacks_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"lacks on Apple's GPU; set method\.kernel=gather"):
+        check(model, "method=seft", "method.kernel=sparse", "hardware=mps")
+    check(model, "method=seft", "hardware=mps")
 
 
 @pytest.mark.parametrize("match", ["density", "lora_rank"])

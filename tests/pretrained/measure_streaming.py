@@ -159,7 +159,8 @@ def measure(arguments: argparse.Namespace, blocks: int) -> None:
     """Write one checkpoint, prune it, say what that took."""
     folder: Path = arguments.folder
     checkpoint = folder / f"{arguments.shape}_{blocks}"
-    if not checkpoint.exists():
+    if not (checkpoint / "config.json").exists():  # which is written last
+        shutil.rmtree(checkpoint, ignore_errors=True)
         write_checkpoint(checkpoint, arguments.shape, blocks)
     weights = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     data = write_tokens(folder / "tokens", arguments.samples, arguments.seqlen)

@@ -21,6 +21,7 @@ from sparsemend.errors import CannotStream
 from sparsemend.instruments import LiveBytes
 from sparsemend.pretrained.streamed_blocks import unbroken
 from sparsemend.pruner.wanda import Wanda
+from sparsemend.run.export import cast_
 from sparsemend.sparsity_schedule.uniform import Uniform
 
 WANDA = Wanda(variant=False)
@@ -156,6 +157,18 @@ def test_a_body_that_fails_stores_nothing_and_leaves_no_weight(llama: Path, tmp_
     dense = source(llama).open_streamed(folder=None)
     with pytest.raises(RuntimeError, match="no folder"):
         next(visit_blocks(dense, changes=True))
+
+
+def test_a_cast_for_an_export_writes_no_block(llama: Path, tokens: Tensor, tmp_path: Path) -> None:
+    model = source(llama).open_streamed(folder=tmp_path)
+    Pruning(pruner=WANDA, schedule=Uniform(), tokens=tokens[:2])(model)
+    pruned = {name: linear.weight.clone() for name, linear in visit_linears(model)}
+    files = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors"))
+    cast_(model, torch.bfloat16)
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")) == files
+    for name, linear in visit_linears(model):
+        assert torch.equal(linear.weight, pruned[name].bfloat16())
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 def test_a_change_of_a_block_that_is_there_to_be_read_is_refused(

@@ -17,6 +17,7 @@ from support.families import FAMILIES, random_model
 from sparsemend.blocks import statistics as statistics_module
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.states import ON_DEVICE
+from sparsemend.blocks.statistics import InputNorm
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.values import digest
 from sparsemend.evaluation.base import EvaluationInput
@@ -134,6 +135,17 @@ def test_dense_statistics_that_do_not_fit_are_refused_after_the_first_block(
     monkeypatch.setattr("sparsemend.prune.available_bytes", lambda: 2 * 21_504 - 1)
     with pytest.raises(ValueError, match=r"all 3 blocks, 6.45e-05 GB, .* statistics=exact"):
         dense_statistics(random_model("llama"), Calibration(batches), pruner)
+
+
+def test_dense_statistics_wait_on_the_host_where_blocks_do(
+    tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[torch.device] = []
+    monkeypatch.setattr(InputNorm, "to_", lambda statistic, place: moved.append(place))
+    batches = Calibration(tokens.split(2), device=torch.device("cpu"), offload=True)
+    seen = dense_statistics(random_model("llama"), batches, WANDA)
+    # those of linears that share an input are one
+    assert moved == [torch.device("cpu")] * len({id(statistic) for statistic in seen.values()})
 
 
 def test_memory_that_torch_keeps_on_a_gpu_is_there_for_statistics(

@@ -9,9 +9,8 @@ FIT = (  # four steps of two micro-batches, validated and saved halfway
     "method.windows_per_step=2",
     "hardware.micro_batch=1",
 )
-# the kernel that needs no CSR matrix, which a pretended device has not
 ROUNDS = ("method.update_interval=3", "method.accumulation_steps=1")
-EVOLVING = (*FIT, *ROUNDS, "method.kernel=scatter")
+EVOLVING = (*FIT, *ROUNDS)
 LOSA = ("method=losa", "method.rounds=2", "method.similarity_samples=4", *FIT)
 TRAINED = {
     "lora": ("method=lora", *FIT),
@@ -44,6 +43,8 @@ TRAINED = {
     "perp released": ("method=perp", "method.trained=[biases,norms,lm_head,mask_lora]", *FIT),
     "seft": ("method=seft", *EVOLVING),
     "spiel": ("method=spiel", *EVOLVING),
+    "spiel scatter": ("method=spiel", *EVOLVING, "method.kernel=scatter"),
+    "spiel auto": ("method=spiel", *EVOLVING, "method.kernel=auto"),
     "spiel moments": ("method=spiel", "method.selection=moments", *EVOLVING),
     "spp": ("method=spp", *FIT),
     "spp plain": ("method=spp", "method.form=plain", *FIT),

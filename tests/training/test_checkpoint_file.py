@@ -27,3 +27,12 @@ def test_what_cannot_be_written_leaves_the_earlier_checkpoint(tmp_path: Path) ->
         CheckpointFile().save_checkpoint({"step": 4, "callback": lambda: None}, path)
     assert torch.load(path) == {"step": 3}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_a_checkpoint_is_named_with_the_way_on(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    CheckpointFile().save_checkpoint({"step": torch.zeros(100)}, path)
+    path.write_bytes(path.read_bytes()[:300])
+    said = rf"^{path}, which an earlier attempt left, cannot be read .*; remove that file, and"
+    with pytest.raises(ValueError, match=said):
+        CheckpointFile().load_checkpoint(path)

@@ -131,6 +131,45 @@ def test_a_head_whose_output_is_changed_in_place_runs_whole(
     assert torch.allclose(next_token_loss(model, tokens, labels), whole, rtol=1e-6)
 
 
+def test_a_look_at_the_head_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the draws of dropout, nor in a head whose forward somebody has replaced."""
+    model, (tokens, labels) = random_model("opt", dropout=0.5).train(), batch(96)
+    head, calls = model.get_output_embeddings(), []
+    plain = head.forward
+
+    def replaced(states: Tensor) -> Tensor:
+        calls.append(len(states))
+        return plain(states)
+
+    head.forward = replaced
+    divide(monkeypatch, rows=40, vocabulary=96)
+    draws = []
+    for _ in range(2):  # the second has been seen
+        torch.manual_seed(0)
+        draws.append(next_token_loss(model, tokens, labels).item())
+    assert draws[0] == draws[1]
+    assert head.forward is replaced
+    assert set(calls) == {40, 24}
+
+
+def test_a_first_loss_may_be_measured_in_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (tokens, labels) = random_model("llama"), batch(96)
+    whole = next_token_loss(model, tokens, labels)
+    divide(monkeypatch, rows=40, vocabulary=96)
+    with torch.inference_mode():
+        assert torch.allclose(next_token_loss(model, tokens, labels), whole, rtol=1e-6)
+    loss_and_gradients(model, tokens, labels)  # nothing is left that could not be written to
+
+
+def test_a_compiled_model_is_not_compiled_anew_for_another_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, (tokens, _) = random_model("llama"), batch(96)
+    divide(monkeypatch, rows=40, vocabulary=96)
+    model._compiled_call_impl = model._call_impl
+    assert predict(model, tokens).head is None
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_distillation_in_parts_is_distillation(
     family: str, monkeypatch: pytest.MonkeyPatch
@@ -155,3 +194,18 @@ def test_distillation_in_parts_is_distillation(
     for name, value in whole.parts.items():
         assert torch.allclose(parts.parts[name], value, rtol=2e-6)
     assert (gradient - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_a_teachers_logits_in_parts_are_of_its_own_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the autocast is under which its student computes."""
+    settings = Distillation(
+        weight=1.0, temperature=1.0, hidden_weight=0.0, teacher_dtype=None, teacher_device=None
+    )
+    teacher, (tokens, _) = Teacher(settings, lambda: random_model("llama", seed=1)), batch(96)
+    teacher.prepare(torch.device("cpu"))
+    with torch.no_grad():
+        whole = teacher.model(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
+    divide(monkeypatch, rows=40, vocabulary=96)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = teacher._logits(teacher._predictions(tokens), slice(3, 8))
+    assert torch.allclose(logits, whole[3:8], rtol=1e-5, atol=1e-6)

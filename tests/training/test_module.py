@@ -527,3 +527,23 @@ def test_a_fit_resumed_and_killed_within_an_accumulation_resumes_to_the_same_bit
     method().repair(model, bench)
     resumed, whole = bits(model), bits(undisturbed)
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+@pytest.mark.parametrize(("first", "then"), [(None, 1), (1, None)])
+def test_a_fit_goes_on_in_other_micro_batches(
+    first: int | None, then: int | None, tmp_path: Path
+) -> None:
+    """Steps are whole: another card takes fewer or more windows at once."""
+    whole, model = pruned_model(), pruned_model()
+    method_of("masked_full").repair(whole, bench_for(tmp_path / "whole"))
+    out = tmp_path / "parts"
+    stop = InterruptWithin(1, 0, 2 if first else 1)
+    with pytest.raises(contracts.Interrupt):
+        method_of("masked_full").repair(pruned_model(), bench_for(out, stop, micro_batch=first))
+    bench = dataclasses.replace(
+        bench_for(out, micro_batch=then), resume_from=out / "checkpoints" / "last.ckpt"
+    )
+    assert method_of("masked_full").repair(model, bench)["steps"] == contracts.STEPS
+    # three steps of AdamW, whose first is the gradient over its own size
+    for name, value in bits(whole).items():
+        assert torch.allclose(bits(model)[name], value, rtol=1e-4, atol=1e-5), name

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from support import contracts
 from support.command_runs import SCHEMA, contract, python, result_of, sparsemend_command
 from support.contracts import bench_for, bits, method_of, pruned_model
 from support.families import random_model
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.hardware import DataParallel
@@ -31,6 +32,7 @@ from sparsemend.method.base import Workbench
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.mask_file import load_masks
 from sparsemend.training import ranks
+from sparsemend.training.checkpoint_file import CheckpointFile
 from sparsemend.training.collectives import digest
 from sparsemend.training.without_values import without_values
 
@@ -261,6 +263,50 @@ def test_both_ranks_scale_an_fp16_loss_on_a_cpu(tmp_path: Path) -> None:
     for trainer in (leads, ranks.following(team, 1)(**settings)):
         plugin: Any = trainer.precision_plugin
         assert (plugin.precision, plugin.scaler is None) == ("16-mixed", False)
+
+
+def test_every_rank_has_gradients_once_and_writes_checkpoints_in_place(tmp_path: Path) -> None:
+    team = ranks.Team(accelerator="cpu", world=2, threads=1, deterministic=False, out=tmp_path)
+    trainers = [
+        TWO.trainer(tmp_path, logger=False, callbacks=[]),
+        ranks.following(team, 1)(callbacks=[]),
+    ]
+    for rank, trainer in enumerate(trainers):
+        strategy: Any = trainer.strategy
+        assert strategy._ddp_kwargs == {
+            "broadcast_buffers": False,
+            "gradient_as_bucket_view": True,
+        }
+        assert isinstance(strategy.checkpoint_io, CheckpointFile)
+        assert trainer.global_rank == rank
+    alone = dataclasses.replace(TWO, devices=1).trainer(tmp_path, logger=False)
+    assert isinstance(alone.strategy.checkpoint_io, CheckpointFile)
+
+
+def test_a_rank_is_waited_for_while_a_large_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(distributed, "init_process_group", lambda *_, **given: asked.update(given))
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    team = ranks.Team(accelerator="cpu", world=2, threads=1, deterministic=False, out=tmp_path)
+    with ranks.join_group(team, 1, distributed.HashStore()):
+        assert asked["timeout"] > timedelta(hours=1)
+        assert (asked["rank"], asked["world_size"]) == (1, 2)
+
+
+def refuse_unless_deterministic(model: nn.Module) -> None:
+    if not torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError("this rank is not deterministic")
+
+
+@pytest.mark.slow
+def test_every_rank_computes_as_deterministically_as_the_first(tmp_path: Path) -> None:
+    hardware = dataclasses.replace(TWO, deterministic=True)
+    bench = bench_for(tmp_path)
+    object.__setattr__(bench, "make_trainer", hardware.trainer_factory([], tmp_path))
+    method = sgd("masked_full", OnRank(1, 1, refuse_unless_deterministic))
+    assert method.repair(pruned_model(), bench)["steps"] == contracts.STEPS
 
 
 def test_ranks_on_gpus_are_not_forked_off_a_process_that_may_use_cuda(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from support.contracts import bench_for, pruned_model
+from support.contracts import bench_for, method_of, pruned_model, windows
 from support.families import random_model
+from torch.nn import functional as F
 
+from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.instruments import LiveBytes
 from sparsemend.method.adapter.delta.start import all_places, gradient_positions
 from sparsemend.sparse.linear import sparse_linears
@@ -73,3 +76,54 @@ def test_a_start_at_gradients_is_the_same_in_micro_batches_and_recomputed(tmp_pa
         places = gradient_positions(model, bench, all_places, counts, windows=8)
         chosen.append({name: set(positions.tolist()) for name, positions in places.items()})
     assert chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_gradients_are_the_mean_over_batches_of_the_gradient_over_all_labels(
+    micro_batch: int | None,
+) -> None:
+    """Windows have 15, 10, 5 and no labels, so that their own means would weigh too much."""
+    model, tokens = pruned_model().requires_grad_(False), windows(4)
+    labels = tokens.clone()
+    for row in range(4):
+        labels[row, : 1 + 5 * row] = UNLABELLED
+    linears, batches = dict(sparse_linears(model)), [[0, 2], [1, 3]]
+    wanted = {name: torch.zeros(linear.weight.shape) for name, linear in linears.items()}
+    for rows in batches:
+        for linear in linears.values():
+            linear.weight.requires_grad_(True)
+            linear.weight.grad = None
+        logits = model(input_ids=tokens[rows], use_cache=False).logits[:, :-1].flatten(0, 1)
+        F.cross_entropy(logits, labels[rows][:, 1:].flatten(), ignore_index=UNLABELLED).backward()
+        for name, linear in linears.items():
+            wanted[name] += linear.weight.grad / len(batches)
+            linear.weight.grad = None
+    taken: dict[str, torch.Tensor] = {}
+    how = Backward(
+        micro_batch=micro_batch, activation_checkpointing=False, mixed=False, for_init=""
+    )
+    take_gradients(model, linears, Examples(tokens, labels), batches, how, taken.__setitem__)
+    for name, gradient in taken.items():
+        assert torch.allclose(gradient, wanted[name], rtol=1e-4, atol=1e-8), name
+    assert taken.keys() == wanted.keys()
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    model.requires_grad_(True)  # no hook is left that would take these
+    next_token_loss(model, tokens, labels).backward()
+    assert all(linear.weight.grad is not None for linear in linears.values())
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_blocks_are_recomputed_for_a_start_where_that_is_asked(
+    asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputed: list[bool] = []
+
+    @contextmanager
+    def watched(model: torch.nn.Module) -> Iterator[None]:
+        recomputed.append(True)
+        yield
+
+    monkeypatch.setattr(weight_gradients, "recomputing_blocks", watched)
+    bench = dataclasses.replace(bench_for(tmp_path), activation_checkpointing=asked)
+    method_of("lors", "method.rank=2").attach(pruned_model(), bench)
+    assert recomputed == [True] * asked

@@ -53,7 +53,7 @@ def check_shape(shape: DictConfig) -> None:
 
 def check_suite(suite: DictConfig, search: list[str]) -> None:
     """Labels are known, the members they name exist, and token counts can be windows."""
-    for key in ("samples", "seqlen"):
+    for key in ("samples", "seqlen", "rank", "rows", "columns", "inputs", "calls"):
         if key in suite:
             _check_count(f"suite.{key}", suite[key], least=2 if key == "seqlen" else 1)
     if "densities" in suite:
@@ -92,8 +92,7 @@ def check_labels(key: str, suite: DictConfig, search: list[str]) -> None:
 
 
 def check_densities(suite: DictConfig) -> None:
-    """Densities are a list of fractions in (0, 1]; the rank is a count."""
-    _check_count("suite.rank", suite.rank, least=1)
+    """Densities are a list of fractions in (0, 1]."""
     densities = suite.densities
     valid = isinstance(densities, ListConfig) and densities
     if not valid or any(not isinstance(d, int | float) or not 0 < d <= 1 for d in densities):

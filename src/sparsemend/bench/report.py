@@ -83,11 +83,16 @@ def _cells(section: Section, row: dict[str, Any]) -> list[str]:
     low_high, refused = row["ratio_range"], row["refused"] is not None
     return [
         row["label"],
-        NONE if row["median_seconds"] is None else f"{row['median_seconds']:.3f}",
+        NONE if row["median_seconds"] is None else _shown_seconds(row["median_seconds"]),
         NONE if row["median_ratio"] is None else f"{row['median_ratio']:.3f}",
         NONE if low_high is None else f"{low_high[0]:.3f} - {low_high[1]:.3f}",
         *(NONE if refused else column.shown(row) for column in section.columns),
     ]
+
+
+def _shown_seconds(seconds: float) -> str:
+    """Three decimals, and three digits at least."""
+    return f"{seconds:.3f}" if seconds >= 0.1 else f"{seconds:.3g}"
 
 
 def reasons(section: Section) -> list[str]:

@@ -113,6 +113,9 @@ class FileStates(HiddenStates):
         other._entries = list(self._entries)
         return other
 
+    def forget(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def empty_place(self) -> FileStates:
         return temporary(self.folder.parent)
 

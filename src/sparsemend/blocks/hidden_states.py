@@ -39,6 +39,10 @@ class HiddenStates(Sequence[Tensor]):
     def empty_place(self) -> HiddenStates:
         """A place of the same kind, for other states of the walk; nobody takes it up later."""
 
+    def forget(self) -> None:
+        """Let go of all of them: the walk is at its end."""
+        return
+
     def shape(self, batch: int) -> torch.Size:
         """The shape of those of one batch."""
         return self.read(batch).shape

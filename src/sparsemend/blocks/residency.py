@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -38,6 +39,11 @@ class Residency(ABC):
     """
 
     streams: ClassVar[bool]
+
+    @property
+    def place(self) -> Path | None:
+        """The folder for changed blocks; None where there is none, or none is needed."""
+        return None
 
     @abstractmethod
     def resident(
@@ -72,6 +78,13 @@ class Residency(ABC):
     def stamp(self, index: int) -> str | None:
         """A hash that tells a changed block from what other attempts made of it; None in memory."""
         return None
+
+    def read_in(self, dtype: torch.dtype) -> None:
+        """Bring blocks in with their weights rounded to `dtype` from now on, which no file keeps.
+
+        Nothing to do where the weights are in memory: whoever asks turns those.
+        """
+        return
 
     def fingerprint(self) -> str | None:
         """A hash that tells these blocks from others; None where their weights themselves must."""

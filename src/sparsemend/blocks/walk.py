@@ -245,6 +245,8 @@ class Calibration:
                     yield visit
                 if index + 1 < len(blocks):
                     visit.advance_()
+        if changes:  # whoever only looks may read what the last block gave
+            states.forget()
 
     def _start(
         self, model: nn.Module, recorded: Recorded | None, finished: int, *, changes: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,10 +17,21 @@ def obstacle(cfg: DictConfig) -> str | None:
     if cfg.from_run is not None:
         if (Path(cfg.from_run) / ADAPTER).is_dir():
             return f"the adapter of from_run={cfg.from_run} is attached to all blocks at once"
-    elif not says(cfg.method, "streams"):
-        name = member_name(str(cfg.method._target_))
-        return f"method={name} works on all blocks of the model at once"
-    for name, section in (cfg.get("evaluation") or {}).items():
+    elif (reason := method_obstacle(cfg.method)) is not None:
+        return reason
+    return evaluation_obstacle(cfg.get("evaluation") or {})
+
+
+def method_obstacle(section: DictConfig) -> str | None:
+    """Why a method needs the whole model in memory; None where it works block by block."""
+    if says(section, "streams"):
+        return None
+    return f"method={member_name(str(section._target_))} works on all blocks of the model at once"
+
+
+def evaluation_obstacle(sections: Any) -> str | None:
+    """The first evaluation, of sections by name, that needs the whole model in memory, and why."""
+    for name, section in sections.items():
         target = str(section.get("_target_")) if OmegaConf.is_dict(section) else ""
         if not target:
             continue

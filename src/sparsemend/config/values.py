@@ -13,7 +13,8 @@ from sparsemend.config.keys import keys_that_do_not
 
 NOT_HASHED = keys_that_do_not("changes_numbers")
 # the same of keys inside a group: how a step or measurement is split changes only the order of
-# sums, and where weights and hidden states lie, and what is computed twice, changes nothing
+# sums and the draws of dropout, and where weights and hidden states lie, and what is computed
+# twice, changes nothing
 NOT_HASHED_INSIDE = (
     "hardware.micro_batch",
     "hardware.evaluation_batch",

@@ -96,11 +96,22 @@ class Kernels:
         )
         assert not failed, f"no expansion of {factor.values.dtype} into {output.dtype}"
 
+    def read(self, tensor: Tensor) -> int:
+        """The sum of a contiguous tensor's whole 64-bit words: the fastest reading there is."""
+        total = self.library.sparsemend_read(
+            ctypes.c_void_p(tensor.data_ptr()),
+            ctypes.c_int64(tensor.nbytes // 8),
+            threads(tensor.nbytes),
+        )
+        return int(total)
+
 
 @cache
 def load_library(path: Path) -> ctypes.CDLL:
     """The library of a file; raises OSError where it is none."""
-    return ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
+    library.sparsemend_read.restype = ctypes.c_uint64
+    return library
 
 
 def best_form(library: ctypes.CDLL) -> str:

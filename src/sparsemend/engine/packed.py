@@ -166,13 +166,13 @@ def _rows(tiled: Tensor) -> Tensor:
 
 
 def _check_weight(weight: Tensor, values: str) -> None:
-    if values not in VALUES:
-        raise ValueError(f"values={values} is not one of: {', '.join(VALUES)}")
     if weight.ndim != 2 or weight.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
             f"a weight to pack is a float32 or bfloat16 matrix, not {weight.dtype} "
             f"{tuple(weight.shape)}; convert the model with model.bfloat16() or model.float()"
         )
+    if values not in VALUES:
+        raise ValueError(f"values={values} is not one of: {', '.join(VALUES)}")
     if not weight.numel():
         raise ValueError(f"a weight of shape {tuple(weight.shape)} has nothing to pack")
     if broken := weight.numel() - int(weight.isfinite().sum()):

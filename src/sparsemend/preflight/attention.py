@@ -20,10 +20,10 @@ def check_attention(cfg: DictConfig) -> None:
             f"model.attention={FLASH} needs the package {PACKAGES[0]}, which is not installed; "
             f"pip install flash-attn, or {REMEDY}"
         )
-    if cfg.hardware.get("accelerator") == "cpu":
+    if (accelerator := cfg.hardware.get("accelerator")) != "gpu":
         raise ValueError(
-            f"model.attention={FLASH} runs on a GPU alone, and hardware.accelerator=cpu; set "
-            f"hardware=gpu, or {REMEDY}"
+            f"model.attention={FLASH} runs on CUDA alone, and hardware.accelerator={accelerator}; "
+            f"set hardware=gpu, or {REMEDY}"
         )
     if cfg.model.get("dtype") == "float32":
         raise ValueError(

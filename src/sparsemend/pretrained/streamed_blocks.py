@@ -44,7 +44,7 @@ class Streamed(Residency):
     """The blocks of a model that lie in files: those it was opened from, then its own.
 
     files: the blocks as they were opened.  folder: for changed ones; None: the model stays as it
-    was opened.
+    was opened.  A changed block's earlier file goes, unless a later attempt may take it up.
     """
 
     streams = True
@@ -56,7 +56,13 @@ class Streamed(Residency):
         self._files: dict[int, Path] = {}  # of changed blocks
         self._stamps: dict[int, str] = {}  # theirs, and that of the one that is being changed
         self._stage, self._key = "changed", ""
+        self._resumable: set[str] = set()  # stages that a later attempt may take up
         self._finished = 0
+        self._dtype: torch.dtype | None = None  # of weights as they are read; None: as they are
+
+    @property
+    def place(self) -> Path | None:
+        return self.folder
 
     @contextmanager
     def resident(
@@ -92,9 +98,13 @@ class Streamed(Residency):
     def begin(self, stage: str, key: str | None = None) -> None:
         if self.folder is None:
             raise RuntimeError("this streamed model has no folder for changed blocks")
+        taken = {file.parent.name for file in self._files.values()}
+        while key is None and stage in taken:  # a model in Python's hands may be pruned twice
+            stage += "-again"
         self._stage, self._key = stage, key or ""
         files = []
         if key is not None:
+            self._resumable.add(stage)
             files = unbroken(self._place(0).parent, key, len(self._blocks))
         for index, file in enumerate(files):
             make_sparse_(self._blocks[index], file)
@@ -141,11 +151,20 @@ class Streamed(Residency):
         nonce = os.urandom(8).hex()
         self._stamps[index] = digest([self._key, index, self._before(index), nonce])
 
+    def read_in(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
     def _tensors(self, index: int) -> dict[str, Tensor]:
         file = self._files.get(index)
         if file is None:
-            return self._source.read(index)
-        return {name: stored.read() for name, stored in stored_tensors(file).items()}
+            tensors = self._source.read(index)
+        else:
+            tensors = {name: stored.read() for name, stored in stored_tensors(file).items()}
+        return {name: self._rounded(tensor) for name, tensor in tensors.items()}
+
+    def _rounded(self, tensor: Tensor) -> Tensor:
+        rounds = self._dtype is not None and tensor.is_floating_point()
+        return tensor.to(self._dtype) if rounds else tensor
 
     def _keep(self, index: int, block: nn.Module, carried: Carried | None) -> None:
         """Write a changed block, whole or not at all."""
@@ -160,9 +179,13 @@ class Streamed(Residency):
             "carried": json.dumps({} if carried is None else carried.to_carry()),
         }
         tensors = {name: t.detach().cpu().contiguous() for name, t in block.state_dict().items()}
+        before = self._files.get(index)
         with replacing(self._place(index)) as partial:
             save_file(tensors, partial, metadata=metadata)
         self._files[index] = self._place(index)
+        replaced = before is not None and before != self._files[index]
+        if before is not None and replaced and before.parent.name not in self._resumable:
+            before.unlink()
 
 
 def open_streamed(

@@ -13,8 +13,8 @@ from sparsemend.names import RESULT
 from sparsemend.result.run_result import RunResult
 from sparsemend.result.sections import ProcessId
 
-# SLURM's; of a job array every task has a number of its own
 CLOCK_ERROR = 5.0  # seconds between the clocks of a file system and of processes
+# SLURM's; of a job array every task has a number of its own
 JOB, START = "SLURM_JOB_ID", "SLURM_RESTART_COUNT"
 
 

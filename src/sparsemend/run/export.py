@@ -163,10 +163,9 @@ def place_beside(masks: Path, copy: Path) -> None:
 def cast_(model: nn.Module, dtype: torch.dtype) -> None:
     """Turn every weight into another dtype; ValueError names one that is too large for it."""
     if streams(model):
-        residency_of(model).begin("cast")
-        for _, name, block in visit_blocks(model, changes=True):
+        for _, name, block in visit_blocks(model):
             _check_cast(block, dtype, f"{name}.")
-            nn.Module.to(block, dtype)
+        residency_of(model).read_in(dtype)
     _check_cast(model, dtype)
     nn.Module.to(model, dtype)
 

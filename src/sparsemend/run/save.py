@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.names import saved_name
+from sparsemend.blocks.residency import streams
 from sparsemend.layout.unfold import fold_within
 from sparsemend.run.export import caching, to_dense_
 from sparsemend.sparse.linear import sparse_linears
@@ -50,8 +51,13 @@ def save_as_class_does_(model: PreTrainedModel) -> None:
 def save_pretrained(model: PreTrainedModel, *arguments: Any, **settings: Any) -> None:
     """`save_pretrained` of the model's class, whose arguments it takes, of the model as saved.
 
-    Raises ValueError where an adapter is open, and on a state_dict, which is that of other modules.
+    Raises ValueError where an adapter is open, where blocks lie in files, and on a state_dict,
+    which is that of other modules.
     """
+    if streams(model):
+        raise ValueError(
+            "blocks of this model lie in files; write it by sparsemend.api.export(model, FOLDER)"
+        )
     if settings.get("state_dict") is not None or len(arguments) > 2:
         raise ValueError("the state_dict of this model is not that of its class; leave it out")
     if names := open_adapters(model):

@@ -40,10 +40,20 @@ def open_if_streamed(
     folder: for changed blocks.  Raises ValueError where hardware.stream=true cannot be done.
     """
     asked = cfg.hardware.get("stream", False)
+    return open_where_asked(asked, source, folder, partial(obstacle, cfg))
+
+
+def open_where_asked(
+    asked: bool | str,
+    source: ModelSource,
+    folder: Path | None,
+    reason_against: Callable[[], str | None],
+) -> PreTrainedModel | None:
+    """The model of `open_if_streamed`.  asked: hardware.stream; reason_against: what obstructs."""
     if asked is False or (asked == "auto" and not _too_large(source)):
         return None
     try:
-        if (reason := obstacle(cfg)) is not None:
+        if (reason := reason_against()) is not None:
             raise CannotStream(reason)
         model = source.open_streamed(folder=folder)
     except CannotStream as error:
@@ -73,7 +83,8 @@ def save_streamed(model: PreTrainedModel, folder: Path) -> None:
     """Write what `save_pretrained` would, a file per block and one for the rest."""
     with fold_within(model):
         outside = {name: t for name, t in model.state_dict().items() if not t.is_meta}
-        model.save_pretrained(folder, state_dict=outside, max_shard_size=WHOLE)
+        # its class's: a model in Python's hands has a method of its own
+        type(model).save_pretrained(model, folder, state_dict=outside, max_shard_size=WHOLE)
     states = list(block_states(model))
     count = len(states) + 1
     files = [folder / f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]

@@ -17,7 +17,14 @@ from transformers import PreTrainedModel
 
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.evaluation.speed import speed as speed_module
-from sparsemend.evaluation.speed.forms import FORMS, bsr, csr, form_builders, semi_structured
+from sparsemend.evaluation.speed.forms import (
+    FORMS,
+    bsr,
+    csr,
+    form_builders,
+    packed,
+    semi_structured,
+)
 from sparsemend.evaluation.speed.speed import Speed, with_products
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
@@ -54,7 +61,7 @@ def sparse_linear(rows: int = 16, columns: int = 24) -> nn.Linear:
     return linear
 
 
-@pytest.mark.parametrize("form", ["dense", "csr", "bsr"])
+@pytest.mark.parametrize("form", ["dense", "packed", "csr", "bsr"])
 @pytest.mark.parametrize("shape", [(2, 5, 24), (1, 24), (24,)])
 @torch.inference_mode()
 def test_every_form_is_the_same_product(form: str, shape: tuple[int, ...]) -> None:
@@ -70,6 +77,8 @@ def test_what_a_form_stores_is_what_its_layout_says() -> None:
     nonzeros = int(linear.weight.count_nonzero())
     kept = csr(linear).stored
     assert sum(t.nbytes for t in kept) == nonzeros * (4 + 4) + 17 * 4 + 16 * 4  # rows + 1; bias
+    bits = packed(linear).stored  # 4 groups of 4 words, values and 64 zeros, 5 offsets, the bias
+    assert sum(t.nbytes for t in bits) == 4 * 4 * 4 + (nonzeros + 64) * 4 + 5 * 8 + 16 * 4
     linear.weight.data[:8, :8] = 0
     blocks = bsr(linear, 8).stored
     assert sum(t.nbytes for t in blocks) == 5 * (64 * 4 + 4) + 3 * 4 + 16 * 4  # 5 of 6 blocks
@@ -80,7 +89,7 @@ def test_every_form_is_measured_and_named(family: str) -> None:
     model = contracts.pruned_model(family=family)
     before = contracts.bits(model)
     found = speed()(model, given())
-    for form in ("dense", "csr", "bsr"):
+    for form in ("dense", "packed", "csr", "bsr"):
         assert found[f"speed/{form}/prefill"] > 0
         assert found[f"speed/{form}/decode"] > 0
         assert found[f"speed/{form}/peak_bytes"] > 0
@@ -131,7 +140,7 @@ def test_a_form_with_other_logits_is_not_timed(
 def test_forms_that_cannot_serve_say_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         found = speed(block=5)(contracts.pruned_model(), given(out=tmp_path, state="repaired"))
-    assert {name.split("/")[1] for name in found} == {"dense", "csr"}
+    assert {name.split("/")[1] for name in found} == {"dense", "packed", "csr"}
     assert "is not a multiple of the block, 5" in caplog.text
     assert "CUDA devices only" in caplog.text
     stored = json.loads((tmp_path / "speed" / "repaired.json").read_text())
@@ -198,3 +207,14 @@ def test_two_four_products_are_the_same_product() -> None:
 def test_two_four_products_need_a_gpu() -> None:
     with pytest.raises(ValueError, match="CUDA devices only"):
         semi_structured(sparse_linear())
+
+
+def test_without_kernels_there_is_no_packed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMEND_ENGINE", "torch")
+    with pytest.raises(ValueError, match="no kernels here"):
+        packed(sparse_linear())
+
+
+def test_a_packed_form_is_refused_for_float16() -> None:
+    with pytest.raises(ValueError, match=r"model\.bfloat16"):
+        packed(sparse_linear().half())

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.method.adapter.lors import LorsLinear
+from sparsemend.method.lors import start as start_module
 from sparsemend.method.lors.lors import Lors
 from sparsemend.method.lors.start import GradientStart, leading_rows
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
@@ -184,6 +185,21 @@ def test_how_many_linears_a_pass_visits_changes_no_bit(svd: str, per_pass: int) 
     parts = start(svd=svd, linears_per_pass=per_pass).starts(model, examples(), CPU)
     assert list(parts) == list(whole)
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def test_no_more_linears_than_asked_hold_a_gradient_in_a_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, visited = pruned_model(), []
+    names = [name for name, _ in sparse_linears(model)]
+
+    def watched(model: PreTrainedModel, linears: dict[str, SparseLinear], *_: Any) -> None:
+        visited.append(list(linears))
+
+    monkeypatch.setattr(start_module, "take_gradients", watched)
+    start(linears_per_pass=4).starts(model, examples(), CPU)
+    assert max(map(len, visited)) == 4
+    assert [name for part in visited for name in part] == names
 
 
 def test_each_linear_draws_from_its_own_seed() -> None:

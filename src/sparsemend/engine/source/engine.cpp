@@ -176,4 +176,25 @@ int sparsemend_expand(int form, const Matrix* matrix, int64_t begin, int64_t end
   return 0;
 }
 
+// The sum of whole words of memory: how fast bytes can be read at all, to compare products with.
+uint64_t sparsemend_read(const uint64_t* words, int64_t count, int threads) {
+  const int64_t chunk = 1 << 17;
+  uint64_t sum = 0;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : sum)
+#endif
+  for (int64_t begin = 0; begin < count; begin += chunk) {
+    const int64_t end = begin + chunk < count ? begin + chunk : count;
+    uint64_t part[8] = {};
+    int64_t i = begin;
+    for (; i + 8 <= end; i += 8) {
+      __builtin_prefetch(reinterpret_cast<const char*>(words + i) + AHEAD);
+      for (int lane = 0; lane < 8; ++lane) part[lane] += words[i + lane];
+    }
+    for (; i < end; ++i) part[0] += words[i];
+    for (uint64_t lane : part) sum += lane;
+  }
+  return sum;
+}
+
 }  // extern "C"

@@ -1,1 +1,1 @@
-"""Tokens per second and memory of a sparse model in the forms that torch has."""
+"""Tokens per second and memory of a sparse model in the forms that can be had."""

@@ -1,7 +1,8 @@
-"""The forms in which torch itself can store and multiply a sparse weight.
+"""The forms in which a sparse weight can be stored and multiplied.
 
-dense: as in an export.  csr: one index per non-zero.  bsr: whole blocks, so that only blocks
-that are entirely zero are saved.  semi_structured: 2:4 on the sparse tensor cores of an NVIDIA GPU
+dense: as in an export.  packed: bits and values, by the kernels of `engine`, on a CPU.  The others
+are torch's own.  csr: one index per non-zero.  bsr: whole blocks, so that only blocks that are
+entirely zero are saved.  semi_structured: 2:4 on the sparse tensor cores of an NVIDIA GPU
 (torch.sparse.to_sparse_semi_structured).  A form says why it cannot serve a weight: ValueError.
 """
 
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsemend.engine.choice import kernels
+from sparsemend.engine.convert import pack_linear
+from sparsemend.engine.linear import PackedLinear
 from sparsemend.sparse.selection import rank_in_group
 
 DENSE = "dense"
@@ -46,6 +50,28 @@ class MatrixProduct(Product):
 
 def dense(linear: nn.Linear) -> Product:
     return Product(linear.weight, linear.bias, [linear.weight])
+
+
+class PackedProduct(Product):
+    """The product by the engine's kernels."""
+
+    def __init__(self, packed: PackedLinear) -> None:
+        stored = [tensor for tensor in packed.buffers() if tensor is not packed.bias]
+        super().__init__(packed.values, packed.bias, stored)
+        self.packed = [packed]  # no child: what walks the modules then meets no buffers
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.packed[0](input)
+        return output
+
+
+def packed(linear: nn.Linear) -> Product:
+    weight = linear.weight
+    if weight.device.type != "cpu":
+        raise ValueError("packed products exist on a CPU only")
+    if kernels() is None:
+        raise ValueError("packed products have no kernels here, as a warning said")
+    return PackedProduct(pack_linear(linear, values=str(weight.dtype).removeprefix("torch.")))
 
 
 def csr(linear: nn.Linear) -> Product:
@@ -82,6 +108,7 @@ def form_builders(block: int) -> dict[str, Callable[[nn.Linear], Product]]:
     """Form name -> the function that builds it from a linear."""
     return {
         DENSE: dense,
+        "packed": packed,
         "csr": csr,
         "bsr": lambda linear: bsr(linear, block),
         "semi_structured": semi_structured,

@@ -1,4 +1,4 @@
-"""Tokens per second and memory of a sparse model in the forms that torch offers, dense first.
+"""Tokens per second and memory of a sparse model in the forms that can be had, dense first.
 
 Prefill is one forward over the prompt, decode the one-token steps after it, both with the cache.
 All forms alternate in one process, every other round backwards, so that a drifting machine favours

@@ -12,12 +12,14 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from sparsemend.method.adapter.delta import function, linear
 from sparsemend.method.adapter.delta.function import (
     KERNELS,
     DeltaFunction,
     DeltaSettings,
     column_products,
     csr,
+    has_sparse_products,
     sampled_products,
     transposed_csr,
 )
@@ -260,6 +262,24 @@ def test_auto_settles_on_one_kernel_per_shape() -> None:
     layer(inputs(2, 3, dtype=torch.float32))
     assert layer.kernel in KERNELS
     assert layer.kernel == fastest_kernel(layer, rows=6)
+
+
+def test_no_csr_matrix_is_made_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [has_sparse_products(torch.device(name)) for name in ("cuda", "mps")] == [True, False]
+
+    def refused(*_: Tensor) -> None:
+        raise NotImplementedError("no CSR here")
+
+    for module in (function, linear):
+        monkeypatch.setattr(module, "has_sparse_products", lambda device: False)
+    monkeypatch.setattr(function, "csr_int32", refused)
+    linear._fastest.cache_clear()
+    for kernel in ("auto", "gather", "scatter"):
+        layer = delta_linear(kernel, dtype=torch.float32)
+        layer(inputs(2, 3, dtype=torch.float32)).sum().backward()
+        assert layer.values.grad is not None
+        assert layer.kernel != "sparse"
+    linear._fastest.cache_clear()
 
 
 def test_a_window_is_not_opened_by_the_layer_itself() -> None:

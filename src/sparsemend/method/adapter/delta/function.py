@@ -40,6 +40,12 @@ class DeltaSettings:
     dtype: torch.dtype
 
 
+def has_sparse_products(device: torch.device) -> bool:
+    """Whether torch multiplies CSR matrices there: by cuSPARSE or MKL."""
+    on_cpu = device.type == "cpu" and torch.backends.mkl.is_available()
+    return on_cpu or device.type == "cuda"
+
+
 def with_delta(weight: Tensor, indices: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
     """W + d, (O, I), contiguous: summed in fp32 at the k positions, rounded once to `dtype`."""
     position = indices.long()
@@ -78,7 +84,7 @@ def csr_int32(starts: Tensor, columns: Tensor, values: Tensor, shape: torch.Size
 def sampled_products(d: Tensor, x: Tensor, indices: Tensor, shape: torch.Size) -> Tensor:
     """dv (k,) in fp32 or wider: products of columns of d (T, O) and x (T, I) at the positions."""
     wide = wider(d.dtype)
-    if d.device.type == "cpu" and not torch.backends.mkl.is_available():
+    if not has_sparse_products(d.device):
         return column_products(d, x, indices, shape)
     pattern = csr(indices, torch.zeros(indices.shape, dtype=wide, device=d.device), shape)
     return torch.sparse.sampled_addmm(pattern, d.to(wide).T, x.to(wide), beta=0.0).values()

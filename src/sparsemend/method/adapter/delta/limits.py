@@ -10,12 +10,18 @@ from sparsemend.method.adapter.delta.schedule import RoundSchedule
 
 
 def check_evolution(asked: Asked) -> None:
-    """Raise ValueError where no round would come, or deltas outnumber the kept weights.
+    """Raise ValueError where no round would come, deltas outnumber the kept weights, or the kernel
+    is none of the device's.
 
     The count is left to the run where files do not say it: of a checkpoint that is pruned already,
     and by density of a model whose parameters are not counted.
     """
     method, model = asked.section, asked.model
+    if method.kernel == "sparse" and asked.cfg.hardware.accelerator == "mps":
+        raise ValueError(
+            "method.kernel=sparse needs CSR matrices, which torch lacks on Apple's GPU; set "
+            "method.kernel=gather"
+        )
     RoundSchedule(
         interval=method.update_interval,
         window=method.accumulation_steps,

@@ -13,6 +13,7 @@ from sparsemend.method.adapter.delta.function import (
     KERNELS,
     DeltaFunction,
     DeltaSettings,
+    has_sparse_products,
     with_delta,
 )
 from sparsemend.method.adapter.delta.window import Window
@@ -141,7 +142,7 @@ def _fastest(
         indices = spacing.int().to(device)
         values = torch.zeros(count, dtype=wider(dtype), device=device, requires_grad=True)
         seconds = {}
-        for kernel in KERNELS:
+        for kernel in KERNELS if has_sparse_products(device) else KERNELS[:2]:
             settings = DeltaSettings(kernel, dtype)
             times = []
             for _ in range(4):
@@ -158,3 +159,5 @@ def _fastest(
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,166 @@
+"""What sparsity buys in a product with one linear, told apart from what a better kernel buys.
+
+Packed weights (`engine`) stand beside torch's dense products and our own dense kernel, which shares
+all but the packing, and beside reading the bytes of a dense bfloat16 weight and doing nothing.
+Weights and masks are random.  Every row has several weights, so that none is in a cache when its
+turn comes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsemend.bench.suite.base import BenchRow, Column, Section, Setting, Suite, schedule
+from sparsemend.engine.choice import kernels
+from sparsemend.engine.library import Factor, Kernels
+from sparsemend.engine.operator import multiply
+from sparsemend.engine.packed import VALUES, pack_weight, unpack_weight
+from sparsemend.terminal import track
+
+BASELINE = "torch bfloat16"
+OURS = "our dense bfloat16"
+READ = "read"
+# of the norm: torch's int8 has one scale per matrix, and rounds its inputs so too; the largest of
+# either is some five times the usual, so that errors are 5 / 127 / 12^0.5 = 1e-2 and more
+ROUNDED = 5e-2
+
+
+@dataclass(frozen=True)
+class Call:
+    """One product and the bytes of its weight; expected: what it gives, None for no product."""
+
+    work: Callable[[], object]
+    nbytes: int
+    expected: Tensor | None
+
+
+def gain(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: f"{1 / row[key]:.2f}" if row[key] else "-"
+
+
+COLUMNS = (
+    Column("gain", gain("median_ratio")),
+    Column("over ours", gain("median_ratio_to_ours")),
+    Column("GB/s", lambda row: f"{row['nbytes'] / row['median_seconds'] / 1e9:.1f}"),
+    Column("off", lambda row: f"{row['off']:.0e}"),
+)
+
+
+@dataclass(kw_only=True)
+class Inference(Suite):
+    """Times products of `inputs` tokens with a linear of `rows` x `columns` at every density."""
+
+    densities: list[float]
+    rows: int
+    columns: int
+    inputs: int
+    calls: int
+
+    @torch.inference_mode()
+    def sections(self, setting: Setting) -> Iterator[Section]:
+        chosen = kernels()
+        for density in self.densities:
+            labelled = self._products(setting.seed, density, chosen)
+            rows = {label: _checked_row(label, calls) for label, calls in labelled.items()}
+            labels = [label for label, row in rows.items() if row.refused is None]
+            for _, label in track(schedule(labels, setting.rounds), f"density {density}"):
+                rows[label].seconds.append(min(_seconds(call) for call in labelled[label]))
+            _compare_with_ours(rows)
+            form = "torch" if chosen is None else chosen.form
+            yield Section(
+                title=f"{self.rows} x {self.columns}, density {density}, {self.inputs} inputs, "
+                f"kernels {form}",
+                baseline=BASELINE,
+                columns=COLUMNS,
+                rows=list(rows.values()),
+            )
+
+    def _products(self, seed: int, density: float, chosen: Kernels | None) -> dict[str, list[Call]]:
+        """Every row's calls, on weights of their own."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(self.inputs, self.columns, generator=generator).bfloat16()
+        labelled: dict[str, list[Call]] = {}
+        for _ in range(self.calls):
+            weight = torch.randn(self.rows, self.columns, generator=generator)
+            weight *= torch.rand(self.rows, self.columns, generator=generator) < density
+            for label, call in _calls(x, weight.bfloat16(), chosen):
+                labelled.setdefault(label, []).append(call)
+        return labelled
+
+
+def _calls(x: Tensor, weight: Tensor, chosen: Kernels | None) -> Iterator[tuple[str, Call]]:
+    wide, wide_x = weight.float(), x.float()
+    expected = wide_x @ wide.T
+    yield BASELINE, Call(lambda: F.linear(x, weight), weight.nbytes, expected)
+    yield "torch float32", Call(lambda: F.linear(wide_x, wide), wide.nbytes, expected)
+    dynamic = _dynamic_int8(wide)
+    yield "torch int8 dynamic", Call(lambda: dynamic(wide_x), weight.numel(), expected)
+    if chosen is not None:
+        yield READ, Call(lambda: chosen.read(weight), weight.nbytes, None)
+        for label, tokens, dense in ((OURS, x, weight), ("our dense float32", wide_x, wide)):
+            factor = Factor(None, dense, None, None, None, len(dense))
+            work = partial(chosen.multiply, tokens, factor)
+            yield label, Call(work, dense.nbytes, expected)
+    for values in VALUES:
+        packed = pack_weight(weight, keep=None, values=values)
+        factor = Factor(packed.mask, packed.values, packed.offsets, packed.scale, None, len(weight))
+        work = partial(multiply, chosen, wide_x if values == "float32" else x, factor)
+        product = wide_x @ unpack_weight(packed).float().T
+        yield f"packed {values}", Call(work, packed.nbytes, product)
+
+
+def _dynamic_int8(weight: Tensor) -> nn.Module:
+    """torch's dense int8 linear, which rounds its inputs to int8 as they come."""
+    from torch.ao.nn.quantized.dynamic import Linear
+
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.qconfig = torch.ao.quantization.default_dynamic_qconfig  # type: ignore[assignment]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and nothing has replaced it on a CPU
+        module = Linear.from_float(linear)
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _checked_row(label: str, calls: list[Call]) -> BenchRow:
+    """The row with its distance from the product of its weight, refused where that is too far.
+
+    The first calls are the warm-up, too.
+    """
+    row = BenchRow(label=label, figures={"nbytes": calls[0].nbytes, "off": 0.0})
+    for call in calls:
+        output = call.work()
+        if call.expected is None:
+            continue
+        assert isinstance(output, Tensor)
+        distance = float((output.float() - call.expected).norm() / call.expected.norm())
+        row.figures["off"] = max(row.figures["off"], distance)
+    if not row.figures["off"] <= ROUNDED:
+        row.refused = f"its output is {row.figures['off']:.2g} of its norm off the product"
+    return row
+
+
+def _seconds(call: Call) -> float:
+    started = perf_counter()
+    call.work()
+    return perf_counter() - started
+
+
+def _compare_with_ours(rows: Mapping[str, BenchRow]) -> None:
+    """Note the median of every row's seconds over those of our dense kernel, round by round."""
+    ours = rows[OURS].seconds if OURS in rows else []
+    for row in rows.values():
+        ratios = [elapsed / floor for elapsed, floor in zip(row.seconds, ours, strict=False)]
+        row.figures["median_ratio_to_ours"] = statistics.median(ratios) if ratios else None
+        row.figures["ratio_to_ours_range"] = [min(ratios), max(ratios)] if ratios else None
