@@ -16,6 +16,7 @@ from support.configs import compose
 from support.contracts import bench_for, method_of, pruned_model, windows
 from support.evaluation_inputs import evaluation_input
 from support.process_state import process_state
+from support.tiers import slow_but_for
 from torch import Tensor
 
 from sparsemend.hardware import Hardware
@@ -100,7 +101,7 @@ class Scaled(Callback):
         self.moved.append(any(bool(p.any()) for p in trained))
 
 
-@pytest.mark.parametrize("exponent", [16, 60])
+@pytest.mark.parametrize("exponent", slow_but_for([16, 60], [60]))
 def test_fp16_scales_its_loss_on_a_cpu_too_and_skips_steps_that_overflow(
     exponent: int, tmp_path: Path
 ) -> None:

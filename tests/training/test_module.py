@@ -188,6 +188,21 @@ def test_the_best_validation_weights_are_kept(tmp_path: Path) -> None:
         assert torch.equal(best["state_dict"][f"model.{name}.weight"], linear.weight)
 
 
+def test_without_keep_best_a_fit_ends_with_its_last_weights(tmp_path: Path) -> None:
+    method = method_of("masked_full", "method.schedule=constant", "method.gradient_clip=0")
+    assert isinstance(method, MaskedFull)
+    method.learning_rate, method.validate_every, method.keep_best = 3.0, 1, False
+    model = pruned_model()
+    method.repair(model, bench_for(tmp_path))
+    best, last = (
+        torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=False)["state_dict"]
+        for name in ("best", "last")
+    )
+    name, linear = next(sparse_linears(model))
+    assert torch.equal(linear.weight, last[f"model.{name}.weight"])
+    assert not torch.equal(linear.weight, best[f"model.{name}.weight"])  # for this to tell
+
+
 @pytest.mark.parametrize(("patience", "steps"), [(1, 2), (None, 4)])
 def test_without_patience_a_fit_that_gets_no_better_goes_on(
     patience: int | None, steps: int, tmp_path: Path
@@ -529,7 +544,7 @@ def test_a_fit_resumed_and_killed_within_an_accumulation_resumes_to_the_same_bit
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 
-@pytest.mark.parametrize(("first", "then"), [(None, 1), (1, None)])
+@pytest.mark.parametrize(("first", "then"), slow_but_for([(None, 1), (1, None)], [(None, 1)]))
 def test_a_fit_goes_on_in_other_micro_batches(
     first: int | None, then: int | None, tmp_path: Path
 ) -> None:

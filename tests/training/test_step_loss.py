@@ -20,6 +20,8 @@ from sparsemend.method.base import Workbench
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.linear import sparse_linears
 from sparsemend.training.logits import next_token_loss
+from sparsemend.training.objective import Loss
+from sparsemend.training.step_loss import StepLoss
 
 RATE = 0.5
 
@@ -156,3 +158,13 @@ def test_a_run_continued_with_another_micro_batch_takes_the_same_steps(
     assert second.steps[3] == whole.steps[3]
     assert report["steps"] == expected["steps"] == 4
     assert report["validation/loss"] == pytest.approx(expected["validation/loss"], rel=1e-4)
+
+
+def test_a_micro_batch_without_labels_gives_no_loss_and_gradients_of_nothing() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    step = StepLoss(10)
+    returned = step.add(Loss(weight.sum() * torch.nan), 0, shares=2)
+    returned.backward()
+    assert returned == 0
+    step.add(Loss(2 * weight.sum()), 10, shares=1).backward()
+    assert step.mean(torch.device("cpu"), world=1) == 6
