@@ -127,6 +127,7 @@ def test_a_trace_knows_its_output_without_values() -> None:
     assert output.shape == (2, 5, 9)
 
 
+@pytest.mark.slow
 def test_the_operator_is_what_torch_asks_of_one() -> None:
     _, packed = pair()
     arguments = (packed.mask, packed.values, packed.offsets, packed.scale, packed.bias, 9)
