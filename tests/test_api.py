@@ -170,6 +170,7 @@ def test_a_model_whose_blocks_stay_in_files_is_repaired_to_the_same_bits(
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
 
 
+@pytest.mark.slow
 def test_what_a_model_whose_blocks_stay_in_files_cannot_is_refused(
     workspace: Path, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ from sparsemend.blocks.states import StatesPlace
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.compose import compose_command
 from sparsemend.config.prunable import PrunableNames
-from sparsemend.config.streaming import evaluation_obstacle, method_obstacle
+from sparsemend.config.streaming import evaluation_obstacle, method_obstacle, schedule_obstacle
 from sparsemend.data.base import Examples
 from sparsemend.errors import OverrideError
 from sparsemend.evaluation.base import EvaluationInput
@@ -165,6 +165,8 @@ def prune(
     check_rounding(cfg, pattern)
     _open(model)
     check_true_sequential(cfg)
+    if streams(model) and (reason := schedule_obstacle(cfg.sparsity_schedule)) is not None:
+        raise ValueError(f"{reason}; load it whole, with hardware.stream=false")
     _check_changeable(model)
     _choose(model, cfg)
     check_blocks(model)

@@ -81,6 +81,7 @@ def test_outputs_lie_where_the_inputs_do_and_are_read_one_by_one(
     assert (len(last), read) == (1, [])
     assert torch.equal(last[0], visit.output(1))
     assert torch.equal(outputs.row(1, 1), last[0][1])
+    assert torch.equal(outputs.tokens(1, 3, 99), last[0][:, 3:])
     assert outputs.shape(0) == last[-1].shape
 
 

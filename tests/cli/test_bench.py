@@ -58,6 +58,8 @@ def check(*lines: str) -> None:
         ("suite.activation_checkpointing=[]", "not a list of true and false"),
         ("suite=gradients suite.densities=[0]", r"not a list of fractions in \(0, 1\]"),
         ("suite=gradients suite.rank=0", "suite.rank=0 is not an integer of at least 1"),
+        ("suite=inference suite.clock=sun", "suite.clock=sun is not wall or cpu"),
+        ("suite=inference suite.clock=cpu threads=2", "set threads=1"),
         ("suite=inference suite.inputs=0", "suite.inputs=0 is not an integer of at least 1"),
     ],
 )

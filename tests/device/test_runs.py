@@ -76,6 +76,21 @@ def test_a_method_that_does_not_train(
     run_far(tmp_path / "out", *UNTRAINED[row], offload)
 
 
+STREAMED = {
+    "dsnot": (*UNTRAINED["dsnot"], "hardware.states=file", *EVALUATIONS["block_error"]),
+    "reconstruct": (*RECONSTRUCT, "method.targets=dense_stream", "hardware.states=host"),
+    "sparsegpt": (*NOTHING, "pruner=sparsegpt", "statistics=dense", "export_dtype=bfloat16"),
+}
+
+
+@pytest.mark.parametrize("offload", OFFLOAD)
+@pytest.mark.parametrize("row", STREAMED)
+def test_a_model_whose_blocks_lie_in_files(
+    row: str, offload: str, run_far: RunFar, tmp_path: Path
+) -> None:
+    run_far(tmp_path / "out", *STREAMED[row], offload, "hardware.stream=true")
+
+
 # what a checkpoint holds differs between these; losa and reconstruct keep what they have finished
 RESUMED = {
     name: (TRAINED[name], "checkpoints/last.ckpt")

@@ -112,5 +112,5 @@ def test_a_block_is_timed_only_where_the_run_would_work(
 ) -> None:
     cfg = compose("run", [line])
     need = Need("load", HOST, 14 * GB, "a:1", gigabytes * GB)
-    said = doctor.untimed(cfg, [need], elsewhere=elsewhere)
+    said = doctor.why_untimed(cfg, [need], elsewhere=elsewhere)
     assert said is None if reason is None else reason in str(said)

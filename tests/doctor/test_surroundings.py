@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from support.configs import compose
 
+from sparsemend.doctor.driver import driver_finding
 from sparsemend.doctor.surroundings import (
     NoShape,
     compiler,
     data_places,
-    driver_finding,
     examine_surroundings,
     file_system,
     model_files,
@@ -99,6 +99,11 @@ def test_a_measurement_that_is_left_out_makes_a_go_unknown(member: str, tmp_path
     cfg = compose("run", [f"evaluation=[{member}]"])
     verdicts = {f.verdict for f in examine_surroundings(cfg, tmp_path, pretended=True)}
     assert Verdict.of_all(verdicts) is Verdict.UNKNOWN
+
+
+def test_a_finished_run_to_be_measured_again_is_not_estimated() -> None:
+    with pytest.raises(NoShape, match=r"cost\.evaluate\.peak_bytes"):
+        shapes_are_there(compose("run", ["from_run=some/run"]))
 
 
 def test_another_revision_than_the_cached_one_has_no_shape(

@@ -171,6 +171,15 @@ def test_a_cast_for_an_export_writes_no_block(llama: Path, tokens: Tensor, tmp_p
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+def test_blocks_are_read_also_where_a_module_turns_its_very_tensors(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device whose module shares storage with the CPU's."""
+    model = source(llama).open_streamed(folder=None)
+    monkeypatch.setattr("torch.__future__._swap_module_params_on_conversion", True)
+    assert all(float(linear.weight.square().sum()) > 0 for _, linear in visit_linears(model))
+
+
 def test_a_change_of_a_block_that_is_there_to_be_read_is_refused(
     llama: Path, tmp_path: Path
 ) -> None:

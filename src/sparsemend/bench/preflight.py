@@ -33,6 +33,8 @@ def check(cfg: DictConfig, search: list[str]) -> None:
         raise ValueError(f"device={cfg.device} is not cpu, cuda or cuda:N; set device=cpu")
     check_shape(cfg.shape)
     check_suite(cfg.suite, search)
+    if "clock" in cfg.suite:
+        check_clock(cfg.suite.clock, cfg.threads)
 
 
 def check_shape(shape: DictConfig) -> None:
@@ -99,6 +101,16 @@ def check_densities(suite: DictConfig) -> None:
         raise ValueError(
             f"suite.densities={densities} is not a list of fractions in (0, 1]; for example "
             "suite.densities=[0.5,0.2]"
+        )
+
+
+def check_clock(clock: Any, threads: int | None) -> None:
+    """The clock is that of the wall, or of the processor, which counts one thread."""
+    if clock not in ("wall", "cpu"):
+        raise ValueError(f"suite.clock={clock} is not wall or cpu; set suite.clock=wall")
+    if clock == "cpu" and threads != 1:
+        raise ValueError(
+            f"suite.clock=cpu counts the time of one thread, and threads={threads}; set threads=1"
         )
 
 

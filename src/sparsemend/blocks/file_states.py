@@ -77,6 +77,17 @@ class FileStates(HiddenStates):
     def shape(self, batch: int) -> torch.Size:
         return torch.Size(self._entries[batch].shape)
 
+    def tokens(self, batch: int, first: int, last: int) -> Tensor:
+        entry = self._entries[batch]
+        windows, length, width = entry.shape
+        last = min(last, length)
+        begins = [(window * length + first) * width for window in range(windows)]
+        rows = [
+            Entry(entry.begin + begin * entry.kind.itemsize, [last - first, width], entry.dtype)
+            for begin in begins
+        ]
+        return torch.stack([self._read(row) for row in rows])
+
     def row(self, batch: int, row: int) -> Tensor:
         entry = self._entries[batch]
         size = _size(entry) // entry.shape[0]

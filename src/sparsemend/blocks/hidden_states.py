@@ -47,6 +47,10 @@ class HiddenStates(Sequence[Tensor]):
         """The shape of those of one batch."""
         return self.read(batch).shape
 
+    def tokens(self, batch: int, first: int, last: int) -> Tensor:
+        """Tokens `first` to `last`, without it, of those (B, T, D) of one batch."""
+        return self.read(batch)[:, first:last]
+
     def row(self, batch: int, row: int) -> Tensor:
         """A row (T, D) of those (B, T, D) of one batch."""
         return self.read(batch)[row]

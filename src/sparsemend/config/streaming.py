@@ -17,8 +17,10 @@ def obstacle(cfg: DictConfig) -> str | None:
     if cfg.from_run is not None:
         if (Path(cfg.from_run) / ADAPTER).is_dir():
             return f"the adapter of from_run={cfg.from_run} is attached to all blocks at once"
-    elif (reason := method_obstacle(cfg.method)) is not None:
-        return reason
+    else:
+        reason = method_obstacle(cfg.method) or schedule_obstacle(cfg.sparsity_schedule)
+        if reason is not None:
+            return reason
     return evaluation_obstacle(cfg.get("evaluation") or {})
 
 
@@ -27,6 +29,14 @@ def method_obstacle(section: DictConfig) -> str | None:
     if says(section, "streams"):
         return None
     return f"method={member_name(str(section._target_))} works on all blocks of the model at once"
+
+
+def schedule_obstacle(section: DictConfig) -> str | None:
+    """Why a schedule needs the whole model in memory; None where it works block by block."""
+    if says(section, "streams"):
+        return None
+    name = member_name(str(section._target_))
+    return f"sparsity_schedule={name} reads the weights of all blocks of the model at once"
 
 
 def evaluation_obstacle(sections: Any) -> str | None:

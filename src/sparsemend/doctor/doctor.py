@@ -59,7 +59,7 @@ def examine(
     seconds: dict[str, float] = {}
     if timed:
         elsewhere = device_gb is not None or host_gb is not None
-        reason = untimed(cfg, [*needs, *findings], elsewhere=elsewhere)
+        reason = why_untimed(cfg, [*needs, *findings], elsewhere=elsewhere)
         if reason is None:
             from sparsemend.doctor.probe import probe_seconds
 
@@ -71,7 +71,9 @@ def examine(
     )
 
 
-def untimed(cfg: DictConfig, answers: Sequence[Need | Finding], *, elsewhere: bool) -> str | None:
+def why_untimed(
+    cfg: DictConfig, answers: Sequence[Need | Finding], *, elsewhere: bool
+) -> str | None:
     """Why no block of the run can be timed here; None where one can."""
     if elsewhere:
         return "the run is for another machine"
@@ -81,7 +83,7 @@ def untimed(cfg: DictConfig, answers: Sequence[Need | Finding], *, elsewhere: bo
         return "whether a block fits is not known"
     if int(cfg.hardware.get("devices", 1)) > 1:
         return "several devices share the work"
-    if cfg.from_run is not None or says(cfg.pruner, "reads_support"):
+    if says(cfg.pruner, "reads_support"):
         return "the run works on an earlier one's zeros, which random weights lack"
     return None
 

@@ -159,22 +159,22 @@ class Clock(Stages):
 
         fit = RepairModule.fit
 
-        def timed(module: Any, *settings: Any, **named: Any) -> Any:
+        def fit_and_time(module: Any, *settings: Any, **named: Any) -> Any:
             started = perf_counter()
             result = fit(module, *settings, **named)
             self._peak()  # waits for a GPU
             self.fits += perf_counter() - started
             return result
 
-        with patch.object(RepairModule, "fit", timed):
+        with patch.object(RepairModule, "fit", fit_and_time):
             yield
 
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds; loading is left out, which read no file."""
-        return dict(_named(self.costs, self.fits))
+        return dict(_by_stage(self.costs, self.fits))
 
 
-def _named(costs: Mapping[str, Cost], fits: float) -> Iterator[tuple[str, float]]:
+def _by_stage(costs: Mapping[str, Cost], fits: float) -> Iterator[tuple[str, float]]:
     for name, cost in costs.items():
         if name == REPAIR and fits:
             yield START, cost.seconds - fits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sparsemend.checkpoint.headers import weight_files
 from sparsemend.checkpoint.tokenizer import has_tokenizer
 from sparsemend.config.locations import is_local, resolve_path
+from sparsemend.doctor.driver import driver
 from sparsemend.doctor.verdict import Finding, Verdict
 from sparsemend.errors import USER_ERRORS
 from sparsemend.preflight import check as preflight
@@ -26,12 +26,8 @@ from sparsemend.preflight.data import data_sources
 from sparsemend.preflight.device import check_device
 from sparsemend.preflight.place import check_place, nearest_existing
 
-DRIVER = Path("/proc/driver/nvidia/version")
 COMPILERS = ("cc", "gcc", "clang")
 GO, NO_GO, UNKNOWN = Verdict.GO, Verdict.NO_GO, Verdict.UNKNOWN
-# CUDA's major release -> the first driver of Linux that runs it (NVIDIA, CUDA Compatibility,
-# "Minor Version Compatibility")
-FIRST_DRIVER = {11: 450, 12: 525, 13: 580}
 # prints how a library initialises CUDA while what a rank imports is imported
 IMPORTS = """
 import torch
@@ -72,6 +68,11 @@ def settings(cfg: DictConfig, folder: Path, *, pretended: bool) -> Finding:
 
 def shapes_are_there(cfg: DictConfig) -> None:
     """Raise NoShape unless the model's config.json lies here, in a folder or the hub's cache."""
+    if cfg.get("from_run") is not None:
+        raise NoShape(
+            "the memory of measuring a finished run again is not estimated; that of its own "
+            "evaluation is cost.evaluate.peak_bytes of its result.json"
+        )
     path = str(cfg.model.get("path", ""))
     if "architecture" in cfg.model or (Path(resolve_path(path)) / "config.json").is_file():
         return
@@ -188,50 +189,6 @@ def speed(cfg: DictConfig) -> Iterator[Finding]:
     """What a measurement that is left out would need is not known."""
     if "speed" in (cfg.get("evaluation") or {}):
         yield Finding("speed", UNKNOWN, "the memory of evaluation=speed is not estimated")
-
-
-def driver(cfg: DictConfig) -> Iterator[Finding]:
-    """Whether torch is a CUDA build that the driver of this machine can run."""
-    if cfg.hardware.accelerator != "gpu":
-        return
-    build = torch_cuda()
-    text = DRIVER.read_text(encoding="utf-8") if DRIVER.is_file() else ""
-    yield driver_finding(build, text)
-
-
-def torch_cuda() -> str | None:
-    """The CUDA release that torch was built for, read from its files; None of a CPU build."""
-    spec = find_spec("torch")
-    folder = (
-        Path(spec.submodule_search_locations[0])
-        if spec and spec.submodule_search_locations
-        else Path()
-    )
-    file = folder / "version.py"
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    match = re.search(r"^cuda: [^=]*= '([\d.]+)'|^cuda = '([\d.]+)'", text, re.M)
-    return next((group for group in match.groups() if group), None) if match else None
-
-
-def driver_finding(build: str | None, text: str) -> Finding:
-    """build: CUDA of torch; text: what the driver says of itself in /proc."""
-    if build is None:
-        return Finding(
-            "driver",
-            NO_GO,
-            "hardware.accelerator=gpu, but this torch is a CPU build",
-            "install a CUDA build of torch",
-        )
-    release = re.search(r"Kernel Module[^\d]*(\d+)\.", text)
-    if release is None:
-        return Finding("driver", UNKNOWN, f"torch is built for CUDA {build}; no driver is shown")
-    least, have = FIRST_DRIVER.get(int(build.split(".")[0])), int(release[1])
-    says = f"torch is built for CUDA {build}, the driver is {have}"
-    if least is None:
-        return Finding("driver", UNKNOWN, says)
-    if have >= least:
-        return Finding("driver", GO, says)
-    return Finding("driver", NO_GO, says, f"install a driver of {least} or newer")
 
 
 def ranks(cfg: DictConfig) -> Iterator[Finding]:

@@ -75,7 +75,8 @@ def relative_error(dense: Iterable[Tensor], now: Iterable[Tensor]) -> float:
     apart = size = 0.0
     for x, y in zip(dense, now, strict=True):
         wide = sums_dtype(x.device)
-        apart += float((x.to(wide) - y.to(wide)).square().sum())
+        # states of one walk may wait where those of the other found no room
+        apart += float((x.to(wide) - y.to(x.device, wide)).square().sum())
         size += float(x.to(wide).square().sum())
     return math.sqrt(apart / size)
 

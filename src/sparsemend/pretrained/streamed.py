@@ -59,7 +59,7 @@ class BlockFiles:
             whole = copy.deepcopy(block, {id(tensor): tensor for tensor in tensors})
             del tensors
         finally:
-            block.to("meta")
+            let_go_(block)
         unfold_(whole)
         return dict(whole.state_dict())
 
@@ -141,6 +141,21 @@ def open_skeleton(
     return model, files
 
 
+def let_go_(block: nn.Module) -> None:
+    """Put tensors without values in the place of those of a block, which stay as they are.
+
+    `block.to("meta")` may turn the very tensors, as torch.__future__ or a device's module says.
+    """
+    for module in block.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="meta")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="meta")
+
+
 def _facts_of(path: Path) -> list[int]:
     facts = path.stat()
     return [facts.st_size, facts.st_mtime_ns]
@@ -215,8 +230,8 @@ def _check_ties(path: str, model: nn.Module) -> None:
                 raise CannotStream(f"blocks of model {path} share a weight")
             if not parameter.is_meta:
                 raise CannotStream(f"a block of model {path} has a weight from outside it")
-    outside = [m for m in model.modules() if m not in set(blocks.modules())]
-    for module in outside:
+    inside = set(blocks.modules())
+    for module in (m for m in model.modules() if m not in inside):
         for parameter in module.parameters(recurse=False):
             if id(parameter) in owners or parameter.is_meta:
                 raise CannotStream(f"a block of model {path} shares a weight with what is outside")

@@ -160,9 +160,9 @@ class Streamed(Residency):
             tensors = self._source.read(index)
         else:
             tensors = {name: stored.read() for name, stored in stored_tensors(file).items()}
-        return {name: self._rounded(tensor) for name, tensor in tensors.items()}
+        return {name: self._in_dtype(tensor) for name, tensor in tensors.items()}
 
-    def _rounded(self, tensor: Tensor) -> Tensor:
+    def _in_dtype(self, tensor: Tensor) -> Tensor:
         rounds = self._dtype is not None and tensor.is_floating_point()
         return tensor.to(self._dtype) if rounds else tensor
 

@@ -12,6 +12,7 @@ that the mean over weights, not over blocks, is S; the bound follows (rates/prog
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -25,6 +26,8 @@ from sparsemend.sparsity_schedule.rates.units import Units
 @dataclass(kw_only=True)
 class Atp(SparsitySchedule):
     """Rates that grow (or, with a negative difference, shrink) linearly with depth."""
+
+    streams: ClassVar[bool] = True
 
     common_difference: float
 

@@ -84,10 +84,12 @@ def report_rounding(pattern: Pattern, mean: float, target: float) -> None:
 class SparsitySchedule(ABC):
     """Gives every prunable linear its own sparsity.
 
-    uniform: all of them get the target, whatever the options.
+    uniform: all of them get the target, whatever the options.  streams: it reads weights in
+    `Calibration.walk` or by `blocks.residency.visit_linears`, so that blocks may lie in files.
     """
 
     uniform: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
 
     @property
     def needs_calibration(self) -> bool:

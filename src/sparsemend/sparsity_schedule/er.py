@@ -8,6 +8,7 @@ rates.  In decoder blocks it spares narrow projections and takes from the wide o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -22,6 +23,8 @@ from sparsemend.sparsity_schedule.rates.units import Units
 @dataclass(kw_only=True)
 class Er(SparsitySchedule):
     """Rates by linear, kept weights in proportion to outputs + inputs."""
+
+    streams: ClassVar[bool] = True
 
     def decide(
         self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern

@@ -8,6 +8,7 @@ the last prunable linear, or all linears of the last block.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -23,6 +24,8 @@ from sparsemend.sparsity_schedule.rates.units import Units
 @dataclass(kw_only=True)
 class ErPlus(SparsitySchedule):
     """ER with `dense` (last_linear | last_block) kept whole."""
+
+    streams: ClassVar[bool] = True
 
     dense: str
 

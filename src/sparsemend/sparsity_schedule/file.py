@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from torch import nn
 
@@ -24,6 +25,8 @@ from sparsemend.sparsity_schedule.rates.units import Units
 @dataclass(kw_only=True)
 class File(SparsitySchedule):
     """The rates in `path`; their mean must be the target to within `tolerance`."""
+
+    streams: ClassVar[bool] = True
 
     path: str
     tolerance: float

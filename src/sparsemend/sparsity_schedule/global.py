@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ from sparsemend.sparsity_schedule.rates.units import Units
 @dataclass(kw_only=True)
 class Global(SparsitySchedule):
     """Rates from one threshold on magnitudes, or on the Wanda scores of the dense model."""
+
+    streams: ClassVar[bool] = True
 
     score: str
     granularity: Granularity

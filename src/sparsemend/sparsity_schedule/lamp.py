@@ -14,6 +14,7 @@ one more, and what ties with it); other pruners take the rates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ from sparsemend.sparsity_schedule.rates.units import Units
 @dataclass(kw_only=True)
 class Lamp(SparsitySchedule):
     """Rates from one threshold on LAMP scores."""
+
+    streams: ClassVar[bool] = True
 
     granularity: Granularity
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 @dataclass(kw_only=True)
 class Rmi(SparsitySchedule):
     """Rates in a band of +-delta around the target, from the similarity of the blocks' inputs."""
+
+    streams: ClassVar[bool] = True
 
     similarity_samples: int
     beta: float

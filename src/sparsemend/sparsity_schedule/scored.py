@@ -12,6 +12,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ LOWEST = 0.01  # OWL's code puts it in the place of a rate <= 0
 @dataclass(kw_only=True)
 class ScoredSchedule(SparsitySchedule):
     """Scores every unit of the dense model, maps scores to rates, keeps the budget."""
+
+    streams: ClassVar[bool] = True
 
     granularity: Granularity
     budget: str

@@ -18,6 +18,7 @@ class Uniform(SparsitySchedule):
     """The same rate everywhere; a mixed pattern spreads its rounding over the blocks."""
 
     uniform: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
     def decide(
         self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class Inference(Suite):
     columns: int
     inputs: int
     calls: int
+    clock: str
 
     @torch.inference_mode()
     def sections(self, setting: Setting) -> Iterator[Section]:
@@ -74,7 +75,7 @@ class Inference(Suite):
             rows = {label: _checked_row(label, calls) for label, calls in labelled.items()}
             labels = [label for label, row in rows.items() if row.refused is None]
             for _, label in track(schedule(labels, setting.rounds), f"density {density}"):
-                rows[label].seconds.append(min(_seconds(call) for call in labelled[label]))
+                rows[label].seconds.append(min(self._seconds(c) for c in labelled[label]))
             _compare_with_ours(rows)
             form = "torch" if chosen is None else chosen.form
             yield Section(
@@ -84,6 +85,12 @@ class Inference(Suite):
                 columns=COLUMNS,
                 rows=list(rows.values()),
             )
+
+    def _seconds(self, call: Call) -> float:
+        now = thread_time if self.clock == "cpu" else perf_counter
+        started = now()
+        call.work()
+        return now() - started
 
     def _products(self, seed: int, density: float, chosen: Kernels | None) -> dict[str, list[Call]]:
         """Every row's calls, on weights of their own."""
@@ -149,12 +156,6 @@ def _checked_row(label: str, calls: list[Call]) -> BenchRow:
     if not row.figures["off"] <= ROUNDED:
         row.refused = f"its output is {row.figures['off']:.2g} of its norm off the product"
     return row
-
-
-def _seconds(call: Call) -> float:
-    started = perf_counter()
-    call.work()
-    return perf_counter() - started
 
 
 def _compare_with_ours(rows: Mapping[str, BenchRow]) -> None:

@@ -90,12 +90,15 @@ def mean_relative(squared: Tensor, energy: Tensor) -> float:
 def channel_sums(dense: Sequence[Tensor], other: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """(squared error, energy of `dense`) per channel, (d,) each, over batches (B, T, d).
 
-    Sums are fp32 within a sequence and fp64 over sequences; `other` may yield batches one by one.
+    Sums are fp32 within a sequence and fp64 over sequences; `other` may yield batches one by one,
+    on the device that works, where those of `dense` may wait elsewhere.
     """
-    device = dense[0].device
-    squared = torch.zeros(dense[0].shape[-1], dtype=sums_dtype(device), device=device)
-    energy = torch.zeros_like(squared)
-    for target, output in zip(dense, other, strict=True):
+    squared = energy = torch.zeros(())
+    for number, (waiting, output) in enumerate(zip(dense, other, strict=True)):
+        target, device = waiting.to(output.device), output.device
+        if number == 0:
+            squared = torch.zeros(target.shape[-1], dtype=sums_dtype(device), device=device)
+            energy = torch.zeros_like(squared)
         for wide, near in zip(target.float(), output.float(), strict=True):
             # Gemma-3n has several states per token
             squared += (wide - near).square().flatten(0, -2).sum(dim=0)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sparsemend.blocks.hidden_states import HiddenStates
 from sparsemend.blocks.precision import sums_dtype
 from sparsemend.blocks.walk import Calibration
 
@@ -55,18 +56,38 @@ def gram(states: Sequence[Tensor]) -> Tensor:
     Several states per token, (S, B, T, D) as of Gemma-3n, lie side by side in a row.  Products in
     fp32 (fp64 where the states are), over strips of tokens that are summed in fp64.
     """
-    states = [s if s.ndim == 3 else s.movedim(0, -2).flatten(-2) for s in states]
-    count = sum(len(state) for state in states)
-    _, length, width = states[0].shape
-    wide = torch.promote_types(states[0].dtype, torch.float32)
+    first = _side_by_side(states[0])
+    windows = [shape[-3] for shape in _shapes(states)]
+    count, (_, length, width) = sum(windows), first.shape
+    wide = torch.promote_types(first.dtype, torch.float32)
     strip = max(1, STRIP_BYTES // (count * width * wide.itemsize))
-    device = states[0].device
+    device = first.device
     total = torch.zeros(count, count, dtype=sums_dtype(device), device=device)
     for start in range(0, length, strip):
-        rows = torch.cat([state[:, start : start + strip].to(wide) for state in states])
+        rows = torch.cat(
+            [_tokens(states, n, start, start + strip).to(wide) for n in range(len(states))]
+        )
         rows = rows.flatten(1)
         total += rows @ rows.T
     return total
+
+
+def _side_by_side(state: Tensor) -> Tensor:
+    """(B, T, S D) of several states per token (S, B, T, D), one as it is."""
+    return state if state.ndim == 3 else state.movedim(0, -2).flatten(-2)
+
+
+def _shapes(states: Sequence[Tensor]) -> list[torch.Size]:
+    if isinstance(states, HiddenStates):
+        return [states.shape(batch) for batch in range(len(states))]
+    return [state.shape for state in states]
+
+
+def _tokens(states: Sequence[Tensor], batch: int, first: int, last: int) -> Tensor:
+    """Some tokens of a batch, without reading others where they lie in a file one by one."""
+    if isinstance(states, HiddenStates) and len(states.shape(batch)) == 3:
+        return states.tokens(batch, first, last)
+    return _side_by_side(states[batch])[:, first:last]
 
 
 def centre(gram: Tensor) -> Tensor:
