@@ -16,10 +16,9 @@ def check(asked: Asked) -> None:
     """
     devices, accelerator = asked.section.devices, asked.section.accelerator
     if devices > 1 and not says(asked.section, "parallel"):
-        raise ValueError(
-            f"hardware.devices={devices}, but one process uses one device; "
-            f"use hardware=ddp hardware.devices={devices} hardware.accelerator={accelerator}"
-        )
+        several = f"use hardware=ddp hardware.devices={devices} hardware.accelerator={accelerator}"
+        remedy = "a Mac has one; set hardware.devices=1" if accelerator == "mps" else several
+        raise ValueError(f"hardware.devices={devices}, but one process uses one device; {remedy}")
     dropout = asked.cfg.method.get("dropout", 0)
     if accelerator == "mps" and asked.section.activation_checkpointing and dropout:
         raise ValueError(

@@ -623,6 +623,11 @@ def test_several_devices_are_for_ddp(model: Path, member: str) -> None:
     check(model, "hardware=ddp", f"hardware.accelerator={member}", "hardware.devices=2")
 
 
+def test_a_mac_has_one_device(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"a Mac has one; set hardware\.devices=1"):
+        check(model, "hardware=mps", "hardware.devices=2")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
