@@ -5,7 +5,9 @@
     python tests/doctor/estimates.py > estimates.md
     python tests/doctor/write_page.py measured.md seconds.md estimates.md > doctor.md
 
-Every figure of the page is one of a table, or computed from those here.
+Every figure of the page is one of a table, or computed from those here.  A fourth file is a page
+with a table of an earlier version of the first script; rows of runs that the first file lacks stand
+by themselves.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ python tests/doctor/against_measured.py FOLDER
 
 {measured}
 
-{missing}
+{missing}{earlier}
 
 ## Seconds against measured runs
 
@@ -61,6 +63,13 @@ python tests/doctor/estimates.py
 
 {estimated}
 """
+
+EARLIER = """
+
+Measured with an earlier version of that script (two steps, the file in fp32, whose pages count) and
+of the doctor; {memory}
+
+{measured}"""
 
 
 def cells_of(table: str) -> list[list[str]]:
@@ -100,18 +109,24 @@ def of_missing(names: list[str], rows: list[list[str]]) -> str:
     return f"Not measured yet: {also}anything on a GPU."
 
 
-def page(measured: str, seconds: str, estimated: str) -> str:
+def page(measured: str, seconds: str, estimated: str, earlier: str = "") -> str:
     names = list(against_measured.RUNS)
     memory_rows = in_order(cells_of(measured), names)
     second_rows = in_order(cells_of(seconds), list(seconds_against_measured.RUNS))
     order = [(model, run) for model in estimates.SHAPES for run in estimates.RUNS]
     estimated_rows = {(row[0], row[1]): row for row in cells_of(estimated)}
     rows = [estimated_rows[key] for key in order if key in estimated_rows]
+    fresh = {row[0] for row in memory_rows}
+    old_rows = [row for row in in_order(cells_of(earlier), names) if row[0] not in fresh]
+    old_table = table_of(
+        "| run | doctor, GB | measured, GB | difference |\n|---|---:|---:|---:|", old_rows
+    )
     return PAGE.format(
         torch=version("torch"),
         memory=of_memory(memory_rows),
         measured=table_of(against_measured.HEADING, memory_rows),
-        missing=of_missing(names, memory_rows),
+        missing=of_missing(names, [*memory_rows, *old_rows]),
+        earlier=EARLIER.format(memory=of_memory(old_rows), measured=old_table) if old_rows else "",
         seconds=of_seconds(second_rows),
         timed=table_of(seconds_against_measured.HEADING, second_rows),
         estimated=table_of(estimates.HEADING, rows),
@@ -119,4 +134,4 @@ def page(measured: str, seconds: str, estimated: str) -> str:
 
 
 if __name__ == "__main__":
-    print(page(*(Path(name).read_text() for name in sys.argv[1:4])), end="")
+    print(page(*(Path(name).read_text() for name in sys.argv[1:])), end="")
