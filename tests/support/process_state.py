@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from transformers.utils import logging as transformers_logging
 
 # loggers that a command or a library it uses sets the level of
@@ -35,7 +36,7 @@ def process_state() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    verbosity = transformers_logging.get_verbosity()
+    verbosity, job = transformers_logging.get_verbosity(), HydraConfig.instance().cfg
     try:
         yield
     finally:
@@ -50,5 +51,6 @@ def process_state() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(deterministic)
+        HydraConfig.instance().cfg = job  # of which ${hydra:...} is made
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()

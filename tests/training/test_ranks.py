@@ -19,6 +19,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file, save_file
 from support import contracts
 from support.command_runs import SCHEMA, contract, python, result_of, sparsemend_command
@@ -256,6 +257,13 @@ def test_ranks_that_start_afresh_as_on_gpus_train_alike(
     contracts.assert_same_bits(last(tmp_path), last(together))
 
 
+@pytest.fixture
+def rank_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards this process is the rank again that it was, which alone may log."""
+    monkeypatch.setattr(rank_zero_only, "rank", rank_zero_only.rank)
+
+
+@pytest.mark.usefixtures("rank_kept")
 def test_both_ranks_scale_an_fp16_loss_on_a_cpu(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"callbacks": [], "precision": "16-mixed"}
     team = ranks.Team(accelerator="cpu", world=2, threads=1, deterministic=False, out=tmp_path)
@@ -265,6 +273,7 @@ def test_both_ranks_scale_an_fp16_loss_on_a_cpu(tmp_path: Path) -> None:
         assert (plugin.precision, plugin.scaler is None) == ("16-mixed", False)
 
 
+@pytest.mark.usefixtures("rank_kept")
 def test_every_rank_has_gradients_once_and_writes_checkpoints_in_place(tmp_path: Path) -> None:
     team = ranks.Team(accelerator="cpu", world=2, threads=1, deterministic=False, out=tmp_path)
     trainers = [
