@@ -84,7 +84,7 @@ def dry_run(
     ledger = Ledger()
     with TemporaryDirectory() as folder, quiet(), hydra_of_a_job():
         out = Path(folder)
-        written = Written(out)
+        written = Written(out, ledger)
         mode = DryTensors(ledger, 1 - float(cfg.sparsity))
         model = FewBlocks(skeleton_of(cfg), extent.blocks, ledger)
         job = blank_job(cfg, out, model, extent, DryStages(ledger, until))

@@ -7,7 +7,7 @@ import pickle
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
+from sparsemend.doctor.ledger import Ledger
 from sparsemend.pretrained.stored import DTYPES, StoredTensor
 from sparsemend.run import cache as cache_module
 
@@ -59,6 +60,7 @@ class Written:
     """Bytes of the files of tensors in a run folder, by their path in it, each at its largest."""
 
     folder: Path
+    ledger: Ledger
     sizes: dict[str, int] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)  # what torch.load gives back, by shape
 
@@ -118,8 +120,10 @@ class Written:
         torch.empty(self.sizes[name], dtype=torch.uint8)
 
     def _load(self, file: Any, *settings: Any, **named: Any) -> Any:
+        """What was saved; a mapped file counts nothing, for the system takes its pages back."""
         kept = self._kept[pickle.loads(Path(file).read_bytes())]
-        return tree_map(lambda leaf: leaf.empty() if isinstance(leaf, _Shape) else leaf, kept)
+        with self.ledger.pause() if named.get("mmap") else nullcontext():
+            return tree_map(lambda leaf: leaf.empty() if isinstance(leaf, _Shape) else leaf, kept)
 
 
 class _SavePretrained:
