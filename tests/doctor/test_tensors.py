@@ -46,6 +46,14 @@ def test_a_support_keeps_its_share(dry: DryTensors) -> None:
         assert keep.nonzero().shape == (400, 2)
 
 
+def test_a_support_holds_most_of_a_smaller_one(dry: DryTensors) -> None:
+    with dry.running():
+        first, later = torch.empty(10, 100) != 0, torch.empty(10, 100) != 0
+        assert int((first & later).count_nonzero()) == 400
+        assert int((~first & ~later).count_nonzero()) == 600
+        assert len((first & ~later).nonzero()) <= 1
+
+
 def test_what_is_chosen_by_rank_is_as_many_as_asked_for(dry: DryTensors) -> None:
     with dry.running():
         lowest = lowest_of_all(torch.empty(10, 100), 30)

@@ -35,6 +35,7 @@ from sparsemend.run.memory import Memory
 from sparsemend.run.parts import Parts
 from sparsemend.run.reuse import Reuse
 from sparsemend.sparse.pattern import Pattern
+from sparsemend.training.checkpoint_file import CheckpointFile
 
 NOT_RUN = ("zero_shot", "speed")  # evaluations that generate or ask a harness
 
@@ -57,6 +58,7 @@ class DryHardware(Hardware):
     def trainer(self, out: Path, **settings: Any) -> Trainer:
         return Trainer(
             strategy=SingleDeviceStrategy(device=self.device, accelerator=AnyDevice()),
+            plugins=[CheckpointFile()],
             default_root_dir=out,
             enable_model_summary=False,
             **settings,

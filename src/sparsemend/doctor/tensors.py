@@ -33,6 +33,7 @@ NAME = "pretended"
 VALUED = 2**26  # bytes of integers up to which a tensor keeps its values
 
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+COMPLEMENT = "_what_a_support_leaves"  # on a mask that is the complement of one
 ANSWER = "_sparsemend_answer"
 VALUES = "_sparsemend_values"
 
@@ -181,6 +182,9 @@ class DryTensors(TorchDispatchMode):
             answer = getattr(args[1], ANSWER, None)  # of a threshold
         elif packet in (aten.bitwise_not, aten.logical_not) and first is not None:
             answer = 1 - self._share(first)
+            setattr(result, COMPLEMENT, True)
+        elif packet in (aten.bitwise_and, aten.logical_and) and result.dtype is torch.bool:
+            answer = self._share_of_both(*args)
         elif packet in CARRY and first is not None:
             answer = getattr(first, ANSWER, None)
         if answer is not None:
@@ -189,6 +193,12 @@ class DryTensors(TorchDispatchMode):
     def _share(self, mask: Tensor) -> float:
         answer = getattr(mask, ANSWER, None)
         return self.density if answer is None or isinstance(answer, int) else float(answer)
+
+    def _share_of_both(self, one: Tensor, other: Tensor) -> float:
+        """Of supports the smaller lies in the larger, so little is in one and not in the other."""
+        shares = self._share(one), self._share(other)
+        apart = getattr(one, COMPLEMENT, False) != getattr(other, COMPLEMENT, False)
+        return max(0.0, sum(shares) - 1) if apart else min(shares)
 
     def count_chosen(self, mask: Tensor) -> int:
         """How many entries of a mask are True."""
