@@ -27,6 +27,7 @@ PAGE = REPOSITORY / "multirun" / "reference" / "crash.md"
 KEEP = REPOSITORY / "multirun" / "crash"
 TRIALS, ENDINGS = "trials.jsonl", "faults.jsonl"
 KILLS = 20  # per row
+WORKSPACE = re.compile(r"\S*/workspace(?=/)")  # the folder of the model and the tokens
 TEXT = """# Kills
 
 Every stage of a run, killed at random places at least {least} times, and gone on with by the same
@@ -133,7 +134,8 @@ def fault_line(fault: Fault, endings: Sequence[Ending]) -> str:
     if fault.title == "two runs on one cache":
         said = {"both ended; the second waited for what the first computed"}
     cells = [fault.title, len(endings), f"{sound} of {len(endings)}", "; ".join(sorted(said))]
-    return f"| {' | '.join(map(str, cells))} |".replace(str(KEEP), "FOLDER")
+    line = f"| {' | '.join(map(str, cells))} |"
+    return WORKSPACE.sub("FOLDER", line)
 
 
 def plain(said: str) -> str:
