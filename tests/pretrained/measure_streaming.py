@@ -21,6 +21,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from time import perf_counter
 
 import torch
@@ -30,10 +31,7 @@ from torch import Tensor
 
 PAGE = """# Streamed blocks, measured
 
-Random LLaMA checkpoints in bf16, {samples}, pruned (and repaired by DSnoT where it says so) and
-measured with `hardware.stream=true`, or in memory.  **peak**: the largest resident size of the
-whole process, of which {base:.2f} GB are what a run imports; pages of files in the page cache are
-not counted.  {machine}
+{text}
 
 ```bash
 python tests/pretrained/measure_streaming.py --shape 7b --blocks 8 16 32 -- method=dsnot
@@ -43,6 +41,10 @@ python tests/pretrained/measure_streaming.py --shape 7b --blocks 8 16 32 -- meth
 |---|---:|---:|---|---|---:|---|---:|
 {rows}
 {pairs}"""
+TEXT = """Random LLaMA checkpoints in bf16, {samples}: pruned by Wanda or what the line says,
+repaired where it says so, and measured, with `hardware.stream=true` or in memory.  **peak**: the largest
+resident size of the whole process, of which {base:.2f} GB are what a run imports; pages of files in
+the page cache are not counted.  {machine}"""
 SHAPES = {  # hidden, intermediate, heads, key-value heads
     "tiny": (256, 704, 4, 4),
     "7b": (4096, 11008, 32, 32),
@@ -228,10 +230,9 @@ def page(folder: Path, base: int, machine: str) -> str:
                 f"{row['seconds'] / other['seconds']:.2f} the time ({', '.join(shares)}).\n"
             )
     (samples,) = {row["windows"] for row in rows.values()}
+    text = TEXT.format(samples=samples, base=base / GB, machine=machine)
     return PAGE.format(
-        samples=samples,
-        base=base / GB,
-        machine=machine,
+        text=fill(text, 100),
         rows="\n".join(lines),
         pairs="\n" + "\n".join(pairs),
     )
