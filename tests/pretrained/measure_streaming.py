@@ -43,8 +43,8 @@ python tests/pretrained/measure_streaming.py --shape 7b --blocks 8 16 32 -- meth
 {pairs}"""
 TEXT = """Random LLaMA checkpoints in bf16, {samples}: pruned by Wanda or what the line says,
 repaired where it says so, and measured, with `hardware.stream=true` or in memory.
-**peak**: the largest resident size of the whole process, of which {base:.2f} GB are what a run imports; pages of files in
-the page cache are not counted.  {machine}"""
+**peak**: the largest resident size of the whole process, of which {base:.2f} GB are
+what a run imports; pages of files in the page cache are not counted. {machine}"""
 SHAPES = {  # hidden, intermediate, heads, key-value heads
     "tiny": (256, 704, 4, 4),
     "7b": (4096, 11008, 32, 32),
