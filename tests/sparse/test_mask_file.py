@@ -56,3 +56,13 @@ def test_supports_that_are_packed_are_written_as_they_are(tmp_path: Path) -> Non
     keep = torch.rand(5, 11, generator=torch.Generator()) > 0.5
     save_masks(Packed({"linear": PackedMask.of(keep)}), tmp_path / "masks.safetensors")
     assert torch.equal(load_masks(tmp_path / "masks.safetensors")["linear"], keep)
+
+
+def test_a_name_is_looked_up_without_unpacking_its_support() -> None:
+    class Unreadable(PackedMasks):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            raise AssertionError(f"{name} is unpacked")
+
+    masks = Unreadable({"linear": PackedMask.of(torch.ones(2, 8, dtype=torch.bool))})
+    assert "linear" in masks
+    assert "other" not in masks

@@ -60,6 +60,9 @@ class PackedMasks(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self.packed[name].unpack()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.packed
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.packed)
 
