@@ -165,8 +165,7 @@ def prune(
     check_rounding(cfg, pattern)
     _open(model)
     check_true_sequential(cfg)
-    if streams(model) and (reason := schedule_obstacle(cfg.sparsity_schedule)) is not None:
-        raise ValueError(f"{reason}; load it whole, with hardware.stream=false")
+    _check_streams(model, schedule_obstacle, cfg.sparsity_schedule)
     _check_changeable(model)
     _choose(model, cfg)
     check_blocks(model)
@@ -241,8 +240,7 @@ def repair(
         raise ValueError(f"{method_name} reads calibration windows; give calibration")
     if method.needs_dense and dense is None:
         raise ValueError(f"{method_name} reads the dense weights; give dense")
-    if streams(model) and (reason := method_obstacle(cfg.method)) is not None:
-        raise ValueError(f"{reason}; load it whole, with hardware.stream=false")
+    _check_streams(model, method_obstacle, cfg.method)
     _check_changeable(model)
     sparse = dict(sparse_linears(model))
     if sparse and any(line.startswith("prunable") for line in lines):
@@ -304,8 +302,7 @@ def evaluate(
     that compare with the dense model.
     """
     cfg = compose(overrides, settings, model)
-    if streams(model) and (reason := evaluation_obstacle(cfg.evaluation)) is not None:
-        raise ValueError(f"{reason}; load it whole, with hardware.stream=false")
+    _check_streams(model, evaluation_obstacle, cfg.evaluation)
     metrics: dict[str, float] = {}
     size = model.config.get_text_config().vocab_size
     labelled = [windows.validation, *([windows.task] if windows.task else [])]
@@ -444,6 +441,14 @@ def _choose(model: PreTrainedModel, cfg: DictConfig) -> None:
 
 def _may_replace(folder: Path) -> bool:
     return (folder / MASKS).is_file() or not any(folder.iterdir())
+
+
+def _check_streams(
+    model: PreTrainedModel, obstacle: Callable[[DictConfig], str | None], section: DictConfig
+) -> None:
+    """Raise ValueError where blocks lie in files and a section needs them all in memory."""
+    if streams(model) and (reason := obstacle(section)) is not None:
+        raise ValueError(f"{reason}; load it whole, with hardware.stream=false")
 
 
 def _check_changeable(model: PreTrainedModel) -> None:
