@@ -179,12 +179,12 @@ class Streamed(Residency):
             "carried": json.dumps({} if carried is None else carried.to_carry()),
         }
         tensors = {name: t.detach().cpu().contiguous() for name, t in block.state_dict().items()}
-        before = self._files.get(index)
-        with replacing(self._place(index)) as partial:
+        place = self._place(index)
+        before = self._files.get(index, place)
+        with replacing(place) as partial:
             save_file(tensors, partial, metadata=metadata)
-        self._files[index] = self._place(index)
-        replaced = before is not None and before != self._files[index]
-        if before is not None and replaced and before.parent.name not in self._resumable:
+        self._files[index] = place
+        if before != place and before.parent.name not in self._resumable:
             before.unlink()
 
 
