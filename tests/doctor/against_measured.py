@@ -122,6 +122,17 @@ def estimated(lines: list[str]) -> dict[str, int]:
     return {stage: peak.bytes for (stage, _), peak in peaks.items()}
 
 
+def said_by(script: Path, word: str, *arguments: str) -> str:
+    """The rest of the line that begins with `word`, of a script in a process and on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    for line in done.stdout.splitlines():
+        if line.startswith(f"{word} "):
+            return line.removeprefix(f"{word} ")
+    raise RuntimeError(done.stderr[-2000:])
+
+
 def row(name: str, ours: dict[str, int], theirs: dict[str, int]) -> str:
     """A row of the table: the largest of the stages, and which one it is."""
     cells, most = [name], []
@@ -139,15 +150,14 @@ def main() -> None:
     print(HEADING, flush=True)
     for name in sys.argv[2:] or RUNS:
         lines, out = lines_of(folder, name), folder / "run"
-        command = [sys.executable, str(HERE), "--measure", str(out), *lines]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        shutil.rmtree(out, ignore_errors=True)
-        said = [line[6:] for line in done.stdout.splitlines() if line.startswith("PEAKS")]
-        if not said:
-            print(f"{name} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        try:
+            said = said_by(HERE, "PEAKS", "--measure", str(out), *lines)
+        except RuntimeError as error:
+            print(f"{name} failed: {error}", file=sys.stderr)
             continue
-        ours, theirs = estimated(lines), json.loads(said[0])
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+        ours, theirs = estimated(lines), json.loads(said)
         print(row(name, ours, theirs), flush=True)
         print(json.dumps({"run": name, "doctor": ours, "measured": theirs}), file=sys.stderr)
 

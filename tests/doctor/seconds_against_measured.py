@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from time import process_time
+
+from against_measured import said_by
 
 HERE = Path(__file__)
 RUNS = {
@@ -87,13 +88,7 @@ def estimate(lines: list[str]) -> None:
 
 def seconds_of(*arguments: str) -> float:
     """The seconds that this script says in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    said = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("SECONDS")]
-    if not said:
-        raise RuntimeError(done.stderr[-2000:])
-    return float(said[0])
+    return float(said_by(HERE, "SECONDS", *arguments))
 
 
 def main() -> None:

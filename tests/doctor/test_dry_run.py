@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sparsemend.doctor.blank_job import blank_job, hydra_of_a_job
+from sparsemend.doctor.blank_job import around_fits, blank_job, hydra_of_a_job
 from sparsemend.doctor.dry_run import (
     DryStages,
     _fit_as_a_stage,
@@ -70,7 +71,8 @@ def test_a_dry_run_peaks_where_the_run_does(choice: list[str], tmp_path: Path) -
     ledger, out = Ledger(), tmp_path / "run"
     short = shorten(cfg)
     job = blank_job(short, out, build(short.model), extent, DryStages(ledger, None))
-    with hydra_of_a_job(), _fit_as_a_stage(ledger), Noting(ledger):
+    fits = around_fits(partial(_fit_as_a_stage, ledger))
+    with hydra_of_a_job(), fits, Noting(ledger):
         stages(job)
     real = by_stage(ledger.peaks)
     assert dry.keys() == real.keys()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -151,6 +152,21 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+@contextmanager
+def around_fits(inside: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Enter a context of its own for every fit of a method that trains."""
+    from sparsemend.training.module import RepairModule
+
+    fit = RepairModule.fit
+
+    def fit_inside(module: Any, *settings: Any, **named: Any) -> Any:
+        with inside():
+            return fit(module, *settings, **named)
+
+    with patch.object(RepairModule, "fit", fit_inside):
+        yield
 
 
 @contextmanager

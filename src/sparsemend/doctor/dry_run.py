@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,13 @@ from sparsemend import prune as prune_module
 from sparsemend.blocks import states as states_module
 from sparsemend.config.flags import says
 from sparsemend.cost import Cost, Stages
-from sparsemend.doctor.blank_job import blank_job, hydra_of_a_job, quiet, skeleton_of
+from sparsemend.doctor.blank_job import (
+    around_fits,
+    blank_job,
+    hydra_of_a_job,
+    quiet,
+    skeleton_of,
+)
 from sparsemend.doctor.ledger import Ledger, Rises
 from sparsemend.doctor.peaks import FITTING, FOLD, Extent, Measured
 from sparsemend.doctor.skeleton import FewBlocks
@@ -91,7 +98,7 @@ def dry_run(
         with (
             written.recording(),
             mode.running(),
-            _fit_as_a_stage(ledger),
+            around_fits(partial(_fit_as_a_stage, ledger)),
             _each_shape_once(ledger, {} if pruned is None else pruned),
             patch.object(Allocation, "__post_init__", _any_rates),
             patch.object(states_module, "available_bytes", lambda: None),
@@ -128,18 +135,9 @@ def shorten(cfg: DictConfig) -> DictConfig:
 @contextmanager
 def _fit_as_a_stage(ledger: Ledger) -> Iterator[None]:
     """Tell apart what a method does before, in and after its fit."""
-    from sparsemend.training.module import RepairModule
-
-    fit = RepairModule.fit
-
-    def fitting(module: Any, *settings: Any, **named: Any) -> Any:
-        with ledger.during(FITTING):
-            result = fit(module, *settings, **named)
-        ledger.stage = FOLD
-        return result
-
-    with patch.object(RepairModule, "fit", fitting):
+    with ledger.during(FITTING):
         yield
+    ledger.stage = FOLD
 
 
 @contextmanager

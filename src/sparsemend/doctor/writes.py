@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from lightning.fabric.plugins.io import torch_io
 from safetensors.torch import save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -91,7 +90,6 @@ class Written:
             for target, name, replacement in (
                 *((module, name, self.save_file) for module, name in _bindings()),
                 (torch, "save", self._save),
-                (torch_io, "_atomic_save", self._save_by_buffer),
                 (torch, "load", self._load),
                 (StoredTensor, "read", _read_without_values),
                 (cache_module, "file_digest", str),
@@ -112,12 +110,6 @@ class Written:
         self._kept.append(kept)
         Path(file).write_bytes(pickle.dumps(len(self._kept) - 1))
         self.record(Path(file), sum(sizes.values()))
-
-    def _save_by_buffer(self, content: Any, file: str | Path) -> None:
-        """Lightning's writer, which fills a buffer in memory first."""
-        self._save(content, file)
-        name = self._name(Path(file))
-        torch.empty(self.sizes[name], dtype=torch.uint8)
 
     def _load(self, file: Any, *settings: Any, **named: Any) -> Any:
         """What was saved; a mapped file counts nothing, for the system takes its pages back."""
