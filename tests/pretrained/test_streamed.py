@@ -171,6 +171,20 @@ def test_a_cast_for_an_export_writes_no_block(llama: Path, tokens: Tensor, tmp_p
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(("key", "left"), [(None, set()), ("one", {"prune"})])
+def test_a_changed_block_s_earlier_file_goes_unless_it_may_be_taken_up(
+    key: str | None, left: set[str], llama: Path, tmp_path: Path
+) -> None:
+    model = source(llama).open_streamed(folder=tmp_path)
+    for stage in ("prune", "repair"):
+        residency_of(model).begin(stage, key)
+        for _, _, block in visit_blocks(model, changes=True):
+            for parameter in block.parameters():
+                parameter.add_(1)
+    holding = {path.parent.name for path in tmp_path.rglob("*.safetensors")}
+    assert holding == {"repair", *left}
+
+
 def test_blocks_are_read_also_where_a_module_turns_its_very_tensors(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
