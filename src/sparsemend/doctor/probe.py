@@ -9,8 +9,9 @@ of run, after one that warms up, differ in one number each, and in each every st
 
 A stage takes a + L k + N (u + L v) with L blocks and N repetitions.  Where it calibrates, u is the
 embedding of a window and left out; where it measures or trains, k is left out, since a block costs
-little beside its steps.  So three times are enough.  n is doubled until the longer run takes seconds
-more, and each time is the smaller of two: what is carried on is a difference, many times over.
+little beside its steps.  So three times are enough.  n is doubled until the longer run takes
+seconds more, and each time is the smaller of two: what is carried on is a difference, many times
+over.
 """
 
 from __future__ import annotations
