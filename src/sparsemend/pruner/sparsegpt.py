@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from sparsemend.blocks.statistics import Hessian, InverseFactor, Statistic
 from sparsemend.pruner.base import Pruned, Pruner
@@ -163,6 +164,12 @@ def _compensate_(
             score = importance(inside[group], diagonal[group])
             gone[group] = lowest_per_group(score.T, Pattern(kept, group_size)).T
         inside[j + 1 :].addr_(unit[j, j + 1 :], inside[j] * gone[j], alpha=-1)
+
+
+@register_flop_formula(torch.ops.sparsemend.compensate_)
+def _(inside: torch.Size, *_: Any, **__: Any) -> int:
+    """Operations for shapes: a column moves those to its right, half of them on average."""
+    return inside[0] * inside[0] * inside[1]
 
 
 @_compensate_.register_fake
