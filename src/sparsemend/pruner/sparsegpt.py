@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsemend.blocks.statistics import Hessian, InverseFactor, Statistic
+from sparsemend.blocks.statistics import HeldFactor, Hessian, InverseFactor, Statistic
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import (
@@ -51,6 +51,11 @@ class SparseGPT(Pruner):
     def statistic(self, in_features: int, device: torch.device) -> Hessian:
         """The Hessian of the layer's squared error."""
         return Hessian(in_features, device)
+
+    def settled(self, statistic: Statistic) -> Statistic:
+        """The factor of its inverse in the place of a Hessian."""
+        assert isinstance(statistic, Hessian)
+        return HeldFactor(statistic.inverse_factor(self.damping), self.damping)
 
     def __call__(
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
@@ -107,7 +112,7 @@ class SparseGPT(Pruner):
         return importance(_live_columns(weight, factor), factor.diagonal).T.contiguous()
 
     def _factor(self, statistic: Statistic | None) -> InverseFactor:
-        if not isinstance(statistic, Hessian):
+        if not isinstance(statistic, Hessian | HeldFactor):
             raise TypeError(f"SparseGPT needs a Hessian, got {type(statistic).__name__}")
         return statistic.inverse_factor(self.damping)
 
