@@ -59,7 +59,16 @@ def observe_first(model: nn.Module, calibration: Calibration, pruner: Pruner) ->
     for visit in calibration.walk(model, recorded=recorded):
         statistics = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
         break
-    return FirstBlock(recorded, statistics)
+    return FirstBlock(recorded, settle(statistics, pruner))
+
+
+def settle(statistics: Mapping[str, Statistic], pruner: Pruner) -> dict[str, Statistic]:
+    """Complete statistics by linear as `pruner` shares them; linears of one input share one."""
+    settled: dict[int, Statistic] = {}
+    for statistic in statistics.values():
+        if id(statistic) not in settled:
+            settled[id(statistic)] = pruner.settled(statistic)
+    return {name: settled[id(statistic)] for name, statistic in statistics.items()}
 
 
 def prune(
@@ -192,7 +201,8 @@ def dense_statistics(
     home = home_of(model) if calibration.device is None else calibration.device
     place = torch.device("cpu") if calibration.offload else home
     for visit in calibration.walk(model):
-        seen = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
+        fresh = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
+        seen = settle(fresh, pruner)
         kept = {id(statistic): statistic for statistic in seen.values()}  # linears share them
         for statistic in kept.values():
             statistic.to_(place)
