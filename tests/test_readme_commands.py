@@ -74,6 +74,8 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "sparsemend-bench": SMALL_SHAPE,
     "sparsemend-bench suite=pruning": ("suite.samples=4", "suite.seqlen=64"),
     "sparsemend-bench suite=similarity": ("suite.samples=4", "suite.seqlen=64"),
+    "sparsemend-bench suite=search": (*SMALL_SHAPE, "suite.trials=2", "suite.seqlen=64"),
+    "sparsemend-bench suite=scaling": ("suite.hidden=[64,128]", "suite.seqlen=[32,64]"),
 }
 # of a command that needs a GPU, a hub or a cluster
 DROPPED = ("model=", "data=", "hardware=gpu", "hydra.launcher.partition=", "shape=", "device=")

@@ -22,11 +22,10 @@ import torch
 from torch import nn
 
 from sparsemend.blocks.arguments import Recorded
-from sparsemend.blocks.device_memory import free_bytes
+from sparsemend.blocks.device_memory import left_on
 from sparsemend.blocks.find import called_linears, find_blocks, is_never_called, linears_of
 from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.residency import home_of, visit_blocks
-from sparsemend.blocks.room import available_bytes
 from sparsemend.blocks.statistics import Statistic
 from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.pruner.base import Pruner
@@ -60,7 +59,16 @@ def observe_first(model: nn.Module, calibration: Calibration, pruner: Pruner) ->
     for visit in calibration.walk(model, recorded=recorded):
         statistics = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
         break
-    return FirstBlock(recorded, statistics)
+    return FirstBlock(recorded, settle(statistics, pruner))
+
+
+def settle(statistics: Mapping[str, Statistic], pruner: Pruner) -> dict[str, Statistic]:
+    """Complete statistics by linear as `pruner` shares them; linears of one input share one."""
+    settled: dict[int, Statistic] = {}
+    for statistic in statistics.values():
+        if id(statistic) not in settled:
+            settled[id(statistic)] = pruner.settled(statistic)
+    return {name: settled[id(statistic)] for name, statistic in statistics.items()}
 
 
 def prune(
@@ -193,7 +201,8 @@ def dense_statistics(
     home = home_of(model) if calibration.device is None else calibration.device
     place = torch.device("cpu") if calibration.offload else home
     for visit in calibration.walk(model):
-        seen = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
+        fresh = visit.observe(lambda width, place: _require_statistic(pruner, width, place))
+        seen = settle(fresh, pruner)
         kept = {id(statistic): statistic for statistic in seen.values()}  # linears share them
         for statistic in kept.values():
             statistic.to_(place)
@@ -205,8 +214,7 @@ def dense_statistics(
 
 def check_room(of_first: int, blocks: int, place: torch.device) -> None:
     """Raise ValueError unless the bytes of the first block's statistics fit for every block."""
-    on_gpu = place.type == "cuda"
-    free = free_bytes(place) if on_gpu else available_bytes()
+    on_gpu, free = place.type == "cuda", left_on(place)
     if free is None or of_first * (blocks - 1) <= free:
         return
     raise ValueError(

@@ -7,7 +7,7 @@ from support.unusual import unusual_model, with_experts
 from torch import Tensor, nn
 
 from sparsemend import terminal
-from sparsemend.blocks.find import find_blocks, linears_of
+from sparsemend.blocks.find import find_blocks, linears_of, prunable_linears
 from sparsemend.blocks.statistics import InputNorm, Statistic
 from sparsemend.blocks.walk import Calibration
 from sparsemend.terminal import StageLines
@@ -255,3 +255,15 @@ def test_a_walk_that_is_left_brings_its_block_home() -> None:
     next(steps)
     steps.close()
     assert len(moved) == 4  # to where calls are recorded and back, to the visit and back
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
+def test_recording_computes_a_few_tokens_of_one_block(family: str, tokens: torch.Tensor) -> None:
+    model, computed = random_model(family), []
+    for name, linear in prunable_linears(model).items():
+        linear.register_forward_pre_hook(
+            lambda module, inputs, name=name: computed.append((name, inputs[0].shape[-2]))
+        )
+    Calibration((tokens,)).record(model)
+    first = [name for name in prunable_linears(model) if ".0." in name]
+    assert sorted(computed) == sorted((name, 8) for name in first)

@@ -60,7 +60,13 @@ def check(*lines: str) -> None:
         ("suite=gradients suite.rank=0", "suite.rank=0 is not an integer of at least 1"),
         ("suite=inference suite.clock=sun", "suite.clock=sun is not wall or cpu"),
         ("suite=inference suite.clock=cpu threads=2", "set threads=1"),
+        ("suite=merge suite.dtypes=[bfloat]", "is not a list of float32, bfloat16, float16"),
         ("suite=inference suite.inputs=0", "suite.inputs=0 is not an integer of at least 1"),
+        ("suite=search suite.trials=0", "suite.trials=0 is not an integer of at least 1"),
+        ("suite=scaling suite.samples=4", "suite.samples=4 are not two or more rising integers"),
+        ("suite=scaling suite.blocks=[4]", r"for example suite\.blocks=\[1,2\]"),
+        ("suite=scaling suite.seqlen=[8,4]", "not two or more rising integers of at least 2"),
+        ("suite=scaling suite.hidden=[64,100]", "suite.hidden has 100, .*; give multiples of 64"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_with_bound_and_remedy(line: str, message: str) -> None:
@@ -97,8 +103,9 @@ def test_only_the_labels_that_are_measured_must_exist() -> None:
     )
 
 
-def test_the_pruning_suite_is_accepted_as_it_is() -> None:
-    check("suite=pruning")
+@pytest.mark.parametrize("suite", ["pruning", "search", "scaling"])
+def test_a_suite_of_pruning_is_accepted_as_it_is(suite: str) -> None:
+    check(f"suite={suite}")
 
 
 @pytest.mark.parametrize("shape", ["small", "llama_1b", "llama_7b_slice"])

@@ -56,7 +56,12 @@ def whole() -> dict[str, Any]:
         "earlier_attempts": [{"load": {"seconds": 1.0, "peak_bytes": 7}}],
         "error": {"type": "ValueError", "message": "no", "traceback": "..."},
         "peak_scope": "stage",
-        "cache": {"pruned": ORIGIN, "memory": {"model": times}, "metrics": metrics},
+        "cache": {
+            "pruned": ORIGIN,
+            "scores": ORIGIN,
+            "memory": {"model": times},
+            "metrics": metrics,
+        },
         "curves": {"validation/loss": [[1, 2.5]]},
         "from_run": {"folder": "a", "config_hash": "0" * 64, "commit": None},
         "seconds": 3.5,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from support.configs import compose
 from support.families import FAMILIES, random_model
+from support.schedules import module_of, schedule_of
 
 from sparsemend.blocks import statistics as statistics_module
 from sparsemend.blocks.find import prunable_linears
@@ -23,6 +27,8 @@ from sparsemend.config.values import digest
 from sparsemend.evaluation.base import EvaluationInput
 from sparsemend.prune import check_room, dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
+from sparsemend.pruner.magnitude import Magnitude
+from sparsemend.pruner.ria import RIA
 from sparsemend.pruner.sparsegpt import SparseGPT
 from sparsemend.pruner.wanda import Wanda
 from sparsemend.run.cache import Cache, Content
@@ -30,6 +36,7 @@ from sparsemend.run.digests import model_digest, with_files
 from sparsemend.run.evaluate import _once
 from sparsemend.run.keys import Keys
 from sparsemend.run.memory import Memory
+from sparsemend.run.prune import PruningRules, measuring_of
 from sparsemend.run.pruned import pruned_content, restore_
 from sparsemend.run.reuse import Reuse
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
@@ -120,20 +127,22 @@ def test_linears_of_one_input_share_what_is_computed_of_dense_statistics(
     )
     pruner, model = SparseGPT(block_size=8, damping=0.01), random_model("llama")
     seen = dense_statistics(model, Calibration(tokens.split(2)), pruner)
-    prune_observed(model, Calibration(()), seen, pruner, rates(model, 0.7), PATTERN)
+    for rate in (0.7, 0.4):  # a factor knows no rate
+        pruned = random_model("llama")
+        prune_observed(pruned, Calibration(()), seen, pruner, rates(pruned, rate), PATTERN)
     assert len(computed) == 4 * 3
-    assert all(statistic._factor is None for statistic in seen.values())  # they stay as they are
+    assert sum({id(each): each.bytes for each in seen.values()}.values()) == 3 * 22_224
 
 
 def test_dense_statistics_that_do_not_fit_are_refused_after_the_first_block(
     tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """3 x 32^2 + 48^2 numbers in fp32: 21,504 bytes a block."""
+    """Factors of 3 x 32^2 + 48^2 numbers in fp32, 5 bytes an input: 22,224 bytes a block."""
     pruner, batches = SparseGPT(block_size=8, damping=0.01), tokens.split(2)
-    monkeypatch.setattr("sparsemend.prune.available_bytes", lambda: 2 * 21_504)
+    monkeypatch.setattr("sparsemend.blocks.device_memory.available_bytes", lambda: 2 * 22_224)
     assert dense_statistics(random_model("llama"), Calibration(batches), pruner)
-    monkeypatch.setattr("sparsemend.prune.available_bytes", lambda: 2 * 21_504 - 1)
-    with pytest.raises(ValueError, match=r"all 3 blocks, 6.45e-05 GB, .* statistics=exact"):
+    monkeypatch.setattr("sparsemend.blocks.device_memory.available_bytes", lambda: 2 * 22_224 - 1)
+    with pytest.raises(ValueError, match=r"all 3 blocks, 6.67e-05 GB, .* statistics=exact"):
         dense_statistics(random_model("llama"), Calibration(batches), pruner)
 
 
@@ -244,6 +253,95 @@ def test_what_is_remembered_of_pruning_is_of_the_same_machine_setting() -> None:
         keys.environment = {"threads": threads}
         digests.append(digest(keys.observing(Calibration(()), WANDA, Uniform())))
     assert digests[0] != digests[1]
+
+
+def scoring_job(folder: Path, *, shared: bool, memory: bool, overrides: Sequence[str] = ()) -> Any:
+    """A job of a sweep, with its schedule, as far as measuring reads it."""
+    cfg = compose("run", list(overrides))
+    keys = Keys(cfg, torch.device("cpu"), dense="model")
+    keys.environment = {}
+    cache = Cache(folder, owner=folder) if shared else None
+    reuse = Reuse(memory=Memory(memory), shared=cache, attempts=None, models=True)
+    name = cfg.sparsity_schedule["_target_"].split(".")[2]
+    schedule = schedule_of(name, **{str(k): v for k, v in cfg.sparsity_schedule.items()})
+    return SimpleNamespace(
+        cfg=cfg, keys=keys, reuse=reuse, parts=SimpleNamespace(sparsity_schedule=schedule)
+    )
+
+
+@pytest.mark.parametrize(("shared", "memory"), [(True, False), (False, True)])
+def test_a_sweep_of_sparsities_and_pruners_measures_its_schedule_once(
+    shared: bool,
+    memory: bool,
+    tokens: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes = []
+    module = module_of("alphapruning")
+    visit = module.visit_linears
+    monkeypatch.setattr(module, "visit_linears", lambda *a, **k: passes.append(0) or visit(*a, **k))
+    calibration, dense = Calibration((tokens[:1],)), random_model("llama")
+    pruners = [Magnitude(group="row"), WANDA, RIA(power=0.5, group="layer", shares_in="float32")]
+    pruners = pruners if shared else pruners[:1]
+    spreads = ["0.1", "0.2", "0.3", "0.4"]
+    maps = []
+    for pruner, (spread, sparsity) in product(
+        pruners, zip(spreads, (0.4, 0.5, 0.6, 0.7), strict=True)
+    ):
+        lines = ["sparsity_schedule=alphapruning", f"sparsity_schedule.spread={spread}"]
+        job = scoring_job(tmp_path, shared=shared, memory=memory, overrides=lines)
+        schedule = job.parts.sparsity_schedule
+        rules = PruningRules(
+            pruner=pruner,
+            schedule=schedule,
+            sparsity=sparsity,
+            pattern=PATTERN,
+            rounding="pruner",
+            statistics="exact",
+            true_sequential=False,
+        )
+        model = copy.deepcopy(dense)
+        asked = rules(model, calibration, measuring=measuring_of(job, calibration))
+        maps.append((schedule, sparsity, asked))
+    assert len(passes) == 1
+    for schedule, sparsity, asked in maps[:4]:
+        assert asked == schedule.allocate(dense, calibration, sparsity, PATTERN)
+
+
+def test_what_a_schedule_measures_is_keyed_by_all_that_decides_it_and_by_nothing_else() -> None:
+    def key(*overrides: str, model: str = "model", source: str = "a", window: int = 0) -> str:
+        job = scoring_job(Path(), shared=False, memory=False, overrides=overrides)
+        job.keys.dense, job.keys.environment = model, {"source": source}
+        calibration = Calibration((torch.tensor([[window]]),))
+        return digest(job.keys.scoring(calibration, job.parts.sparsity_schedule))
+
+    alpha, owl = "sparsity_schedule=alphapruning", "sparsity_schedule=owl"
+    shaped = [f"sparsity_schedule.{line}" for line in ("spread=0.1", "min_sparsity=0.2")]
+    others = [
+        "sparsity=0.7",
+        "pruner=sparsegpt",
+        "pattern=mixed:8",
+        "seed=3",
+        "rounding=exact_budget",
+    ]
+    assert {key(alpha), key(alpha, *shaped, *others), key(alpha, window=1)} == {key(alpha)}
+    assert key(owl, *shaped, *others) == key(owl)
+    different = [
+        key(alpha),
+        key(alpha, "sparsity_schedule.metric=alpha_mid"),
+        key(alpha, "sparsity_schedule.granularity=linear"),
+        key(alpha, model="another"),
+        key(alpha, source="b"),
+        key(alpha, "prunable.exclude=[q_proj]"),
+        key(owl),
+        key(owl, "sparsity_schedule.outlier_multiple=3"),
+        key(owl, window=1),
+        key("sparsity_schedule=rmi"),
+        key("sparsity_schedule=rmi", "sparsity_schedule.similarity_samples=32"),
+    ]
+    assert len(set(different)) == len(different)
+    assert key("sparsity_schedule=rmi", "sparsity_schedule.beta=9") == key("sparsity_schedule=rmi")
 
 
 def test_an_attempt_hands_its_finished_stages_to_the_next(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from sparsemend.config.compose import compose_command
 from sparsemend.errors import OverrideError, blame
 
-GROUPS = ("method", "pruner")
+GROUPS = ("method", "pruner", "sparsity_schedule")
 
 
 def compose_section(key: str, choice: Mapping[str, Any], search: list[str]) -> DictConfig:

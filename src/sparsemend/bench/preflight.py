@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,7 @@ from sparsemend.bench.choices import compose_section
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.preflight.check import check_missing
 
+COUNTED = ("samples", "seqlen", "rank", "rows", "columns", "inputs", "calls", "trials", "windows")
 COUNTS = ("hidden", "intermediate", "blocks", "heads", "key_value_heads", "vocabulary")
 
 
@@ -33,6 +35,7 @@ def check(cfg: DictConfig, search: list[str]) -> None:
         raise ValueError(f"device={cfg.device} is not cpu, cuda or cuda:N; set device=cpu")
     check_shape(cfg.shape)
     check_suite(cfg.suite, search)
+    check_axes(cfg.suite, cfg.shape)
     if "clock" in cfg.suite:
         check_clock(cfg.suite.clock, cfg.threads)
 
@@ -55,11 +58,13 @@ def check_shape(shape: DictConfig) -> None:
 
 def check_suite(suite: DictConfig, search: list[str]) -> None:
     """Labels are known, the members they name exist, and token counts can be windows."""
-    for key in ("samples", "seqlen", "rank", "rows", "columns", "inputs", "calls"):
-        if key in suite:
+    for key in COUNTED:
+        if key in suite and "hidden" not in suite:  # there they are lists
             _check_count(f"suite.{key}", suite[key], least=2 if key == "seqlen" else 1)
     if "densities" in suite:
         check_densities(suite)
+    if "dtypes" in suite:
+        check_dtypes(suite.dtypes)
     if "tokens" in suite:
         check_tokens(suite.tokens)
     flags = suite.get("activation_checkpointing", [True])
@@ -71,6 +76,31 @@ def check_suite(suite: DictConfig, search: list[str]) -> None:
     for key in ("methods", "jobs"):
         if key in suite:
             check_labels(key, suite, search)
+
+
+def check_axes(suite: DictConfig, shape: DictConfig) -> None:
+    """The sizes of an axis are two at least, rising; heads of the shape's width fill each width."""
+    if "hidden" not in suite:
+        return
+    for key in ("hidden", "blocks", "seqlen", "samples"):
+        _check_sizes(f"suite.{key}", suite[key], least=2 if key == "seqlen" else 1)
+    for hidden in suite.hidden:
+        if any(hidden * shape[heads] % shape.hidden for heads in ("heads", "key_value_heads")):
+            step = shape.hidden // math.gcd(shape.hidden, shape.heads, shape.key_value_heads)
+            raise ValueError(
+                f"suite.hidden has {hidden}, which heads of the width of shape={shape.hidden} / "
+                f"{shape.heads} do not fill; give multiples of {step}"
+            )
+
+
+def _check_sizes(key: str, sizes: Any, *, least: int) -> None:
+    listed = list(sizes) if isinstance(sizes, ListConfig) else []
+    whole = all(isinstance(s, int) and not isinstance(s, bool) and s >= least for s in listed)
+    if not whole or len(listed) < 2 or listed != sorted(set(listed)):
+        raise ValueError(
+            f"{key}={sizes} are not two or more rising integers of at least {least}; for example "
+            f"{key}=[{least},{2 * least}]"
+        )
 
 
 def check_labels(key: str, suite: DictConfig, search: list[str]) -> None:
@@ -101,6 +131,15 @@ def check_densities(suite: DictConfig) -> None:
         raise ValueError(
             f"suite.densities={densities} is not a list of fractions in (0, 1]; for example "
             "suite.densities=[0.5,0.2]"
+        )
+
+
+def check_dtypes(dtypes: Any) -> None:
+    """Dtypes are a list of names."""
+    if not isinstance(dtypes, ListConfig) or not dtypes or not {*dtypes} <= {*DTYPE_NAMES}:
+        raise ValueError(
+            f"suite.dtypes={dtypes} is not a list of {', '.join(DTYPE_NAMES)}; for example "
+            "suite.dtypes=[bfloat16]"
         )
 
 

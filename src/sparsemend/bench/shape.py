@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -39,6 +39,17 @@ class Shape:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.config.use_cache = False
         return model.eval()
+
+    def sized(self, *, hidden: int, blocks: int) -> Shape:
+        """The shape of another width and depth: the width of a head and all proportions stay."""
+        return replace(
+            self,
+            hidden=hidden,
+            intermediate=self.intermediate * hidden // self.hidden,
+            heads=self.heads * hidden // self.hidden,
+            key_value_heads=self.key_value_heads * hidden // self.hidden,
+            blocks=blocks,
+        )
 
     def __str__(self) -> str:
         return (

@@ -1,7 +1,8 @@
-"""Record the arguments of every decoder block, in forwards that compute no block but the first.
+"""Record the arguments of every decoder block, in forwards that compute no block.
 
 Each block has keyword arguments of its own (Gemma2 hands its blocks different masks); the hidden
-states are those of the first block.
+states are those of the first block.  Before, block 0 computes a few tokens of one window, which
+shows in what form a block returns them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from sparsemend.blocks.arguments import (
     BlockArguments,
-    Placement,
     Recorded,
     returned_like,
     same,
@@ -23,6 +23,8 @@ from sparsemend.blocks.arguments import (
 )
 from sparsemend.blocks.hidden_states import HiddenStates
 from sparsemend.blocks.residency import home_of
+
+PROBED = 8  # tokens that block 0 computes
 
 
 class StopForward(Exception):
@@ -112,6 +114,8 @@ class _Recorder:
         seen: list[Tensor] = []
         arguments: list[BlockArguments] = []
         last = len(self.blocks) - 1
+        if self._returned is None and last:
+            self._probe(tokens[:1, :PROBED])
 
         def note(index: int) -> Callable[..., Any]:
             def call(*positional: Any, **keyword: Any) -> Any:
@@ -121,7 +125,7 @@ class _Recorder:
                     seen.append(hidden.clone())
                 if index == last:
                     raise StopForward
-                return self._like_returned(hidden, others)
+                return returned_like(self._returned, hidden)
 
             return call
 
@@ -133,15 +137,15 @@ class _Recorder:
         with forwards_replaced(notes), suppress(StopForward):
             self.model(input_ids=tokens.to(home), use_cache=False)
 
-    def _like_returned(self, hidden: Tensor, arguments: BlockArguments) -> Any:
-        """The hidden states in the form that blocks return: alone, or first of several values."""
-        if self._returned is None:
-            block = self.blocks[0]
-            ready = Placement(hidden.device).of(arguments, {})
-            self._returned = type(block).forward(
-                block, hidden.clone(), *ready.positional, **ready.keyword
-            )
-        return returned_like(self._returned, hidden)
+    def _probe(self, tokens: Tensor) -> None:
+        """Note what block 0 returns for a few tokens, (1, T): the hidden states, or a tuple."""
+        block = self.blocks[0]
+
+        def note(*positional: Any, **keyword: Any) -> Any:
+            self._returned = type(block).forward(block, *positional, **keyword)
+            raise StopForward
+
+        self._forward(tokens, [(block, note)])
 
 
 def split_call(

@@ -121,6 +121,26 @@ class InverseFactor:
     dead: Tensor
 
 
+class HeldFactor(Statistic):
+    """The inverse factor of a Hessian of which nothing more is observed, in as much room as it.
+
+    damping: the one it was computed with.
+    """
+
+    def __init__(self, factor: InverseFactor, damping: float) -> None:
+        self.unit, self.diagonal, self.dead = factor.unit, factor.diagonal, factor.dead
+        self.damping = damping
+
+    def update(self, inputs: Tensor) -> None:
+        raise RuntimeError("a Hessian whose factor is held takes no more inputs")
+
+    def inverse_factor(self, damping: float) -> InverseFactor:
+        """As `Hessian.inverse_factor`, for the one damping."""
+        if damping != self.damping:
+            raise ValueError(f"the factor that is held has damping {self.damping}, not {damping}")
+        return InverseFactor(self.unit, self.diagonal, self.dead)
+
+
 class Hessian(Statistic):
     """H = (2/N) X^T X, fp32 (I, I)  (SparseGPT, Frantar and Alistarh 2023, arXiv 2301.00774).
 

@@ -68,6 +68,13 @@ class Pruner(ABC):
         """Take up what `to_carry` gave after the last block that an earlier attempt pruned."""
         return
 
+    def settled(self, statistic: Statistic) -> Statistic:
+        """A complete statistic in the form in which several prunings share it.
+
+        What no rate changes is computed here once, for all linears of one input.
+        """
+        return statistic
+
     def score(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """Importance (O, I), fp32; higher stays.  DSnoT ranks it for its initial mask."""
         raise ValueError(f"{type(self).__name__} has no score; DSnoT cannot start from it")

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from sparsemend.blocks.statistics import Hessian, InverseFactor, Statistic
+from sparsemend.blocks.statistics import HeldFactor, Hessian, InverseFactor, Statistic
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import (
@@ -50,6 +51,11 @@ class SparseGPT(Pruner):
     def statistic(self, in_features: int, device: torch.device) -> Hessian:
         """The Hessian of the layer's squared error."""
         return Hessian(in_features, device)
+
+    def settled(self, statistic: Statistic) -> Statistic:
+        """The factor of its inverse in the place of a Hessian."""
+        assert isinstance(statistic, Hessian)
+        return HeldFactor(statistic.inverse_factor(self.damping), self.damping)
 
     def __call__(
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
@@ -106,7 +112,7 @@ class SparseGPT(Pruner):
         return importance(_live_columns(weight, factor), factor.diagonal).T.contiguous()
 
     def _factor(self, statistic: Statistic | None) -> InverseFactor:
-        if not isinstance(statistic, Hessian):
+        if not isinstance(statistic, Hessian | HeldFactor):
             raise TypeError(f"SparseGPT needs a Hessian, got {type(statistic).__name__}")
         return statistic.inverse_factor(self.damping)
 
@@ -163,6 +169,12 @@ def _compensate_(
             score = importance(inside[group], diagonal[group])
             gone[group] = lowest_per_group(score.T, Pattern(kept, group_size)).T
         inside[j + 1 :].addr_(unit[j, j + 1 :], inside[j] * gone[j], alpha=-1)
+
+
+@register_flop_formula(torch.ops.sparsemend.compensate_)
+def _(inside: torch.Size, *_: Any, **__: Any) -> int:
+    """Operations for shapes: a column moves those to its right, half of them on average."""
+    return inside[0] * inside[0] * inside[1]
 
 
 @_compensate_.register_fake

@@ -204,9 +204,13 @@ class Remembered(ResultSection):
 
 @dataclass(frozen=True)
 class CacheUse(ResultSection):
-    """What a run took from caches or put there.  metrics: by state and evaluation."""
+    """What a run took from caches or put there.
+
+    scores: what its schedule measured.  metrics: by state and evaluation.
+    """
 
     pruned: Reused | None = None
+    scores: Reused | None = None
     memory: Mapping[str, Remembered] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, Reused]] = field(default_factory=dict)
 
@@ -215,6 +219,7 @@ class CacheUse(ResultSection):
         memory = content.get("memory", {}).items()
         return cls(
             Reused.from_json(content["pruned"]) if content.get("pruned") else None,
+            Reused.from_json(content["scores"]) if content.get("scores") else None,
             {part: Remembered.from_json(times) for part, times in memory},
             {
                 state: {name: Reused.from_json(origin) for name, origin in by_name.items()}
@@ -224,6 +229,8 @@ class CacheUse(ResultSection):
 
     def to_json(self) -> Json:
         content: Json = {"pruned": self.pruned.to_json()} if self.pruned else {}
+        if self.scores:
+            content["scores"] = self.scores.to_json()
         if self.memory:
             content["memory"] = {part: times.to_json() for part, times in self.memory.items()}
         if self.metrics:

@@ -31,6 +31,7 @@ from sparsemend.run.digests import (
 from sparsemend.run.user_code import code_digest
 from sparsemend.run.windows import Wanted
 from sparsemend.sparsity_schedule.base import SparsitySchedule
+from sparsemend.sparsity_schedule.measured import MeasuringSchedule
 
 DECISIVE = keys_that("decides_pruned_bits")
 
@@ -88,6 +89,19 @@ class Keys:
             "statistics": self.cfg.statistics,
             "calibration": [tokens_digest(batch) for batch in calibration.batches],
             "code": [code_digest(pruner), code_digest(schedule)],
+        }
+
+    def scoring(self, calibration: Calibration, schedule: MeasuringSchedule) -> dict[str, Any]:
+        """Parts of what a schedule measures: neither pruner nor rates, no windows without need."""
+        options = section(self.cfg, "sparsity_schedule").items()
+        windows = calibration.batches if schedule.needs_calibration else ()
+        return {
+            **self.environment,
+            "model": self.dense,
+            "prunable": section(self.cfg, "prunable"),
+            "schedule": with_files({k: v for k, v in options if k not in schedule.shaping}),
+            "calibration": [tokens_digest(batch) for batch in windows],
+            "code": code_digest(schedule),
         }
 
     def measuring(

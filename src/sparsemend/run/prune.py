@@ -31,8 +31,10 @@ from sparsemend.run.table import show_rates
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.stays_dense import LISTED, REACHED, stays_dense, warn_dense
 from sparsemend.sparsity_schedule.base import Allocation, SparsitySchedule
+from sparsemend.sparsity_schedule.measured import MeasuringSchedule
 
 NOTHING_KEPT = Memory(False)
+Measuring = Callable[[Callable[[], list[Any]]], list[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +59,17 @@ class PruningRules:
         memory: Memory = NOTHING_KEPT,
         observing: Callable[[], Mapping[str, Any]] = dict,
         allocating: Callable[[Callable[[], Allocation]], Allocation] = call,
+        measuring: Measuring = call,
         beginning: Callable[[], None] | None = None,
     ) -> Allocation:
         """Prune `model` in place; return the sparsity asked of every linear.
 
         memory: may hold what does not depend on the rates; observing: the parts of its keys.
-        allocating: gives what the schedule decides, which it is handed to be called.  beginning:
-        called when all is read of the dense model that is to be read of it as a whole.
+        allocating: gives what the schedule decides, measuring: what it measures, whatever the
+        rates; each is handed that to be called.  beginning: called when all is read of the dense
+        model that is to be read of it as a whole.
         """
-        allocation = allocating(
-            partial(self.schedule.allocate, model, calibration, self.sparsity, self.pattern)
-        )
+        allocation = allocating(partial(self._allocate, model, calibration, measuring))
         pruner, allocation = apply_rounding(self.rounding, self.pruner, allocation)
 
         def remember(kind: str, observe: Any) -> Any:
@@ -97,6 +99,14 @@ class PruningRules:
         )
         return as_pruned(pruner, allocation)
 
+    def _allocate(
+        self, model: PreTrainedModel, calibration: Calibration, measuring: Measuring
+    ) -> Allocation:
+        asked = (model, calibration, self.sparsity, self.pattern)
+        if isinstance(self.schedule, MeasuringSchedule):
+            return self.schedule.allocate_measured(measuring, *asked)
+        return self.schedule.allocate(*asked)
+
 
 def _prune_streamed(job: RunJob, loaded: Loaded) -> Allocation:
     """Prune a model block by block, after the blocks that an earlier attempt has pruned."""
@@ -113,7 +123,31 @@ def _prune_streamed(job: RunJob, loaded: Loaded) -> Allocation:
         """From here on the pruned blocks of an earlier attempt are the model's."""
         residency_of(model).begin("prune", job.keys.pruned or None)
 
-    return pruning_of(job)(model, calibration, allocating=allocate, beginning=begin)
+    measuring = measuring_of(job, calibration)
+    return pruning_of(job)(
+        model, calibration, allocating=allocate, measuring=measuring, beginning=begin
+    )
+
+
+def measuring_of(job: RunJob, calibration: Calibration) -> Measuring:
+    """Gives what the schedule measures: of this process, of another job, or computed here."""
+    schedule, reuse = job.parts.sparsity_schedule, job.reuse
+    if not isinstance(schedule, MeasuringSchedule) or not reuse.on:
+        return call
+    parts = job.keys.scoring(calibration, schedule)
+
+    def measuring(measure: Callable[[], list[Any]]) -> list[Any]:
+        def once() -> list[Any]:
+            content = reuse.once(
+                "scores", parts, lambda: Content({"scores": measure()}), origin=["scores"]
+            )
+            measured: list[Any] = content.values["scores"]
+            return measured
+
+        measured: list[Any] = reuse.memory.once("scores", parts, once)
+        return measured
+
+    return measuring
 
 
 def _remember(
@@ -169,6 +203,7 @@ def _prune(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
         calibration,
         job.reuse.memory,
         partial(keys.observing, calibration, pruner, schedule),
+        measuring=measuring_of(job, calibration),
     )
     if not pruner.prunes or not job.reuse.caches:
         return prune_here()

@@ -38,7 +38,7 @@ class Dlp(ScoredSchedule):
     def needs_calibration(self) -> bool:
         return True
 
-    def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
+    def measure(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """m of every unit."""
         reduce = pooled_median if self.reduction == "median" else pooled_mean
         return reduce_scores(model, calibration, reduce, granularity=self.granularity)

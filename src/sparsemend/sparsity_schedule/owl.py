@@ -36,7 +36,7 @@ class Owl(ScoredSchedule):
     def needs_calibration(self) -> bool:
         return True
 
-    def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
+    def measure(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """D of every unit, percent."""
         return reduce_scores(
             model,

@@ -18,10 +18,10 @@ from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.base import (
     Allocation,
     Granularity,
-    SparsitySchedule,
     mixed_tolerance,
     report_rounding,
 )
+from sparsemend.sparsity_schedule.measured import MeasuringSchedule
 from sparsemend.sparsity_schedule.rates.block_rates import (
     Band,
     check_rule,
@@ -37,10 +37,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class Rmi(SparsitySchedule):
+class Rmi(MeasuringSchedule):
     """Rates in a band of +-delta around the target, from the similarity of the blocks' inputs."""
 
     streams: ClassVar[bool] = True
+    shaping: ClassVar[frozenset[str]] = frozenset({"beta", "delta", "solver"})
 
     similarity_samples: int
     beta: float
@@ -64,14 +65,21 @@ class Rmi(SparsitySchedule):
     def varies_by(self) -> Granularity:
         return "block"
 
-    def decide(
-        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
-    ) -> Allocation:
-        """Raises ValueError where there are too few sequences."""
+    def measure(self, model: nn.Module, calibration: Calibration) -> list[list[float]]:
+        """The similarity (L, L) of the blocks' inputs.
+
+        Raises ValueError where there are too few sequences.
+        """
         similarity = block_similarity(model, calibration, self.similarity_samples)
+        rows: list[list[float]] = similarity.tolist()
+        return rows
+
+    def rates_of(
+        self, measured: list[list[float]], model: nn.Module, sparsity: float, pattern: Pattern
+    ) -> Allocation:
         delta = delta_of(sparsity) if self.delta is None else self.delta
         band = Band(sparsity, delta, block_weights(model))
-        rates = solve(band, importance(similarity.tolist(), self.beta), self.solver)
+        rates = solve(band, importance(measured, self.beta), self.solver)
         log.info("block rates  %s", "  ".join(f"{rate:.4f}" for rate in rates))
         if not pattern.mixed:
             return block_allocation(model, rates, sparsity)

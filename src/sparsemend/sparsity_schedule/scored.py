@@ -21,7 +21,8 @@ from sparsemend.blocks.statistics import InputNorm
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import checked_finite
-from sparsemend.sparsity_schedule.base import Allocation, Granularity, SparsitySchedule
+from sparsemend.sparsity_schedule.base import Allocation, Granularity
+from sparsemend.sparsity_schedule.measured import MeasuringSchedule
 from sparsemend.sparsity_schedule.rates.budget import to_budget, weighted_mean
 from sparsemend.sparsity_schedule.rates.units import Units
 
@@ -31,10 +32,13 @@ LOWEST = 0.01  # OWL's code puts it in the place of a rate <= 0
 
 
 @dataclass(kw_only=True)
-class ScoredSchedule(SparsitySchedule):
+class ScoredSchedule(MeasuringSchedule):
     """Scores every unit of the dense model, maps scores to rates, keeps the budget."""
 
     streams: ClassVar[bool] = True
+    shaping: ClassVar[frozenset[str]] = frozenset(
+        {"spread", "budget", "min_sparsity", "max_sparsity"}
+    )
 
     granularity: Granularity
     budget: str
@@ -42,7 +46,7 @@ class ScoredSchedule(SparsitySchedule):
     max_sparsity: float
 
     @abstractmethod
-    def scores(self, model: nn.Module, calibration: Calibration) -> list[float]:
+    def measure(self, model: nn.Module, calibration: Calibration) -> list[float]:
         """One score per unit of the dense model, in order."""
 
     @abstractmethod
@@ -55,12 +59,11 @@ class ScoredSchedule(SparsitySchedule):
     def varies_by(self) -> Granularity:
         return self.granularity
 
-    def decide(
-        self, model: nn.Module, calibration: Calibration, sparsity: float, pattern: Pattern
+    def rates_of(
+        self, measured: list[float], model: nn.Module, sparsity: float, pattern: Pattern
     ) -> Allocation:
         """Raises ValueError where a reference rate exceeds 1."""
-        units = Units.of(model, self.granularity)
-        scores = self.scores(model, calibration)
+        units, scores = Units.of(model, self.granularity), measured
         rates = self.rates(scores, units.weights, sparsity)
         if self.budget == "reference":
             return self._as_coded(units, rates, scores, sparsity, pattern)

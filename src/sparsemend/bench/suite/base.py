@@ -19,10 +19,12 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.bench.choices import build
 from sparsemend.bench.shape import Shape
 from sparsemend.blocks.walk import Calibration
 from sparsemend.data.base import Examples
-from sparsemend.method.base import Workbench
+from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.method.trained import TrainedRepair
 from sparsemend.prune import prune
 from sparsemend.pruner.base import Pruner
 from sparsemend.pruner.magnitude import Magnitude
@@ -139,6 +141,34 @@ class Section:
             **row.figures,
             "refused": row.refused,
         }
+
+
+def build_jobs(
+    jobs: Mapping[str, Mapping[str, Any]], only: Sequence[str] | None, search: list[str]
+) -> dict[str, Pruner | RepairMethod]:
+    """The pruners and training-free methods of a suite by label.
+
+    Raises ValueError on a method that trains.
+    """
+    built = {label: build(f"suite.jobs.{label}", jobs[label], search) for label in only or jobs}
+    for label, job in built.items():
+        if isinstance(job, TrainedRepair):
+            raise ValueError(f"suite.jobs.{label} trains; measure it with suite=methods")
+    return built
+
+
+def job_on_fresh_model(
+    setting: Setting, job: Pruner | RepairMethod, windows: Tensor
+) -> tuple[PreTrainedModel, Callable[[], object]]:
+    """A model, and a function that prunes it, or mends it after a magnitude start."""
+    length = windows.shape[1]
+    if isinstance(job, RepairMethod):
+        repaired = setting.pruned_model(length)
+        wanda = build("suite", {"pruner": "wanda"}, setting.search)  # what the method starts at
+        return repaired, lambda: job.repair(repaired, setting.bench(repaired, windows, wanda))
+    model = setting.model(length)
+    calibration, allocation = Calibration((windows,)), setting.allocation(model)
+    return model, lambda: prune(model, calibration, job, allocation, UNSTRUCTURED)
 
 
 class Suite(ABC):

@@ -15,22 +15,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.bench.choices import build
 from sparsemend.bench.suite.base import (
     PEAK_MEMORY,
-    UNSTRUCTURED,
     BenchRow,
     Section,
     Setting,
     Suite,
+    build_jobs,
+    job_on_fresh_model,
     schedule,
 )
 from sparsemend.blocks.walk import Calibration
 from sparsemend.files import write_text
 from sparsemend.instruments import time_and_peak
 from sparsemend.method.base import RepairMethod
-from sparsemend.method.trained import TrainedRepair
-from sparsemend.prune import prune
 from sparsemend.pruner.base import Pruner
 from sparsemend.terminal import track
 
@@ -50,15 +48,8 @@ class Pruning(Suite):
     profile: bool
 
     def sections(self, setting: Setting) -> Iterator[Section]:
-        labels = self.only or list(self.jobs)
-        jobs = {
-            label: build(f"suite.jobs.{label}", self.jobs[label], setting.search)
-            for label in labels
-        }
-        for label, job in jobs.items():
-            if isinstance(job, TrainedRepair):
-                raise ValueError(f"suite.jobs.{label} trains; measure it with suite=methods")
-        rows = {label: BenchRow(label=label) for label in (FLOOR, *labels)}
+        jobs = build_jobs(self.jobs, self.only, setting.search)
+        rows = {label: BenchRow(label=label) for label in (FLOOR, *jobs)}
         self._prepare(setting, None)()  # warm up
         for _, label in track(schedule(list(rows), setting.rounds), "pruning"):
             seconds, peak = time_and_peak(self._prepare(setting, jobs.get(label)), setting.device)
@@ -73,19 +64,13 @@ class Pruning(Suite):
                 write_text(path, profile(self._prepare(setting, job), setting.device))
                 log.info("profile of %s: %s", label, path)
 
-    def _prepare(self, setting: Setting, job: object) -> Callable[[], object]:
+    def _prepare(self, setting: Setting, job: Pruner | RepairMethod | None) -> Callable[[], object]:
         """Make a fresh model and return a function that runs `job` (None: the floor) on it."""
         windows = setting.tokens(self.samples, self.seqlen)
-        if isinstance(job, RepairMethod):
-            repaired = setting.pruned_model(self.seqlen)
-            wanda = build("suite", {"pruner": "wanda"}, setting.search)  # what the method starts at
-            return lambda: job.repair(repaired, setting.bench(repaired, windows, wanda))
+        if job is not None:
+            return job_on_fresh_model(setting, job, windows)[1]
         model = setting.model(self.seqlen)
-        if job is None:
-            return lambda: two_passes(model, windows)
-        assert isinstance(job, Pruner)
-        calibration, allocation = Calibration((windows,)), setting.allocation(model)
-        return lambda: prune(model, calibration, job, allocation, UNSTRUCTURED)
+        return lambda: two_passes(model, windows)
 
 
 @torch.no_grad()

@@ -160,11 +160,11 @@ def test_nothing_is_kept_for_backward_beyond_input_and_own_tensors(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("kernel", "forms"), [("gather", 1), ("sparse", 0)])
+@pytest.mark.parametrize("kernel", ["gather", "sparse"])
 def test_outside_windows_no_weight_shaped_gradient_is_formed(
-    kernel: str, forms: int, dtype: torch.dtype
+    kernel: str, dtype: torch.dtype
 ) -> None:
-    """gather rebuilds W + d, and no product has the weight's shape; sparse makes nothing dense.
+    """Nothing dense of the weight's shape is made, W + d neither, and no product has it.
 
     The sparse patterns have that shape too; their storage is not the dense one.
     """
@@ -176,8 +176,40 @@ def test_outside_windows_no_weight_shaped_gradient_is_formed(
         y.backward(outer)
     dense = [entry for entry in watch.made if entry[2].layout is torch.strided]
     made = {r.untyped_storage().data_ptr() for _, _, r in dense if r.is_floating_point()}
-    assert len(made - {layer.weight.untyped_storage().data_ptr()}) == forms
+    assert made <= {layer.weight.untyped_storage().data_ptr()}
     assert [name for name, _, _ in dense if "mm" in name] == []
+
+
+@pytest.mark.parametrize("kernel", ["scatter", "gather"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_weight_has_its_bits_back_after_every_product(
+    kernel: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = delta_linear(kernel, dtype=dtype)
+    effective, before, x = layer.effective_weight(), layer.weight.clone(), inputs(2, 4, dtype=dtype)
+    y = layer(x)
+    assert torch.equal(y, F.linear(x.flatten(0, 1), effective).view(y.shape))
+    assert torch.equal(layer.weight, before)
+    y.sum().backward()
+    assert torch.equal(layer.weight, before)
+
+    def interrupted(self: Tensor, other: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tensor, "__matmul__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        layer(x)
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_weight_that_other_processes_read_is_not_written_to() -> None:
+    layer, x = delta_linear("gather"), inputs(2, 4)
+    own = layer(x)
+    layer.weight.share_memory_()
+    with Watch((OUTPUTS, INPUTS)) as watch:
+        assert torch.equal(layer(x), own)
+    shared = layer.weight.untyped_storage().data_ptr()
+    assert [n for n, _, r in watch.made if r.untyped_storage().data_ptr() != shared]
 
 
 @EVERY_KERNEL

@@ -5,10 +5,11 @@
 
 No kernel keeps more for the backward pass than x and references to W, i and v:
 
-    scatter   W + d is formed, dv is gathered from the weight-sized D^T x
-    gather    W + d is formed, dv are k products of two columns (torch.sparse.sampled_addmm)
-    sparse    W + d is not formed either: x W^T and a product with d in CSR, added up
+    scatter   W + d lies in W, dv is gathered from the weight-sized D^T x
+    gather    W + d lies in W, dv are k products of two columns (torch.sparse.sampled_addmm)
+    sparse    nothing lies in W: x W^T and a product with d in CSR, added up
 
+W + d lies in W for the time of a product: k weights are written over and then put back (`patched`).
 While a window is open the weight-sized gradient is formed once, shown to it, gathered from and
 freed, whatever the kernel.  The sum W + v is taken in fp32 and rounded once: in bf16, values below
 half a spacing of W would vanish one by one.  (SpIEL, Ansell et al. 2024, arXiv 2401.16405, has the
@@ -17,13 +18,15 @@ first two; its code adds in the dtype of W.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 
 from sparsemend.method.adapter.low_rank import wider
 
@@ -53,6 +56,29 @@ def with_delta(weight: Tensor, indices: Tensor, values: Tensor, dtype: torch.dty
     summed = weight.reshape(-1)[position].to(values.dtype) + values
     total.view(-1)[position] = summed.to(dtype)
     return total
+
+
+@contextmanager
+def patched(
+    weight: Tensor, indices: Tensor, values: Tensor, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """`with_delta`'s bits while the body runs, in the storage of W, whose bits then come back.
+
+    That takes O(k).  Products of another dtype, a compiler that must see no such write, and a
+    weight that another process reads get a copy.
+    """
+    elsewhere = weight.device.type == "cpu" and weight.is_shared()
+    if dtype != weight.dtype or not weight.is_contiguous() or elsewhere or is_compiling():
+        yield with_delta(weight, indices, values, dtype)
+        return
+    flat = weight.data.view(-1)  # .data: the version that autograd compares stays the same
+    position = indices.long()
+    kept = flat[position]
+    try:
+        flat[position] = (kept.to(values.dtype) + values.detach()).to(dtype)
+        yield weight.data
+    finally:
+        flat[position] = kept
 
 
 def csr(indices: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
@@ -130,14 +156,11 @@ class DeltaFunction(torch.autograd.Function):
         dtype = settings.dtype
         with torch.autocast(x.device.type, enabled=False):
             rows = x.to(dtype).flatten(0, -2)
-            if settings.kernel == "sparse":
-                effective = weight.to(dtype)
-            else:
-                effective = with_delta(weight, indices, values, dtype)
-            if bias is None:
-                y = rows @ effective.T
-            else:
-                y = torch.addmm(bias.to(dtype), rows, effective.T)
+            with _effective(weight, indices, values, settings) as effective:
+                if bias is None:
+                    y = rows @ effective.T
+                else:
+                    y = torch.addmm(bias.to(dtype), rows, effective.T)
             if settings.kernel == "sparse":
                 delta = csr(indices, values, weight.shape)
                 y += (delta @ rows.to(values.dtype).T).T
@@ -165,14 +188,23 @@ class DeltaFunction(torch.autograd.Function):
         return dx, None, dv, None, None, dbias, None, None
 
 
+def _effective(
+    weight: Tensor, indices: Tensor, values: Tensor, settings: DeltaSettings
+) -> AbstractContextManager[Tensor]:
+    """What a product with the weight reads: W + d, or W where d has a product of its own."""
+    if settings.kernel == "sparse":
+        return nullcontext(weight.to(settings.dtype))
+    return patched(weight, indices, values, settings.dtype)
+
+
 def _input_gradient(
     d: Tensor, weight: Tensor, values: Tensor, indices: Tensor, settings: DeltaSettings
 ) -> Tensor:
     """D (W + d), (T, I)."""
-    if settings.kernel != "sparse":
-        return d @ with_delta(weight, indices, values, settings.dtype)
-    dx = d @ weight.to(settings.dtype)
-    dx += (transposed_csr(indices, values, weight.shape) @ d.to(values.dtype).T).T
+    with _effective(weight, indices, values, settings) as effective:
+        dx = d @ effective
+    if settings.kernel == "sparse":
+        dx += (transposed_csr(indices, values, weight.shape) @ d.to(values.dtype).T).T
     return dx
 
 
