@@ -31,6 +31,7 @@ from sparsemend.blocks.residency import home_of, move_, residency_of, streams
 from sparsemend.blocks.self_check import check_walk
 from sparsemend.blocks.states import StatesPlace
 from sparsemend.blocks.walk import Calibration
+from sparsemend.checkpoint.packed import is_packed
 from sparsemend.config.compose import compose_command
 from sparsemend.config.prunable import PrunableNames
 from sparsemend.config.streaming import evaluation_obstacle, method_obstacle, schedule_obstacle
@@ -43,10 +44,19 @@ from sparsemend.layout.unfold import unfold_
 from sparsemend.logger.base import csv_logger
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.model import ModelSource
-from sparsemend.names import ADAPTER, BLOCKS, CHECKPOINTS, HIDDEN_STATES, MASKS, PARTS
+from sparsemend.names import (
+    ADAPTER,
+    BLOCKS,
+    CHECKPOINTS,
+    HIDDEN_STATES,
+    MASKS,
+    PACKED_VALUES,
+    PARTS,
+)
 from sparsemend.preflight.check import check_pattern, check_pruner, check_sizes
 from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.vocabulary import check_rounding, check_true_sequential
+from sparsemend.pretrained.packed import load_packed_model as load_packed_model
 from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
 from sparsemend.run.adopt import adopt, check_existing
@@ -346,10 +356,13 @@ def export(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     repaired: RepairOutcome | None = None,
+    packed: str | None = None,
 ) -> Path:
     """Write a model as plain dense safetensors with its zeros, and its packed supports.
 
     The folder is written whole or not at all and loads in transformers; `model` stays as it is.
+    packed: `float32`, `bfloat16` or `int8`, to write the sparse linears packed instead, with values
+    of that dtype, for `load_packed_model` and sparsemend-generate.
     repaired: needed where the method leaves an adapter beside the weights, which is then written
     to `folder`/adapter.  Raises ValueError on such a model without it.
     """
@@ -357,6 +370,13 @@ def export(
     if folder.exists() and not (folder.is_dir() and _may_replace(folder)):
         raise ValueError(f"{folder} is there and no export of a sparse model; give a new folder")
     check_supports(model)
+    if packed not in (None, *PACKED_VALUES):
+        raise ValueError(f"packed={packed} is not one of: {', '.join(PACKED_VALUES)}")
+    if packed is not None and (names := open_adapters(model)):
+        raise ValueError(
+            f"{names[0]} carries an adapter that is not folded into its weight, which a packed "
+            "linear has no place for; leave packed out"
+        )
     if repaired is None and (names := open_adapters(model)):
         raise ValueError(
             f"{names[0]} carries an adapter that is not folded into its weight; give repaired, "
@@ -368,8 +388,8 @@ def export(
         save_supports(model, masks)
         if repaired is not None:
             repaired.method.save_adapter(model, Path(temporary) / ADAPTER, base=str(folder))
-        with nullcontext() if streams(model) else as_saved(model):
-            write_model(model, tokenizer, folder, masks=masks, card=None)
+        with nullcontext() if streams(model) or packed else as_saved(model):
+            write_model(model, tokenizer, folder, masks=masks, card=None, values=packed)
         if (adapter := Path(temporary) / ADAPTER).exists():
             adapter.replace(folder / ADAPTER)
     return folder
@@ -440,7 +460,7 @@ def _choose(model: PreTrainedModel, cfg: DictConfig) -> None:
 
 
 def _may_replace(folder: Path) -> bool:
-    return (folder / MASKS).is_file() or not any(folder.iterdir())
+    return (folder / MASKS).is_file() or is_packed(folder) or not any(folder.iterdir())
 
 
 def _check_streams(

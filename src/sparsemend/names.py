@@ -11,6 +11,7 @@ MEAN = f"{HARNESS}/mean"  # over the tasks; zero_shot/mean/<acc or acc_norm> too
 
 STATES = ("dense", "pruned", "repaired")  # of a model that a run measures
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
+PACKED_VALUES = ("float32", "bfloat16", "int8")  # in which packed weights may be stored
 ROUNDINGS = ("pruner", "exact_budget")
 
 # files and folders of a run folder
@@ -19,6 +20,8 @@ SWEEP = "sweep.json"  # in a sweep's folder
 MASKS = "masks.safetensors"  # also beside the weights of an exported model
 MASKS_FORMAT = "sparsemend-masks-1"  # in the metadata of MASKS
 MODEL = "model"  # the export
+PACKED_FORMAT = "sparsemend-packed-1"  # in the metadata of PACKED_FILES
+PACKED_FILES = "packed-*-of-*.safetensors"  # the weights of an export with export_form=packed
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = f"{CHECKPOINTS}/last.ckpt"

@@ -22,11 +22,10 @@ import torch
 from torch import nn
 
 from sparsemend.blocks.arguments import Recorded
-from sparsemend.blocks.device_memory import free_bytes
+from sparsemend.blocks.device_memory import left_on
 from sparsemend.blocks.find import called_linears, find_blocks, is_never_called, linears_of
 from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.residency import home_of, visit_blocks
-from sparsemend.blocks.room import available_bytes
 from sparsemend.blocks.statistics import Statistic
 from sparsemend.blocks.walk import Calibration, Visit
 from sparsemend.pruner.base import Pruner
@@ -215,8 +214,7 @@ def dense_statistics(
 
 def check_room(of_first: int, blocks: int, place: torch.device) -> None:
     """Raise ValueError unless the bytes of the first block's statistics fit for every block."""
-    on_gpu = place.type == "cuda"
-    free = free_bytes(place) if on_gpu else available_bytes()
+    on_gpu, free = place.type == "cuda", left_on(place)
     if free is None or of_first * (blocks - 1) <= free:
         return
     raise ValueError(

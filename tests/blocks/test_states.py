@@ -9,7 +9,7 @@ import torch
 from support.families import random_model
 from torch import Tensor
 
-from sparsemend.blocks import states as module
+from sparsemend.blocks import device_memory
 from sparsemend.blocks.file_states import FileStates
 from sparsemend.blocks.hidden_states import HeldStates
 from sparsemend.blocks.residency import InMemory, attach_residency
@@ -147,6 +147,27 @@ def test_a_killed_walk_goes_on_from_its_files_without_walking_through_the_blocks
 def test_auto_goes_to_files_where_states_take_above_a_quarter_of_the_memory(
     free: int, folder: bool, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "available_bytes", lambda: free)
+    monkeypatch.setattr(device_memory, "available_bytes", lambda: free)
     place = StatesPlace("auto", tmp_path if folder else None)
     assert isinstance(place.empty(CPU, 100, resumable=False), kind)
+
+
+@pytest.mark.parametrize(
+    ("on_card", "on_host", "home"),
+    [(400, 0, "cuda"), (399, 400, "cpu"), (None, 0, "cuda"), (399, 399, None)],
+)
+def test_auto_goes_from_a_full_card_to_the_host_and_from_there_to_files(
+    on_card: int | None,
+    on_host: int,
+    home: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device_memory, "available_bytes", lambda: on_host)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda device: on_card)
+    states = StatesPlace("auto", tmp_path).empty(torch.device("cuda"), 100, resumable=False)
+    if home is None:
+        assert isinstance(states, FileStates)
+    else:
+        assert isinstance(states, HeldStates)
+        assert states.device.type == home

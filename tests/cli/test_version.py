@@ -8,13 +8,14 @@ from collections.abc import Callable
 import pytest
 
 import sparsemend
-from sparsemend.cli import bench, check, evolution, main, tables
+from sparsemend.cli import bench, check, evolution, generate, main, tables
 
 COMMANDS = {
     "sparsemend": main.main,
     "sparsemend-bench": bench.main,
     "sparsemend-check": check.main,
     "sparsemend-evolution": evolution.main,
+    "sparsemend-generate": generate.main,
     "sparsemend-tables": tables.main,
 }
 

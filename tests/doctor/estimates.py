@@ -31,6 +31,7 @@ RUNS = {  # name -> overrides, whether blocks are streamed
     "LoRS": ("method=lors", False),
     "masked LoRA": ("method=masked_lora", False),
     "SEFT": ("method=seft", False),
+    "SEFT, candidates": ("method=seft method.sensitivity_gradient=candidates", False),
     "LoSA": ("method=losa", False),
 }
 CARDS = (24, 80)

@@ -49,6 +49,23 @@ def test_noise_never_makes_a_stage_faster_than_its_first_run() -> None:
     assert times.calibrating(80, 32) == times.repeating(80, 32) == 2.0
 
 
+def test_noise_of_a_tenth_of_a_second_hardly_shows_in_short_repetitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A window and a block of a millisecond; every other run takes a tenth of a second more."""
+    runs: list[Amount] = []
+
+    def noisy_run(cfg: DictConfig, amount: Amount) -> tuple[dict[str, float], int]:
+        runs.append(amount)
+        return {"prune": 1 + 0.1 * (len(runs) % 2) + 1e-3 * amount.blocks * amount.windows}, DEPTH
+
+    monkeypatch.setattr(probe, "timed_run", noisy_run)
+    lines = ["data.calibration_samples=4096", "method=none", "evaluation.perplexity.windows=8"]
+    seconds = probe.probe_seconds(compose("run", lines))
+    assert seconds["prune"] == pytest.approx(1 + 1e-3 * DEPTH * 4096, rel=0.01)
+    assert max(run.windows for run in runs) == 4096
+
+
 @pytest.mark.slow
 def test_a_timed_run_has_the_stages_of_a_dry_one() -> None:
     cfg = compose("run", ["method=masked_lora", "model.context_length=16", "cache=off"])

@@ -18,6 +18,12 @@ def test_a_fit_that_holds_its_activations_is_given_checkpointing_first() -> None
     )
 
 
+def test_seft_is_shown_the_sensitivity_of_fewer_weights_as_one_that_alters_numbers() -> None:
+    fit = choices(compose("run", ["method=seft"]), "repair: fit", DEVICE)
+    altering = {line for remedy in fit if remedy.alters for line in remedy.lines}
+    assert "method.sensitivity_gradient=candidates" in altering
+
+
 def test_what_is_set_already_is_no_remedy() -> None:
     cfg = compose("run", ["hardware.activation_checkpointing=true"])
     keys = [line for remedy in choices(cfg, "repair: fit", DEVICE) for line in remedy.lines]
@@ -38,7 +44,7 @@ def test_what_alters_numbers_comes_last() -> None:
 
 
 def test_every_remedy_names_a_key_of_some_configuration() -> None:
-    configs = [compose("run", ["method=lors"])]
+    configs = [compose("run", [f"method={name}"]) for name in ("lors", "seft")]
     for remedy in REMEDIES:
         stage = remedy.stages[0] or "load"
         changed = [remedy.serves(cfg, stage, remedy.device) for cfg in configs]

@@ -79,7 +79,7 @@ FORWARD = {
 }
 BACKWARD = {
     "lora": 2 * TN + 4 * TR,
-    "merge_first": 4 * TN + 4 * RN,
+    "merge_first": 4 * TN + 6 * RN,
     "two_gemm": 6 * TN + 4 * RN,
     "spp plain": 6 * TN,
     # recomputing ends once the product's factor is back, before the product itself
@@ -100,7 +100,6 @@ def saved(name: str, element: int) -> int:
     rounded = 0 if element == 4 else element
     formula = {
         "lora": TOKENS * RANK * element + R * rounded,
-        "merge_first": N * (element + 1),
         "two_gemm": N * (element + 1),
         "spp plain": 2 * N * element + OUTPUTS * rounded,
         "spp group_loop": TOKENS * OUTPUTS * element,

@@ -34,6 +34,7 @@ def test_the_effective_weight_is_the_formula_by_hand() -> None:
 def test_gradients_are_those_of_the_masked_product() -> None:
     """dB = s (M * G) A^T and dA = s B^T (M * G) with G = D^T X (PERP, SQFT)."""
     layer = adapter().double()
+    layer.weight.requires_grad_(False)
     layer.lora_a.requires_grad_(True)
     inputs = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     outer = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

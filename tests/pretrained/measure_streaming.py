@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,7 @@ SHAPES = {  # hidden, intermediate, heads, key-value heads
     "70b": (8192, 28672, 64, 8),
 }
 VOCABULARY = 32000
+CHECKED = re.compile(r"visited one by one, give its forward \(([0-9.]+) s\)")  # a run's log says
 IMPORTS = "import sparsemend.run.run, sparsemend.pruner.wanda, sparsemend.evaluation.perplexity"
 GB = 1e9
 
@@ -187,6 +189,7 @@ def measure(arguments: argparse.Namespace, blocks: int) -> None:
             "windows": f"{arguments.samples} calibration windows of {arguments.seqlen} tokens",
             "streams": stream == "true",
             "seconds": cost.seconds,
+            "checked": float(CHECKED.findall((folder / "log.txt").read_text())[0]),
             "peaks": peaks,
             "peak": max(cost.peak, *peaks.values()),
             "stages": {name: spent["seconds"] for name, spent in result["cost"].items()},
@@ -227,7 +230,9 @@ def page(folder: Path, base: int, machine: str) -> str:
             pairs.append(
                 f"{shape}, {blocks} blocks, {overrides or 'Wanda'}: supports and perplexities are "
                 f"{'equal' if equal else 'NOT EQUAL'} in files and in memory; streaming took x "
-                f"{row['seconds'] / other['seconds']:.2f} the time ({', '.join(shares)}).\n"
+                f"{row['seconds'] / other['seconds']:.2f} the time ({', '.join(shares)}); the "
+                f"check that the blocks, visited one by one, give the model's forward took "
+                f"{row['checked']:.1f} s of it, {other['checked']:.1f} s in memory.\n"
             )
     (samples,) = {row["windows"] for row in rows.values()}
     text = TEXT.format(samples=samples, base=base / GB, machine=machine)

@@ -139,9 +139,9 @@ def test_dense_statistics_that_do_not_fit_are_refused_after_the_first_block(
 ) -> None:
     """Factors of 3 x 32^2 + 48^2 numbers in fp32, 5 bytes an input: 22,224 bytes a block."""
     pruner, batches = SparseGPT(block_size=8, damping=0.01), tokens.split(2)
-    monkeypatch.setattr("sparsemend.prune.available_bytes", lambda: 2 * 22_224)
+    monkeypatch.setattr("sparsemend.blocks.device_memory.available_bytes", lambda: 2 * 22_224)
     assert dense_statistics(random_model("llama"), Calibration(batches), pruner)
-    monkeypatch.setattr("sparsemend.prune.available_bytes", lambda: 2 * 22_224 - 1)
+    monkeypatch.setattr("sparsemend.blocks.device_memory.available_bytes", lambda: 2 * 22_224 - 1)
     with pytest.raises(ValueError, match=r"all 3 blocks, 6.67e-05 GB, .* statistics=exact"):
         dense_statistics(random_model("llama"), Calibration(batches), pruner)
 

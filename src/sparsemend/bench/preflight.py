@@ -63,6 +63,8 @@ def check_suite(suite: DictConfig, search: list[str]) -> None:
             _check_count(f"suite.{key}", suite[key], least=2 if key == "seqlen" else 1)
     if "densities" in suite:
         check_densities(suite)
+    if "dtypes" in suite:
+        check_dtypes(suite.dtypes)
     if "tokens" in suite:
         check_tokens(suite.tokens)
     flags = suite.get("activation_checkpointing", [True])
@@ -129,6 +131,15 @@ def check_densities(suite: DictConfig) -> None:
         raise ValueError(
             f"suite.densities={densities} is not a list of fractions in (0, 1]; for example "
             "suite.densities=[0.5,0.2]"
+        )
+
+
+def check_dtypes(dtypes: Any) -> None:
+    """Dtypes are a list of names."""
+    if not isinstance(dtypes, ListConfig) or not dtypes or not {*dtypes} <= {*DTYPE_NAMES}:
+        raise ValueError(
+            f"suite.dtypes={dtypes} is not a list of {', '.join(DTYPE_NAMES)}; for example "
+            "suite.dtypes=[bfloat16]"
         )
 
 

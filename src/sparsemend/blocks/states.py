@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-from sparsemend.blocks.device_memory import free_bytes
+from sparsemend.blocks.device_memory import left_on
 from sparsemend.blocks.file_states import FileStates, temporary
 from sparsemend.blocks.hidden_states import HeldStates, HiddenStates
-from sparsemend.blocks.room import available_bytes
 
 CHANGES = "changes"  # the folder of the states of a walk that changes blocks
 SHARE = 4  # auto: of the memory that is free there, states take at most one part of so many
@@ -47,14 +46,16 @@ class StatesPlace:
         return FileStates.after(self.folder / CHANGES, stamp)
 
     def _choose(self, device: torch.device, size: int) -> str:
-        free = host = available_bytes()
-        if device.type == "cuda":
-            free = free_bytes(device)
-        if free is None or size <= free // SHARE:
+        if _holds(device, size):
             return "device"
-        if device.type != "cpu" and (host is None or size <= host // SHARE):
+        if device.type != "cpu" and _holds(torch.device("cpu"), size):
             return "host"
         return "file" if self.folder is not None else "device"
+
+
+def _holds(device: torch.device, size: int) -> bool:
+    free = left_on(device)
+    return free is None or size <= free // SHARE
 
 
 ON_DEVICE = StatesPlace()

@@ -11,16 +11,16 @@ from typing import Any
 import yaml
 
 from sparsemend.checkpoint.licence import BaseModel, base_model
+from sparsemend.config.export import packed_values
 from sparsemend.config.kinds import kinds
-from sparsemend.names import STATES
+from sparsemend.names import PACKED_FORMAT, STATES
 from sparsemend.result.format import format_metric
 
 CARD = """---
 {front_matter}---
 # {title}
 
-A pruned and repaired causal language model written by sparsemend.  Weights are stored dense;
-the zeros are exact and `masks.safetensors` holds the supports (one bit per weight).
+A pruned and repaired causal language model written by sparsemend.  {stored}
 {adapter}
 | | |
 |---|---|
@@ -64,6 +64,16 @@ Trained parameters: {trained:,}.
 
 {provenance}
 """
+DENSE = """Weights are stored dense;
+the zeros are exact and `masks.safetensors` holds the supports (one bit per weight)."""
+PACKED = """The weights of its sparse
+linears are stored packed: a bit per weight, and the kept ones in {values} (`{form}`).  They are
+multiplied so on a CPU, by `sparsemend-generate FOLDER --prompt TEXT` or, in Python, by the model
+that `sparsemend.api.load_packed_model(FOLDER)` gives; transformers alone does not load them."""
+ROUNDED = """
+**int8 values are rounded**, with a scale per row; the metrics below are those of the weights before
+that.
+"""
 ADAPTER = """
 **These weights are the sparse base alone.**  The repair is an adapter that would fill the zeros if
 it were merged; it lies in `adapter/` of the run, in PEFT's layout, and the metrics of `repaired`
@@ -94,8 +104,9 @@ def model_card(result: Mapping[str, Any], command: str) -> str:
     config, sparsity = result["config"], result["sparsity"]
     base = base_model(config["model"])
     return CARD.format(
-        front_matter=yaml.safe_dump(_front_matter(base), sort_keys=False),
+        front_matter=yaml.safe_dump(_front_matter(base, config), sort_keys=False),
         title=f"{config['model']['name']}, {sparsity['achieved']:.0%} sparse",
+        stored=_storage(config),
         adapter=ADAPTER if sparsity["effective"] < sparsity["achieved"] else "",
         base=base.name,
         licence=base.licence,
@@ -117,6 +128,15 @@ def model_card(result: Mapping[str, Any], command: str) -> str:
         command=command,
         provenance=_provenance(result["provenance"]),
     )
+
+
+def _storage(config: Mapping[str, Any]) -> str:
+    """How the weights are stored."""
+    values = packed_values(config)
+    if values is None:
+        return DENSE
+    text = PACKED.format(values=values, form=PACKED_FORMAT)
+    return f"{text}\n{ROUNDED}" if values == "int8" else text
 
 
 def _linears(sparsity: Mapping[str, Any]) -> list[str]:
@@ -143,10 +163,10 @@ def _kept_dense(reasons: Mapping[str, str], among: Sequence[str]) -> str:
     )
 
 
-def _front_matter(base: BaseModel) -> dict[str, Any]:
+def _front_matter(base: BaseModel, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **base.front_matter,
-        "library_name": "transformers",
+        "library_name": "transformers" if packed_values(config) is None else "sparsemend",
         "pipeline_tag": "text-generation",
         "base_model": base.name,
         "tags": ["sparse", "pruned", "sparsemend"],

@@ -15,6 +15,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from sparsemend.names import PACKED_FILES
+
 TensorShape = tuple[int, ...]
 
 WITHOUT_HEADERS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -184,6 +186,12 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     if any((folder / name).is_file() for name in WITHOUT_HEADERS):
         return []
+    if any(folder.glob(PACKED_FILES)):
+        raise ValueError(
+            f"model folder {folder} holds packed weights, which are there to be multiplied by: "
+            f"read them by sparsemend-generate {folder}, or export the run again with "
+            "export_form=dense"
+        )
     raise FileNotFoundError(
         f"model folder {folder} has no weights: neither model.safetensors nor "
         f"{INDEX}; save the model with save_pretrained into it"

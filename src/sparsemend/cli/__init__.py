@@ -1,1 +1,1 @@
-"""Six console commands."""
+"""Seven console commands."""

@@ -30,6 +30,7 @@ FLAGS = {  # flag -> the contract that states its default
     "trains": METHOD,
     "trains_blocks": METHOD,
     "low_rank": METHOD,
+    "foldable": METHOD,
     "streams": METHOD,  # and of a schedule and an evaluation, whose contracts say the same
     "calibration_passes": METHOD,
     "parallel": HARDWARE,

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from sparsemend import prune as prune_module
-from sparsemend.blocks import states as states_module
+from sparsemend.blocks import device_memory
 from sparsemend.config.flags import says
 from sparsemend.cost import Cost, Stages
 from sparsemend.doctor.blank_job import (
@@ -101,7 +101,7 @@ def dry_run(
             around_fits(partial(_fit_as_a_stage, ledger)),
             _each_shape_once(ledger, {} if pruned is None else pruned),
             patch.object(Allocation, "__post_init__", _any_rates),
-            patch.object(states_module, "available_bytes", lambda: None),
+            patch.object(device_memory, "available_bytes", lambda: None),
             suppress(_Enough),
         ):
             stages(job)

@@ -32,7 +32,7 @@ class Ledger:
     stage: str = ""
     live: dict[str, int] = field(default_factory=dict)
     small: int = 0  # of `live` on the host, what the heap holds
-    heap: int = 0  # the largest that `small` has been
+    heap: int = 0  # the largest that `small` has been in this stage
     peaks: dict[Moment, int] = field(default_factory=dict)
     paused: bool = False
     _alive: dict[int, weakref.ref[UntypedStorage]] = field(default_factory=dict)
@@ -58,8 +58,9 @@ class Ledger:
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
-        """Count what is reached inside as of `stage`."""
+        """Count what is reached inside as of `stage`, before which a run returns what it freed."""
         before, self.stage = self.stage, stage
+        self.heap = self.small
         try:
             for device in self.live:
                 self._reach(device, 0)

@@ -1,7 +1,7 @@
 """Seconds of a run's stages, from real runs of a block or two on the device at hand.
 
-The model has the run's own shape and random weights; windows are as long as the run's.  Three runs,
-after one that warms up, differ in one number each, and in each every stage is timed:
+The model has the run's own shape and random weights; windows are as long as the run's.  Three kinds
+of run, after one that warms up, differ in one number each, and in each every stage is timed:
 
     base    one block,   n of what the stage repeats (calibration windows, test windows, steps)
     deeper  two blocks,  n
@@ -9,7 +9,9 @@ after one that warms up, differ in one number each, and in each every stage is t
 
 A stage takes a + L k + N (u + L v) with L blocks and N repetitions.  Where it calibrates, u is the
 embedding of a window and left out; where it measures or trains, k is left out, since a block costs
-little beside its steps.  So three times are enough.
+little beside its steps.  So three times are enough.  n is doubled until the longer run takes
+seconds more, and each time is the smaller of two: what is carried on is a difference, many times
+over.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from sparsemend.run.job import build_parts
 from sparsemend.run.run import stages
 
 STEPS = 2  # of a fit; twice as many of the longer run
+ENOUGH = 2.0  # seconds that as many repetitions again take, against the noise of a machine
 ROUNDS = ("update_interval", "rounds")  # keys of methods whose steps differ from one another
 
 
@@ -54,6 +57,20 @@ class Amount:
     windows: int
     steps: int
     tested: int
+
+    def twice(self) -> Amount:
+        """As many repetitions again."""
+        return Amount(self.blocks, 2 * self.windows, 2 * self.steps, 2 * self.tested)
+
+    def covers(self, other: Amount) -> bool:
+        """Whether it repeats everything as often as `other`."""
+        most = Amount(
+            self.blocks,
+            max(self.windows, other.windows),
+            max(self.steps, other.steps),
+            max(self.tested, other.tested),
+        )
+        return self == most
 
 
 @dataclass(frozen=True)
@@ -92,10 +109,12 @@ def probe_seconds(cfg: DictConfig) -> dict[str, float]:
     samples, tested = int(cfg.data.calibration_samples), tested_windows(cfg)
     steps = int(cfg.method.get("max_steps", STEPS))
     few = Amount(1, min(samples, least_windows(cfg)), STEPS, int(cfg.hardware.evaluation_batch))
-    twice = replace(few, windows=2 * few.windows, steps=2 * few.steps, tested=2 * few.tested)
-    timed_run(cfg, few)  # what is imported and set up once
-    base, depth = timed_run(cfg, few)
-    runs = base, timed_run(cfg, replace(few, blocks=2))[0], timed_run(cfg, twice)[0]
+    _, depth = timed_run(cfg, few)  # what is imported and set up once
+    base, longer = _seconds(cfg, few), _seconds(cfg, few.twice())
+    whole_run = Amount(1, samples, steps, tested or 0)
+    while sum(longer.values()) - sum(base.values()) < ENOUGH and not few.covers(whole_run):
+        few, base, longer = few.twice(), longer, _seconds(cfg, few.twice().twice())
+    runs = base, _seconds(cfg, replace(few, blocks=2)), longer
     whole: dict[str, float] = {}
     window = 0.0  # seconds of measuring one
     for stage in base:
@@ -114,6 +133,12 @@ def probe_seconds(cfg: DictConfig) -> dict[str, float]:
         elif stage in (START, "export"):
             whole[stage] = times.calibrating(depth, 1)
     return whole
+
+
+def _seconds(cfg: DictConfig, amount: Amount) -> dict[str, float]:
+    """Stage -> the smaller of the seconds of two runs."""
+    first, second = (timed_run(cfg, amount)[0] for _ in range(2))
+    return {stage: min(first[stage], second[stage]) for stage in first if stage in second}
 
 
 def validations(cfg: DictConfig) -> int:

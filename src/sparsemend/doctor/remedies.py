@@ -61,6 +61,12 @@ REMEDIES = (
     Remedy({"hardware.micro_batch": 2}, ("repair",), "host"),
     Remedy({"hardware.micro_batch": 1}, ("repair",), "device"),
     Remedy({"hardware.micro_batch": 1}, ("repair",), "host"),
+    Remedy(
+        {"method.sensitivity_gradient": "candidates"},
+        FIT,
+        "device",
+        "follows the sensitivity of fewer weights",
+    ),
     Remedy({"hardware.evaluation_batch": 1}, MEASURE, "device"),
     Remedy({"hardware.evaluation_batch": 1}, MEASURE, "host"),
     Remedy({"cache.models": False}, ("prune",), "host"),

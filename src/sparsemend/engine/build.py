@@ -34,10 +34,13 @@ class NoKernels(Exception):
     """The kernels cannot be had here; the message says why."""
 
 
-def compiled_library() -> Path:
-    """The library, compiled now if it is not in the cache; raises NoKernels."""
-    compiler = _compiler()
-    path = user_cache() / "engine" / f"{_digest(compiler)}.so"
+def compiled_library(main: Path | None = None) -> Path:
+    """The library, compiled now if it is not in the cache; raises NoKernels.
+
+    main: the file that includes the others of its folder; None: the engine's.
+    """
+    compiler, main = _compiler(), main or SOURCE / MAIN
+    path = user_cache() / "engine" / f"{_digest(compiler, main.parent)}.so"
     if path.is_file():
         return path
     try:
@@ -45,7 +48,7 @@ def compiled_library() -> Path:
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
                 with replacing(path) as partial:
-                    _compile(compiler, partial)
+                    _compile(compiler, main, partial)
     except OSError as error:
         raise NoKernels(
             f"{path.parent} cannot be written ({error}); set SPARSEMEND_CACHE to a folder that can"
@@ -63,20 +66,20 @@ def _compiler() -> list[str]:
     raise NoKernels(f"{asked}; install one ({', '.join(COMPILERS)}) or set CXX")
 
 
-def _digest(compiler: list[str]) -> str:
+def _digest(compiler: list[str], source: Path) -> str:
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
     words = [*compiler, *FLAGS, platform.system(), platform.machine()]
     digest = hashlib.sha256(version + "\n".join(words).encode())
-    for file in sorted(SOURCE.iterdir()):
+    for file in sorted(source.iterdir()):
         digest.update(f"\n{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:24]
 
 
-def _compile(compiler: list[str], target: Path) -> None:
+def _compile(compiler: list[str], main: Path, target: Path) -> None:
     for extra in ([OPENMP], []):
-        command = [*compiler, *FLAGS, *extra, str(SOURCE / MAIN), "-o", str(target)]
+        command = [*compiler, *FLAGS, *extra, str(main), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return
     lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
-    raise NoKernels(f"{compiler[0]} cannot compile {SOURCE / MAIN}: {lines[0]}")
+    raise NoKernels(f"{compiler[0]} cannot compile {main}: {lines[0]}")

@@ -14,23 +14,32 @@ from sparsemend.engine.linear import PackedLinear
 from sparsemend.engine.packed import PackedWeight
 from sparsemend.errors import blame
 from sparsemend.files import replacing
+from sparsemend.names import PACKED_FORMAT
 
-PACKED_FORMAT = "sparsemend-packed-1"
 PARTS = ("mask", "values", "scale", "bias")
 
 
 def save_packed(
-    path: Path, linears: Mapping[str, PackedLinear], others: Mapping[str, Tensor]
+    path: Path,
+    linears: Mapping[str, PackedLinear],
+    others: Mapping[str, Tensor],
+    notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write packed linears by name, and other tensors by theirs, atomically."""
+    """Write packed linears by name, and other tensors by theirs, atomically.
+
+    notes: more metadata.  Raises ValueError where two tensors would have one name.
+    """
     tensors = dict(others)
     for name, linear in linears.items():
         for part in PARTS:
             tensor = getattr(linear, part)
-            if tensor is not None:
-                tensors[f"{name}.{part}"] = tensor
+            if tensor is None:
+                continue
+            if f"{name}.{part}" in tensors:
+                raise ValueError(f"two tensors of {path.name} would be called {name}.{part}")
+            tensors[f"{name}.{part}"] = tensor
     shapes = {name: [m.out_features, m.in_features] for name, m in linears.items()}
-    metadata = {"format": PACKED_FORMAT, "shapes": json.dumps(shapes)}
+    metadata = {**(notes or {}), "format": PACKED_FORMAT, "shapes": json.dumps(shapes)}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata)
 

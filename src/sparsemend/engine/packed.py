@@ -23,6 +23,7 @@ from sparsemend.sparse.packing import pack, unpack
 
 ROWS = 4
 COLUMNS = 32
+TILE = (ROWS, COLUMNS)
 PADDING = 64  # values after the last: a kernel reads up to 64 bytes past what it uses
 CODES = 127  # largest int8 code; -128 stays unused, so that a weight and its negative fare alike
 VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -79,10 +80,15 @@ class PackedWeight:
                 "are stored; the file is damaged"
             )
         _check_scale(name, self)
-        outside = keep_of(self.mask, (grid[0] * ROWS, grid[1] * COLUMNS))
-        outside[:rows, :columns] = False
-        if outside.any():
+        if self._has_bits_outside():
             raise ValueError(f"{name}: the mask has bits beyond the {rows} x {columns} weight")
+
+    def _has_bits_outside(self) -> bool:
+        """Whether the mask stores something in the rows and columns that only fill it up."""
+        rows, columns = (length % step for length, step in zip(self.shape, TILE, strict=True))
+        last_rows = self.mask[-1, :, rows:] if rows else self.mask[:0]
+        last_columns = self.mask[:, -1].numpy().view(np.uint32) >> columns if columns else ()
+        return bool(last_rows.any()) or bool(np.any(last_columns))
 
 
 def pack_weight(weight: Tensor, *, keep: Tensor | None, values: str) -> PackedWeight:

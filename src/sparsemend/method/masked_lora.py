@@ -5,10 +5,11 @@
 The mask is in the forward pass and in the fold alike, so merging loses no zero.  One function, in
 two graph forms with exact gradients (D = dLoss/dY, N weights, T tokens):
 
-    merge_first   y = x W_eff^T                       6TN + 6rN FLOPs   MaskLoRA, SP-LoRA
+    merge_first   y = x W_eff^T                       6TN + 8rN FLOPs   MaskLoRA, SP-LoRA
     two_gemm      y = x W^T + drop(x) (s keep * BA)^T 10TN + 6rN FLOPs  SparsePEFT as released
 
-Both keep a weight-sized matrix and its mask for the backward pass (3 bytes per bf16 weight).
+merge_first forms W_eff again in the backward pass and keeps nothing weight-sized for it; two_gemm
+keeps a weight-sized matrix and its mask (3 bytes per bf16 weight).
 MaskLoRA: PERP, Zimmer et al. 2023, arXiv 2312.15230.  SparsePEFT: SQFT, Munoz et al. 2024, arXiv
 2410.03750.  In bf16 merge_first rounds the sum to the weight's grid in every forward, two_gemm
 only when it folds (the report then has validation/loss/folded beside validation/loss).

@@ -31,6 +31,7 @@ from sparsemend.preflight.cache import check_cache
 from sparsemend.preflight.checkpoint import check_checkpoint
 from sparsemend.preflight.data import check_paths, check_tokenizers, data_sources
 from sparsemend.preflight.declared import check_declared
+from sparsemend.preflight.export import check_export
 from sparsemend.preflight.linear_names import check_linear_names
 from sparsemend.preflight.logger import check_loggers
 from sparsemend.preflight.members import check_members
@@ -84,6 +85,7 @@ def check(cfg: DictConfig) -> None:
     check_rounding(cfg, pattern)
     check_true_sequential(cfg)
     check_dtype(cfg)
+    check_export(cfg)
     check_attention(cfg)
     check_loggers(cfg)
     check_steps(cfg)

@@ -122,7 +122,7 @@ def open_skeleton(
     """
     config = checkpoint.checked_config(attention)
     stored = _tensors_of(checkpoint, config)
-    shell = _shell(checkpoint, config, dtype, attention)
+    shell = shell_of(checkpoint, config, dtype, attention)
     mapping: Any = get_model_conversion_mapping(shell)
     settings = LoadStateDictConfig(
         dtype=dtype,
@@ -183,7 +183,7 @@ def _tensors_of(checkpoint: Checkpoint, config: PreTrainedConfig) -> dict[str, S
     return {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
 
 
-def _shell(
+def shell_of(
     checkpoint: Checkpoint, config: PreTrainedConfig, dtype: torch.dtype, attention: str | None
 ) -> PreTrainedModel:
     """A model of the class that the config names, without a weight."""

@@ -212,7 +212,7 @@ class ADMM(Pruner):
         candidates = lowest_per_group(score, pattern)
         if share == 1:
             return candidates
-        count = int(int(candidates.sum()) * share)
+        count = int(int(candidates.count_nonzero()) * share)
         return lowest_of_all(score.masked_fill(~candidates, torch.inf), count)
 
 

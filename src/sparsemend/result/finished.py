@@ -18,6 +18,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from sparsemend.config.export import packed_values, stored_dtype
 from sparsemend.config.keys import keys_that
 from sparsemend.config.locations import EMBEDDED, PACKAGED, is_local
 from sparsemend.config.renamed import check_stored
@@ -53,8 +54,17 @@ class FinishedRun:
     @property
     def dtype(self) -> str:
         """The dtype of the exported weights."""
-        config = self.result.config
-        return str(config.get("export_dtype") or config["model"]["dtype"])
+        return stored_dtype(self.result.config)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the exported weights are packed."""
+        return packed_values(self.result.config) is not None
+
+    @property
+    def supports(self) -> Path:
+        """The file of the supports that belong to the exported weights."""
+        return (self.folder if self.packed else self.model) / MASKS
 
     @property
     def command(self) -> str | None:
@@ -138,7 +148,12 @@ def finished_run(asked: str) -> FinishedRun:
         )
     check_stored(result.config, folder)
     run = FinishedRun(folder, result)
-    if not (run.model / MASKS).is_file():
+    if packed_values(result.config) == "int8":
+        raise ValueError(
+            f"from_run={asked}: its weights were rounded to int8 when they were packed, and are "
+            "not those that it measured; run it again with export_form=dense"
+        )
+    if not run.supports.is_file() or not run.model.is_dir():
         command = run.command or "its command"
         raise FileNotFoundError(
             f"from_run={asked}: it has no model/, and masks or checkpoints are not weights; run it "

@@ -17,8 +17,9 @@ from sparsemend.layout.saved import module_supports
 from sparsemend.layout.unfold import unfold_
 from sparsemend.method.base import RepairMethod
 from sparsemend.model import DTYPES
-from sparsemend.names import BLOCKS, MASKS
+from sparsemend.names import BLOCKS
 from sparsemend.pretrained.checkpoint import Checkpoint
+from sparsemend.pretrained.packed import load_unpacked
 from sparsemend.pretrained.streamed_blocks import open_streamed
 from sparsemend.result.finished import FinishedRun, finished_run
 from sparsemend.run.adopt import attach_supports
@@ -60,7 +61,19 @@ def load_repaired(
         trust_remote_code=bool(cfg.model.get("trust_remote_code")),
     )
     dtype, attention = DTYPES[finished.dtype], cfg.model.get("attention")
-    if blocks is None:
+    if finished.packed:
+        if blocks is not None:
+            raise ValueError(
+                f"from_run={finished.folder}: packed weights are read whole; set "
+                "hardware.stream=false"
+            )
+        model = load_unpacked(
+            finished.model,
+            dtype=dtype,
+            attention=attention,
+            trust_remote_code=exported.trust_remote_code,
+        )
+    elif blocks is None:
         model = exported.load(dtype=dtype, attention=attention)
         unfold_(model)
     else:
@@ -68,7 +81,7 @@ def load_repaired(
         residency_of(model).begin("repaired")
     name_linears_(model)
     choose_(model, PrunableNames.of(cfg))
-    attach_supports(model, module_supports(model, load_masks(finished.model / MASKS)))
+    attach_supports(model, module_supports(model, load_masks(finished.supports)))
     if finished.adapter is not None:
         method.load_adapter(model, finished.adapter)
     return model.eval()

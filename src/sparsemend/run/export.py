@@ -1,7 +1,8 @@
-"""The export of a run: plain dense safetensors that any Hugging Face code loads.
+"""The export of a run: plain dense safetensors that any Hugging Face code loads, or packed ones.
 
-No sparse format and no `sparsity_config`: engines that dropped sparsity refuse both, and the zeros
-are in the weights anyway.  The packed supports lie beside them.
+Dense: no sparse format and no `sparsity_config`, since engines that dropped sparsity refuse both,
+and the zeros are in the weights anyway; the packed supports lie beside them.  Packed
+(export_form=packed): the supports are in the weights, which this package alone multiplies by.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.blocks.residency import residency_of, streams, visit_blocks
 from sparsemend.checkpoint.card import model_card
+from sparsemend.config.export import packed_values
 from sparsemend.files import replacing_folder
 from sparsemend.layout.saved import saved_masks
 from sparsemend.layout.unfold import fold_
@@ -26,6 +28,7 @@ from sparsemend.model import DTYPES
 from sparsemend.names import ADAPTER, MASKS, MODEL
 from sparsemend.result.finished import command_line, finished_run
 from sparsemend.run.job import Loaded, RunJob
+from sparsemend.run.packed import save_packed_model
 from sparsemend.run.streamed import save_streamed
 from sparsemend.sparse.count import effective_sparsity, sparsity_report, sparsity_section
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
@@ -35,7 +38,7 @@ from sparsemend.sparse.mask_file import write_masks
 def export_stage(job: RunJob, loaded: Loaded, asked: Mapping[str, float]) -> None:
     """Write masks, adapter and, where it was asked for, the model; record the sparsity.
 
-    asked: sparsity of every linear.  The model turns dense where it is exported.
+    asked: sparsity of every linear.  The model turns dense where it is exported so.
     """
     with job.stages.measure("export"):
         _export(job, loaded.model, loaded.tokenizer, asked)
@@ -67,9 +70,18 @@ def _export(
     if cfg.export:
         card = model_card(content, _command(cfg.from_run))
         companions = job.parts.model.companions()
-        if not streams(model):
+        values = packed_values(cfg)
+        if not streams(model) and values is None:
             to_dense_(model)
-        export(model, tokenizer, exported, masks=masks, card=card, companions=companions)
+        export(
+            model,
+            tokenizer,
+            exported,
+            masks=masks,
+            card=card,
+            companions=companions,
+            values=values,
+        )
 
 
 def _command(from_run: str | None) -> str:
@@ -124,16 +136,20 @@ def export(
     masks: Path,
     card: str | None,
     companions: Sequence[Path] = (),
+    values: str | None = None,
 ) -> None:
     """Write `folder` whole or not at all: weights, config, tokenizer, supports, model card.
 
-    companions: files to copy beside them.
-    The model, which holds no SparseLinear any more, is folded into the layout of its class; one
-    whose blocks lie in files stays as it is.
+    companions: files to copy beside them.  values: the dtype in which sparse linears are packed on
+    their supports, which then lie in no file of their own; None: weights are dense.
+    A model whose weights are to be dense, and which holds no SparseLinear any more, is folded into
+    the layout of its class; one that is packed or whose blocks lie in files stays as it is.
     """
     with replacing_folder(folder) as partial:
         with caching(model):
-            if streams(model):
+            if values is not None:
+                save_packed_model(model, partial, values=values)
+            elif streams(model):
                 save_streamed(model, partial)
             else:
                 fold_(model)
@@ -142,7 +158,7 @@ def export(
             tokenizer.save_pretrained(partial)
         for file in companions:
             shutil.copyfile(file, partial / file.name)
-        if masks.exists():
+        if masks.exists() and values is None:
             place_beside(masks, partial / masks.name)
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")

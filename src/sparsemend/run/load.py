@@ -6,7 +6,9 @@ An error appears here, before anything is measured.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +35,8 @@ from sparsemend.run.windows import (
     first_window,
     read_windows,
 )
+
+log = logging.getLogger(__name__)
 
 
 def load(job: RunJob) -> Loaded:
@@ -133,7 +137,10 @@ def load_model(job: RunJob, windows: Windows) -> PreTrainedModel:
         move_(model, job.device)
     if job.cfg.from_run is None:  # a finished run is neither pruned nor repaired
         window = first_window(windows.calibration, windows.test)
+        started = perf_counter()
         check_walk(model, window, device=job.device, offload=job.parts.hardware.offload)
+        seconds = perf_counter() - started
+        log.info("the model's blocks, visited one by one, give its forward (%.1f s)", seconds)
         _check_work(job, model, given_supports(job, model))
     return model
 

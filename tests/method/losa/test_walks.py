@@ -9,8 +9,8 @@ import torch
 from support.contracts import bench_for, method_of, pruned_model
 from transformers import PreTrainedModel
 
+from sparsemend.method.adapter import lors_function
 from sparsemend.method.adapter.block_errors import ModelPair, output_errors
-from sparsemend.method.losa import linear as losa_linear
 from sparsemend.method.losa.losa import Losa
 from sparsemend.method.losa.progress import losa_linears
 from sparsemend.method.losa.walks import merged_by_block
@@ -33,8 +33,8 @@ def test_a_walk_builds_each_weight_once_with_the_same_bits(
     pair = ModelPair(model, bench.load_dense(), bench.calibration)
     expected = output_errors(pair)
     built: list[int] = []
-    build = losa_linear.fused_weight
-    monkeypatch.setattr(losa_linear, "fused_weight", lambda *a: built.append(1) or build(*a))
+    build = lors_function.fused_weight
+    monkeypatch.setattr(lors_function, "fused_weight", lambda *a: built.append(1) or build(*a))
     linears = losa_linears(model).values()
     with merged_by_block(model):
         assert output_errors(pair) == expected

@@ -12,11 +12,12 @@ weight-sized G.  LoRS puts the rank-r factor first, which drops the mask from th
     exact_tiled   exact, a strip of output rows of G at a time, summed in fp32
 
 (LoRS, Hu et al. 2025, arXiv 2501.08582.)  Pure in (x, W, A, B): safe under activation
-checkpointing and when a layer is called twice.
+checkpointing and when a layer is called twice.  `lors_operator` is the same for torch.compile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sparsemend.method.adapter.fused import weight as fused
+from sparsemend.method.adapter.fused.plain import support_rows
 from sparsemend.sparse.linear import zero_off_
-from sparsemend.sparse.packing import unpack
 
 GRAD_MODES = ("ste", "released", "exact", "exact_tiled")
 FUSE_DTYPES = ("float32", "weight")
-STRIP_ROWS = 128  # 64 to 512 rows of 1024 inputs take the same time; all 1024 take twice that
 
 
 @dataclass(frozen=True)
@@ -50,27 +51,16 @@ class LorsSettings:
 def fused_weight(
     weight: Tensor, a: Tensor, b: Tensor, packed_keep: Tensor | None, settings: LorsSettings
 ) -> Tensor:
-    """keep * (base W + s B A), (O, I), one fused multiply-add rounded once to settings.dtype.
+    """keep * (base W + s B A), (O, I), rounded once to settings.dtype; it has no gradient.
 
     packed_keep None reads the support from W != 0.
     """
     wide = weight.dtype
     if settings.fuse_dtype == "float32":
         wide = torch.promote_types(wide, torch.float32)
-    a, b = a.to(wide), b.to(wide)
-    # on a CPU a strip of rows stays in cache from the product to the mask
-    strip = STRIP_ROWS if weight.device.type == "cpu" else weight.shape[0]
-    fused = torch.empty_like(weight, dtype=settings.dtype) if strip < weight.shape[0] else None
-    for start in range(0, weight.shape[0], strip):
-        part = slice(start, start + strip)
-        merged = weight[part].to(wide, copy=True)  # the only wide one: added to in place
-        merged.addmm_(b[part], a, beta=settings.base, alpha=settings.scale)
-        zero_off_(merged, _support_rows(weight, packed_keep, part))
-        if fused is None:
-            return merged.to(settings.dtype)
-        fused[part] = merged
-    assert fused is not None  # a weight has rows
-    return fused
+    scale, base = settings.scale, settings.base
+    with torch.no_grad():
+        return fused.OPERATOR(weight, a, b, packed_keep, scale, base, wide, settings.dtype)
 
 
 def times(rows: Tensor, effective: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,11 +70,73 @@ def times(rows: Tensor, effective: Tensor, bias: Tensor | None) -> Tensor:
     return torch.addmm(bias.to(rows.dtype), rows, effective.T)
 
 
-def _support_rows(weight: Tensor, packed_keep: Tensor | None, part: slice) -> Tensor:
-    """The support of some output rows."""
-    if packed_keep is None:
-        return weight[part] != 0
-    return unpack(packed_keep[part], weight.shape[1])
+@dataclass(frozen=True)
+class Factors:
+    """What a product has besides x and bias: W (O, I), A (R, I), B (O, R), packed keep or None."""
+
+    weight: Tensor
+    a: Tensor
+    b: Tensor
+    packed_keep: Tensor | None
+
+    def effective(self, settings: LorsSettings) -> Tensor:
+        """The fused weight."""
+        return fused_weight(self.weight, self.a, self.b, self.packed_keep, settings)
+
+
+def product(x: Tensor, factors: Factors, bias: Tensor | None, settings: LorsSettings) -> Tensor:
+    """y (T, O) from x (.., I) of T rows."""
+    with torch.autocast(x.device.type, enabled=False):
+        rows = x.to(settings.dtype).flatten(0, -2)
+        return times(rows, factors.effective(settings), bias)
+
+
+def input_gradient(d: Tensor, x: Tensor, factors: Factors, settings: LorsSettings) -> Tensor:
+    """dx, shaped as x, from d (T, O)."""
+    with torch.autocast(x.device.type, enabled=False):
+        effective = factors.effective(settings)
+        return (d.to(settings.dtype) @ effective).view(x.shape).to(x.dtype)
+
+
+def factor_gradients(
+    d: Tensor, x: Tensor, factors: Factors, settings: LorsSettings
+) -> tuple[Tensor, Tensor]:
+    """(dA (R, I), dB (O, R)) in the factors' dtype, summed in fp32, from d (T, O) and x."""
+    a, b = factors.a, factors.b
+    with torch.autocast(x.device.type, enabled=False):
+        d, x = d.to(settings.dtype), x.to(settings.dtype).flatten(0, -2)
+        if settings.grad_mode in ("ste", "released"):
+            return rank_first(x, d, a, b, settings.scale if settings.grad_mode == "ste" else 1.0)
+        rows = factors.weight.shape[0]
+        strip = settings.tile_rows if settings.grad_mode == "exact_tiled" else rows
+        wide = torch.promote_types(a.dtype, torch.float32)  # of the sum over strips
+        da = torch.zeros_like(a, dtype=wide)
+        db = torch.empty_like(b)
+        for start in range(0, rows, strip):
+            part = slice(start, start + strip)
+            g = d[:, part].T @ x
+            g = zero_off_(g, support_rows(factors.weight, factors.packed_keep, part)).to(a.dtype)
+            db[part] = settings.scale * (g @ a.T)
+            da.addmm_(b[part].T.to(wide), g.to(wide), alpha=settings.scale)
+        return da.to(a.dtype), db
+
+
+def rank_first(x: Tensor, d: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """scale (D B)^T x and scale D^T (x A^T): two products with inner T x r, no mask."""
+    db = d.T @ (x @ a.to(x.dtype).T)
+    da = (d @ b.to(d.dtype)).T @ x
+    return da.to(a.dtype).mul_(scale), db.to(b.dtype).mul_(scale)
+
+
+def bias_gradient(d: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of d (T, O) over the rows, in fp32 at least."""
+    return d.sum(dim=0, dtype=torch.promote_types(d.dtype, torch.float32)).to(dtype)
+
+
+def refuse_weight_gradient(needed: Sequence[bool]) -> None:
+    """Raise RuntimeError where the second input, the weight, needs a gradient."""
+    if needed[1]:
+        raise RuntimeError("this linear forms no weight gradient; freeze the weight")
 
 
 class LorsFunction(torch.autograd.Function):
@@ -104,65 +156,24 @@ class LorsFunction(torch.autograd.Function):
         packed_keep: Tensor | None,
         settings: LorsSettings,
     ) -> Tensor:
-        if ctx.needs_input_grad[1]:
-            raise RuntimeError("LoRS forms no weight gradient; freeze the weight")
+        refuse_weight_gradient(ctx.needs_input_grad)
         ctx.save_for_backward(x, weight, a, b, packed_keep)
         ctx.settings = settings
         ctx.bias_dtype = None if bias is None else bias.dtype
-        with torch.autocast(x.device.type, enabled=False):
-            effective = fused_weight(weight, a, b, packed_keep, settings)
-            y = times(x.to(settings.dtype).flatten(0, -2), effective, bias)
+        y = product(x, Factors(weight, a, b, packed_keep), bias, settings)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, packed_keep = ctx.saved_tensors
-        settings: LorsSettings = ctx.settings
+        x, *held = ctx.saved_tensors
+        factors, settings = Factors(*held), ctx.settings
         dx = da = db = dbias = None
-        with torch.autocast(x.device.type, enabled=False):
-            d = gradient.to(settings.dtype).flatten(0, -2)
-            rows = x.to(settings.dtype).flatten(0, -2)
-            if ctx.needs_input_grad[0]:
-                effective = fused_weight(weight, a, b, packed_keep, settings)
-                dx = (d @ effective).view(x.shape).to(x.dtype)
-                del effective
-            if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-                da, db = _factor_gradients(rows, d, weight, a, b, packed_keep, settings)
-            if ctx.needs_input_grad[4]:
-                dbias = d.sum(dim=0, dtype=torch.promote_types(d.dtype, torch.float32))
-                dbias = dbias.to(ctx.bias_dtype)
+        d = gradient.to(settings.dtype).flatten(0, -2)
+        if ctx.needs_input_grad[0]:
+            dx = input_gradient(d, x, factors, settings)
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            da, db = factor_gradients(d, x, factors, settings)
+        if ctx.needs_input_grad[4]:
+            dbias = bias_gradient(d, ctx.bias_dtype)
         return dx, None, da, db, dbias, None, None
-
-
-def _factor_gradients(
-    x: Tensor,
-    d: Tensor,
-    weight: Tensor,
-    a: Tensor,
-    b: Tensor,
-    packed_keep: Tensor | None,
-    settings: LorsSettings,
-) -> tuple[Tensor, Tensor]:
-    """(dA (R, I), dB (O, R)) in the factors' dtype, summed in fp32, from x (T, I) and d (T, O)."""
-    if settings.grad_mode in ("ste", "released"):
-        scale = settings.scale if settings.grad_mode == "ste" else 1.0
-        return rank_first(x, d, a, b, scale)
-    strip = settings.tile_rows if settings.grad_mode == "exact_tiled" else weight.shape[0]
-    wide = torch.promote_types(a.dtype, torch.float32)  # of the sum over strips
-    da = torch.zeros_like(a, dtype=wide)
-    db = torch.empty_like(b)
-    for start in range(0, weight.shape[0], strip):
-        part = slice(start, start + strip)
-        g = d[:, part].T @ x
-        g = zero_off_(g, _support_rows(weight, packed_keep, part)).to(a.dtype)
-        db[part] = settings.scale * (g @ a.T)
-        da.addmm_(b[part].T.to(wide), g.to(wide), alpha=settings.scale)
-    return da.to(a.dtype), db
-
-
-def rank_first(x: Tensor, d: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """scale (D B)^T x and scale D^T (x A^T): two products with inner T x r, no mask."""
-    db = d.T @ (x @ a.to(x.dtype).T)
-    da = (d @ b.to(d.dtype)).T @ x
-    return da.to(a.dtype).mul_(scale), db.to(b.dtype).mul_(scale)

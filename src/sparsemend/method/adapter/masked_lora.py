@@ -5,18 +5,34 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sparsemend.method.adapter.lors_function import Factors, LorsSettings
+from sparsemend.method.adapter.lors_operator import lors_linear
 from sparsemend.method.adapter.low_rank import LowRankLinear
 from sparsemend.sparse.linear import SparseLinear
 
+TILE_ROWS = 1024  # of the gradient at a time; 7B models' widths are 4 to 11 of them
+
 
 class MaskedLoraLinear(LowRankLinear):
-    """W_eff = keep * (W + scale * B A), merged before the product."""
+    """W_eff = keep * (W + scale * B A), merged before the product.
 
-    def masked_update(self) -> Tensor:
-        return self.update() * self.keep
+    It is built again for the backward pass, which forms the exact gradient a strip at a time.
+    """
+
+    @property
+    def settings(self) -> LorsSettings:
+        return LorsSettings(self.scale, "exact_tiled", TILE_ROWS, "float32", self.weight.dtype)
+
+    @property
+    def factors(self) -> Factors:
+        """W, A, B and the support."""
+        return Factors(self.weight, self.lora_a, self.lora_b, self.packed_keep)
 
     def effective_weight(self) -> Tensor:
-        return (self.wide_weight() + self.masked_update()).to(self.weight.dtype)
+        return self.factors.effective(self.settings)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return lors_linear(input, self.factors, self.bias, self.settings)
 
 
 class TwoGemmLinear(MaskedLoraLinear):
@@ -25,6 +41,9 @@ class TwoGemmLinear(MaskedLoraLinear):
     def __init__(self, base: SparseLinear, start: Tensor, scale: float, dropout: float) -> None:
         super().__init__(base, start, scale)
         self.dropout = nn.Dropout(dropout)
+
+    def masked_update(self) -> Tensor:
+        return self.update() * self.keep
 
     def forward(self, input: Tensor) -> Tensor:
         update = self.masked_update().to(input.dtype)

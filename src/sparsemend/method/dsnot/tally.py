@@ -37,7 +37,7 @@ class Tally:
         """The tally of one linear that started with support `start`."""
         return Tally(
             revived=int((refined.keep & ~start).count_nonzero()),
-            moved=int((refined.keep != start).sum()),
+            moved=int((refined.keep != start).count_nonzero()),
             weights=start.numel(),
             rows=len(start),
             before=float(refined.before.abs().sum()),

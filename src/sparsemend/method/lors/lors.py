@@ -2,8 +2,8 @@
 
     W_eff = keep * (W + s B A),   s = alpha / sqrt(r)
 
-The same function as masked LoRA, without its two costs: no weight-sized tensor is kept for the
-backward pass (the merged weight is rebuilt) and no weight-sized gradient is formed (the rank-r
+The same function as masked LoRA: no weight-sized tensor is kept for the backward pass (the merged
+weight is rebuilt).  Without masked LoRA's cost: no weight-sized gradient is formed (the rank-r
 factor comes first).  See adapter/lors_function for the gradients, start for where A starts.
 
 LoRS: Hu et al. 2025, arXiv 2501.08582; doi 10.26599/TST.2025.9010174.
@@ -148,7 +148,7 @@ class Lors(TrainedRepair):
 
 def check_derivable(name: str, weight: Tensor, keep: Tensor) -> None:
     """Raise ValueError where W != 0 would drop a kept weight."""
-    zeros = int(((weight == 0) & keep.to(weight.device)).sum())
+    zeros = int(((weight == 0) & keep.to(weight.device)).count_nonzero())
     if zeros:
         raise ValueError(
             f"method.mask=derived reads the support of {name} from its non-zero weights, but "

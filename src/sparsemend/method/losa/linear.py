@@ -16,19 +16,14 @@ with W_eff.  Gradients are exact and nothing weight-sized is kept for them (adap
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsemend.method.adapter.lors import LorsLinear
-from sparsemend.method.adapter.lors_function import (
-    LorsFunction,
-    LorsSettings,
-    fused_weight,
-    times,
-)
+from sparsemend.method.adapter.lors_function import Factors, LorsSettings, times
+from sparsemend.method.adapter.lors_operator import lors_linear
 from sparsemend.method.adapter.rows import by_rows
 from sparsemend.sparse.linear import SparseLinear, zero_off_
 
@@ -64,30 +59,24 @@ class LosaLinear(LorsLinear):
         a, b = self.used
         return self.scale * (b @ a)
 
-    def effective_weight(self) -> Tensor:
-        return fused_weight(self.weight, *self.used, self.packed_keep, self.settings)
+    @property
+    def factors(self) -> Factors:
+        """W, the factors in use, and the support."""
+        return Factors(self.weight, *self.used, self.packed_keep)
 
     def forward(self, input: Tensor) -> Tensor:
-        settings, device = self.settings, input.device.type
         if self.keeps_merged and not (self.training or torch.is_grad_enabled()):
             return by_rows(self._merged_product, input)
-        if torch.is_autocast_enabled(device):
-            settings = replace(settings, dtype=torch.get_autocast_dtype(device))
         if not (self.training and self.dropout):
-            return by_rows(partial(self._product, settings, self.bias), input)
-        dropped, alone = F.dropout(input, self.dropout), replace(settings, base=0.0)
-        update = by_rows(partial(self._product, alone, None), dropped)
+            return super().forward(input)
+        dropped, alone = F.dropout(input, self.dropout), replace(self.settings, base=0.0)
+        update = lors_linear(dropped, self.factors, None, alone)
         return F.linear(input, self.weight, self.bias) + update
 
     def _merged_product(self, rows: Tensor) -> Tensor:
         if self.merged is None or self.merged.device != rows.device:
             self.merged = self.effective_weight()
         return times(rows.to(self.merged.dtype), self.merged, self.bias)
-
-    def _product(self, settings: LorsSettings, bias: Tensor | None, rows: Tensor) -> Tensor:
-        a, b = self.used
-        output: Tensor = LorsFunction.apply(rows, self.weight, a, b, bias, self.packed, settings)
-        return output
 
     @torch.no_grad()
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:

@@ -203,7 +203,7 @@ class Reconstruct(BlockPlan, RepairMethod):
             parameter.requires_grad_(True)
         count = sum(parameter.numel() for parameter in trained)
         if self.form == "weights":
-            count -= sum(int((~linear.keep).sum()) for _, linear in sparse_linears(block))
+            count -= sum(int((~linear.keep).count_nonzero()) for _, linear in sparse_linears(block))
         return count
 
 

@@ -152,7 +152,7 @@ class Spiel(DeltaRepair):
             return layer.keep
         if self.prune_back == "pruner":
             return torch.ones_like(layer.keep)
-        score, zeros = weight.abs(), int((~layer.keep).sum())
+        score, zeros = weight.abs(), int((~layer.keep).count_nonzero())
         if self.pattern.unstructured:
             return ~lowest_per_row(score.view(1, -1), zeros).view(weight.shape)
         return ~lowest_per_group(score, self.pattern.at(zeros / weight.numel()))

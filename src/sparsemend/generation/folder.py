@@ -1,0 +1,45 @@
+"""The model folder that a place means, checked as far as its files tell without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsemend.checkpoint.headers import weight_files
+from sparsemend.checkpoint.model import read_config
+from sparsemend.checkpoint.packed import PackedFolder, is_packed, read_packed
+from sparsemend.config.locations import is_local, resolve_path, tilde_hint
+from sparsemend.names import MODEL, RESULT
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """A folder or hub id, and what its packed files hold, None where its weights are ordinary."""
+
+    path: str
+    packed: PackedFolder | None
+
+
+def find_place(asked: str) -> ModelPlace:
+    """The place of a model: a folder, a run folder that was exported, a GGUF file or a hub id.
+
+    Raises FileNotFoundError or ValueError in one line where it cannot be one.
+    """
+    folder = Path(resolve_path(asked))
+    if (folder / RESULT).is_file():
+        if not (folder / MODEL).is_dir():
+            raise FileNotFoundError(
+                f"{asked} is a run folder without a model/; repeat its run with export=true"
+            )
+        asked, folder = str(folder / MODEL), folder / MODEL
+    if is_packed(folder):
+        read_config(folder)
+        return ModelPlace(asked, read_packed(folder))
+    if folder.is_dir():
+        read_config(folder)
+        weight_files(folder)
+    elif folder.exists() and folder == Path(asked):
+        raise ValueError(f"{asked} is a file; give the folder of a model, or a GGUF file")
+    elif folder == Path(asked) and is_local(asked):
+        raise FileNotFoundError(f"{asked} does not exist{tilde_hint(asked)}; give a model folder")
+    return ModelPlace(asked, None)

@@ -1,0 +1,67 @@
+"""Answers prompts one after the other: text to standard output, rates to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sparsemend.generation.folder import ModelPlace
+from sparsemend.generation.generate import TimedText, generate
+from sparsemend.generation.opened import Opened, open_place
+from sparsemend.generation.settings import Sampling
+from sparsemend.terminal import note
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """How prompts are put.  chat: in the tokenizer's template, after `system` where it is given."""
+
+    sampling: Sampling
+    chat: bool
+    system: str | None
+
+    def answer(self, opened: Opened, prompt: str) -> None:
+        """Write the text that follows a prompt, and how fast it came, also where it is stopped."""
+        tokens = opened.tokens(prompt, chat=self.chat, system=self.system)
+        room = opened.room(tokens.shape[1])
+        if room is not None and room < self.sampling.max_new_tokens:
+            note(f"{room} new tokens at most: the model has no more positions")
+        streamer = TimedText(opened.tokenizer, write)
+        try:
+            generate(opened, tokens, self.sampling, streamer)
+        except KeyboardInterrupt:
+            streamer.end()
+            raise
+        finally:
+            write("\n")
+            note(f"{streamer.rates()}  ({opened.form})")
+
+
+def speak(
+    place: ModelPlace,
+    prompts: Sequence[str],
+    speaker: Speaker,
+    *,
+    dtype: str | None,
+    threads: int | None,
+    trust_remote_code: bool,
+) -> None:
+    """Open the model of a place and answer these prompts.
+
+    dtype: float32 or bfloat16, None as it is stored.  threads: None as torch has them.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    named = None if dtype is None else getattr(torch, dtype)
+    opened = open_place(place, dtype=named, trust_remote_code=trust_remote_code)
+    for prompt in prompts:
+        speaker.answer(opened, prompt)
+
+
+def write(text: str) -> None:
+    """Write to standard output, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

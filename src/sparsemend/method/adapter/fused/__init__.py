@@ -1,0 +1,1 @@
+"""keep * (W + s B A) in one pass over the weight, and what computes it on each device."""

@@ -1,0 +1,42 @@
+"""Refuse a packed export that would write nothing, or that could not be written at the end."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from sparsemend.config.export import packed_values, stored_dtype
+from sparsemend.config.flags import says
+from sparsemend.preflight.vocabulary import leaves_whole, name_of
+
+
+def check_export(cfg: DictConfig) -> None:
+    """Raise ValueError where keys of a packed export contradict each other or the rest."""
+    values, dtype = packed_values(cfg), stored_dtype(cfg)
+    if values is None:
+        if cfg.export_values is not None:
+            raise ValueError(
+                f"export_values={cfg.export_values} is for packed weights; add export_form=packed"
+            )
+        return
+    if not cfg.export:
+        raise ValueError("export_form=packed says how to export; add export=true")
+    if dtype == "float16":
+        raise ValueError(
+            "export_form=packed stores float32 and bfloat16 models, and this one is float16; add "
+            "export_dtype=bfloat16 or export_dtype=float32"
+        )
+    if (values, dtype) == ("bfloat16", "float32"):
+        raise ValueError(
+            "export_values=bfloat16 would round the weights of a float32 model; add "
+            "export_dtype=bfloat16, which rounds them before their zeros are counted"
+        )
+    if leaves_whole(cfg.pruner):
+        raise ValueError(
+            f"export_form=packed: pruner={name_of(cfg.pruner)} leaves no zero, so there is "
+            "nothing to pack; set export_form=dense"
+        )
+    if not says(cfg.method, "foldable"):
+        raise ValueError(
+            f"export_form=packed: method={name_of(cfg.method)} leaves its adapter beside the "
+            "weights, which a packed linear has no place for; set export_form=dense"
+        )
