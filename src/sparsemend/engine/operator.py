@@ -1,6 +1,6 @@
 """The product with a packed weight as an operator of torch: sparsemend::packed_linear.
 
-Few tokens are multiplied sparse, and many, too, where the processor has the tiles of AMX.  Elsewhere
+Few tokens are multiplied sparse; many too where the processor has the tiles of AMX.  Elsewhere
 blocks of rows are expanded into a dense scratch for many, and torch multiplies by that, which it
 does faster.  All read the one packed copy.  The operator has no gradient.  It knows its output's
 shape without values, so torch.compile traces it.
