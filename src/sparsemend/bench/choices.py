@@ -43,7 +43,11 @@ def compose_section(key: str, choice: Mapping[str, Any], search: list[str]) -> D
 
 def build(key: str, choice: Mapping[str, Any], search: list[str]) -> Any:
     """The configured object; a user's own may live in any module."""
-    section = compose_section(key, choice, search)
+    return instance(key, compose_section(key, choice, search))
+
+
+def instance(key: str, section: DictConfig) -> Any:
+    """The object of a composed section; messages name `key` as its place."""
     with blame(key, f"compare the keys of {key} with the constructor that its _target_ names"):
         return instantiate(
             section, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS

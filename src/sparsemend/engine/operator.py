@@ -1,9 +1,9 @@
 """The product with a packed weight as an operator of torch: sparsemend::packed_linear.
 
-Few tokens are multiplied sparse, and many, too, where the processor has the tiles of AMX;
-elsewhere, for many, blocks of rows are expanded into a dense scratch and torch multiplies by that,
-which it does faster.  All read the one packed copy.  The operator has no gradient.  It knows its
-output's shape without values, so torch.compile traces it.
+Few tokens are multiplied sparse; many too where the processor has the tiles of AMX.  Elsewhere
+blocks of rows are expanded into a dense scratch for many, and torch multiplies by that, which it
+does faster.  All read the one packed copy.  The operator has no gradient.  It knows its output's
+shape without values, so torch.compile traces it.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ def suite(**changes: Any) -> SearchCost:
     return SearchCost(**{**settings, "samples": 2, "windows": 1, "seqlen": 8, **changes})
 
 
+@pytest.mark.slow
 def test_trials_that_share_do_the_operations_of_the_bound_and_no_more(setting: Setting) -> None:
     (section,) = suite().sections(setting)
     rows = {row["label"]: row for row in section.content()["rows"]}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.bench.choices import build
+from sparsemend.bench.choices import compose_section, instance
 from sparsemend.bench.suite.base import (
     UNSTRUCTURED,
     BenchRow,
@@ -80,7 +80,7 @@ class SearchCost(Suite):
         jobs = build_jobs(self.jobs, self.only, setting.search)
         steps = [number / self.trials for number in range(self.trials)]
         widest = min(bound(setting.sparsity, setting.shape.blocks), 1.0)
-        schedules = [_atp(step * widest, setting.search) for step in steps]
+        schedules = atp_schedules([step * widest for step in steps], setting.search)
         for label, job in jobs.items():
             if not isinstance(job, Pruner):
                 raise ValueError(
@@ -110,10 +110,16 @@ class SearchCost(Suite):
         return Section(title=title, baseline=APART, columns=COLUMNS, rows=list(rows.values()))
 
 
-def _atp(difference: float, search: list[str]) -> SparsitySchedule:
-    choice = {"sparsity_schedule": "atp", "common_difference": difference}
-    built = build("suite.schedule", choice, search)
-    assert isinstance(built, SparsitySchedule)
+def atp_schedules(differences: Sequence[float], search: list[str]) -> list[SparsitySchedule]:
+    """ATP at every common difference."""
+    choice = {"sparsity_schedule": "atp", "common_difference": 0.0}
+    section = compose_section("suite.schedule", choice, search)
+    built = []
+    for difference in differences:
+        section.common_difference = difference
+        schedule_here = instance("suite.schedule", section)
+        assert isinstance(schedule_here, SparsitySchedule)
+        built.append(schedule_here)
     return built
 
 

@@ -296,6 +296,17 @@ def test_auto_settles_on_one_kernel_per_shape() -> None:
     assert layer.kernel == fastest_kernel(layer, rows=6)
 
 
+def test_by_device_measures_where_no_bench_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_fastest", lambda *arguments: "sparse")
+    kernels = []
+    for unknown in (set(), {"cpu"}):
+        monkeypatch.setattr(linear, "UNKNOWN", unknown)
+        layer = delta_linear("by_device")
+        layer(inputs(2, 3))
+        kernels.append(layer.kernel)
+    assert kernels == ["gather", "sparse"]
+
+
 def test_no_csr_matrix_is_made_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [has_sparse_products(torch.device(name)) for name in ("cuda", "mps")] == [True, False]
 

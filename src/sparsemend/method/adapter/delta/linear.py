@@ -23,7 +23,10 @@ from sparsemend.method.adapter.rows import by_rows
 from sparsemend.sparse.drop_and_grow import Move
 from sparsemend.sparse.linear import SparseLinear
 
-KERNEL_CHOICES = (*KERNELS, "auto")
+KERNEL_CHOICES = (*KERNELS, "by_device", "auto")
+# by_device: gather, which `sparsemend-bench` says is fastest on a CPU, so that equal runs have
+# equal bits there; what is fastest on these is not known and is measured, as by auto
+UNKNOWN = {"cuda", "mps", "xpu"}
 
 
 class DeltaLinear(SparseLinear):
@@ -73,8 +76,8 @@ class DeltaLinear(SparseLinear):
         device, dtype = input.device.type, self.weight.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        if self.kernel == "auto":
-            self.kernel = fastest_kernel(self, rows=input.numel() // input.shape[-1])
+        if self.kernel not in KERNELS:
+            self.kernel = chosen_kernel(self, rows=input.numel() // input.shape[-1])
         return by_rows(partial(self._product, DeltaSettings(self.kernel, dtype)), input)
 
     def _product(self, settings: DeltaSettings, rows: Tensor) -> Tensor:
@@ -123,6 +126,13 @@ def delta_linears(model: nn.Module) -> Iterator[tuple[str, DeltaLinear]]:
     for name, linear in adapters(model):
         if isinstance(linear, DeltaLinear):
             yield name, linear
+
+
+def chosen_kernel(linear: DeltaLinear, *, rows: int) -> str:
+    """The kernel that `by_device` or `auto` stands for on `rows` inputs, on the weight's device."""
+    if linear.kernel == "by_device" and linear.weight.device.type not in UNKNOWN:
+        return "gather"
+    return fastest_kernel(linear, rows=rows)
 
 
 def fastest_kernel(linear: DeltaLinear, *, rows: int) -> str:

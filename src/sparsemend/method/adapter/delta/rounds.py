@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from sparsemend.method.adapter.delta.function import KERNELS
-from sparsemend.method.adapter.delta.linear import DeltaLinear, delta_linears, fastest_kernel
+from sparsemend.method.adapter.delta.linear import DeltaLinear, chosen_kernel, delta_linears
 from sparsemend.method.adapter.delta.probe import LossProbe
 from sparsemend.method.adapter.delta.schedule import RoundSchedule
 from sparsemend.method.adapter.delta.slot_adamw import SlotAdamW
@@ -188,13 +188,13 @@ class DeltaRounds(UpdateMasks):
         )
 
     def _choose_kernels(self, module: LightningModule, rows: int) -> None:
-        """Replace `kernel=auto` on all processes by the first one's fastest, once per fit."""
+        """Settle on one kernel per layer, the first process's choice on all, once per fit."""
         for name, layer in delta_linears(module):
-            if layer.kernel != "auto":
+            if layer.kernel in KERNELS:
                 continue
             if name not in self.kernels:
-                fastest = KERNELS.index(fastest_kernel(layer, rows=rows))
-                chosen = torch.tensor(fastest, device=layer.weight.device)
+                number = KERNELS.index(chosen_kernel(layer, rows=rows))
+                chosen = torch.tensor(number, device=layer.weight.device)
                 if distributed.is_available() and distributed.is_initialized():
                     distributed.broadcast(chosen, src=0)
                 self.kernels[name] = KERNELS[int(chosen)]
