@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from sparsemend.engine.build import NoKernels, compiled_library
-from sparsemend.engine.library import FORMS, Factor, Kernels, best_form, load_library
+from sparsemend.engine.library import (
+    AMX,
+    FORMS,
+    TILED,
+    Factor,
+    Kernels,
+    best_form,
+    load_library,
+)
 from sparsemend.engine.operator import FEW, multiply, multiply_expanded
 from sparsemend.engine.packed import pack_weight, unpack_weight
 
@@ -82,7 +90,7 @@ def test_a_bfloat16_product_is_rounded_once(kernels: Kernels, values: str) -> No
     """No further from fp64 than half the last bit, but for the sums' own error."""
     for shape in SHAPES:
         factor, weight, bias = case(shape, 0.3, values)
-        for tokens in (1, 3, 4):
+        for tokens in (1, 3, 4, 5, 16, 33, 49):
             x = inputs(tokens, shape[1], torch.bfloat16)
             output = kernels.multiply(x, factor).double()
             expected = x.double() @ weight.T + bias
@@ -136,12 +144,48 @@ def test_a_token_has_the_same_bits_in_any_company_and_on_any_threads(
 ) -> None:
     factor, _, _ = case((33, 1000), 0.3, "bfloat16")
     for dtype in (torch.float32, torch.bfloat16):
-        x = inputs(FEW[torch.bfloat16], 1000, dtype)
+        few = TILED - 1 if kernels.form == AMX else FEW[torch.bfloat16]
+        x = inputs(few, 1000, dtype)
         together = kernels.multiply(x, factor)
         assert torch.equal(torch.cat([kernels.multiply(t, factor) for t in x.split(1)]), together)
+        assert torch.equal(torch.cat([kernels.multiply(t, factor) for t in x.split(3)]), together)
         monkeypatch.setattr("sparsemend.engine.library.threads", lambda weights: 3)
         assert torch.equal(kernels.multiply(x, factor), together)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("values", ["bfloat16", "int8"])
+def test_tiles_give_a_token_the_same_bits_in_any_company_and_on_any_threads(
+    values: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tile of tokens, two, many, and more than share one expansion."""
+    if AMX not in available():
+        pytest.skip("no processor for it")
+    kernels = Kernels(load_library(compiled_library()), AMX)
+    for shape in ((33, 300), (290, 40)):
+        factor, weight, bias = case(shape, 0.3, values)
+        x = inputs(300, shape[1], torch.bfloat16)
+        together = kernels.multiply(x, factor)
+        expected = x.double() @ weight.T + bias
+        assert error(together, expected) <= HALF
+        for size in (5, 16, 20, 40, 256 + 17):
+            assert torch.equal(kernels.multiply(x[-size:].clone(), factor), together[-size:])
+        monkeypatch.setattr("sparsemend.engine.library.threads", lambda weights: 3)
+        assert torch.equal(kernels.multiply(x, factor), together)
+        monkeypatch.undo()
+
+
+def test_factors_that_bfloat16_would_round_are_multiplied_without_tiles() -> None:
+    if AMX not in available():
+        pytest.skip("no processor for it")
+    kernels = Kernels(load_library(compiled_library()), AMX)
+    for values, dtype in (("float32", torch.bfloat16), ("bfloat16", torch.float32)):
+        factor, weight, bias = case((33, 100), 0.3, values)
+        for tokens in (7, 70):
+            x = inputs(tokens, 100, dtype)
+            expected = x.double() @ weight.T + bias
+            bound = SUMS if dtype == torch.float32 else HALF
+            assert error(multiply(kernels, x, factor), expected) <= bound
 
 
 def test_an_infinite_input_is_what_a_dense_product_makes_of_it(kernels: Kernels) -> None:
@@ -155,10 +199,11 @@ def test_an_infinite_input_is_what_a_dense_product_makes_of_it(kernels: Kernels)
 def test_a_product_leaves_nothing_to_the_next(kernels: Kernels) -> None:
     """Inputs are copied into memory that is kept, whose rest of a tile meets weights of zero."""
     for dtype in (torch.float32, torch.bfloat16):
-        longer, _, _ = case((6, 96), 0.3, "bfloat16")
-        kernels.multiply(torch.full((2, 96), float("nan"), dtype=dtype), longer)
-        factor, _, _ = case((5, 37), 0.3, "bfloat16")
-        assert kernels.multiply(inputs(2, 37, dtype), factor).isfinite().all()
+        for tokens in (2, 7, 40):
+            longer, _, _ = case((6, 96), 0.3, "bfloat16")
+            kernels.multiply(torch.full((tokens, 96), float("nan"), dtype=dtype), longer)
+            factor, _, _ = case((5, 37), 0.3, "bfloat16")
+            assert kernels.multiply(inputs(tokens, 37, dtype), factor).isfinite().all()
 
 
 def test_torch_multiplies_where_there_are_no_kernels() -> None:

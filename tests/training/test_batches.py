@@ -9,8 +9,9 @@ import torch
 from support.families import random_model
 from torch import Tensor
 
-from sparsemend.data.base import UNLABELLED, Examples, trim
+from sparsemend.data.base import UNLABELLED, Examples, labelled_lengths, trim
 from sparsemend.training.batches import (
+    Grouping,
     Order,
     SteppedBatches,
     StepSplit,
@@ -107,3 +108,37 @@ def test_windows_of_plain_text_are_not_cut_nor_rows_without_a_label_left_empty()
     assert torch.equal(labels, text.labels)
     nothing = torch.full((2, 48), UNLABELLED)
     assert trim(text.tokens, nothing)[0].shape == (2, 2)
+
+
+def test_grouped_rows_are_all_rows_by_stretches_from_the_longest_on() -> None:
+    """64 rows and 2 windows a step: a quarter of the 32 steps, 16 rows, are sorted together."""
+    lengths = torch.randperm(64, generator=torch.Generator().manual_seed(2)).tolist()
+    grouped = Order(64, seed=1, grouping=Grouping(lengths, windows=2)).at(range(128))
+    plain = Order(64, seed=1).at(range(128))
+    for start in (0, 64):
+        rows, before = grouped[start : start + 64], plain[start : start + 64]
+        assert sorted(rows) == list(range(64))
+        assert lengths[rows[0]] == 63
+        for first in range(0, 64, 16):
+            inner = slice(first + 1, first + 16)  # the longest row has changed places
+            assert [lengths[row] for row in rows[inner]] == sorted(
+                (lengths[row] for row in rows[inner]), reverse=True
+            )
+            assert len({*rows[first : first + 16]} - {*before[first : first + 16]}) <= 1
+
+
+def test_grouping_pads_less_and_a_small_set_is_one_stretch() -> None:
+    lengths = [3, 40, 4, 41, 5, 42]
+    assert Grouping(lengths, windows=2).stretch == 2
+    order = Grouping(lengths * 4, windows=2).sort(range(24))
+    pairs = [order[i : i + 2] for i in range(0, 24, 2)]
+    padded_length = sum(2 * max(lengths[row % 6] for row in pair) for pair in pairs)
+    plain = sum(2 * max(lengths[row % 6], lengths[(row + 1) % 6]) for row in range(0, 24, 2))
+    assert padded_length < 0.7 * plain
+
+
+def test_a_rows_length_ends_with_its_last_label() -> None:
+    examples = padded(5, 9, 48)
+    examples.labels[0, :2] = UNLABELLED  # a prompt
+    examples.labels[1] = UNLABELLED
+    assert labelled_lengths(examples.labels) == [5, 0, 48]

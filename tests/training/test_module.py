@@ -13,13 +13,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from support import contracts
 from support.contracts import bench_for, bits, method_of, pruned_model, trainer_factory
 from support.tiers import slow_but_for
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from sparsemend.data.base import UNLABELLED
+from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.method.base import Workbench
 from sparsemend.method.masked_full.masked_full import MaskedFull
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.linear import SparseLinear, check_supports, sparse_linears
+from sparsemend.training import objective
 from sparsemend.training.batches import (
     Order,
     SteppedBatches,
@@ -221,6 +224,42 @@ def test_an_interrupted_fit_keeps_its_last_checkpoint(tmp_path: Path) -> None:
         )
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
     assert saved["global_step"] == 2
+
+
+@pytest.mark.slow
+def test_grouped_examples_are_read_the_same_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And batches are shorter than without grouping, where short and long examples take turns."""
+    lengths: list[int] = []
+
+    def bench(out: Path, *extra: Callback, **settings: Any) -> Workbench:
+        made = bench_for(out, *extra, **settings)
+        tokens = made.train.tokens.repeat(3, 1)
+        labels = tokens.clone()
+        labels[::2, 4:] = UNLABELLED
+        return dataclasses.replace(made, train=Examples(tokens, labels))
+
+    def loss(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> Tensor:
+        lengths.append(tokens.shape[1])
+        return next_token_loss(model, tokens, labels)
+
+    monkeypatch.setattr(contracts, "bench_for", bench)
+    contracts.check_resume_equals_uninterrupted(
+        lambda: method_of("masked_full", "method.group_by_length=true"), tmp_path
+    )
+    monkeypatch.setattr(objective, "next_token_loss", loss)
+    for grouped in ("true", "false"):
+        method = method_of("masked_full", f"method.group_by_length={grouped}", "method.max_steps=6")
+        method.repair(pruned_model(), bench(tmp_path / grouped))
+    assert len(lengths) == 12
+    assert 4 in lengths[:6]
+    assert sum(lengths[:6]) < sum(lengths[6:])
+
+
+def test_grouping_is_refused_where_windows_stay_whole() -> None:
+    with pytest.raises(ValueError, match=r"method\.group_by_length=true saves nothing"):
+        _ = method_of("masked_full", "method.group_by_length=true", "method.compile=true")
 
 
 def test_a_resume_knows_the_validations_before_it(tmp_path: Path) -> None:

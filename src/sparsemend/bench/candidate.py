@@ -51,12 +51,13 @@ class Candidate:
         if self.at_step is not None:
             self.method.ready_for(self.model, self.at_step)
 
-    def loss(self, tokens: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+        """labels None: every token counts."""
         with self._autocast():
-            return self.objective(self.model, tokens, tokens).total
+            return self.objective(self.model, tokens, tokens if labels is None else labels).total
 
-    def step(self, tokens: Tensor) -> None:
-        self.loss(tokens).backward()
+    def step(self, tokens: Tensor, labels: Tensor | None = None) -> None:
+        self.loss(tokens, labels).backward()
         self.optimizer.step()
         self.release()
 

@@ -14,7 +14,19 @@ from sparsemend.bench.choices import compose_section
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.preflight.check import check_missing
 
-COUNTED = ("samples", "seqlen", "rank", "rows", "columns", "inputs", "calls", "trials", "windows")
+LEAST = {
+    "samples": 1,
+    "seqlen": 2,
+    "rank": 1,
+    "rows": 1,
+    "columns": 1,
+    "inputs": 1,
+    "calls": 1,
+    "trials": 1,
+    "examples": 1,
+    "windows": 1,
+    "median_length": 2,
+}
 COUNTS = ("hidden", "intermediate", "blocks", "heads", "key_value_heads", "vocabulary")
 
 
@@ -58,9 +70,13 @@ def check_shape(shape: DictConfig) -> None:
 
 def check_suite(suite: DictConfig, search: list[str]) -> None:
     """Labels are known, the members they name exist, and token counts can be windows."""
-    for key in COUNTED:
+    for key, least in LEAST.items():
         if key in suite and "hidden" not in suite:  # there they are lists
-            _check_count(f"suite.{key}", suite[key], least=2 if key == "seqlen" else 1)
+            _check_count(f"suite.{key}", suite[key], least=least)
+    if "spread" in suite:
+        check_lengths(suite)
+    if "method" in suite:
+        compose_section("suite.method", suite.method, search)
     if "densities" in suite:
         check_densities(suite)
     if "dtypes" in suite:
@@ -131,6 +147,17 @@ def check_densities(suite: DictConfig) -> None:
         raise ValueError(
             f"suite.densities={densities} is not a list of fractions in (0, 1]; for example "
             "suite.densities=[0.5,0.2]"
+        )
+
+
+def check_lengths(suite: DictConfig) -> None:
+    """The lengths of examples can be drawn, and a step has its windows."""
+    if not isinstance(suite.spread, int | float) or not 0 <= suite.spread < math.inf:
+        raise ValueError(f"suite.spread={suite.spread} is not in [0, inf); set suite.spread=0.6")
+    if suite.windows > suite.examples:
+        raise ValueError(
+            f"suite.windows={suite.windows} is above suite.examples={suite.examples}; set "
+            f"suite.windows={suite.examples}"
         )
 
 

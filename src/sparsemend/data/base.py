@@ -194,6 +194,13 @@ def fingerprint_texts(texts: Iterable[str]) -> str:
     return hasher.hexdigest()
 
 
+def labelled_lengths(labels: Tensor) -> list[int]:
+    """How many positions each row of labels (N, T) has up to its last label, that included."""
+    reach = torch.arange(1, labels.shape[1] + 1, device=labels.device)
+    lengths: list[int] = (reach * (labels != UNLABELLED)).amax(dim=1).tolist()
+    return lengths
+
+
 def trim(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens and labels (B, T) up to the last label of any row: what is right of it has no effect.
 

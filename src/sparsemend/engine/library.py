@@ -16,8 +16,10 @@ from torch import Tensor
 
 from sparsemend.engine.packed import ROWS
 
-FORMS = ("portable", "avx2", "avx512", "avx512_bf16")  # as in engine.cpp, worst first
+FORMS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # as in engine.cpp, worst first
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in job.h
+AMX = "amx"  # its tiles multiply any number of tokens, from TILED on, of bfloat16 by exact bfloat16
+TILED = 5  # FEW of amx.h, and one
 SHARE = 1 << 17  # weights per thread below which waking another costs more than it saves
 
 

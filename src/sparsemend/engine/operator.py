@@ -1,8 +1,9 @@
 """The product with a packed weight as an operator of torch: sparsemend::packed_linear.
 
-Few tokens are multiplied sparse.  For many, blocks of rows are expanded into a dense scratch and
-torch multiplies by that, which it does faster; both read the one packed copy.  The operator has no
-gradient.  It knows its output's shape without values, so torch.compile traces it.
+Few tokens are multiplied sparse; many too where the processor has the tiles of AMX.  Elsewhere
+blocks of rows are expanded into a dense scratch for many, and torch multiplies by that, which it
+does faster.  All read the one packed copy.  The operator has no gradient.  It knows its output's
+shape without values, so torch.compile traces it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsemend.engine.choice import kernels
-from sparsemend.engine.library import Factor, Kernels
+from sparsemend.engine.library import AMX, Factor, Kernels
 from sparsemend.engine.packed import COLUMNS, PADDING, ROWS, VALUES, unpack_values
 
 # tokens up to which the sparse product is faster than expanding and multiplying densely, by the
 # dtype of the dense product; measured at 4096 x 4096 and density 0.3 on a processor with AMX, whose
-# dense bfloat16 product is the strongest rival there is
+# dense bfloat16 product is the strongest rival there is.  Products by tiles have no such bound.
 FEW = {torch.bfloat16: 12, torch.float32: 64}
 SCRATCH = 1 << 22  # weights of a block that is expanded; with smaller ones torch's product slows
 INPUTS = (torch.float32, torch.bfloat16)
@@ -70,7 +71,9 @@ def multiply(kernels: Kernels | None, tokens: Tensor, factor: Factor) -> Tensor:
     """(T, O) from tokens (T, I), by these kernels; None: by torch."""
     if kernels is None:
         return _multiply_dense(tokens, factor)
-    if len(tokens) <= FEW[_factor_dtype(tokens, factor.values)]:
+    dtype = _factor_dtype(tokens, factor.values)
+    tiled = kernels.form == AMX and dtype == torch.bfloat16
+    if tiled or len(tokens) <= FEW[dtype]:
         return kernels.multiply(tokens, factor)
     return multiply_expanded(kernels, tokens, factor)
 

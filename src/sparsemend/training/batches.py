@@ -9,7 +9,7 @@ as its longest example, as in the reference codes, whatever the window of data.s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +65,42 @@ class StepSplit:
         return mine[number * self.at_once : (number + 1) * self.at_once]
 
 
-class Order:
-    """The row read at each position of a run: every epoch a fresh permutation of all rows."""
+@dataclass(frozen=True)
+class Grouping:
+    """Rows of like length are read together: their lengths, and the windows of a step."""
 
-    def __init__(self, rows: int, *, seed: int) -> None:
-        self.rows, self.seed = rows, seed
+    lengths: Sequence[int]
+    windows: int
+
+    @property
+    def stretch(self) -> int:
+        """The rows that are sorted among themselves: of 50 steps, of a quarter of a small set."""
+        steps = min(len(self.lengths) // (self.windows * 4), 50)
+        return self.windows * max(1, steps)
+
+    def sort(self, order: Sequence[int]) -> list[int]:
+        """`order` by stretches, each from its longest row to its shortest.
+
+        The longest row of all comes first, as in transformers' group_by_length: what does not fit
+        into memory is seen at once.
+        """
+        parts = [
+            sorted(order[start : start + self.stretch], key=lambda row: -self.lengths[row])
+            for start in range(0, len(order), self.stretch)
+        ]
+        longest = max(range(len(parts)), key=lambda part: self.lengths[parts[part][0]])
+        parts[0][0], parts[longest][0] = parts[longest][0], parts[0][0]
+        return [row for part in parts for row in part]
+
+
+class Order:
+    """The row read at each position of a run: every epoch a fresh permutation of all rows.
+
+    grouping: by which the rows of an epoch are then sorted, if they are.
+    """
+
+    def __init__(self, rows: int, *, seed: int, grouping: Grouping | None = None) -> None:
+        self.rows, self.seed, self.grouping = rows, seed, grouping
         self._epoch = -1
         self._order: list[int] = []
 
@@ -80,7 +111,8 @@ class Order:
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, self.rows)
         if self._epoch != epoch:
-            self._order = permutation(self.rows, seed=self.seed, epoch=epoch)
+            order = permutation(self.rows, seed=self.seed, epoch=epoch)
+            self._order = self.grouping.sort(order) if self.grouping else order
             self._epoch = epoch
         return self._order[offset]
 

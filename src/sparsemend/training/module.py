@@ -28,9 +28,10 @@ from transformers import PreTrainedModel
 from sparsemend.blocks.precision import sums_dtype
 from sparsemend.blocks.room import return_freed
 from sparsemend.config.seeds import mix_seed
-from sparsemend.data.base import UNLABELLED, Examples
+from sparsemend.data.base import UNLABELLED, Examples, labelled_lengths
 from sparsemend.names import CHECKPOINTS, LAST_CHECKPOINT
 from sparsemend.training.batches import (
+    Grouping,
     Order,
     SteppedBatches,
     StepSplit,
@@ -103,7 +104,7 @@ class RepairModule(LightningModule):
         self.seed = seed
         self.micro_batch = micro_batch
         self.activation_checkpointing = activation_checkpointing
-        self.order = Order(len(train), seed=seed)
+        self.order = self._order()
         self.first_step = first_step
         self.objective = objective or NextToken()
         self.strict_loading = False  # checkpoints hold only what is trained
@@ -169,6 +170,14 @@ class RepairModule(LightningModule):
             rank=rank,
             world=world,
         )
+
+    def _order(self) -> Order:
+        """The order in which rows are read."""
+        grouping = None
+        if self.plan.group_by_length:
+            lengths = labelled_lengths(self.train_examples.labels)
+            grouping = Grouping(lengths, self.plan.windows_per_step)
+        return Order(len(self.train_examples), seed=self.seed, grouping=grouping)
 
     def _labels(self, positions: range) -> int:
         """The labelled positions of the windows read there."""
@@ -297,7 +306,7 @@ class RepairModule(LightningModule):
     def train_dataloader(self) -> DataLoader[Any]:
         batches = SteppedBatches(
             # of its own: the loader reads ahead of the steps, across the end of an epoch
-            Order(len(self.train_examples), seed=self.seed),
+            self._order(),
             self.split,
             steps=self.first_step + self.plan.max_steps,
             start=lambda: self.first_step + self.global_step,

@@ -123,6 +123,7 @@ class TrainingFields(StepFields):
     keep_best: bool
     checkpoint_every: int
     compile: bool
+    group_by_length: bool
     distill: Mapping[str, Any]
 
     @property
@@ -140,6 +141,11 @@ class TrainingPlan(TrainingFields, StepPlan):
             check_count(name, getattr(self, name))
         check_patience(self.patience)
         super().__post_init__()
+        if self.group_by_length and self.compile:
+            raise ValueError(
+                "method.group_by_length=true saves nothing with method.compile=true, whose batches "
+                "are all as long as a window; set one of them to false"
+            )
         _ = self.distillation  # raises ValueError here on settings that cannot work
 
     @property

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparsemend.evaluation.base import EvaluationInput
+from sparsemend.evaluation.speed import parts
 from sparsemend.evaluation.speed import speed as speed_module
 from sparsemend.evaluation.speed.forms import (
     FORMS,
@@ -61,7 +62,7 @@ def sparse_linear(rows: int = 16, columns: int = 24) -> nn.Linear:
     return linear
 
 
-@pytest.mark.parametrize("form", ["dense", "packed", "csr", "bsr"])
+@pytest.mark.parametrize("form", ["dense", "engine", "packed", "csr", "bsr"])
 @pytest.mark.parametrize("shape", [(2, 5, 24), (1, 24), (24,)])
 @torch.inference_mode()
 def test_every_form_is_the_same_product(form: str, shape: tuple[int, ...]) -> None:
@@ -91,7 +92,7 @@ def test_every_form_is_measured_and_named(family: str) -> None:
     model = contracts.pruned_model(family=family)
     before = contracts.bits(model)
     found = speed()(model, given())
-    for form in ("dense", "packed", "csr", "bsr"):
+    for form in ("dense", "engine", "packed", "csr", "bsr"):
         assert found[f"speed/{form}/prefill"] > 0
         assert found[f"speed/{form}/decode"] > 0
         assert found[f"speed/{form}/peak_bytes"] > 0
@@ -142,12 +143,15 @@ def test_a_form_with_other_logits_is_not_timed(
 def test_forms_that_cannot_serve_say_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         found = speed(block=5)(contracts.pruned_model(), given(out=tmp_path, state="repaired"))
-    assert {name.split("/")[1] for name in found} == {"dense", "packed", "csr"}
+    assert {name.split("/")[1] for name in found} == {"dense", "engine", "packed", "csr"}
     assert "is not a multiple of the block, 5" in caplog.text
     assert "CUDA devices only" in caplog.text
     stored = json.loads((tmp_path / "speed" / "repaired.json").read_text())
     assert set(stored["not_measured"]) == {"bsr", "semi_structured"}
     assert len(stored["forms"]["csr"]["decode"]) == stored["rounds"] == 3
+    for form in stored["forms"].values():
+        assert form["off"] < 1e-5
+        assert all(min(parts.values()) > 0 for parts in form["parts"])
 
 
 def test_a_dense_model_has_nothing_to_compare() -> None:
@@ -176,6 +180,30 @@ def test_linears_return_when_measuring_fails() -> None:
     with pytest.raises(RuntimeError, match="stopped"), with_products(model, {name: csr(linear)}):
         raise RuntimeError("stopped")
     assert model.get_submodule(name) is linear
+
+
+def test_the_parts_of_decode_are_those_of_its_modules(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clock that goes on by 1 s at every look: two linears and a head of one each."""
+    seconds = iter(range(100))
+    monkeypatch.setattr(parts, "perf_counter", lambda: float(next(seconds)))
+    linears, head = [nn.Linear(2, 2), nn.Linear(2, 2)], nn.Linear(2, 2)
+    x = torch.ones(1, 2)
+
+    def work() -> None:
+        for module in (*linears, head, nn.Linear(2, 2)):
+            module(x)
+
+    measured = parts.seconds_of_parts(work, linears, head)
+    assert (measured.linears, measured.head, measured.rest) == (2, 1, 4)
+    assert measured.line() == "of decode: linears 29%, head 14%, rest 57%"
+    assert not linears[0]._forward_hooks
+    monkeypatch.undo()
+    with caplog.at_level(logging.INFO):
+        speed(forms=["packed"])(contracts.pruned_model(), given())
+    assert "x dense" in caplog.text
+    assert caplog.text.count("of decode: linears") == 2
 
 
 def test_too_little_text_is_refused() -> None:

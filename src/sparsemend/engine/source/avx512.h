@@ -10,6 +10,7 @@
 namespace avx512 {
 
 constexpr int TOKENS = 4;
+constexpr int PAIRED = 2;
 
 TARGET INLINE __m512i spread_dwords(uint32_t mask, const void* values) {
   __m512i vector = _mm512_loadu_si512(values);

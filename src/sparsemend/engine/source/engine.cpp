@@ -14,12 +14,14 @@
 
 #include "avx2.h"
 #include "avx512.h"
+
+#include "amx.h"
 #define X86 1
 #endif
 
 namespace {
 
-enum Form { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512_PAIRS = 3 };  // as in library.py
+enum Form { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AVX512_PAIRS = 3, AMX = 4 };  // as in library.py
 
 struct Choice {
   Kernel kernel;
@@ -56,7 +58,8 @@ Choice product_kernel(int form, const Matrix& matrix, bool pairs) {
         PRODUCTS(avx512, BfloatPairs);
       }
       [[fallthrough]];
-    case AVX512: PRODUCTS(avx512, Bfloat);
+    case AVX512:
+    case AMX: PRODUCTS(avx512, Bfloat);  // where there are tiles, an instruction of pairs is slow
 #endif
   }
   return {nullptr, PLAIN};
@@ -79,7 +82,8 @@ Kernel expansion_kernel(int form, int number, bool narrow_output) {
 #ifdef X86
     case AVX2: EXPANSIONS(avx2);
     case AVX512:
-    case AVX512_PAIRS: EXPANSIONS(avx512);
+    case AVX512_PAIRS:
+    case AMX: EXPANSIONS(avx512);
 #endif
   }
   return nullptr;
@@ -87,10 +91,13 @@ Kernel expansion_kernel(int form, int number, bool narrow_output) {
 
 int64_t ceiling(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
 
-void share_out(Kernel kernel, const Job& job, int64_t begin, int64_t end, int threads) {
+// least: what a thread takes at a time, at least
+void share_out(Kernel kernel, const Job& job, int64_t begin, int64_t end, int threads,
+               int64_t least = 1) {
 #ifdef _OPENMP
   if (threads > 1) {
-    const int64_t chunk = ceiling(end - begin, int64_t(threads) * 8);
+    int64_t chunk = ceiling(end - begin, int64_t(threads) * 8);
+    if (chunk < least) chunk = least;
     const int64_t chunks = ceiling(end - begin, chunk);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t i = 0; i < chunks; ++i) {
@@ -132,6 +139,27 @@ void arrange(const void* input, bool bfloat, int64_t tokens, int64_t columns, in
   }
 }
 
+#ifdef X86
+void multiply_tiles(const Job& plain, int threads) {
+  const Matrix& matrix = *plain.matrix;
+  const int64_t token_tiles = ceiling(plain.tokens, amx::SIDE);
+  static thread_local amx::Memory arranged;
+  char* tokens = arranged.of(size_t(token_tiles * plain.tiles * amx::TILE));
+  const auto input = static_cast<const uint16_t*>(plain.input);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1 && token_tiles > 1)
+#endif
+  for (int64_t tile = 0; tile < token_tiles; ++tile)
+    amx::arrange(input, plain.tokens, matrix.columns, tile * amx::SIDE,
+                 tokens + tile * plain.tiles * amx::TILE);
+  Job job = plain;
+  job.input = tokens;
+  const Kernel kernel = matrix.number == BFLOAT ? amx::multiply<amx::BfloatPairs>
+                                                : amx::multiply<amx::Byte>;
+  share_out(kernel, job, 0, ceiling(matrix.rows, amx::STRIP), threads);
+}
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -143,7 +171,9 @@ int sparsemend_best_form(void) {
   const bool vectors = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                        __builtin_cpu_supports("avx512vbmi2");
-  if (vectors) return __builtin_cpu_supports("avx512bf16") ? AVX512_PAIRS : AVX512;
+  if (vectors && __builtin_cpu_supports("avx512bf16"))
+    return amx::usable() ? AMX : AVX512_PAIRS;
+  if (vectors) return AVX512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif
   return PORTABLE;
@@ -156,6 +186,14 @@ int sparsemend_multiply(int form, const Matrix* matrix, const void* input, int n
   const Choice choice = product_kernel(form, *matrix, number == BFLOAT);
   if (!choice.kernel) return 1;
   const int64_t tiles = ceiling(matrix->columns, COLUMNS);
+#ifdef X86
+  if (form == AMX && number == BFLOAT && matrix->mask && matrix->number != FLOAT &&
+      tokens > amx::FEW) {
+    if (!amx::usable()) return 1;
+    multiply_tiles({matrix, input, output, tiles, tokens, 0, number}, threads);
+    return 0;
+  }
+#endif
   const int64_t length = tiles * COLUMNS;
   static thread_local std::vector<char> arranged;
   arranged.resize(size_t(tokens * length) * sizeof(float));

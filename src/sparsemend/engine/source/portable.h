@@ -5,6 +5,7 @@
 namespace portable {
 
 constexpr int TOKENS = 2;
+constexpr int PAIRED = 0;
 constexpr int LANES = 8;  // sums that a compiler can keep in vectors
 
 struct Tile {

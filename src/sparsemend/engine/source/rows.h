@@ -1,6 +1,6 @@
 // The loops over groups, tiles and tokens, written once and included in the namespace of every form
 // of the kernel, which defines TARGET (the instructions), TOKENS (how many tokens at a time keep
-// their sums in registers) and the kinds of numbers: how 32 weights are read, multiplied and stored.
+// their sums in registers), PAIRED (how many keep those of two groups there) and the kinds of numbers: how 32 weights are read, multiplied and stored.
 
 template <class Kind>
 struct PackedRows {
@@ -47,43 +47,66 @@ struct DenseRows {
   }
 };
 
-// The products of the rows of one group with T tokens.
-template <class Kind, class Rows, int T>
-TARGET static void multiply_group(const Job& job, int64_t group, int64_t token) {
+// The products of the rows of G groups, `apart` groups from one another, with T tokens.
+template <class Kind, class Rows, int T, int G>
+TARGET static void multiply_groups(const Job& job, int64_t group, int64_t apart, int64_t token) {
   const int64_t stride = job.tiles * COLUMNS;
   auto x = static_cast<const typename Kind::Input*>(job.input) + token * stride;
-  Rows rows(job, group);
-  typename Kind::Sum sums[ROWS][T];
+  Rows rows[2] = {Rows(job, group), Rows(job, group + (G - 1) * apart)};
+  typename Kind::Sum sums[G][ROWS][T];
+#pragma GCC unroll 2
+  for (int g = 0; g < G; ++g)
 #pragma GCC unroll 4
-  for (int r = 0; r < ROWS; ++r)
+    for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) sums[r][t] = Kind::zero();
+      for (int t = 0; t < T; ++t) sums[g][r][t] = Kind::zero();
   for (int64_t tile = 0; tile < job.tiles; ++tile, x += COLUMNS) {
+#pragma GCC unroll 2
+    for (int g = 0; g < G; ++g)
 #pragma GCC unroll 4
-    for (int r = 0; r < ROWS; ++r) {
-      const typename Kind::Weights weights = rows.next(tile, r);
+      for (int r = 0; r < ROWS; ++r) {
+        const typename Kind::Weights weights = rows[g].next(tile, r);
 #pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) Kind::add(sums[r][t], weights, x + t * stride);
-    }
+        for (int t = 0; t < T; ++t) Kind::add(sums[g][r][t], weights, x + t * stride);
+      }
   }
-  for (int r = 0; r < ROWS; ++r)
-    for (int t = 0; t < T; ++t)
-      finish(job, group * ROWS + r, token + t, Kind::total(sums[r][t]));
+  for (int g = 0; g < G; ++g)
+    for (int r = 0; r < ROWS; ++r)
+      for (int t = 0; t < T; ++t)
+        finish(job, (group + g * apart) * ROWS + r, token + t, Kind::total(sums[g][r][t]));
 }
 
-// All tokens of a group while its weights lie in the nearest cache.
+// T tokens.  Few of them meet two groups at a time, each from its half of the groups: memory is read
+// faster in two streams, and the second hides what the first waits for.
+template <class Kind, class Rows, int T>
+TARGET static void multiply_few(const Job& job, int64_t begin, int64_t end) {
+  constexpr int G = T <= PAIRED ? 2 : 1;
+  const int64_t apart = G == 2 ? (end - begin) / 2 : 0;
+  const int64_t last = G == 2 ? begin + apart : end;
+  for (int64_t group = begin; group < last; ++group)
+    multiply_groups<Kind, Rows, T, G>(job, group, apart, 0);
+  if (G == 2 && (end - begin) % 2) multiply_groups<Kind, Rows, T, 1>(job, end - 1, 0, 0);
+}
+
+// More: all of them with a group while its weights lie in the nearest cache.
 template <class Kind, class Rows>
-TARGET static void multiply(const Job& job, int64_t begin, int64_t end) {
+TARGET static void multiply_more(const Job& job, int64_t begin, int64_t end) {
   for (int64_t group = begin; group < end; ++group) {
     int64_t token = 0;
     for (; token + TOKENS <= job.tokens; token += TOKENS)
-      multiply_group<Kind, Rows, TOKENS>(job, group, token);
-    if (TOKENS > 2 && token + 2 <= job.tokens) {
-      multiply_group<Kind, Rows, 2>(job, group, token);
-      token += 2;
-    }
-    if (token < job.tokens) multiply_group<Kind, Rows, 1>(job, group, token);
+      multiply_groups<Kind, Rows, TOKENS, 1>(job, group, 0, token);
+    const int64_t left = job.tokens - token;
+    if (TOKENS > 3 && left == 3) multiply_groups<Kind, Rows, 3, 1>(job, group, 0, token);
+    if (TOKENS > 2 && left == 2) multiply_groups<Kind, Rows, 2, 1>(job, group, 0, token);
+    if (left == 1) multiply_groups<Kind, Rows, 1, 1>(job, group, 0, token);
   }
+}
+
+template <class Kind, class Rows>
+TARGET static void multiply(const Job& job, int64_t begin, int64_t end) {
+  if (job.tokens == 1) return multiply_few<Kind, Rows, 1>(job, begin, end);
+  if (job.tokens == 2) return multiply_few<Kind, Rows, 2>(job, begin, end);
+  multiply_more<Kind, Rows>(job, begin, end);
 }
 
 template <class Kind, class Number>

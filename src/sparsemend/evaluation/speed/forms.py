@@ -1,8 +1,9 @@
 """The forms in which a sparse weight can be stored and multiplied.
 
-dense: as in an export.  packed: bits and values, by the kernels of `engine`, on a CPU.  The others
-are torch's own.  csr: one index per non-zero.  bsr: whole blocks, so that only blocks that are
-entirely zero are saved.  semi_structured: 2:4 on the sparse tensor cores of an NVIDIA GPU
+dense: as in an export, by torch.  engine: dense too, by the kernels of `engine` on a CPU, which
+tell what those buy without a zero.  packed: bits and values, by the same kernels.  The others are
+torch's own.  csr: one index per non-zero.  bsr: whole blocks, so that only blocks that are entirely
+zero are saved.  semi_structured: 2:4 on the sparse tensor cores of an NVIDIA GPU
 (torch.sparse.to_sparse_semi_structured).  A form says why it cannot serve a weight: ValueError.
 """
 
@@ -18,7 +19,9 @@ from torch.nn import functional as F
 
 from sparsemend.engine.choice import kernels
 from sparsemend.engine.convert import pack_linear
+from sparsemend.engine.library import Factor, Kernels
 from sparsemend.engine.linear import PackedLinear
+from sparsemend.engine.operator import FEW
 from sparsemend.sparse.selection import rank_in_group
 
 DENSE = "dense"
@@ -65,12 +68,41 @@ class PackedProduct(Product):
         return output
 
 
+class EngineProduct(Product):
+    """The product with a dense weight by the engine's kernels; many tokens are torch's."""
+
+    def __init__(self, linear: nn.Linear, chosen: Kernels) -> None:
+        super().__init__(linear.weight, linear.bias, [linear.weight])
+        bias = None if linear.bias is None else linear.bias.float()
+        self.factor = Factor(None, linear.weight, None, None, bias, linear.out_features)
+        self.chosen = chosen
+
+    def forward(self, input: Tensor) -> Tensor:
+        tokens = input.reshape(-1, input.shape[-1])
+        if len(tokens) > FEW[input.dtype]:
+            return super().forward(input)
+        product = self.chosen.multiply(tokens.contiguous(), self.factor)
+        return product.view(*input.shape[:-1], self.factor.rows)
+
+
+def by_engine(linear: nn.Linear) -> Product:
+    chosen = _kernels_for(linear)
+    if linear.weight.dtype not in FEW:
+        raise ValueError(f"the engine multiplies by no dense weight of {linear.weight.dtype}")
+    return EngineProduct(linear, chosen)
+
+
+def _kernels_for(linear: nn.Linear) -> Kernels:
+    if linear.weight.device.type != "cpu":
+        raise ValueError("products of the engine exist on a CPU only")
+    if (chosen := kernels()) is None:
+        raise ValueError("the engine has no kernels here, as a warning said")
+    return chosen
+
+
 def bits_and_values(linear: nn.Linear) -> Product:
     weight = linear.weight
-    if weight.device.type != "cpu":
-        raise ValueError("packed products exist on a CPU only")
-    if kernels() is None:
-        raise ValueError("packed products have no kernels here, as a warning said")
+    _kernels_for(linear)
     return PackedProduct(pack_linear(linear, values=str(weight.dtype).removeprefix("torch.")))
 
 
@@ -108,6 +140,7 @@ def form_builders(block: int) -> dict[str, Callable[[nn.Linear], Product]]:
     """Form name -> the function that builds it from a linear."""
     return {
         DENSE: dense,
+        "engine": by_engine,
         "packed": bits_and_values,
         "csr": csr,
         "bsr": lambda linear: bsr(linear, block),

@@ -4,17 +4,18 @@ Prefill is one forward over the prompt, decode the one-token steps after it, bot
 All forms alternate in one process, every other round backwards, so that a drifting machine favours
 none; figures are medians over the rounds, and a gain is the median of ratios within a round.  A
 form must give the dense logits before it is timed.  A form without gain keeps its row; one that
-cannot serve this model is named with the reason.  Every round is kept in speed/STATE.json.
+cannot serve this model is named with the reason.  Every round is kept in speed/STATE.json, and on a
+CPU what the linears, the head and the rest take of some decodings after the rounds.
 """
 
 from __future__ import annotations
 
 import logging
-import statistics
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsemend.evaluation.base import Evaluation, EvaluationInput
+from sparsemend.evaluation.speed.figures import TimedForm, figures
 from sparsemend.evaluation.speed.forms import DENSE, FORMS, Product, form_builders
+from sparsemend.evaluation.speed.parts import seconds_of_parts
 from sparsemend.files import write_json
 from sparsemend.instruments import peak_bytes
 from sparsemend.names import SPEED
@@ -36,16 +39,17 @@ log = logging.getLogger(__name__)
 # precision rounds every activation (2^-8 in bf16) and carries that through all blocks
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
+PART_ROUNDS = 5  # decodings of each form in which the parts are timed; their median is logged
+
 Products = Mapping[str, Product]
 
 
-@dataclass
-class Timed:
-    """Seconds of one form, one entry per round, and peak bytes of a prefill with decoding."""
+@dataclass(frozen=True)
+class Cached:
+    """The next token (B, 1) after a prompt, and the cache of the tokens before it."""
 
-    prefill: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)
-    peak: int = 0
+    token: Tensor
+    cache: Any
 
 
 @dataclass(kw_only=True)
@@ -82,12 +86,16 @@ class Speed(Evaluation):
         with warnings.catch_warnings():
             # the name of the cache argument that every family knows
             warnings.filterwarnings("ignore", message=".*past_key_values. is deprecated")
-            agreeing = self._agreeing(model, self._forms(linears), prompt)
-            timed = self._time_forms(model, agreeing, prompt)
+            agreeing, off = self._agreeing(model, self._forms(linears), prompt)
+            timed = {form: TimedForm(off[form]) for form in agreeing}
+            self._time_forms(model, agreeing, prompt, timed)
+            if prompt.device.type == "cpu":
+                self._time_parts(model, agreeing, prompt, timed)
         rounds = {form: asdict(measured) for form, measured in timed.items()}
         content = {**self.describe(), "forms": rounds, "not_measured": self._refused}
         write_json(inputs.out / SPEED / f"{inputs.state}.json", content)
-        return self._figures(timed)
+        tokens = {"prefill": prompt.numel(), "decode": self.batch * self.new_tokens}
+        return figures(timed, tokens)
 
     def describe(self) -> dict[str, Any]:
         """The lengths that were timed, without which tokens per second mean little."""
@@ -124,9 +132,13 @@ class Speed(Evaluation):
 
     def _agreeing(
         self, model: PreTrainedModel, forms: Mapping[str, Products], prompt: Tensor
-    ) -> dict[str, Products]:
-        """The forms that give the dense logits for the prompt; also the first warm-up of each."""
+    ) -> tuple[dict[str, Products], dict[str, float]]:
+        """The forms that give the dense logits for the prompt, and how far each is off.
+
+        Also the first warm-up of each.
+        """
         agreeing: dict[str, Products] = {}
+        off: dict[str, float] = {}
         expected = None
         for form, products in forms.items():
             try:
@@ -143,13 +155,16 @@ class Speed(Evaluation):
                     form, f"its logits are {distance:.2g} of their norm off the dense ones"
                 )
                 continue
-            agreeing[form] = products
-        return agreeing
+            agreeing[form], off[form] = products, distance
+        return agreeing, off
 
     def _time_forms(
-        self, model: PreTrainedModel, forms: Mapping[str, Products], prompt: Tensor
-    ) -> dict[str, Timed]:
-        timed = {form: Timed() for form in forms}
+        self,
+        model: PreTrainedModel,
+        forms: Mapping[str, Products],
+        prompt: Tensor,
+        timed: Mapping[str, TimedForm],
+    ) -> None:
         for round_ in track(range(-self.warmups, self.rounds), "speed"):
             order = list(forms) if round_ % 2 == 0 else list(forms)[::-1]
             for form in order:
@@ -165,7 +180,22 @@ class Speed(Evaluation):
                 timed[form].peak = peak_bytes(
                     lambda: self._once(model, prompt), held, prompt.device
                 )
-        return timed
+
+    def _time_parts(
+        self,
+        model: PreTrainedModel,
+        forms: Mapping[str, Products],
+        prompt: Tensor,
+        timed: Mapping[str, TimedForm],
+    ) -> None:
+        """Note where the time of decodings goes, in turn, under hooks that the rounds lack."""
+        for _ in range(PART_ROUNDS):
+            for form, products in forms.items():
+                with with_products(model, products):
+                    output = self._prefill(model, prompt)
+                    decode = partial(self._decode, model, output)
+                    head = model.get_output_embeddings()
+                    timed[form].parts.append(seconds_of_parts(decode, products.values(), head))
 
     def _refuse(self, form: str, reason: str) -> None:
         self._refused[form] = reason.strip().splitlines()[0]
@@ -174,38 +204,20 @@ class Speed(Evaluation):
     def _once(self, model: PreTrainedModel, prompt: Tensor) -> tuple[float, float]:
         """Seconds of one prefill and of new_tokens greedy one-token steps after it."""
         started = _now(prompt.device)
-        output = model(input_ids=prompt, use_cache=True)
-        token = output.logits[:, -1:].argmax(dim=-1)
+        output = self._prefill(model, prompt)
         filled = _now(prompt.device)
-        for _ in range(self.new_tokens):
-            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-            token = output.logits[:, -1:].argmax(dim=-1)
+        self._decode(model, output)
         return filled - started, _now(prompt.device) - filled
 
-    def _figures(self, timed: Mapping[str, Timed]) -> dict[str, float]:
-        tokens = {
-            "prefill": self.batch * self.prompt_tokens,
-            "decode": self.batch * self.new_tokens,
-        }
-        metrics: dict[str, float] = {}
-        for form, measured in timed.items():
-            line = []
-            for part, count in tokens.items():
-                seconds = getattr(measured, part)
-                ratios = [
-                    base / elapsed
-                    for base, elapsed in zip(getattr(timed[DENSE], part), seconds, strict=True)
-                ]
-                rate, gain = count / statistics.median(seconds), statistics.median(ratios)
-                metrics[f"speed/{form}/{part}"] = rate
-                metrics[f"speed/{form}/{part}_gain"] = gain
-                line.append(
-                    f"{part} {rate:,.0f} tokens/s, {gain:.2f} x dense "
-                    f"({min(ratios):.2f} - {max(ratios):.2f})"
-                )
-            metrics[f"speed/{form}/peak_bytes"] = measured.peak
-            log.info("speed %-15s  %s  peak %.1f MiB", form, "  ".join(line), measured.peak / 2**20)
-        return metrics
+    def _prefill(self, model: PreTrainedModel, prompt: Tensor) -> Cached:
+        output = model(input_ids=prompt, use_cache=True)
+        return Cached(output.logits[:, -1:].argmax(dim=-1), output.past_key_values)
+
+    def _decode(self, model: PreTrainedModel, before: Cached) -> None:
+        token, cache = before.token, before.cache
+        for _ in range(self.new_tokens):
+            output = model(input_ids=token, past_key_values=cache, use_cache=True)
+            token, cache = output.logits[:, -1:].argmax(dim=-1), output.past_key_values
 
 
 @contextmanager
