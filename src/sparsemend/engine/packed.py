@@ -182,7 +182,7 @@ def _check_weight(weight: Tensor, values: str) -> None:
         raise ValueError(f"values={values} is not one of: {', '.join(VALUES)}")
     if not weight.numel():
         raise ValueError(f"a weight of shape {tuple(weight.shape)} has nothing to pack")
-    if broken := weight.numel() - int(weight.isfinite().sum()):
+    if broken := weight.numel() - int(weight.isfinite().count_nonzero()):
         raise ValueError(f"{broken} weights are not finite, and cannot be packed")
     if values == "bfloat16" and weight.dtype == torch.float32:
         rounded = weight.bfloat16()
