@@ -75,6 +75,7 @@ SHORTER: dict[str, tuple[str, ...]] = {
     "sparsemend-bench suite=pruning": ("suite.samples=4", "suite.seqlen=64"),
     "sparsemend-bench suite=similarity": ("suite.samples=4", "suite.seqlen=64"),
     "sparsemend-bench suite=search": (*SMALL_SHAPE, "suite.trials=2", "suite.seqlen=64"),
+    "sparsemend-bench suite=decode": ("suite.lengths=[1,9]", "suite.context=4"),
     "sparsemend-bench suite=scaling": ("suite.hidden=[64,128]", "suite.seqlen=[32,64]"),
 }
 # of a command that needs a GPU, a hub or a cluster

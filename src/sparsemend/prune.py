@@ -67,7 +67,7 @@ def settle(statistics: Mapping[str, Statistic], pruner: Pruner) -> dict[str, Sta
     settled: dict[int, Statistic] = {}
     for statistic in statistics.values():
         if id(statistic) not in settled:
-            settled[id(statistic)] = pruner.settled(statistic)
+            settled[id(statistic)] = pruner.settle(statistic)
     return {name: settled[id(statistic)] for name, statistic in statistics.items()}
 
 

@@ -114,6 +114,7 @@ def test_an_empty_prompt_begins_a_text(model: Path, capsys: pytest.CaptureFixtur
         (["--system", "b", "--prompt", "a"], "--system is a part of a conversation; add --chat"),
         (["--threads", 0, "--prompt", "a"], "--threads 0 is not at least 1"),
         (["--max-new-tokens", 0, "--prompt", "a"], "--max-new-tokens 0 is not at least 1"),
+        (["--prompt", "a\udcff"], "the prompt is no text in UTF-8"),
         ([], "there is no prompt; give --prompt TEXT, or a text on standard input"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsemend.engine import choice
 from sparsemend.engine.linear import PackedLinear
@@ -136,6 +137,37 @@ def test_the_operator_is_what_torch_asks_of_one() -> None:
         (torch.randn(2, 37), *arguments),
         test_utils=("test_schema", "test_faketensor"),
     )
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated, and still there
+def test_who_watches_operators_sees_it() -> None:
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    dense, packed = pair()
+    x = torch.randn(2, 37)
+    assert close(packed(x), dense(x))
+    with Watch():
+        assert close(packed(x), dense(x))
+    assert "sparsemend.packed_linear.default" in seen
+    traced = torch.jit.trace(packed, x, check_trace=False)
+    other = torch.randn(2, 37)
+    assert close(traced(other), dense(other))
+
+
+def test_a_buffer_that_another_takes_the_place_of_is_checked() -> None:
+    dense, packed = pair()
+    x = torch.randn(2, 37)
+    packed(x)
+    packed.values = packed.values * 2
+    assert close(packed(x) - dense.bias, 2 * (dense(x) - dense.bias))
+    packed.values = packed.values[:-1]
+    with pytest.raises(ValueError, match="fewer values"):
+        packed(x)
 
 
 def test_a_compiled_model_has_it_in_one_graph() -> None:

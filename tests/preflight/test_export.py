@@ -22,6 +22,10 @@ PACKED = ("export=true", "export_form=packed")
         ),
         ((*PACKED, "pruner=none", "sparsity=0"), "pruner=none leaves no zero"),
         ((*PACKED, "method=lora"), "method=lora leaves its adapter beside the weights"),
+        (("export_private=true",), "add export_push=OWNER/NAME"),
+        (("export_push=me/it",), "uploads what is exported; add export=true"),
+        (("export=true", "export_push=it"), "export_push=it is not OWNER/NAME"),
+        (("export=true", "export_push=me/it"), "HF_HUB_OFFLINE is set; unset it"),
     ],
 )
 def test_what_contradicts_is_refused_with_a_remedy(lines: tuple[str, ...], message: str) -> None:
@@ -42,3 +46,13 @@ def test_what_contradicts_is_refused_with_a_remedy(lines: tuple[str, ...], messa
 )
 def test_what_agrees_passes(lines: tuple[str, ...]) -> None:
     check_export(compose("run", list(lines)))
+
+
+def test_a_push_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    push = compose("run", ["export=true", "export_push=me/it", "export_private=true"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ValueError, match="set HF_TOKEN, or log in: hf auth login"):
+        check_export(push)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    check_export(push)

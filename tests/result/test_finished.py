@@ -300,3 +300,13 @@ def test_metrics_of_another_protocol_are_left_behind(
 ) -> None:
     metrics = carried(stored_run(tmp_path / "run"), **change)["metrics"]
     assert metrics == {"dense": {"c/d": 7.0}, "pruned": {}, "repaired": {"a/b": 2.5}}
+
+
+def test_a_packed_run_is_measured_again_unless_its_values_were_rounded(tmp_path: Path) -> None:
+    packed = ("export=true", "export_form=packed")
+    run = stored_run(tmp_path / "packed", *packed)
+    (run / "model" / "masks.safetensors").rename(run / "masks.safetensors")
+    assert finished_run(str(run)).supports == run / "masks.safetensors"
+    rounded = stored_run(tmp_path / "rounded", *packed, "export_values=int8")
+    with pytest.raises(ValueError, match=r"rounded to int8 .*run it again with export_form=dense"):
+        finished_run(str(rounded))

@@ -91,6 +91,19 @@ def test_what_cannot_be_written_is_computed_and_used(
     assert [path.suffix for path in (tmp_path / "pruned").iterdir()] == [".lock"]
 
 
+def test_a_cache_that_cannot_be_locked_costs_time_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments: object, **settings: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparsemend.run.cache.FileLock.acquire", full)
+    with caplog.at_level(logging.WARNING):
+        entry = cache(tmp_path).once("scores", PARTS, lambda: Content({"scores": [1.5]}))
+    assert (entry.hit, entry.content.values) == (False, {"scores": [1.5]})
+    assert "nothing is shared" in caplog.text
+
+
 def test_a_failed_computation_leaves_no_entry(tmp_path: Path) -> None:
     def fail() -> Content:
         raise FloatingPointError("NaN")

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from support.command_runs import (
+    contract,
+    put_workspace,
+    result_of,
+    sparsemend_dying,
+    sparsemend_here,
+)
 from support.families import FAMILIES, random_model
 from support.layouts import LAYOUTS, layout_model, prune_two_of_four_
+from support.streamed import source
 from support.tiers import slow_but_for
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sparsemend.blocks.find import prunable_linears
+from sparsemend.blocks.find import linears_of, prunable_linears
 from sparsemend.blocks.residency import residency_of, visit_blocks
 from sparsemend.engine.packed import keep_of
 from sparsemend.layout.unfold import unfold_
@@ -132,27 +141,25 @@ def test_a_large_model_is_several_files_each_with_its_own_linears(
     assert len(packed_linears(load_packed_model(folder))) == 21
 
 
-def test_a_model_that_streams_is_packed_a_block_at_a_time(tmp_path: Path) -> None:
-    from support.streamed import source
-
-    random_model("llama").save_pretrained(tmp_path / "dense")
+@pytest.mark.parametrize("family", slow_but_for(["llama", "mixtral", "gpt2"], ["llama"]))
+def test_a_model_that_streams_is_packed_a_block_at_a_time(family: str, tmp_path: Path) -> None:
+    whole = pruned(family, tmp_path / "dense")
+    keeps = {name: linear.keep for name, linear in sparse_linears(whole)}
     streamed = source(tmp_path / "dense").open_streamed(folder=tmp_path / "blocks")
     residency_of(streamed).begin("prune")
-    for _, _, block in visit_blocks(streamed, changes=True):
-        prune_two_of_four_(nn.ModuleDict({"layers": nn.ModuleList([block])}))
-    whole = pruned("llama", tmp_path / "again")
-    for index, _, block in visit_blocks(streamed):
-        for name, linear in sparse_linears(block):
-            whole.set_submodule(
-                f"model.layers.{index}.{name}",
-                SparseLinear(nn.Parameter(linear.weight.clone()), None, linear.keep),
-            )
+    count = 0
+    for _, name, block in visit_blocks(streamed, changes=True):
+        count += 1
+        for inner, linear in linears_of(block).items():
+            if (keep := keeps.get(f"{name}.{inner}")) is not None:
+                block.set_submodule(inner, SparseLinear(linear.weight, linear.bias, keep))
     one = load_packed_model(write(streamed, tmp_path / "one"))
     other = load_packed_model(write(whole, tmp_path / "other"))
     states = one.state_dict(), other.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
-    assert len(list((tmp_path / "one").glob("packed-*"))) == 3 + 1
+    assert len(packed_linears(one)) == len(keeps)
+    assert len(list((tmp_path / "one").glob("packed-*"))) == count + 1
     assert len(list((tmp_path / "other").glob("packed-*"))) == 1
 
 
@@ -194,3 +201,41 @@ def test_what_cannot_be_packed_is_named_and_leaves_nothing(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
     with pytest.raises(ValueError, match="no linear of the decoder blocks has a zero"):
         write(random_model("llama"), tmp_path / "model")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_in_its_export_leaves_none_and_resumes_to_a_whole_one(
+    tmp_path: Path,
+) -> None:
+    workspace = put_workspace(tmp_path)
+    more = ("method=none", "export_form=packed", "hardware.threads=1")
+    arguments = contract(workspace, tmp_path / "run", *more)
+    for before in ("packed-00001-of-*.safetensors", "run/model"):
+        killed = sparsemend_dying(
+            [*arguments, "resume=auto"], tmp_path, before=before, signal=signal.SIGKILL
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not (tmp_path / "run" / "model").exists()
+    done = sparsemend_here([*arguments, "resume=auto"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "run" / "model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "packed-00001-of-00001.safetensors",
+    ]
+    assert not list((tmp_path / "run").glob(".*.partial"))
+    places = [f"from_run={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'again'}"]
+    again = sparsemend_here([*places, "export=true"], tmp_path)
+    assert again.returncode == 0, again.stderr
+    results = [result_of(tmp_path / name) for name in ("run", "again")]
+    assert results[0]["metrics"]["repaired"] == results[1]["metrics"]["repaired"]
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "again" / "model")
+    packed_model = load_packed_model(tmp_path / "run" / "model")
+    for name, linear in packed_linears(packed_model).items():
+        assert torch.equal(linear.weight, dense.get_submodule(name).weight)
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "stored packed: a bit per weight, and the kept ones in float32" in card
+    streams = sparsemend_here([*places, "hardware.stream=true"], tmp_path)
+    assert streams.returncode == 1
+    assert "packed weights are read whole; set hardware.stream=false" in streams.stderr

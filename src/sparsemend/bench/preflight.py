@@ -26,6 +26,7 @@ LEAST = {
     "examples": 1,
     "windows": 1,
     "median_length": 2,
+    "context": 1,
 }
 COUNTS = ("hidden", "intermediate", "blocks", "heads", "key_value_heads", "vocabulary")
 
@@ -50,6 +51,8 @@ def check(cfg: DictConfig, search: list[str]) -> None:
     check_axes(cfg.suite, cfg.shape)
     if "clock" in cfg.suite:
         check_clock(cfg.suite.clock, cfg.threads)
+    if "lengths" in cfg.suite:
+        check_steps(cfg)
 
 
 def check_shape(shape: DictConfig) -> None:
@@ -177,6 +180,22 @@ def check_clock(clock: Any, threads: int | None) -> None:
     if clock == "cpu" and threads != 1:
         raise ValueError(
             f"suite.clock=cpu counts the time of one thread, and threads={threads}; set threads=1"
+        )
+
+
+def check_steps(cfg: DictConfig) -> None:
+    """Lengths are a list of token counts; packed linears live on a CPU, in two dtypes."""
+    lengths = cfg.suite.lengths
+    valid = isinstance(lengths, ListConfig) and lengths
+    if not valid or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in lengths):
+        raise ValueError(
+            f"suite.lengths={lengths} is not a list of integers of at least 1; for example "
+            "suite.lengths=[1,128]"
+        )
+    if cfg.device != "cpu" or cfg.dtype == "float16":
+        raise ValueError(
+            f"device={cfg.device} dtype={cfg.dtype}: packed linears multiply float32 and bfloat16 "
+            "on a CPU; set device=cpu dtype=bfloat16"
         )
 
 

@@ -40,7 +40,7 @@ class Shape:
         model.config.use_cache = False
         return model.eval()
 
-    def sized(self, *, hidden: int, blocks: int) -> Shape:
+    def at_size(self, *, hidden: int, blocks: int) -> Shape:
         """The shape of another width and depth: the width of a head and all proportions stay."""
         return replace(
             self,

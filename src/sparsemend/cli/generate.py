@@ -7,12 +7,12 @@ The text goes to standard output, tokens per second go to standard error.  Exit 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from sparsemend.cli.command import exit_interrupted
 from sparsemend.cli.version import ShowVersion
 from sparsemend.errors import USER_ERRORS
 from sparsemend.generation.folder import find_place
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     args = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a text may have letters that a terminal lacks
     try:
         _generate(args)
     except BrokenPipeError:  # of a reader that has enough, such as head
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
+        from sparsemend.cli.command import exit_interrupted
+
         exit_interrupted("")
 
 
@@ -52,7 +56,7 @@ def _generate(args: argparse.Namespace) -> None:
     if args.system is not None and not args.chat:
         raise ValueError("--system is a part of a conversation; add --chat")
     place = find_place(args.folder)
-    prompts = args.prompt or [_standard_input()]
+    prompts = [_text(prompt) for prompt in args.prompt or [_standard_input()]]
     from sparsemend.generation.speak import Speaker, speak
 
     speak(
@@ -72,7 +76,16 @@ def _standard_input() -> str:
     try:
         return sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is no text in UTF-8 ({error})") from error
+        raise ValueError(f"the prompt is no text in UTF-8: {error}") from error
+
+
+def _text(prompt: str) -> str:
+    """The prompt; ValueError where bytes of it are no text, which Python hands on as surrogates."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt is no text in UTF-8: {error}") from error
+    return prompt
 
 
 def _parser() -> argparse.ArgumentParser:

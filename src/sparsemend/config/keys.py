@@ -56,6 +56,8 @@ KEYS: Mapping[str, Key] = {
     "seed":              Key(_yes,   _yes,  _no,  _no,  _no,   _no),
     "export":            Key(_no,    _no,   _no,  _yes, _yes,  _no),
     "export_dtype":      Key(_no,    _no,   _no,  _yes, _yes,  _no),
+    "export_push":       Key(_no,    _no,   _no,  _yes, _yes,  _no),
+    "export_private":    Key(_no,    _no,   _no,  _yes, _yes,  _no),
     "export_form":       Key(_no,    _no,   _no,  _yes, _yes,  _no),
     "export_values":     Key(_no,    _no,   _no,  _yes, _yes,  _no),
     "resume":            Key(_no,    _no,   _no,  _no,  _yes,  _no),

@@ -137,7 +137,7 @@ def _fit_as_a_stage(ledger: Ledger) -> Iterator[None]:
     """Tell apart what a method does before, in and after its fit."""
     with ledger.during(FITTING):
         yield
-    ledger.stage = FOLD
+    ledger.begin(FOLD)
 
 
 @contextmanager

@@ -58,15 +58,19 @@ class Ledger:
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
-        """Count what is reached inside as of `stage`, before which a run returns what it freed."""
-        before, self.stage = self.stage, stage
-        self.heap = self.small
+        """Count what is reached inside as of `stage`."""
+        before = self.stage
+        self.begin(stage)
         try:
             for device in self.live:
                 self._reach(device, 0)
             yield
         finally:
             self.stage = before
+
+    def begin(self, stage: str) -> None:
+        """Count what follows as of `stage`, before which a run returns what it freed."""
+        self.stage, self.heap = stage, self.small
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -3,6 +3,9 @@
 Its buffers are what a file of packed weights has: `mask`, `values`, `scale` of int8 values, and a
 float32 `bias`.  They keep their dtypes where a model is converted: float32 and bfloat16 inputs
 are both multiplied by them, with sums in float32 and one rounding to the input's dtype.
+
+A small product takes less than a call of an operator and its checks, so both are spared where
+nothing traces: the buffers are checked once.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sparsemend.engine.operator import forget_dense
+from sparsemend.engine.library import Factor
+from sparsemend.engine.operator import check_factor, forget_dense, product
 from sparsemend.engine.packed import PackedWeight, unpack_weight
 
 
@@ -34,6 +38,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("scale", packed.scale)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         self.register_buffer("offsets", packed.offsets, persistent=False)
+        self._factor: Factor | None = None  # of these very buffers, checked
 
     @property
     def packed(self) -> PackedWeight:
@@ -56,10 +61,29 @@ class PackedLinear(nn.Module):
                 f"an input of {input.shape[-1]} columns does not fit a packed linear of "
                 f"{self.in_features}"
             )
-        product: Tensor = torch.ops.sparsemend.packed_linear(
+        if _is_plain(input):
+            return product(input, self._checked_factor())
+        traced: Tensor = torch.ops.sparsemend.packed_linear(
             input, self.mask, self.values, self.offsets, self.scale, self.bias, self.out_features
         )
-        return product
+        return traced
+
+    def _checked_factor(self) -> Factor:
+        """The factor of the buffers, checked anew where one of them is another tensor."""
+        factor, buffers = self._factor, self._buffers
+        if (
+            factor is None
+            or factor.mask is not buffers["mask"]
+            or factor.values is not buffers["values"]
+            or factor.offsets is not buffers["offsets"]
+            or factor.scale is not buffers["scale"]
+            or factor.bias is not buffers["bias"]
+        ):
+            parts = (self.mask, self.values, self.offsets, self.scale, self.bias)
+            factor = Factor(*parts, self.out_features)
+            check_factor(factor, self.in_features)
+            self._factor = factor
+        return factor
 
     def extra_repr(self) -> str:
         density = self.packed.stored / (self.in_features * self.out_features)
@@ -76,6 +100,7 @@ class PackedLinear(nn.Module):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
+        self._factor = None  # it would hold the former buffers
         super()._apply(keep_dtype, recurse)
         return self
 
@@ -101,6 +126,7 @@ class PackedLinear(nn.Module):
                 error_msgs.append(str(error))
                 return
             forget_dense(self.mask)
+            self._factor = None
             self.values = torch.empty_like(values)
             self.offsets = weight.offsets
         super()._load_from_state_dict(
@@ -112,3 +138,14 @@ class PackedLinear(nn.Module):
             unexpected_keys,
             error_msgs,
         )
+
+
+def _is_plain(input: Tensor) -> bool:
+    """Whether nobody traces or watches operators, so that a call of one may be saved."""
+    return (
+        type(input) is Tensor
+        and input.is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )

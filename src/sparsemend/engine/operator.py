@@ -49,9 +49,8 @@ def packed_linear(
     mask, values, scale: of a PackedWeight.  bias: float32 (O,).
     """
     factor = Factor(mask, values, offsets, scale, bias, out_features)
-    _check(input, factor)
-    tokens = input.reshape(-1, input.shape[-1]).contiguous()
-    return multiply(kernels(), tokens, factor).view(*input.shape[:-1], out_features)
+    check_factor(factor, input.shape[-1])
+    return product(input, factor)
 
 
 @torch.library.register_fake("sparsemend::packed_linear", lib=LIBRARY)
@@ -65,6 +64,17 @@ def _(
     out_features: int,
 ) -> Tensor:
     return input.new_empty((*input.shape[:-1], out_features))
+
+
+def product(input: Tensor, factor: Factor) -> Tensor:
+    """(.., O) from input (.., I), with a factor that `check_factor` has passed for I columns."""
+    if input.dtype not in INPUTS:
+        raise ValueError(
+            f"a packed linear multiplies float32 and bfloat16, not {input.dtype}; convert the "
+            "model with model.bfloat16() or model.float()"
+        )
+    tokens = input.reshape(-1, input.shape[-1]).contiguous()
+    return multiply(kernels(), tokens, factor).view(*input.shape[:-1], factor.rows)
 
 
 def multiply(kernels: Kernels | None, tokens: Tensor, factor: Factor) -> Tensor:
@@ -141,20 +151,15 @@ def _dense_values(tokens: Tensor, factor: Factor) -> Tensor:
     return dense
 
 
-def _check(input: Tensor, factor: Factor) -> None:
+def check_factor(factor: Factor, columns: int) -> None:
     """Raise ValueError where a kernel would read elsewhere than in these tensors."""
     mask, values, offsets = factor.mask, factor.values, factor.offsets
     assert mask is not None
     assert offsets is not None
-    if input.dtype not in INPUTS:
-        raise ValueError(
-            f"a packed linear multiplies float32 and bfloat16, not {input.dtype}; convert the "
-            "model with model.bfloat16() or model.float()"
-        )
-    grid = (-(-factor.rows // ROWS), -(-input.shape[-1] // COLUMNS), ROWS)
+    grid = (-(-factor.rows // ROWS), -(-columns // COLUMNS), ROWS)
     if tuple(mask.shape) != grid or mask.dtype != torch.int32:
         raise ValueError(
-            f"an input of {input.shape[-1]} columns does not fit the packed weight, whose mask is "
+            f"an input of {columns} columns does not fit the packed weight, whose mask is "
             f"{tuple(mask.shape)}"
         )
     if values.dtype not in VALUES.values() or len(offsets) != len(mask) + 1:
@@ -165,5 +170,5 @@ def _check(input: Tensor, factor: Factor) -> None:
         if vector is not None and (vector.dtype != torch.float32 or len(vector) != factor.rows):
             raise ValueError(f"scale and bias of a packed weight are float32 ({factor.rows},)")
     for tensor in (mask, values, offsets, factor.scale, factor.bias):
-        if tensor is not None and not tensor.is_contiguous():
-            raise ValueError("the tensors of a packed weight are contiguous")
+        if tensor is not None and not (tensor.is_contiguous() and tensor.is_cpu):
+            raise ValueError("the tensors of a packed weight are contiguous and on the CPU")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsemend.engine.pages import copied_to_large_pages
 from sparsemend.sparse.packing import pack, unpack
 
 ROWS = 4
@@ -115,8 +116,8 @@ def pack_weight(weight: Tensor, *, keep: Tensor | None, values: str) -> PackedWe
     bits = pack(tiled_keep).contiguous()
     stored = tiled[tiled_keep]
     return PackedWeight(
-        mask=bits.view(torch.int32).squeeze(-1),
-        values=torch.cat([stored, stored.new_zeros(PADDING)]),
+        mask=copied_to_large_pages(bits.view(torch.int32).squeeze(-1)),
+        values=copied_to_large_pages(torch.cat([stored, stored.new_zeros(PADDING)])),
         scale=scale,
         shape=(weight.shape[0], weight.shape[1]),
     )

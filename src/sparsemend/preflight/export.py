@@ -1,6 +1,8 @@
-"""Refuse a packed export that would write nothing, or that could not be written at the end."""
+"""Refuse an export that would write nothing, or that could not be written at the end."""
 
 from __future__ import annotations
+
+import re
 
 from omegaconf import DictConfig
 
@@ -10,7 +12,8 @@ from sparsemend.preflight.vocabulary import leaves_whole, name_of
 
 
 def check_export(cfg: DictConfig) -> None:
-    """Raise ValueError where keys of a packed export contradict each other or the rest."""
+    """Raise ValueError where keys of an export contradict each other or the rest."""
+    check_push(cfg)
     values, dtype = packed_values(cfg), stored_dtype(cfg)
     if values is None:
         if cfg.export_values is not None:
@@ -39,4 +42,32 @@ def check_export(cfg: DictConfig) -> None:
         raise ValueError(
             f"export_form=packed: method={name_of(cfg.method)} leaves its adapter beside the "
             "weights, which a packed linear has no place for; set export_form=dense"
+        )
+
+
+def check_push(cfg: DictConfig) -> None:
+    """Raise ValueError where an export could not be uploaded; the Hub itself is asked later."""
+    repository = cfg.export_push
+    if repository is None:
+        if cfg.export_private is not None:
+            raise ValueError(
+                f"export_private={str(cfg.export_private).lower()} is for a repository; add "
+                "export_push=OWNER/NAME"
+            )
+        return
+    from huggingface_hub import constants, get_token
+
+    if not cfg.export:
+        raise ValueError(f"export_push={repository} uploads what is exported; add export=true")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repository)):
+        raise ValueError(f"export_push={repository} is not OWNER/NAME of a repository on the Hub")
+    if constants.is_offline_mode():
+        raise ValueError(
+            f"export_push={repository} needs the Hub, and HF_HUB_OFFLINE is set; unset it, or "
+            "upload the folder later: hf upload"
+        )
+    if get_token() is None:
+        raise ValueError(
+            f"export_push={repository} needs a token that may write; set HF_TOKEN, or log in: "
+            "hf auth login"
         )

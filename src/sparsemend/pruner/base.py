@@ -68,7 +68,7 @@ class Pruner(ABC):
         """Take up what `to_carry` gave after the last block that an earlier attempt pruned."""
         return
 
-    def settled(self, statistic: Statistic) -> Statistic:
+    def settle(self, statistic: Statistic) -> Statistic:
         """A complete statistic in the form in which several prunings share it.
 
         What no rate changes is computed here once, for all linears of one input.

@@ -52,7 +52,7 @@ class SparseGPT(Pruner):
         """The Hessian of the layer's squared error."""
         return Hessian(in_features, device)
 
-    def settled(self, statistic: Statistic) -> Statistic:
+    def settle(self, statistic: Statistic) -> Statistic:
         """The factor of its inverse in the place of a Hessian."""
         assert isinstance(statistic, Hessian)
         return HeldFactor(statistic.inverse_factor(self.damping), self.damping)

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -74,16 +74,23 @@ class Cache:
     ) -> CacheEntry:
         """The entry of `parts`: read if it is there, awaited from another job, or computed here."""
         key = digest({"format": FORMAT, **parts})
-        with self._lock(kind, key) as folder:
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(self._lock(kind, key))
+            except OSError as error:  # a full disk, a folder that is read-only
+                log.warning("nothing is shared through %s: %s", self.folder, error)
+                return self._compute(key, compute)
             entry = _read(folder, key)
             if entry is not None:
                 return entry
-            started = perf_counter()
-            content = compute()
-            seconds = perf_counter() - started
-            made = CacheEntry(content, False, key, seconds, str(self.owner))
+            made = self._compute(key, compute)
             self._write(folder, made, parts)
             return made
+
+    def _compute(self, key: str, compute: Callable[[], Content]) -> CacheEntry:
+        started = perf_counter()
+        content = compute()
+        return CacheEntry(content, False, key, perf_counter() - started, str(self.owner))
 
     @contextmanager
     def _lock(self, kind: str, key: str) -> Iterator[Path]:

@@ -33,7 +33,7 @@ from sparsemend.layout.unfold import fold_within
 from sparsemend.run.streamed import WHOLE
 from sparsemend.sparse.linear import SparseLinear
 
-SHARD = 2**31  # bytes from which on a file is closed and another begun
+SHARD = 2**30  # bytes from which on a file is closed and another begun
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -14,7 +16,7 @@ from omegaconf import DictConfig
 from sparsemend.config.values import plain
 from sparsemend.errors import blame_disk
 from sparsemend.files import forget_partials
-from sparsemend.names import BLOCKS, HIDDEN_STATES, RESULT
+from sparsemend.names import BLOCKS, HIDDEN_STATES, MODEL, RESULT
 from sparsemend.result.finished import check_apart, resolve_from_run
 from sparsemend.result.record import Result, objective
 from sparsemend.result.resume import cell_folder, forget_work, run_folder
@@ -24,6 +26,7 @@ from sparsemend.run.export import export_stage
 from sparsemend.run.job import RunJob, prepare
 from sparsemend.run.load import load
 from sparsemend.run.prune import prune_stage
+from sparsemend.run.push import open_repository, push
 from sparsemend.run.quiet import quieten
 from sparsemend.run.repair import evaluate_repaired, repair_stage
 from sparsemend.run.table import summary_table
@@ -86,12 +89,25 @@ def carry_out(job: RunJob) -> None:
     """Run every stage in order; what was measured is on disk even when a stage fails."""
     try:
         with blame_disk(str(job.out)):
-            stages(job)
+            with pushing(job):
+                stages(job)
             finish(job)
     except BaseException as error:
         job.result.fail(error, job.stages)
         job.parts.logger.abandon(job.loggers, job.result.content)
         raise
+
+
+@contextmanager
+def pushing(job: RunJob) -> Iterator[None]:
+    """Upload what the body exports, if that is asked for; what bars it shows before the body."""
+    repository = job.cfg.export_push
+    if repository is None:
+        yield
+        return
+    open_repository(repository, private=job.cfg.export_private)
+    yield
+    log.info("uploaded: %s", push(job.out / MODEL, repository))
 
 
 def stages(job: RunJob) -> None:

@@ -147,6 +147,7 @@ class RepairModule(LightningModule):
         return_freed()
         with ExitStack() as self._after_fit:
             trainer.fit(self, ckpt_path=resume_from, weights_only=False)
+        return_freed()
         if self.plan.keep_best and trainer.is_global_zero and (weights := best.read()) is not None:
             self.load_state_dict(weights, strict=False)
         score = best.best_model_score

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparsemend.bench.suite.base import Setting, build_jobs
-from sparsemend.bench.suite.scaling import AXES, Scaling, Size, counts, exponent
+from sparsemend.bench.suite.scaling import AXES, JobSize, Scaling, counts, exponent
 
 JOBS = {
     "wanda": {"pruner": "wanda"},
@@ -25,7 +25,7 @@ def test_an_exponent_is_that_of_a_power() -> None:
 
 def test_wider_matrices_take_wandas_operations_but_no_more_calls(setting: Setting) -> None:
     wanda = build_jobs(JOBS, ["wanda"], [])["wanda"]
-    narrow, wide = (counts(setting, wanda, Size(width, 2, 16, 2)) for width in (16, 32))
+    narrow, wide = (counts(setting, wanda, JobSize(width, 2, 16, 2)) for width in (16, 32))
     assert wide["operations"] == 4 * narrow["operations"]
     # the first work of a process asks for a few more or less
     assert wide["calls"] == pytest.approx(narrow["calls"], rel=0.02)

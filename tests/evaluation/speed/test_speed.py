@@ -16,7 +16,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparsemend.evaluation.base import EvaluationInput
-from sparsemend.evaluation.speed import parts
 from sparsemend.evaluation.speed import speed as speed_module
 from sparsemend.evaluation.speed.forms import (
     FORMS,
@@ -26,6 +25,7 @@ from sparsemend.evaluation.speed.forms import (
     form_builders,
     semi_structured,
 )
+from sparsemend.evaluation.speed.parts import seconds_of_parts
 from sparsemend.evaluation.speed.speed import Speed, with_products
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "batch": 2,
     "warmups": 0,
     "rounds": 3,
+    "clock": "wall",
     "block": 8,
 }
 
@@ -182,12 +183,9 @@ def test_linears_return_when_measuring_fails() -> None:
     assert model.get_submodule(name) is linear
 
 
-def test_the_parts_of_decode_are_those_of_its_modules(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_parts_of_decode_are_those_of_its_modules(caplog: pytest.LogCaptureFixture) -> None:
     """A clock that goes on by 1 s at every look: two linears and a head of one each."""
-    seconds = iter(range(100))
-    monkeypatch.setattr(parts, "perf_counter", lambda: float(next(seconds)))
+    seconds = iter(map(float, range(100)))
     linears, head = [nn.Linear(2, 2), nn.Linear(2, 2)], nn.Linear(2, 2)
     x = torch.ones(1, 2)
 
@@ -195,15 +193,22 @@ def test_the_parts_of_decode_are_those_of_its_modules(
         for module in (*linears, head, nn.Linear(2, 2)):
             module(x)
 
-    measured = parts.seconds_of_parts(work, linears, head)
+    measured = seconds_of_parts(work, linears, head, lambda: next(seconds))
     assert (measured.linears, measured.head, measured.rest) == (2, 1, 4)
     assert measured.line() == "of decode: linears 29%, head 14%, rest 57%"
     assert not linears[0]._forward_hooks
-    monkeypatch.undo()
     with caplog.at_level(logging.INFO):
         speed(forms=["packed"])(contracts.pruned_model(), given())
     assert "x dense" in caplog.text
     assert caplog.text.count("of decode: linears") == 2
+
+
+def test_the_clock_of_a_thread_is_for_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(ValueError, match=r"clock=cpu is the time of one thread.*threads=1"):
+        speed(clock="cpu")(contracts.pruned_model(), given())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert speed(clock="cpu", forms=["dense"])(contracts.pruned_model(), given())
 
 
 def test_too_little_text_is_refused() -> None:

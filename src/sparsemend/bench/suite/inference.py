@@ -8,19 +8,17 @@ turn comes.
 
 from __future__ import annotations
 
-import statistics
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter, thread_time
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsemend.bench.suite.base import BenchRow, Column, Section, Setting, Suite, schedule
+from sparsemend.bench.suite.ours import GAINS, note_ratios, seconds
 from sparsemend.engine.choice import kernels
 from sparsemend.engine.library import Factor, Kernels
 from sparsemend.engine.operator import multiply
@@ -44,13 +42,8 @@ class TimedProduct:
     expected: Tensor | None
 
 
-def gain(key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda row: f"{1 / row[key]:.2f}" if row[key] else "-"
-
-
 COLUMNS = (
-    Column("gain", gain("median_ratio")),
-    Column("over ours", gain("median_ratio_to_ours")),
+    *GAINS,
     Column("GB/s", lambda row: f"{row['nbytes'] / row['median_seconds'] / 1e9:.1f}"),
     Column("off", lambda row: f"{row['off']:.0e}"),
 )
@@ -75,8 +68,10 @@ class Inference(Suite):
             rows = {label: _checked_row(label, calls) for label, calls in labelled.items()}
             labels = [label for label, row in rows.items() if row.refused is None]
             for _, label in track(schedule(labels, setting.rounds), f"density {density}"):
-                rows[label].seconds.append(min(self._seconds(c) for c in labelled[label]))
-            _compare_with_ours(rows)
+                rows[label].seconds.append(
+                    min(seconds(self.clock, c.work) for c in labelled[label])
+                )
+            note_ratios(rows, OURS)
             form = "torch" if chosen is None else chosen.form
             yield Section(
                 title=f"{self.rows} x {self.columns}, density {density}, {self.inputs} inputs, "
@@ -85,12 +80,6 @@ class Inference(Suite):
                 columns=COLUMNS,
                 rows=list(rows.values()),
             )
-
-    def _seconds(self, call: TimedProduct) -> float:
-        now = thread_time if self.clock == "cpu" else perf_counter
-        started = now()
-        call.work()
-        return now() - started
 
     def _products(
         self, seed: int, density: float, chosen: Kernels | None
@@ -158,12 +147,3 @@ def _checked_row(label: str, calls: list[TimedProduct]) -> BenchRow:
     if not row.figures["off"] <= ROUNDED:
         row.refused = f"its output is {row.figures['off']:.2g} of its norm off the product"
     return row
-
-
-def _compare_with_ours(rows: Mapping[str, BenchRow]) -> None:
-    """Note the median of every row's seconds over those of our dense kernel, round by round."""
-    ours = rows[OURS].seconds if OURS in rows else []
-    for row in rows.values():
-        ratios = [elapsed / floor for elapsed, floor in zip(row.seconds, ours, strict=False)]
-        row.figures["median_ratio_to_ours"] = statistics.median(ratios) if ratios else None
-        row.figures["ratio_to_ours_range"] = [min(ratios), max(ratios)] if ratios else None

@@ -39,7 +39,7 @@ COSTS = ("operations", "bytes", "calls")
 
 
 @dataclass(frozen=True)
-class Size:
+class JobSize:
     """One size of a job: the width and depth of the model, tokens of a sequence, sequences."""
 
     hidden: int
@@ -47,9 +47,12 @@ class Size:
     seqlen: int
     samples: int
 
+    def __str__(self) -> str:
+        return f"hidden {self.hidden}, {self.blocks} blocks, {self.samples} x {self.seqlen} tokens"
+
 
 @dataclass(kw_only=True)
-class Point:
+class CostsAtSize:
     """The costs of a job at one size."""
 
     size: int  # along the axis
@@ -65,11 +68,11 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
-def shown(cost: str) -> Callable[[Mapping[str, Any]], str]:
+def exponent_cell(cost: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda row: f"{row['exponents'][cost]:.2f}"
 
 
-COLUMNS = tuple(Column(f"{cost} ^", shown(cost)) for cost in ("time", *COSTS))
+COLUMNS = tuple(Column(f"{cost} ^", exponent_cell(cost)) for cost in ("time", *COSTS))
 
 
 @dataclass(kw_only=True)
@@ -95,11 +98,11 @@ class Scaling(Suite):
         self, axis: str, setting: Setting, jobs: Mapping[str, Pruner | RepairMethod]
     ) -> Section:
         """The section of one axis; its seconds are those of the largest size."""
-        start = Size(self.hidden[0], self.blocks[0], self.seqlen[0], self.samples[0])
+        start = JobSize(self.hidden[0], self.blocks[0], self.seqlen[0], self.samples[0])
         sizes = {each: replace(start, **{axis: each}) for each in getattr(self, axis)}
         points = {
             label: {
-                each: Point(size=each, counted=counts(setting, job, size))
+                each: CostsAtSize(size=each, counted=counts(setting, job, size))
                 for each, size in sizes.items()
             }
             for label, job in jobs.items()
@@ -107,41 +110,41 @@ class Scaling(Suite):
         turns = [f"{label} {each}" for label in jobs for each in sizes]
         for _, turn in track(schedule(turns, setting.rounds), axis):
             label, _, each = turn.rpartition(" ")
-            _, work = prepared(setting, jobs[label], sizes[int(each)])
+            _, work = prepare_job(setting, jobs[label], sizes[int(each)])
             points[label][int(each)].seconds.append(time_and_peak(work, setting.device)[0])
             log.info("%-12s %s %s", label, axis, each)
         return Section(
-            title=f"exponents over {axis} {', '.join(map(str, sizes))} of {start}",
+            title=f"exponents over {axis} {', '.join(map(str, sizes))}, from {start}",
             baseline=next(iter(jobs)),
             columns=COLUMNS,
-            rows=[_row(label, list(found.values())) for label, found in points.items()],
+            rows=[_row(label, list(by_size.values())) for label, by_size in points.items()],
         )
 
 
-def prepared(
-    setting: Setting, job: Pruner | RepairMethod, size: Size
+def prepare_job(
+    setting: Setting, job: Pruner | RepairMethod, size: JobSize
 ) -> tuple[PreTrainedModel, Callable[[], object]]:
     """A fresh model of that size, and a function that runs the job on it."""
-    shape = setting.shape.sized(hidden=size.hidden, blocks=size.blocks)
+    shape = setting.shape.at_size(hidden=size.hidden, blocks=size.blocks)
     sized = replace(setting, shape=shape)
     return job_on_fresh_model(sized, job, sized.tokens(size.samples, size.seqlen))
 
 
-def counts(setting: Setting, job: Pruner | RepairMethod, size: Size) -> dict[str, int]:
+def counts(setting: Setting, job: Pruner | RepairMethod, size: JobSize) -> dict[str, int]:
     """The operations, operator calls and peak bytes besides the model's own of a job."""
-    _, work = prepared(setting, job, size)
+    _, work = prepare_job(setting, job, size)
     operations, calls = work_counts(work)
-    model, work = prepared(setting, job, size)
+    model, work = prepare_job(setting, job, size)
     held = living(model)
-    own = sum(tensor.nbytes for tensor in held)
+    resident = sum(tensor.nbytes for tensor in held)
     return {
         "operations": operations,
-        "bytes": peak_bytes(work, held, setting.device) - own,
+        "bytes": peak_bytes(work, held, setting.device) - resident,
         "calls": calls,
     }
 
 
-def _row(label: str, points: Sequence[Point]) -> BenchRow:
+def _row(label: str, points: Sequence[CostsAtSize]) -> BenchRow:
     sizes = [point.size for point in points]
     exponents = {cost: exponent(sizes, [point.counted[cost] for point in points]) for cost in COSTS}
     exponents["time"] = exponent(sizes, [statistics.median(point.seconds) for point in points])

@@ -98,7 +98,7 @@ class SearchCost(Suite):
             yield self._section(label, setting, search)
 
     def _section(self, label: str, setting: Setting, search: Trials) -> Section:
-        rows = {way: BenchRow(label=way, figures=search.counted(way)) for way in WAYS}
+        rows = {way: BenchRow(label=way, figures=search.count_operations(way)) for way in WAYS}
         for _, way in track(schedule(list(rows), setting.rounds), label):
             work = partial(search.run, way, search.schedules)
             rows[way].seconds.append(time_and_peak(work, setting.device)[0])
@@ -162,7 +162,7 @@ class Trials:
     def loss(self, model: PreTrainedModel) -> float:
         return mean_loss(model, Examples.of(self.measured), torch.device(model.device), 1)
 
-    def counted(self, way: str) -> dict[str, Any]:
+    def count_operations(self, way: str) -> dict[str, Any]:
         """Operations of all trials; they, and their bound, in runs of the papers' protocol."""
         count, one = len(self.schedules), self.schedules[:1]
         plain, _ = work_counts(lambda: self.run(APART, one))

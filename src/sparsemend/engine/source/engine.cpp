@@ -215,23 +215,24 @@ int sparsemend_expand(int form, const Matrix* matrix, int64_t begin, int64_t end
 }
 
 // The sum of whole words of memory: how fast bytes can be read at all, to compare products with.
+// In several streams, each from its own place: one alone is read slower.
 uint64_t sparsemend_read(const uint64_t* words, int64_t count, int threads) {
-  const int64_t chunk = 1 << 17;
+  constexpr int64_t CHUNK = 1 << 18, STREAMS = 8, LENGTH = CHUNK / STREAMS;
+  const int64_t chunks = count / CHUNK;
   uint64_t sum = 0;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : sum)
 #endif
-  for (int64_t begin = 0; begin < count; begin += chunk) {
-    const int64_t end = begin + chunk < count ? begin + chunk : count;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     uint64_t part[8] = {};
-    int64_t i = begin;
-    for (; i + 8 <= end; i += 8) {
-      __builtin_prefetch(reinterpret_cast<const char*>(words + i) + AHEAD);
-      for (int lane = 0; lane < 8; ++lane) part[lane] += words[i + lane];
-    }
-    for (; i < end; ++i) part[0] += words[i];
+    for (int64_t i = 0; i < LENGTH; i += 8)
+      for (int stream = 0; stream < STREAMS; ++stream) {
+        const uint64_t* line = words + chunk * CHUNK + stream * LENGTH + i;
+        for (int lane = 0; lane < 8; ++lane) part[lane] += line[lane];
+      }
     for (uint64_t lane : part) sum += lane;
   }
+  for (int64_t i = chunks * CHUNK; i < count; ++i) sum += words[i];
   return sum;
 }
 

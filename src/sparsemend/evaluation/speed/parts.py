@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
 
 from torch import nn
 
@@ -31,28 +30,35 @@ class DecodeParts:
 
 
 def seconds_of_parts(
-    work: Callable[[], object], linears: Iterable[nn.Module], head: nn.Module | None
+    work: Callable[[], object],
+    linears: Iterable[nn.Module],
+    head: nn.Module | None,
+    now: Callable[[], float],
 ) -> DecodeParts:
-    """What a call of `work` takes in these modules, whose forwards hold none of each other."""
-    with _watch(linears) as in_linears, _watch([] if head is None else [head]) as in_head:
-        started = perf_counter()
+    """What a call of `work` takes in these modules, whose forwards hold none of each other.
+
+    now: the clock, in seconds.
+    """
+    heads = [] if head is None else [head]
+    with _watch(linears, now) as in_linears, _watch(heads, now) as in_head:
+        started = now()
         work()
-        whole = perf_counter() - started
+        whole = now() - started
     inside, at_end = sum(in_linears), sum(in_head)
     return DecodeParts(inside, at_end, whole - inside - at_end)
 
 
 @contextmanager
-def _watch(modules: Iterable[nn.Module]) -> Iterator[list[float]]:
+def _watch(modules: Iterable[nn.Module], now: Callable[[], float]) -> Iterator[list[float]]:
     """The seconds of every forward of these modules, until the block ends."""
     seconds: list[float] = []
     started = [0.0]
 
     def begin(module: nn.Module, inputs: object) -> None:
-        started[0] = perf_counter()
+        started[0] = now()
 
     def end(module: nn.Module, inputs: object, output: object) -> None:
-        seconds.append(perf_counter() - started[0])
+        seconds.append(now() - started[0])
 
     handles = []
     for module in modules:

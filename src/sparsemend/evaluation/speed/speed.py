@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 # precision rounds every activation (2^-8 in bf16) and carries that through all blocks
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
-PART_ROUNDS = 5  # decodings of each form in which the parts are timed; their median is logged
+CLOCKS = {"wall": perf_counter, "cpu": thread_time}
+PART_ROUNDS = 3  # decodings of each form in which the parts are timed; their median is logged
 
 Products = Mapping[str, Product]
 
@@ -65,6 +66,7 @@ class Speed(Evaluation):
     batch: int
     warmups: int
     rounds: int
+    clock: str
     block: int
 
     def __post_init__(self) -> None:
@@ -82,6 +84,11 @@ class Speed(Evaluation):
         if not linears:
             return {}
         self._refused.clear()
+        if self.clock == "cpu" and (torch.get_num_threads() > 1 or inputs.device.type != "cpu"):
+            raise ValueError(
+                "evaluation.speed.clock=cpu is the time of one thread on the host; set "
+                "hardware.threads=1 there, or evaluation.speed.clock=wall"
+            )
         prompt = self._prompt(inputs.test).to(inputs.device)
         with warnings.catch_warnings():
             # the name of the cache argument that every family knows
@@ -99,7 +106,7 @@ class Speed(Evaluation):
 
     def describe(self) -> dict[str, Any]:
         """The lengths that were timed, without which tokens per second mean little."""
-        keys = ("prompt_tokens", "new_tokens", "batch", "warmups", "rounds", "block")
+        keys = ("prompt_tokens", "new_tokens", "batch", "warmups", "rounds", "clock", "block")
         return {key: getattr(self, key) for key in keys}
 
     def _prompt(self, test: Tensor) -> Tensor:
@@ -195,7 +202,9 @@ class Speed(Evaluation):
                     output = self._prefill(model, prompt)
                     decode = partial(self._decode, model, output)
                     head = model.get_output_embeddings()
-                    timed[form].parts.append(seconds_of_parts(decode, products.values(), head))
+                    now = CLOCKS[self.clock]
+                    parts = seconds_of_parts(decode, products.values(), head, now)
+                    timed[form].parts.append(parts)
 
     def _refuse(self, form: str, reason: str) -> None:
         self._refused[form] = reason.strip().splitlines()[0]
@@ -203,11 +212,16 @@ class Speed(Evaluation):
 
     def _once(self, model: PreTrainedModel, prompt: Tensor) -> tuple[float, float]:
         """Seconds of one prefill and of new_tokens greedy one-token steps after it."""
-        started = _now(prompt.device)
+        started = self._now(prompt.device)
         output = self._prefill(model, prompt)
-        filled = _now(prompt.device)
+        filled = self._now(prompt.device)
         self._decode(model, output)
-        return filled - started, _now(prompt.device) - filled
+        return filled - started, self._now(prompt.device) - filled
+
+    def _now(self, device: torch.device) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return CLOCKS[self.clock]()
 
     def _prefill(self, model: PreTrainedModel, prompt: Tensor) -> Cached:
         output = model(input_ids=prompt, use_cache=True)
@@ -239,9 +253,3 @@ def _plain(sparse: SparseLinear) -> nn.Linear:
     linear.weight = nn.Parameter(sparse.effective_weight(), requires_grad=False)
     linear.bias = sparse.bias
     return linear
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return perf_counter()

@@ -9,7 +9,7 @@ No kernel keeps more for the backward pass than x and references to W, i and v:
     gather    W + d lies in W, dv are k products of two columns (torch.sparse.sampled_addmm)
     sparse    nothing lies in W: x W^T and a product with d in CSR, added up
 
-W + d lies in W for the time of a product: k weights are written over and then put back (`patched`).
+W + d lies in W for the time of a product (`patch_weight`): k weights are written over and put back.
 While a window is open the weight-sized gradient is formed once, shown to it, gathered from and
 freed, whatever the kernel.  The sum W + v is taken in fp32 and rounded once: in bf16, values below
 half a spacing of W would vanish one by one.  (SpIEL, Ansell et al. 2024, arXiv 2401.16405, has the
@@ -59,7 +59,7 @@ def with_delta(weight: Tensor, indices: Tensor, values: Tensor, dtype: torch.dty
 
 
 @contextmanager
-def patched(
+def patch_weight(
     weight: Tensor, indices: Tensor, values: Tensor, dtype: torch.dtype
 ) -> Iterator[Tensor]:
     """`with_delta`'s bits while the body runs, in the storage of W, whose bits then come back.
@@ -194,7 +194,7 @@ def _effective(
     """What a product with the weight reads: W + d, or W where d has a product of its own."""
     if settings.kernel == "sparse":
         return nullcontext(weight.to(settings.dtype))
-    return patched(weight, indices, values, settings.dtype)
+    return patch_weight(weight, indices, values, settings.dtype)
 
 
 def _input_gradient(
