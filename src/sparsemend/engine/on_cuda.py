@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparsemend.engine.choice import KEY, TORCH
 from sparsemend.engine.library import Factor
-from sparsemend.engine.operator import INPUTS, LIBRARY, multiply
-from sparsemend.engine.packed import COLUMNS, PADDING, ROWS, VALUES, pack_weight
+from sparsemend.engine.operator import LIBRARY, check_dtype, check_factor, multiply
+from sparsemend.engine.packed import ROWS, pack_weight
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +36,6 @@ WORDS = 512  # of the mask that are counted at a time
 SCRATCH = 1 << 25  # weights of a block that is expanded: 64 MiB in bfloat16
 EXPANDED = 32  # tiles of a step where nothing is summed
 ADDED = 256  # rows of a program that adds parts
-
-# the last of a weight's offsets, by the tensor: read once, because reading waits for the card
-_stored: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @torch.library.impl(LIBRARY, "packed_linear", "CUDA")
@@ -54,9 +50,10 @@ def packed_linear_on_cuda(
 ) -> Tensor:
     """(.., O) = input (.., I) W^T * scale + bias, as on a CPU but for the order of sums."""
     factor = Factor(mask, values, offsets, scale, bias, out_features)
-    check_on_card(input, factor)
+    check_dtype(input)
+    check_factor(factor, input.shape[-1], input.device)
     tokens = input.reshape(-1, input.shape[-1]).contiguous()
-    if _multiplied_by_triton(input.device):
+    if multiplied_by_triton(input.device):
         output = multiply_on_cuda(tokens, factor)
     else:
         output = multiply(None, tokens, factor)
@@ -153,46 +150,6 @@ def split(groups: int, tiles: int, step: int) -> tuple[int, int]:
     return each * step, -(-steps // each)
 
 
-def check_on_card(input: Tensor, factor: Factor) -> None:
-    """Raise ValueError where a kernel would read elsewhere than in these tensors.
-
-    It waits for the card once for each weight, and never again.
-    """
-    mask, values, offsets = factor.mask, factor.values, factor.offsets
-    assert mask is not None
-    assert offsets is not None
-    if input.dtype not in INPUTS:
-        raise ValueError(
-            f"a packed linear multiplies float32 and bfloat16, not {input.dtype}; convert the "
-            "model with model.bfloat16() or model.float()"
-        )
-    grid = (-(-factor.rows // ROWS), -(-input.shape[-1] // COLUMNS), ROWS)
-    if tuple(mask.shape) != grid or mask.dtype != torch.int32:
-        raise ValueError(
-            f"an input of {input.shape[-1]} columns does not fit the packed weight, whose mask is "
-            f"{tuple(mask.shape)}"
-        )
-    if values.dtype not in VALUES.values() or len(offsets) != len(mask) + 1:
-        raise ValueError("the values or the offsets of a packed weight are not what its mask needs")
-    for vector in (factor.scale, factor.bias):
-        if vector is not None and (vector.dtype != torch.float32 or len(vector) != factor.rows):
-            raise ValueError(f"scale and bias of a packed weight are float32 ({factor.rows},)")
-    for tensor in (mask, values, offsets, factor.scale, factor.bias):
-        if tensor is None:
-            continue
-        if tensor.device != input.device:
-            raise ValueError(
-                f"the packed weight is on {tensor.device} and its input on {input.device}; move "
-                "the model and its inputs to one device"
-            )
-        if not tensor.is_contiguous():
-            raise ValueError("the tensors of a packed weight are contiguous")
-    if offsets not in _stored:
-        _stored[offsets] = int(offsets[-1])
-    if _stored[offsets] + PADDING > values.numel():
-        raise ValueError("a packed weight has fewer values than its mask says")
-
-
 def _finish(factor: Factor) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
     """(scale, bias) for a kernel, and which of them are there; another stands for what is not."""
     scale, bias, some = factor.scale, factor.bias, factor.values
@@ -207,7 +164,8 @@ def _wide_product(tokens: Tensor, block: Tensor) -> Tensor:
     return F.linear(tokens.float(), block.float())
 
 
-def _multiplied_by_triton(device: torch.device) -> bool:
+def multiplied_by_triton(device: torch.device) -> bool:
+    """Whether products on this card are Triton's, and not torch's with a dense copy."""
     return os.environ.get(KEY, "") != TORCH and _works(device)
 
 
@@ -230,7 +188,9 @@ def _refusal(device: torch.device) -> str | None:
     try:
         for count in (1, FEW, FEW + 1):
             tokens = (torch.arange(count * 70).reshape(count, 70) % 5 - 2).float()
-            if not torch.equal(multiply_on_cuda(tokens.to(device), factor).cpu(), tokens @ weight.T):
+            if not torch.equal(
+                multiply_on_cuda(tokens.to(device), factor).cpu(), tokens @ weight.T
+            ):
                 return "the products of Triton's kernels come out wrong"
     except Exception as error:  # whatever a compiler on a user's machine may say
         return f"Triton cannot ({str(error).strip().splitlines()[0]})"

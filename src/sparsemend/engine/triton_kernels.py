@@ -52,11 +52,11 @@ def read_words(words, tile, last, before):
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
 def spread(values, word, start):
-    """The weights (tiles, 32) of a row: its words, and where the values of each begin."""
+    """Weights (tiles, 32) of a row in float32, by its words and where the values of each begin."""
     bit = tl.full((1, 32), 1, tl.uint32) << tl.arange(0, 32)[None, :].to(tl.uint32)
     held = (word[:, None] & bit) != 0
     place = start[:, None] + count_ones(word[:, None] & (bit - 1))
-    return tl.load(values + place, mask=held, other=0)
+    return tl.load(values + place, mask=held, other=0).to(tl.float32)
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -119,10 +119,10 @@ def multiply(
             mask=(token[:, None, None] < count) & (column < columns),
             other=0.0,
         ).to(tl.float32)
-        sums0 += spread(values, word0, start0).to(tl.float32)[None, :, :] * x
-        sums1 += spread(values, word1, start1).to(tl.float32)[None, :, :] * x
-        sums2 += spread(values, word2, start2).to(tl.float32)[None, :, :] * x
-        sums3 += spread(values, word3, start3).to(tl.float32)[None, :, :] * x
+        sums0 += spread(values, word0, start0)[None, :, :] * x
+        sums1 += spread(values, word1, start1)[None, :, :] * x
+        sums2 += spread(values, word2, start2)[None, :, :] * x
+        sums3 += spread(values, word3, start3)[None, :, :] * x
         before += stored
     row = group * 4 + tl.zeros((TOKENS,), tl.int32)
     place = output + (part * count + token).to(tl.int64) * rows + row
