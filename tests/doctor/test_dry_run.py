@@ -95,3 +95,10 @@ def test_the_command_examines_a_run_for_a_gpu_that_is_not_here(tmp_path: Path) -
     peaks = {(need["stage"], need["device"]): need["peak_bytes"] for need in content["needs"]}
     assert peaks["evaluate: dense", "device"] > 0
     assert peaks["prune", "device"] > 0
+
+
+def test_a_packed_export_is_examined_as_a_dense_one() -> None:
+    cfg = compose("run", ["export=true", "export_form=packed", "export_values=int8"])
+    short = shorten(cfg)
+    assert (short.export_form, short.export_values) == ("dense", None)
+    assert cfg.export_form == "packed"

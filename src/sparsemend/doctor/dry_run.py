@@ -111,6 +111,8 @@ def dry_run(
 def shorten(cfg: DictConfig) -> DictConfig:
     """`cfg` with less of what repeats itself at the same memory."""
     shorter = cfg.copy()
+    # packing asks for values; a dense export is the larger one on disk
+    shorter.export_form, shorter.export_values = "dense", None
     if "update_interval" not in shorter.method and "max_steps" in shorter.method:
         shorter.method.max_steps = min(2, shorter.method.max_steps)
     at_once = shorter.hardware.micro_batch
