@@ -1,7 +1,9 @@
 """What forming keep * (W + s B A) takes, against a copy that moves as many bytes.
 
 The operator reads W and a bit per weight and writes the result, a copy reads W and writes it; both
-make a new tensor.  Beside them stand torch's operators, as they form it where no kernel does.
+make a new tensor, as a step does.  Large new tensors cost page faults, of which the kernel asks the
+system for fewer; so a copy into memory at hand stands beside them, and torch's operators, as they
+form the weight where no kernel does.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from sparsemend.model import DTYPES
 from sparsemend.sparse.packing import pack
 from sparsemend.terminal import track
 
-COPY, FUSED, TORCH = "copy", "fused operator", "torch"
+COPY, HELD, FUSED, TORCH = "copy", "copy, memory at hand", "fused operator", "torch"
 
 
 def per_weight(figures: Mapping[str, Any]) -> str:
@@ -102,6 +104,7 @@ class Merge(Suite):
         a, b = random(self.rank, self.columns), random(self.rows, self.rank)
         a, b, packed = (tensor.to(setting.device) for tensor in (a, b, pack(keep)))
         yield COPY, weight.clone
+        yield HELD, partial(torch.empty_like(weight).copy_, weight)
         yield FUSED, partial(OPERATOR, weight, a, b, packed, 2.0, 1.0, torch.float32, dtype)
         yield TORCH, partial(form_in_strips, weight, a, b, packed, base=1.0, dtype=dtype)
 

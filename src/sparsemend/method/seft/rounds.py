@@ -90,7 +90,7 @@ class SeftRounds(DeltaRounds):
         rule, layers = self.adaptation, [_seft(each) for each in moved]
         pruned = refilled = [0] * len(moved)
         reactivated = [
-            int((layer.states[each.grown] == GROWN).sum())
+            int((layer.states[each.grown] == GROWN).count_nonzero())
             for layer, each in zip(layers, moved, strict=True)
         ]
         if rule.within is not None:
@@ -104,9 +104,9 @@ class SeftRounds(DeltaRounds):
             "reactivated": reactivated,
             "pruned": pruned,
             "refilled": refilled,
-            "dead": [int((layer.states == DEAD).sum()) for layer in layers],
-            "allocated": [int(layer.keep.sum()) for layer in layers],
-            "overlap": [int((layer.keep & starting(layer)).sum()) for layer in layers],
+            "dead": [int((layer.states == DEAD).count_nonzero()) for layer in layers],
+            "allocated": [int(layer.keep.count_nonzero()) for layer in layers],
+            "overlap": [int((layer.keep & starting(layer)).count_nonzero()) for layer in layers],
         }
 
 
@@ -120,7 +120,7 @@ def adapt(group: list[Moved], rule: Adaptation, states: States) -> tuple[list[in
     unless weights that were pruned may come back.
     """
     layers = [_seft(each) for each in group]
-    excess = sum(int(layer.keep.sum()) - layer.budget for layer in layers)
+    excess = sum(int(layer.keep.count_nonzero()) - layer.budget for layer in layers)
     none = [0] * len(group)
     if excess > 0:
         chosen = lowest_of_group(group, rule, excess)

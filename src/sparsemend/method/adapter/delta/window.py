@@ -111,7 +111,7 @@ class Window:
         available = flat.numel()
         if growable is not None:
             score[~growable.reshape(-1)] = -1.0
-            available = int(growable.sum())
+            available = int(growable.count_nonzero())
         chosen = highest(score, min(self.count, available))
         self.candidates = chosen.to(layer.indices.dtype)
         self.sums = flat.new_zeros(self.candidates.shape)
@@ -121,7 +121,7 @@ class Window:
         prunable = layer.prunable()
         if self.sensitivity in EVERYWHERE:
             self.followed = pack(prunable)
-            self.sensitivity_sum = flat.new_zeros(int(prunable.sum()))
+            self.sensitivity_sum = flat.new_zeros(int(prunable.count_nonzero()))
             return
         positions = prunable.reshape(-1).nonzero().view(-1)
         weight = layer.effective_weight().reshape(-1)[positions]

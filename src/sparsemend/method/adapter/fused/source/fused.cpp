@@ -5,6 +5,10 @@
 
 #include <cstdlib>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 
 #if defined(__x86_64__)
@@ -59,6 +63,18 @@ void arrange(const Job& job, int width, float* panels) {
   }
 }
 
+// Large memory is fresh from the system at every call, and most of a call would be its page faults:
+// ask for pages of 2 MiB, of which there are 512 times fewer.  Where there are none, nothing changes.
+void ask_for_large_pages(void* output, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr size_t PAGE = size_t(1) << 21;
+  if (bytes < (size_t(1) << 25)) return;  // malloc keeps smaller memory
+  const size_t from = (reinterpret_cast<size_t>(output) + PAGE - 1) / PAGE * PAGE;
+  const size_t to = (reinterpret_cast<size_t>(output) + bytes) / PAGE * PAGE;
+  madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
 extern "C" {
@@ -84,6 +100,8 @@ int sparsemend_fuse(int form, const Job* job, int threads) {
   float* panels = static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
   if (!panels) return 2;
   arrange(*job, choice.width, panels);
+  const size_t size = job->output_number == FLOAT ? 4 : 2;
+  ask_for_large_pages(job->output, size_t(job->rows * job->columns) * size);
   const int64_t groups = ceiling(job->rows, choice.rows);
   const int64_t chunk = ceiling(groups, int64_t(threads) * 8);
   const int64_t chunks = ceiling(groups, chunk);
