@@ -19,6 +19,10 @@ from sparsemend.engine.library import FORMS, Kernels
 PROBE = (torch.arange(5 * 70).reshape(5, 70) % 7 - 3).float()  # the matrix of choice._try
 
 
+def probe(tokens: torch.Tensor) -> torch.Tensor:
+    return (tokens.float() @ PROBE.T).to(tokens.dtype)
+
+
 @pytest.fixture(autouse=True)
 def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No decision from before, and none left to other tests."""
@@ -35,7 +39,7 @@ def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(choice, "compiled_library", lambda: tmp_path / "engine.so")
     monkeypatch.setattr(choice, "load_library", lambda path: library)
     monkeypatch.setattr(choice, "best_form", lambda library: library.best)
-    monkeypatch.setattr(Kernels, "multiply", lambda self, tokens, parts: tokens @ PROBE.T)
+    monkeypatch.setattr(Kernels, "multiply", lambda self, tokens, parts: probe(tokens))
     return library
 
 
@@ -114,13 +118,22 @@ def test_a_library_that_cannot_be_loaded_is_removed(
 def test_kernels_that_multiply_wrongly_are_not_used(
     processor: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Kernels, "multiply", lambda self, tokens, parts: tokens @ PROBE.T + 1)
-    assert kernels() is None
-    assert "wrong products" in caplog.text
+    for wrong in (torch.float32, torch.bfloat16):
+        multiply = lambda self, tokens, parts, wrong=wrong: probe(tokens) + (tokens.dtype == wrong)  # noqa: E731
+        monkeypatch.setattr(Kernels, "multiply", multiply)
+        choice._decide.cache_clear()
+        assert kernels() is None
+    assert caplog.text.count("wrong products") == 2
 
 
-def test_the_processor_of_this_machine_has_a_form() -> None:
+def test_every_form_that_this_machine_can_run_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     decided = kernels()
     if decided is None:
         pytest.skip("no compiler here")
-    assert decided.form in FORMS
+    for form in FORMS[: FORMS.index(decided.form) + 1]:
+        monkeypatch.setenv(KEY, form)
+        asked = kernels()
+        assert asked is not None
+        assert asked.form == form

@@ -88,8 +88,8 @@ def test_a_product_is_that_of_fp64(kernels: Kernels, values: str) -> None:
 @pytest.mark.parametrize("values", ["float32", "bfloat16", "int8"])
 def test_a_bfloat16_product_is_rounded_once(kernels: Kernels, values: str) -> None:
     """No further from fp64 than half the last bit, but for the sums' own error."""
-    for shape in SHAPES:
-        factor, weight, bias = case(shape, 0.3, values)
+    for shape, density in ((shape, d) for shape in SHAPES for d in (0.0, 0.3, 1.0)):
+        factor, weight, bias = case(shape, density, values)
         for tokens in (1, 3, 4, 5, 16, 33, 49):
             x = inputs(tokens, shape[1], torch.bfloat16)
             output = kernels.multiply(x, factor).double()

@@ -68,6 +68,21 @@ def forget_norm(folder: Path) -> None:
     rewrite(folder, lambda t, m: t.pop("model.norm.weight"))
 
 
+def forget_linear(folder: Path) -> None:
+    def forget(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        name = "model.layers.1.mlp.up_proj"
+        metadata["shapes"] = json.dumps(
+            {n: shape for n, shape in json.loads(metadata["shapes"]).items() if n != name}
+        )
+        del tensors[f"{name}.mask"], tensors[f"{name}.values"]
+
+    rewrite(folder, forget)
+
+
+def add_bias(folder: Path) -> None:
+    rewrite(folder, lambda t, m: t.update({"model.layers.1.mlp.up_proj.bias": torch.ones(48)}))
+
+
 def flip(folder: Path) -> None:
     name = "model.layers.0.mlp.up_proj.mask"
     rewrite(folder, lambda t, m: t[name].flatten().__setitem__(0, 2**31 - 1))
@@ -122,6 +137,8 @@ def broken_config(folder: Path) -> None:
         (mix, "packed weights of several exports, of 1 and of 2 files"),
         (forget_values, r"up_proj has no mask or no values"),
         (forget_norm, r"model\.norm\.weight"),
+        (forget_linear, r"holds no values of model\.layers\.1\.mlp\.up_proj\.weight"),
+        (add_bias, r"up_proj with a bias, and its config\.json says otherwise"),
         (flip, r"up_proj: the mask has \d+ weights, and \d+ values"),
         (format_of_another, "is not a sparsemend-packed-1 file but pt"),
         (a_single_file, "has no instead_of in its metadata"),

@@ -71,6 +71,14 @@ def put_exported(path: Path) -> None:
     path.symlink_to(path.with_name("exported") / "model")
 
 
+def put_packed(path: Path) -> None:
+    """A model that was exported packed."""
+    run = path.with_name("packed_run")
+    packed = ("sparsity=0.7", "export=true", "export_form=packed")
+    execute(["sparsemend", "method=none", *packed, f"hydra.run.dir={run}"], path.parent)
+    path.symlink_to(run / "model")
+
+
 def put_evolution(path: Path) -> None:
     """A run whose zeros moved."""
     steps = ("method.max_steps=12", "method.update_interval=4", "method.accumulation_steps=2")
@@ -86,6 +94,7 @@ PLACEHOLDERS: dict[str, Callable[[Path], None]] = {
     "DIR": put_model,
     "RUN": put_run,
     "FOLDER": put_exported,
+    "PACKED": put_packed,
     "RUN_FOLDER": put_evolution,
 }
 

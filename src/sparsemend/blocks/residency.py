@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from sparsemend.blocks.find import find_blocks, linears_of
+from sparsemend.blocks.room import return_freed
 from sparsemend.terminal import StageLines
 
 ATTRIBUTE = "_block_residency"
@@ -118,6 +119,8 @@ class InMemory(Residency):
         finally:
             if offload:
                 block.to(self._home)
+            if changes:  # supports, which stay, lie between what was freed
+                return_freed()
 
 
 def attach_residency(model: nn.Module, residency: Residency) -> None:

@@ -1,6 +1,7 @@
 """Which form of the kernels runs here, decided once per process.
 
-$SPARSEMEND_ENGINE names one (`portable`, `avx2`, `avx512`, `avx512_bf16`), or `torch` for none.
+$SPARSEMEND_ENGINE names one (`portable`, `avx2`, `avx512`, `avx512_bf16`,
+`amx`), or `torch` for none.
 Unset, it is the best form of the processor, and torch where that form would be slower than a dense
 product.  Torch multiplies by the dense weight, of which a copy is made: the same results at dense
 speed and in more memory, after a warning that says why.
@@ -16,7 +17,7 @@ import torch
 
 from sparsemend.engine.build import NoKernels, compiled_library
 from sparsemend.engine.library import FORMS, Factor, Kernels, best_form, load_library
-from sparsemend.engine.packed import pack_weight
+from sparsemend.engine.packed import VALUES, pack_weight
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,11 @@ def _kernels_of(asked: str) -> Kernels:
 def _try(kernels: Kernels) -> None:
     """Multiply by one small matrix: a compiler that breaks the kernels is noticed here."""
     weight = (torch.arange(5 * 70).reshape(5, 70) % 7 - 3).float()
-    packed = pack_weight(weight, keep=None, values="float32")
-    tokens = (torch.arange(3 * 70).reshape(3, 70) % 5 - 2).float()
-    factor = Factor(packed.mask, packed.values, packed.offsets, None, None, 5)
-    if not torch.equal(kernels.multiply(tokens, factor), tokens @ weight.T):  # small integers
-        raise NoKernels("the compiled kernels give wrong products")
+    for values, count in (("float32", 3), ("bfloat16", 1), ("bfloat16", 7)):
+        dtype = VALUES[values]
+        packed = pack_weight(weight.to(dtype), keep=None, values=values)
+        tokens = (torch.arange(count * 70).reshape(count, 70) % 5 - 2).float()
+        factor = Factor(packed.mask, packed.values, packed.offsets, None, None, 5)
+        expected = (tokens @ weight.T).to(dtype)  # small integers: exact, or rounded once
+        if not torch.equal(kernels.multiply(tokens.to(dtype), factor), expected):
+            raise NoKernels("the compiled kernels give wrong products")

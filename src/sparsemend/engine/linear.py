@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sparsemend.engine import on_cuda  # noqa: F401  (the operator on CUDA)
 from sparsemend.engine.library import Factor
 from sparsemend.engine.operator import check_factor, forget_dense, product
 from sparsemend.engine.packed import PackedWeight, unpack_weight
@@ -81,7 +82,7 @@ class PackedLinear(nn.Module):
         ):
             parts = (self.mask, self.values, self.offsets, self.scale, self.bias)
             factor = Factor(*parts, self.out_features)
-            check_factor(factor, self.in_features)
+            check_factor(factor, self.in_features, torch.device("cpu"))
             self._factor = factor
         return factor
 
@@ -119,7 +120,8 @@ class PackedLinear(nn.Module):
         mask, values = parts["mask"], parts["values"]
         if mask is not None and values is not None:
             shape = (self.out_features, self.in_features)
-            weight = PackedWeight(mask=mask, values=values, scale=parts["scale"], shape=shape)
+            scale = None if parts["scale"] is None else parts["scale"].cpu()
+            weight = PackedWeight(mask=mask.cpu(), values=values.cpu(), scale=scale, shape=shape)
             try:
                 weight.check(prefix.rstrip(".") or "the packed weight")
             except ValueError as error:
@@ -127,8 +129,8 @@ class PackedLinear(nn.Module):
                 return
             forget_dense(self.mask)
             self._factor = None
-            self.values = torch.empty_like(values)
-            self.offsets = weight.offsets
+            self.values = torch.empty_like(values, device=self.mask.device)
+            self.offsets = weight.offsets.to(self.mask.device)
         super()._load_from_state_dict(
             state_dict,
             prefix,

@@ -33,6 +33,9 @@ LIBRARY.define(
 # dense values of a packed weight, by its mask, where torch multiplies
 _dense: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
+# the last of a weight's offsets, by the offsets, where they are on a card
+_last_offset: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
 
 @torch.library.impl(LIBRARY, "packed_linear", "CPU")
 def packed_linear(
@@ -49,7 +52,7 @@ def packed_linear(
     mask, values, scale: of a PackedWeight.  bias: float32 (O,).
     """
     factor = Factor(mask, values, offsets, scale, bias, out_features)
-    check_factor(factor, input.shape[-1])
+    check_factor(factor, input.shape[-1], input.device)
     return product(input, factor)
 
 
@@ -68,11 +71,7 @@ def _(
 
 def product(input: Tensor, factor: Factor) -> Tensor:
     """(.., O) from input (.., I), with a factor that `check_factor` has passed for I columns."""
-    if input.dtype not in INPUTS:
-        raise ValueError(
-            f"a packed linear multiplies float32 and bfloat16, not {input.dtype}; convert the "
-            "model with model.bfloat16() or model.float()"
-        )
+    check_dtype(input)
     tokens = input.reshape(-1, input.shape[-1]).contiguous()
     return multiply(kernels(), tokens, factor).view(*input.shape[:-1], factor.rows)
 
@@ -151,8 +150,19 @@ def _dense_values(tokens: Tensor, factor: Factor) -> Tensor:
     return dense
 
 
-def check_factor(factor: Factor, columns: int) -> None:
-    """Raise ValueError where a kernel would read elsewhere than in these tensors."""
+def check_dtype(input: Tensor) -> None:
+    if input.dtype not in INPUTS:
+        raise ValueError(
+            f"a packed linear multiplies float32 and bfloat16, not {input.dtype}; convert the "
+            "model with model.bfloat16() or model.float()"
+        )
+
+
+def check_factor(factor: Factor, columns: int, device: torch.device) -> None:
+    """Raise ValueError where a kernel would read elsewhere than in these tensors.
+
+    device: of the input.
+    """
     mask, values, offsets = factor.mask, factor.values, factor.offsets
     assert mask is not None
     assert offsets is not None
@@ -164,11 +174,28 @@ def check_factor(factor: Factor, columns: int) -> None:
         )
     if values.dtype not in VALUES.values() or len(offsets) != len(mask) + 1:
         raise ValueError("the values or the offsets of a packed weight are not what its mask needs")
-    if int(offsets[-1]) + PADDING > values.numel():
+    if _count_stored(offsets) + PADDING > values.numel():
         raise ValueError("a packed weight has fewer values than its mask says")
     for vector in (factor.scale, factor.bias):
         if vector is not None and (vector.dtype != torch.float32 or len(vector) != factor.rows):
             raise ValueError(f"scale and bias of a packed weight are float32 ({factor.rows},)")
     for tensor in (mask, values, offsets, factor.scale, factor.bias):
-        if tensor is not None and not (tensor.is_contiguous() and tensor.is_cpu):
-            raise ValueError("the tensors of a packed weight are contiguous and on the CPU")
+        if tensor is None:
+            continue
+        if tensor.device != device:
+            raise ValueError(
+                f"a packed weight is on {tensor.device} and its input on {device}; move the model "
+                "and its inputs to one device"
+            )
+        if not tensor.is_contiguous():
+            raise ValueError("the tensors of a packed weight are contiguous")
+
+
+def _count_stored(offsets: Tensor) -> int:
+    """The number of stored weights; of a tensor on a card, for which it waits, it is kept."""
+    if offsets.is_cpu:
+        return int(offsets[-1])
+    if offsets not in _last_offset:
+        _last_offset[offsets] = int(offsets[-1])
+    number: int = _last_offset[offsets]
+    return number

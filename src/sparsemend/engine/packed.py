@@ -32,7 +32,7 @@ VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.in
 
 @dataclass(frozen=True, kw_only=True)
 class PackedWeight:
-    """A sparse (O, I) matrix on the CPU; what comes from a file is checked by `check`.
+    """A sparse (O, I) matrix; what comes from a file is checked by `check`, on the CPU.
 
     mask: int32 (ceil(O / 4), ceil(I / 32), 4).  values: the stored ones and PADDING zeros.
     scale: float32 (O,) of int8 values, else None.
@@ -154,10 +154,10 @@ def keep_of(mask: Tensor, shape: tuple[int, int]) -> Tensor:
 
 def group_offsets(mask: Tensor) -> Tensor:
     """Index of the first value of every group, and the number of values: int64 (groups + 1)."""
-    counts = np.bitwise_count(mask.numpy().view(np.uint32)).reshape(len(mask), -1)
+    counts = np.bitwise_count(mask.cpu().numpy().view(np.uint32)).reshape(len(mask), -1)
     offsets = torch.zeros(len(mask) + 1, dtype=torch.int64)
     offsets[1:] = torch.from_numpy(counts.sum(1, dtype=np.int64)).cumsum(0)
-    return offsets
+    return offsets.to(mask.device)
 
 
 def _tiles(matrix: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ def keep_report(path: str) -> Iterator[None]:
     logger, collector = logging.getLogger(REPORTER), Collector()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(collector)
-    logger.setLevel(logging.WARNING)  # below what `quieten` lets through
+    # below what `quieten` lets through; from WARNING on it warns of plans for many devices
+    logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
         yield

@@ -7,8 +7,11 @@
 // are summed apart, from zero; so a sum of n columns has n / 32 + 17 roundings.
 
 #include <cpuid.h>
+
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 #define TARGET                                                                                     \
   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,avx512bf16,avx2,fma,popcnt," \

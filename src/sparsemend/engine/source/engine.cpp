@@ -14,9 +14,11 @@
 
 #include "avx2.h"
 #include "avx512.h"
-
-#include "amx.h"
 #define X86 1
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#include "amx.h"
+#define TILES 1  // this compiler knows them
+#endif
 #endif
 
 namespace {
@@ -139,7 +141,7 @@ void arrange(const void* input, bool bfloat, int64_t tokens, int64_t columns, in
   }
 }
 
-#ifdef X86
+#ifdef TILES
 void multiply_tiles(const Job& plain, int threads) {
   const Matrix& matrix = *plain.matrix;
   const int64_t token_tiles = ceiling(plain.tokens, amx::SIDE);
@@ -171,9 +173,11 @@ int sparsemend_best_form(void) {
   const bool vectors = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                        __builtin_cpu_supports("avx512vbmi2");
-  if (vectors && __builtin_cpu_supports("avx512bf16"))
-    return amx::usable() ? AMX : AVX512_PAIRS;
-  if (vectors) return AVX512;
+  const bool pairs = vectors && __builtin_cpu_supports("avx512bf16");
+#ifdef TILES
+  if (pairs && amx::usable()) return AMX;
+#endif
+  if (vectors) return pairs ? AVX512_PAIRS : AVX512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif
   return PORTABLE;
@@ -186,7 +190,7 @@ int sparsemend_multiply(int form, const Matrix* matrix, const void* input, int n
   const Choice choice = product_kernel(form, *matrix, number == BFLOAT);
   if (!choice.kernel) return 1;
   const int64_t tiles = ceiling(matrix->columns, COLUMNS);
-#ifdef X86
+#ifdef TILES
   if (form == AMX && number == BFLOAT && matrix->mask && matrix->number != FLOAT &&
       tokens > amx::FEW) {
     if (!amx::usable()) return 1;

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from sparsemend.blocks.room import return_freed
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def fold_adapters(model: nn.Module) -> dict[str, int]:
         lost += _lost(adapter, plain)
         model.set_submodule(name, plain)
         del adapter  # with its weight, before the next one has two
+        return_freed()  # supports, which stay, lie between what was freed
     if lost:
         log.warning("%d kept weights became exactly zero when the adapters were folded in", lost)
     return {"zeroed_by_fold": lost}
