@@ -8,6 +8,7 @@ card was at hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
@@ -22,8 +23,16 @@ from sparsemend.engine.two_four import compress_two_four, multiply_two_four, sto
 from sparsemend.sparse.selection import rank_in_group
 
 REPLAYS = 10  # of the graph between two events, so that their own time is little
-# (label, the call, bytes of its weight, what the call must give: None for no product)
-CardCall = tuple[str, Callable[[], object], int, Tensor | None]
+
+
+@dataclass(frozen=True)
+class CardCall:
+    """A call of a row, the bytes of its weight, and what it must give: None for no product."""
+
+    label: str
+    work: Callable[[], object]
+    nbytes: int
+    expected: Tensor | None
 
 
 def calls_on_card(x: Tensor, weight: Tensor, device: torch.device, read: str) -> Iterator[CardCall]:
@@ -35,15 +44,15 @@ def calls_on_card(x: Tensor, weight: Tensor, device: torch.device, read: str) ->
     x, dense = x.to(device), weight.to(device)
     wide, wide_x = dense.float(), x.float()
     expected = wide_x @ wide.T
-    yield "torch bfloat16", partial(F.linear, x, dense), dense.nbytes, expected
-    yield "torch float32", partial(F.linear, wide_x, wide), wide.nbytes, expected
-    yield read, dense.sum, dense.nbytes, None
+    yield CardCall("torch bfloat16", partial(F.linear, x, dense), dense.nbytes, expected)
+    yield CardCall("torch float32", partial(F.linear, wide_x, wide), wide.nbytes, expected)
+    yield CardCall(read, dense.sum, dense.nbytes, None)
     yield two_four_call(x, dense)
     for values in VALUES:
         label = f"packed {values}"
         if not multiplied_by_triton(device):
             reason = f"no Triton kernel multiplies on {device}, as a warning said"
-            yield label, partial(refuse, reason), 0, None
+            yield CardCall(label, partial(refuse, reason), 0, None)
             continue
         packed = pack_weight(weight, keep=None, values=values)
         product = wide_x @ unpack_weight(packed).to(device).float().T
@@ -52,23 +61,25 @@ def calls_on_card(x: Tensor, weight: Tensor, device: torch.device, read: str) ->
         assert moved[1] is not None
         factor = Factor(moved[0], moved[1], moved[2], moved[3], None, len(weight))
         tokens = wide_x if values == "float32" else x
-        yield label, partial(multiply_on_cuda, tokens, factor), packed.nbytes, product
+        work = partial(multiply_on_cuda, tokens, factor)
+        yield CardCall(label, work, packed.nbytes, product)
 
 
 def two_four_call(x: Tensor, dense: Tensor) -> CardCall:
     """torch's product with the 2:4 weight that has the larger two of every four."""
     label = "torch 2:4 bfloat16"
     if dense.shape[1] % 4:
-        return label, partial(refuse, f"{dense.shape[1]} inputs are no whole groups of 4"), 0, None
+        reason = f"{dense.shape[1]} inputs are no whole groups of 4"
+        return CardCall(label, partial(refuse, reason), 0, None)
     groups = dense.reshape(-1, 4)
     weight = groups.masked_fill(rank_in_group(groups.abs().float()) < 2, 0).view_as(dense)
     try:
         compressed = compress_two_four(weight)
     except ValueError as error:
-        return label, partial(refuse, str(error)), 0, None
+        return CardCall(label, partial(refuse, str(error)), 0, None)
     nbytes = sum(part.nbytes for part in stored_parts(compressed))
     product = x.float() @ weight.float().T
-    return label, partial(multiply_two_four, x, compressed, None), nbytes, product
+    return CardCall(label, partial(multiply_two_four, x, compressed, None), nbytes, product)
 
 
 def refuse(reason: str) -> NoReturn:

@@ -101,12 +101,12 @@ class Inference(Suite):
             weight = torch.randn(self.rows, self.columns, generator=generator)
             weight *= torch.rand(self.rows, self.columns, generator=generator) < density
             if device.type == "cuda":
-                on_card = calls_on_card(x, weight.bfloat16(), device, READ)
-                calls = ((label, TimedProduct(*call)) for label, *call in on_card)
-            else:
-                calls = _calls(x, weight.bfloat16(), chosen)
-            for label, call in calls:
-                labelled.setdefault(label, []).append(call)
+                for call in calls_on_card(x, weight.bfloat16(), device, READ):
+                    timed = TimedProduct(call.work, call.nbytes, call.expected)
+                    labelled.setdefault(call.label, []).append(timed)
+                continue
+            for label, product in _calls(x, weight.bfloat16(), chosen):
+                labelled.setdefault(label, []).append(product)
         return labelled
 
 
