@@ -60,6 +60,7 @@ def check(*lines: str) -> None:
         ("suite=gradients suite.rank=0", "suite.rank=0 is not an integer of at least 1"),
         ("suite=inference suite.clock=sun", "suite.clock=sun is not wall or cpu"),
         ("suite=inference suite.clock=cpu threads=2", "set threads=1"),
+        ("suite=inference suite.clock=cpu threads=1 device=cuda", "set suite.clock=wall"),
         ("suite=batches suite.examples=3", "suite.windows=4 is above suite.examples=3"),
         ("suite=batches suite.spread=-1", r"suite.spread=-1 is not in \[0, inf\)"),
         ("suite=merge suite.dtypes=[bfloat]", "is not a list of float32, bfloat16, float16"),

@@ -15,22 +15,25 @@ failed=0
 
 if [ "$device" = cpu ]; then
     shape=(shape=small shape.hidden=128 shape.intermediate=256 shape.blocks=2 rounds=1)
+    side=256
     limit=()
 else
-    limit=(timeout 390)  # with the 45 of each bench below 8 minutes
+    side=4096
+    limit=(timeout 340)  # with the 45 of each bench below 8 minutes
     shape=(shape=llama_7b_slice "device=$device" rounds=3)
     nvidia-smi >"$out/card.txt" 2>&1 || true
 fi
 python -c 'import torch; print(torch.__config__.show(), torch.version.cuda)' >"$out/torch.txt"
 
-rm -f "$out"/{stages,peaks,equality,selection}.csv
+rm -f "$out"/{stages,peaks,equality,selection,products}.csv
 "${limit[@]}" python -m pytest -p no:randomly -m gpu --durations=10 -rs tests/gpu tests/evaluation/speed \
     2>&1 | tee "$out/tests.txt" || failed=1
 
-for suite in "suite=methods shape.tokens=[[1,512]]" "suite=pruning suite.samples=4 suite.seqlen=512"; do
+for suite in "suite=methods shape.tokens=[[1,512]]" "suite=pruning suite.samples=4 suite.seqlen=512" \
+    "suite=inference suite.rows=$side suite.columns=$side"; do
     name=${suite%% *}
     # shellcheck disable=SC2086  # words of one line
-    "${limit[@]/390/45}" python -m sparsemend.cli.bench $suite "${shape[@]}" \
+    "${limit[@]/340/45}" python -m sparsemend.cli.bench $suite "${shape[@]}" \
         "hydra.run.dir=$out/bench_${name#suite=}" 2>&1 | tee "$out/bench_${name#suite=}.txt" || failed=1
 done
 exit "$failed"

@@ -51,6 +51,10 @@ def check(cfg: DictConfig, search: list[str]) -> None:
     check_axes(cfg.suite, cfg.shape)
     if "clock" in cfg.suite:
         check_clock(cfg.suite.clock, cfg.threads)
+        if cfg.suite.clock == "cpu" and cfg.device != "cpu":
+            raise ValueError(
+                f"suite.clock=cpu does not count what {cfg.device} does; set suite.clock=wall"
+            )
     if "lengths" in cfg.suite:
         check_steps(cfg)
 

@@ -183,8 +183,8 @@ def _refusal(device: torch.device) -> str | None:
         return "Triton is not installed; pip install triton"
     weight = (torch.arange(5 * 70).reshape(5, 70) % 7 - 3).float()
     packed = pack_weight(weight, keep=None, values="float32")
-    parts = (part.to(device) for part in (packed.mask, packed.values, packed.offsets))
-    factor = Factor(*parts, None, None, 5)
+    mask, values, offsets = (p.to(device) for p in (packed.mask, packed.values, packed.offsets))
+    factor = Factor(mask, values, offsets, None, None, 5)
     try:
         for count in (1, FEW, FEW + 1):
             tokens = (torch.arange(count * 70).reshape(count, 70) % 5 - 2).float()

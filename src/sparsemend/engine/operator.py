@@ -174,7 +174,7 @@ def check_factor(factor: Factor, columns: int, device: torch.device) -> None:
         )
     if values.dtype not in VALUES.values() or len(offsets) != len(mask) + 1:
         raise ValueError("the values or the offsets of a packed weight are not what its mask needs")
-    if _stored(offsets) + PADDING > values.numel():
+    if _count_stored(offsets) + PADDING > values.numel():
         raise ValueError("a packed weight has fewer values than its mask says")
     for vector in (factor.scale, factor.bias):
         if vector is not None and (vector.dtype != torch.float32 or len(vector) != factor.rows):
@@ -191,7 +191,7 @@ def check_factor(factor: Factor, columns: int, device: torch.device) -> None:
             raise ValueError("the tensors of a packed weight are contiguous")
 
 
-def _stored(offsets: Tensor) -> int:
+def _count_stored(offsets: Tensor) -> int:
     """The number of stored weights; of a tensor on a card, for which it waits, it is kept."""
     if offsets.is_cpu:
         return int(offsets[-1])

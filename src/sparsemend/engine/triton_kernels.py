@@ -60,7 +60,7 @@ def spread(values, word, start):
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def finished(sums, row, scale, bias, rows, SCALED: tl.constexpr, BIASED: tl.constexpr):
+def finish(sums, row, scale, bias, rows, SCALED: tl.constexpr, BIASED: tl.constexpr):
     """Sums of rows, times their scale and with their bias."""
     if SCALED:
         sums *= tl.load(scale + row, mask=row < rows, other=0.0)
@@ -132,10 +132,10 @@ def multiply(
     total2 = tl.sum(tl.sum(sums2, 1), 1)
     total3 = tl.sum(tl.sum(sums3, 1), 1)
     if not SPLIT:
-        total0 = finished(total0, row, scale, bias, rows, SCALED, BIASED)
-        total1 = finished(total1, row + 1, scale, bias, rows, SCALED, BIASED)
-        total2 = finished(total2, row + 2, scale, bias, rows, SCALED, BIASED)
-        total3 = finished(total3, row + 3, scale, bias, rows, SCALED, BIASED)
+        total0 = finish(total0, row, scale, bias, rows, SCALED, BIASED)
+        total1 = finish(total1, row + 1, scale, bias, rows, SCALED, BIASED)
+        total2 = finish(total2, row + 2, scale, bias, rows, SCALED, BIASED)
+        total3 = finish(total3, row + 3, scale, bias, rows, SCALED, BIASED)
     kind = output.dtype.element_ty
     tl.store(place, total0.to(kind), mask=real)
     tl.store(place + 1, total1.to(kind), mask=real & (row + 1 < rows))
@@ -164,7 +164,7 @@ def add(
     for part in range(parts):
         place = (part * count + token).to(tl.int64) * rows + row
         total += tl.load(sums + place, mask=inside, other=0.0)
-    total = finished(total, row, scale, bias, rows, SCALED, BIASED)
+    total = finish(total, row, scale, bias, rows, SCALED, BIASED)
     place = token.to(tl.int64) * rows + row
     tl.store(output + place, total.to(output.dtype.element_ty), mask=inside)
 

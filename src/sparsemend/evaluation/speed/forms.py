@@ -1,10 +1,10 @@
 """The forms in which a sparse weight can be stored and multiplied.
 
 dense: as in an export, by torch.  engine: dense too, by the kernels of `engine` on a CPU, which
-tell what those buy without a zero.  packed: bits and values, by the same kernels.  The others are
-torch's own.  csr: one index per non-zero.  bsr: whole blocks, so that only blocks that are entirely
-zero are saved.  semi_structured: 2:4 on the sparse tensor cores of an NVIDIA GPU
-(torch.sparse.to_sparse_semi_structured).  A form says why it cannot serve a weight: ValueError.
+tell what those buy without a zero.  packed: bits and values, by the same kernels, or by those of
+Triton on a card.  The others are torch's own.  csr: one index per non-zero.  bsr: whole blocks, so
+that only blocks that are entirely zero are saved.  semi_structured: 2:4 on the sparse tensor cores
+of an NVIDIA GPU.  A form says why it cannot serve a weight: ValueError.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from sparsemend.engine.choice import kernels
 from sparsemend.engine.convert import pack_linear
 from sparsemend.engine.library import Factor, Kernels
 from sparsemend.engine.linear import PackedLinear
+from sparsemend.engine.on_cuda import multiplied_by_triton
 from sparsemend.engine.operator import FEW
-from sparsemend.sparse.selection import rank_in_group
+from sparsemend.engine.two_four import compress_two_four, multiply_two_four, stored_parts
 
 DENSE = "dense"
 
@@ -56,7 +57,7 @@ def dense(linear: nn.Linear) -> Product:
 
 
 class PackedProduct(Product):
-    """The product by the engine's kernels."""
+    """The product with bits and values."""
 
     def __init__(self, packed: PackedLinear) -> None:
         stored = [tensor for tensor in packed.buffers() if tensor is not packed.bias]
@@ -102,8 +103,12 @@ def _kernels_for(linear: nn.Linear) -> Kernels:
 
 def bits_and_values(linear: nn.Linear) -> Product:
     weight = linear.weight
-    _kernels_for(linear)
-    return PackedProduct(pack_linear(linear, values=str(weight.dtype).removeprefix("torch.")))
+    if weight.device.type != "cuda":
+        _kernels_for(linear)
+    elif not multiplied_by_triton(weight.device):
+        raise ValueError(f"no Triton kernel multiplies on {weight.device}, as a warning said")
+    packed = pack_linear(linear, values=str(weight.dtype).removeprefix("torch."))
+    return PackedProduct(packed.to(weight.device))
 
 
 def csr(linear: nn.Linear) -> Product:
@@ -123,17 +128,17 @@ def bsr(linear: nn.Linear, block: int) -> Product:
     return MatrixProduct(narrow, linear.bias, _parts(narrow))
 
 
+class TwoFourProduct(Product):
+    """The product on sparse tensor cores."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.form
+        return multiply_two_four(input, weight, bias)
+
+
 def semi_structured(linear: nn.Linear) -> Product:
-    weight = linear.weight.detach()
-    if weight.device.type != "cuda":
-        raise ValueError("2:4 products exist on CUDA devices only")
-    if weight.dtype not in (torch.bfloat16, torch.float16):
-        raise ValueError(f"2:4 products need float16 or bfloat16, not {weight.dtype}")
-    if weight.shape[1] % 4 or not _is_two_four(weight):
-        raise ValueError("the weights are not 2:4; prune with pattern=2:4")
-    stored = torch.sparse.to_sparse_semi_structured(weight.contiguous())
-    tensors = [t for t in (stored.packed, stored.meta) if t is not None]
-    return Product(stored, linear.bias, tensors)
+    compressed = compress_two_four(linear.weight.detach())
+    return TwoFourProduct(compressed, linear.bias, stored_parts(compressed))
 
 
 def form_builders(block: int) -> dict[str, Callable[[nn.Linear], Product]]:
@@ -149,12 +154,6 @@ def form_builders(block: int) -> dict[str, Callable[[nn.Linear], Product]]:
 
 
 FORMS = tuple(form_builders(1))
-
-
-def _is_two_four(weight: Tensor) -> bool:
-    groups = weight.reshape(-1, 4)
-    dropped = rank_in_group(groups.abs().float()) < 2
-    return not groups.masked_fill(~dropped, 0).any()
 
 
 def _narrow(weight: Tensor) -> Tensor:

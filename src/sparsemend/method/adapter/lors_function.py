@@ -17,7 +17,6 @@ checkpointing and when a layer is called twice.  `lors_operator` is the same for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,16 +132,16 @@ def bias_gradient(d: Tensor, dtype: torch.dtype) -> Tensor:
     return d.sum(dim=0, dtype=torch.promote_types(d.dtype, torch.float32)).to(dtype)
 
 
-def refuse_weight_gradient(needed: Sequence[bool]) -> None:
-    """Raise RuntimeError where the second input, the weight, needs a gradient."""
-    if needed[1]:
+def refuse_weight_gradient(weight: Tensor) -> None:
+    """Raise RuntimeError where the weight would need a gradient."""
+    if weight.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("this linear forms no weight gradient; freeze the weight")
 
 
 class LorsFunction(torch.autograd.Function):
     """apply(x (..., I), W (O, I), A (R, I), B (O, R), bias (O,) | None, packed keep | None, s).
 
-    Layers give rows x (T, I), see `rows`.
+    Layers give rows x (T, I), see `rows`.  W gets no gradient.
     """
 
     @staticmethod
@@ -156,7 +155,6 @@ class LorsFunction(torch.autograd.Function):
         packed_keep: Tensor | None,
         settings: LorsSettings,
     ) -> Tensor:
-        refuse_weight_gradient(ctx.needs_input_grad)
         ctx.save_for_backward(x, weight, a, b, packed_keep)
         ctx.settings = settings
         ctx.bias_dtype = None if bias is None else bias.dtype

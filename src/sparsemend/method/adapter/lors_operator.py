@@ -40,6 +40,7 @@ def lors_linear(
     input: Tensor, factors: Factors, bias: Tensor | None, settings: LorsSettings
 ) -> Tensor:
     """(.., O) from inputs (.., I); in autocast's dtype where that is on."""
+    refuse_weight_gradient(factors.weight)
     device = input.device.type
     dtype = settings.dtype
     if torch.is_autocast_enabled(device):
@@ -117,7 +118,6 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, a, b, packed_keep, bias, *settings = inputs
-    refuse_weight_gradient(ctx.needs_input_grad)
     ctx.save_for_backward(x, weight, a, b, packed_keep)
     ctx.settings = settings
     ctx.bias_dtype = None if bias is None else bias.dtype
