@@ -51,15 +51,17 @@ def form_on_cuda(
     (rows, columns), rank = weight.shape, a.shape[0]
     output = torch.empty_like(weight, dtype=dtype)
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS))
-    fuse[grid](
-        *(weight, weight if packed_keep is None else packed_keep, a, b, output),
-        *(rows, columns, rank, -(-columns // 8)),
-        PACKED=packed_keep is not None,
-        BASE=bool(base),
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
-        RANK=max(LEAST_RANK, triton.next_power_of_2(rank)),
-    )
+    with torch.cuda.device_of(weight):  # which need not be the current one
+        fuse[grid](
+            *(weight, weight if packed_keep is None else packed_keep, a, b, output),
+            *(rows, columns, rank, -(-columns // 8)),
+            PACKED=packed_keep is not None,
+            BASE=bool(base),
+            ROWS=ROWS,
+            COLUMNS=COLUMNS,
+            RANK=max(LEAST_RANK, triton.next_power_of_2(rank)),
+            enable_fp_fusion=True,
+        )
     return output
 
 
