@@ -264,6 +264,7 @@ def test_tensorboard_holds_curves_and_summary(tmp_path: Path) -> None:
 def bare(tracker: CsvTracker, folder: Path) -> Any:
     """A job of nothing but a tracker and a result."""
     return SimpleNamespace(
+        cfg=OmegaConf.create({"export_push": None}),
         out=folder,
         parts=SimpleNamespace(logger=tracker),
         loggers=[],
