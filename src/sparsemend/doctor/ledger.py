@@ -21,7 +21,17 @@ from sparsemend.doctor.peaks import Moment
 # Up to this size the C library takes memory from its heap, which it does not give back while
 # something lies above it (glibc, mallopt(3), the largest M_MMAP_THRESHOLD by itself).
 HEAP = 2**25
-Rises = dict[tuple[str, str], int]  # (device, line) -> bytes
+
+
+@dataclass(frozen=True)
+class Rise:
+    """Bytes alive above what was alive before, and how many of them the heap holds."""
+
+    live: int
+    small: int
+
+
+Rises = dict[tuple[str, str], Rise]  # by (device, line), where it holds most
 OURS, DOCTOR = str(PACKAGE) + "/", str(Path(__file__).parent) + "/"
 
 
@@ -37,24 +47,28 @@ class Ledger:
     paused: bool = False
     _alive: dict[int, weakref.ref[UntypedStorage]] = field(default_factory=dict)
     _line: str = ""
-    _recording: Rises | None = None
+    _recording: dict[tuple[str, str], tuple[int, Rise]] | None = None  # with what is held then
 
     @contextmanager
     def recording(self) -> Iterator[Rises]:
         """Record by how much each line rises above what is alive now."""
-        start, self._recording = {d: self.held_bytes(d) for d in self.live}, {}
-        rises = self._recording
+        start, small, self._recording = dict(self.live), self.small, {}
+        recorded, rises = self._recording, Rises()
         try:
             yield rises
         finally:
             self._recording = None
-            for (device, line), size in rises.items():
-                rises[device, line] = size - start.get(device, 0)
+            for (device, line), (_, reached) in recorded.items():
+                above = reached.live - start.get(device, 0)
+                rises[device, line] = Rise(above, reached.small - small)
 
     def repeat(self, rises: Rises) -> None:
         """Reach again, above what is alive now, what was recorded."""
         for (device, line), rise in rises.items():
-            self._enter(Moment(self.stage, device, line), self.held_bytes(device) + rise)
+            small = self.small + rise.small
+            unused = max(0, self.heap - small) if device == "cpu" else 0
+            held = self.live.get(device, 0) + rise.live + unused
+            self._enter(Moment(self.stage, device, line), held)
 
     @contextmanager
     def during(self, stage: str) -> Iterator[None]:
@@ -119,7 +133,9 @@ class Ledger:
         self._enter(moment, size)
         if self._recording is not None:
             key = device, moment.line
-            self._recording[key] = max(size, self._recording.get(key, 0))
+            if size > self._recording.get(key, (-1, None))[0]:
+                alive = self.live.get(device, 0) + beyond
+                self._recording[key] = size, Rise(alive, self.small)
 
     def _enter(self, moment: Moment, size: int) -> None:
         if size > self.peaks.get(moment, -1):
