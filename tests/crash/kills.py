@@ -76,7 +76,9 @@ def repair(method: str, *overrides: str, kept: str, most: int | None) -> Row:
 
 
 BY_STEPS = "the last checkpoint, here every 4 steps"
-REPAIR = 52  # block calls of DSnoT, of which a kill leaves nothing until the run has ended
+# block calls of DSnoT, of which a kill leaves nothing until the run has ended, and one of few
+# tokens that tells what a block returns
+REPAIR = 53
 STEPS = 15  # block calls of four steps and of a validation
 ROWS = (
     Row("load", DSNOT, (START, "load"), "nothing", None),
