@@ -23,7 +23,13 @@ from torch.nn import functional as F
 
 from sparsemend.engine.choice import KEY, TORCH
 from sparsemend.engine.library import Factor
-from sparsemend.engine.operator import LIBRARY, check_dtype, check_factor, multiply
+from sparsemend.engine.operator import (
+    LIBRARY,
+    check_dtype,
+    check_factor,
+    factor_dtype,
+    multiply,
+)
 from sparsemend.engine.packed import ROWS, pack_weight
 
 log = logging.getLogger(__name__)
@@ -105,8 +111,7 @@ def multiply_many(tokens: Tensor, factor: Factor) -> Tensor:
     assert factor.mask is not None
     columns, groups = tokens.shape[1], len(factor.mask)
     step = min(groups, max(1, SCRATCH // (ROWS * columns)))
-    wide = torch.float32 in (tokens.dtype, factor.values.dtype)
-    dtype = torch.float32 if wide else torch.bfloat16
+    dtype = factor_dtype(tokens, factor.values)
     right = tokens.to(dtype)
     scratch = torch.empty(step * ROWS, columns, dtype=dtype, device=tokens.device)
     output = tokens.new_empty(len(tokens), factor.rows)

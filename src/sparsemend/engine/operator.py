@@ -80,7 +80,7 @@ def multiply(kernels: Kernels | None, tokens: Tensor, factor: Factor) -> Tensor:
     """(T, O) from tokens (T, I), by these kernels; None: by torch."""
     if kernels is None:
         return _multiply_dense(tokens, factor)
-    dtype = _factor_dtype(tokens, factor.values)
+    dtype = factor_dtype(tokens, factor.values)
     tiled = kernels.form == AMX and dtype == torch.bfloat16
     if tiled or len(tokens) <= FEW[dtype]:
         return kernels.multiply(tokens, factor)
@@ -93,7 +93,7 @@ def multiply_expanded(kernels: Kernels, tokens: Tensor, factor: Factor) -> Tenso
     length = -(-columns // COLUMNS) * COLUMNS
     groups = -(-factor.rows // ROWS)
     step = min(groups, max(1, SCRATCH // (ROWS * length)))
-    dtype = _factor_dtype(tokens, factor.values)
+    dtype = factor_dtype(tokens, factor.values)
     scratch = torch.empty(step * ROWS, length, dtype=dtype)
     right = tokens.to(dtype).T
     # transposed, so that torch writes every block where it belongs
@@ -127,7 +127,7 @@ def _multiply_dense(tokens: Tensor, factor: Factor) -> Tensor:
     return (product if bias is None else product + bias).to(tokens.dtype)
 
 
-def _factor_dtype(tokens: Tensor, values: Tensor) -> torch.dtype:
+def factor_dtype(tokens: Tensor, values: Tensor) -> torch.dtype:
     """bfloat16 where both factors are exact in it (int8 codes are)."""
     wide = torch.float32 in (tokens.dtype, values.dtype)
     return torch.float32 if wide else torch.bfloat16
@@ -141,7 +141,7 @@ def forget_dense(mask: Tensor) -> None:
 
 def _dense_values(tokens: Tensor, factor: Factor) -> Tensor:
     assert factor.mask is not None
-    dtype = _factor_dtype(tokens, factor.values)
+    dtype = factor_dtype(tokens, factor.values)
     dense = _dense.get(factor.mask)
     if dense is None or dense.dtype != dtype:
         shape = (factor.rows, tokens.shape[1])

@@ -12,6 +12,8 @@ B first, so that B A needs no more than a sum; a power of two rounds nothing the
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -50,17 +52,8 @@ def _form(
 
 
 @torch.library.register_fake("sparsemend::fused_weight", lib=LIBRARY)
-def _(
-    weight: Tensor,
-    a: Tensor,
-    b: Tensor,
-    packed_keep: Tensor | None,
-    scale: float,
-    base: float,
-    wide: torch.dtype,
-    dtype: torch.dtype,
-) -> Tensor:
-    return weight.new_empty(weight.shape, dtype=dtype)
+def _(weight: Tensor, *rest: Any) -> Tensor:
+    return weight.new_empty(weight.shape, dtype=rest[-1])
 
 
 OPERATOR = torch.ops.sparsemend.fused_weight.default
