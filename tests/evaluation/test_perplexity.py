@@ -8,11 +8,12 @@ from support.evaluation_inputs import evaluation_input
 from support.families import FAMILIES, random_model
 from support.streaming import streamed
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.evaluation.base import EvaluationInput
-from sparsemend.evaluation.perplexity import Perplexity, exponential
+from sparsemend.evaluation.perplexity import CACHED, Perplexity, exponential
 from sparsemend.instruments import LiveBytes
 from sparsemend.names import METRIC, VALIDATION_METRIC
 
@@ -77,10 +78,31 @@ def test_a_bf16_model_is_scored_on_fp32_logits(tokens: Tensor) -> None:
         logits = model(input_ids=tokens, use_cache=False).logits
     losses = evaluation.window_losses(logits, tokens)
     assert logits.dtype == torch.bfloat16
-    expected = torch.nn.functional.cross_entropy(
+    expected = F.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
     )
     torch.testing.assert_close(losses, expected.view(8, 23).mean(dim=1))
+
+
+def test_a_loss_on_a_cpu_is_computed_on_what_the_cache_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 70, 40_000, generator=generator)
+    tokens = torch.randint(40_000, (2, 70), generator=generator)
+    whole = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    sizes: list[int] = []
+    upcast = Perplexity._token_losses
+
+    def noted(self: Perplexity, part: Tensor, targets: Tensor) -> Tensor:
+        sizes.append(4 * part.numel())
+        return upcast(self, part, targets)
+
+    monkeypatch.setattr(Perplexity, "_token_losses", noted)
+    losses = perplexity(chunk=4096).window_losses(logits, tokens)
+    assert len(sizes) == 3
+    assert max(sizes) <= CACHED
+    assert torch.equal(losses, whole.view(2, 69).mean(dim=1))
 
 
 def test_a_collapsed_model_gives_infinity() -> None:
@@ -104,7 +126,7 @@ def test_validation_of_prompts_and_answers_counts_answers_alone(tokens: Tensor) 
     found = perplexity(validation=True)(model, given(tokens, validation=rows))
     with torch.no_grad():
         logits = model(input_ids=tokens[:2]).logits[:, :-1].flatten(0, 1)
-    loss = torch.nn.functional.cross_entropy(logits, labels[:2, 1:].flatten())
+    loss = F.cross_entropy(logits, labels[:2, 1:].flatten())
     assert found[VALIDATION_METRIC] == pytest.approx(math.exp(loss), rel=1e-5)
 
 

@@ -24,6 +24,7 @@ from sparsemend.evaluation.base import Evaluation, EvaluationInput, Unfinished
 from sparsemend.names import METRIC, TASK_METRIC, VALIDATION_METRIC, weights_of
 from sparsemend.terminal import track
 
+CACHED = 2**23  # bytes of fp32 logits whose loss is computed before they leave a processor's cache
 Batch = TypeVar("Batch")
 BatchRows = tuple[Tensor, bool]  # rows of a batch, and whether they may be kept now
 
@@ -120,15 +121,25 @@ class Perplexity(Evaluation):
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Next-token cross-entropy per position, (B, T - 1) fp32, 0 where not labelled."""
         targets = labels[:, 1:]
+        size = self._positions_at_once(logits)
         losses = [
             self._token_losses(part, aims)
             for part, aims in zip(
-                logits[:, :-1].flatten(0, 1).split(self.chunk_tokens),
-                targets.flatten().split(self.chunk_tokens),
+                logits[:, :-1].flatten(0, 1).split(size),
+                targets.flatten().split(size),
                 strict=True,
             )
         ]
         return torch.cat(losses).view(targets.shape)
+
+    def _positions_at_once(self, logits: Tensor) -> int:
+        """Positions whose logits are upcast at a time: fewer than asked for on a CPU.
+
+        There a pass over more than the cache holds takes ten times as long.
+        """
+        if logits.device.type != "cpu":
+            return self.chunk_tokens
+        return max(1, min(self.chunk_tokens, CACHED // (4 * logits.shape[-1])))
 
     def _token_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.float() if self.logits_fp32 else logits
