@@ -104,6 +104,7 @@ def _parser() -> tuple[Parser, list[str]]:
     claims = command("claims", _claims, "cells of experiment=claims/... as verdicts and pages")
     claims.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     claims.add_argument("--out", type=Path, help="folder of the pages; the first FOLDER")
+    claims.add_argument("--keep", type=Path, help="folder that gets a small copy of the cells")
     reporting = command("report", _report, "result folders as one HTML page")
     reporting.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     reporting.add_argument("--out", type=Path, help="the page; report.html in the first FOLDER")
@@ -150,6 +151,7 @@ def _arena(asked: argparse.Namespace) -> None:
 
 
 def _claims(asked: argparse.Namespace) -> None:
+    from sparsemend.sweep.claims.keep import keep
     from sparsemend.sweep.claims.page import write
     from sparsemend.sweep.claims.read import read_claims
     from sparsemend.sweep.claims.verdict_line import verdict_lines
@@ -159,6 +161,9 @@ def _claims(asked: argparse.Namespace) -> None:
         print(line)
     for path in write(claims, asked.out or asked.folders[0]):
         print(path)
+    if asked.keep:
+        for path in keep(claims, asked.keep):
+            print(path)
 
 
 def _report(asked: argparse.Namespace) -> None:

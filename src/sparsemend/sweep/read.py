@@ -101,9 +101,14 @@ def wide_console() -> Console:
     return console(CELLS_WIDTH)
 
 
+def overrides_path(cell: Path) -> Path:
+    """Where Hydra writes the overrides of a cell."""
+    return cell / ".hydra" / "overrides.yaml"
+
+
 def overrides_of(cell: Path) -> list[str]:
     """The overrides that Hydra wrote into a cell's folder; empty where it did not begin."""
-    path = cell / ".hydra" / "overrides.yaml"
+    path = overrides_path(cell)
     if not path.is_file():
         return []
     lines: list[str] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]

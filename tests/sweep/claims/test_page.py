@@ -14,12 +14,15 @@ from omegaconf import OmegaConf
 from support import result_folders
 
 from sparsemend.cli.tables import main
+from sparsemend.result.folder import read_result
 from sparsemend.result.window_losses import write_losses
 from sparsemend.sweep.claims import plot
 from sparsemend.sweep.claims.index import index, table
+from sparsemend.sweep.claims.keep import keep
 from sparsemend.sweep.claims.page import page, write
 from sparsemend.sweep.claims.read import read_claims
 from sparsemend.sweep.claims.verdict_line import verdict_lines
+from sparsemend.sweep.read import overrides_of
 
 METRIC, VALIDATION = "perplexity/test", "perplexity/validation"
 STATEMENT = {
@@ -378,6 +381,43 @@ def test_sweeps_that_state_other_rules_are_refused(searched: Path, tmp_path: Pat
     rates(other, 0, 2, None)
     with pytest.raises(ValueError, match="state other rules"):
         read_claims([searched, other])
+
+
+def test_kept_cells_are_small_and_give_the_same_page(searched: Path, tmp_path: Path) -> None:
+    before = {
+        path.parent.name: json.loads(path.read_text()) for path in searched.glob("*/result.json")
+    }
+    for number, content in before.items():
+        content["sparsity"]["per_linear"] = {"0.q_proj": {"asked": 0.6, "achieved": 0.6}}
+        reused = {"hit": False, "key": "0" * 64, "seconds": 1.0, "made_by": str(searched)}
+        content["cache"] = {"metrics": {"dense": {"perplexity": reused}}}
+        (searched / number / "result.json").write_text(json.dumps(content))
+        (searched / number / "masks.safetensors").write_bytes(bytes(1000))
+    kept = tmp_path / "kept"
+    main(["claims", str(searched), "--out", str(tmp_path / "pages"), "--keep", str(kept)])
+    (claim,) = read_claims([kept])
+    assert page(claim) == (tmp_path / "pages" / "made_up.md").read_text()
+    assert table(claim) == (tmp_path / "pages" / "made_up.csv").read_text()
+    for path in kept.rglob("*"):
+        assert path.is_dir() or str(tmp_path) not in path.read_bytes().decode(errors="replace")
+    sweep_folder = kept / "made_up" / "sweep"
+    assert sorted(path.name for path in (sweep_folder / "1").iterdir()) == [
+        ".hydra",
+        "result.json",
+        "window_losses",
+    ]
+    left = read_result(sweep_folder / "1")
+    assert left is not None
+    assert left.finished
+    assert left.config_hash == before["1"]["config_hash"]
+    assert overrides_of(sweep_folder / "1") == overrides_of(searched / "1")
+
+
+def test_two_sweeps_of_one_name_are_not_kept_in_one_folder(searched: Path, tmp_path: Path) -> None:
+    other = sweep(tmp_path / "other" / "sweep", STATEMENT, key=KEY)
+    rates(other, 0, 2, None)
+    with pytest.raises(ValueError, match="would both be kept in"):
+        keep(read_claims([searched, other]), tmp_path / "kept")
 
 
 def test_folders_without_a_claim_are_refused(tmp_path: Path) -> None:
