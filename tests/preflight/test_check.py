@@ -168,13 +168,15 @@ def test_rounds_that_cannot_work_are_refused(
         check(model, "method=losa", *overrides)
 
 
-def test_a_schedule_beside_rounds_is_said_to_shape_the_one_shot_model_alone(
+def test_a_schedule_beside_rounds_is_said_to_shape_at_most_the_one_shot_model(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check(model, "method=losa")
     assert not caplog.messages
     check(model, "method=losa", "sparsity_schedule=owl")
-    assert "sets the rate of every block itself" in caplog.text
+    assert "sparsity_schedule has no effect: this method sets the rate" in caplog.text
+    check(model, "method=losa", "sparsity_schedule=owl", "method.prior_prune=true")
+    assert "sparsity_schedule shapes only the one-shot model" in caplog.text
 
 
 def test_rounds_that_can_work_pass(model: Path) -> None:

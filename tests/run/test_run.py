@@ -26,14 +26,18 @@ from support.command_runs import (
     weights_of,
 )
 from support.contracts import assert_same_bits
+from support.member_runs import TRAINED
 from support.wandb_file import read_offline
 from transformers import AutoModelForCausalLM
 
 from sparsemend.logger.base import origin
+from sparsemend.result.folder import load_result
 from sparsemend.result.record import Result
+from sparsemend.result.runs import RunRecord
 from sparsemend.result.summary import block_rows, metric_rows, summary_of
 from sparsemend.run.load import record_protocol
 from sparsemend.sparse.mask_file import load_masks, save_masks
+from sparsemend.table.page.groups import groups, with_unrepaired
 from sparsemend.training import checkpoint_file
 
 
@@ -80,6 +84,30 @@ def test_the_result_follows_the_schema_and_the_contract(dsnot_run: Path) -> None
         assert result["cost"][stage]["peak_bytes"] > 0
     # every row of the walk loses int(inputs * rate): at most one weight in 32 below the target
     assert 0.6 - 1 / 32 <= result["sparsity"]["achieved"] <= 0.6
+
+
+def test_a_method_that_prunes_by_itself_has_a_one_shot_model_only_where_asked(
+    workspace: Path, tmp_path: Path
+) -> None:
+    results = {}
+    for asked in ("false", "true"):
+        out = tmp_path / asked
+        overrides = (*TRAINED["losa"], f"method.prior_prune={asked}")
+        done = sparsemend_here(contract(workspace, out, *overrides), tmp_path)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert ("pruned (Wanda)" in done.stdout) == (asked == "true")
+        results[asked] = result_of(out)
+    without, both = results["false"], results["true"]
+    assert [*without["metrics"]] == ["dense", "repaired"]
+    assert [*both["metrics"]] == ["dense", "pruned", "repaired"]
+    assert "prune" not in without["cost"]
+    assert "pruned" not in without["cost"]["evaluate"]["by_state"]
+    assert without["metrics"]["repaired"] == both["metrics"]["repaired"]  # which never read it
+    weights, others = weights_of(tmp_path / "false"), weights_of(tmp_path / "true")
+    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
+    run = RunRecord(tmp_path / "false", load_result(tmp_path / "false" / "result.json"))
+    assert [state for _, state in run.states()] == ["dense", "repaired"]
+    assert len(with_unrepaired(groups([run]))) == 1
 
 
 def test_rates_follow_the_progression(dsnot_run: Path) -> None:

@@ -19,7 +19,7 @@ from sparsemend import api
 from sparsemend.blocks.find import prunable_linears
 from sparsemend.blocks.self_check import check_walk
 from sparsemend.blocks.walk import Calibration
-from sparsemend.run.adopt import adopt, attach_supports
+from sparsemend.run.adopt import adopt, attach_supports, attach_whole
 from sparsemend.run.export import to_dense_
 from sparsemend.run.job import build
 from sparsemend.run.prune import PruningRules
@@ -243,6 +243,24 @@ def test_a_pruned_expert_that_no_training_token_chooses_keeps_its_zeros(
     method_of(name, setting).repair(model, bench)
     after = prunable_linears(model)[UNCHOSEN].weight.count_nonzero()
     assert after <= before + 8  # of 1024; losa rounds twice
+    check_supports(model)
+
+
+def test_an_expert_that_no_token_ever_chose_keeps_its_weights_in_rounds_from_dense(
+    tokens: Tensor, tmp_path: Path
+) -> None:
+    model = with_experts(random_model("llama"))
+    check_walk(model, tokens[:1])
+    before = weights(model, [UNCHOSEN])[UNCHOSEN]
+    bench = replace(
+        bench_for(tmp_path),
+        allocation=attach_whole(model),
+        load_dense=lambda: with_experts(random_model("llama")),
+    )
+    method_of("losa", "method.rounds=2").repair(model, bench)
+    linears = prunable_linears(model)
+    assert torch.equal(linears[UNCHOSEN].weight, before)
+    assert all((m.weight == 0).any() for name, m in linears.items() if name != UNCHOSEN)
     check_supports(model)
 
 

@@ -88,6 +88,11 @@ class RepairMethod(ABC):
     # diagnostics gives them by name
     reallocates: ClassVar[bool] = False
 
+    @property
+    def reads_pruned(self) -> bool:
+        """Whether it reads the model as pruned in one shot; where not, none is made before it."""
+        return True
+
     @abstractmethod
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         """Repair `model` in place; returns diagnostics for the result (may be empty)."""

@@ -91,7 +91,8 @@ class FinishedRun:
         content["from_run"] = origin.to_json()
         content["repair"] = before.repair.to_json()
         content["cost"] = {**costs_to_json(before.cost), **content["cost"]}
-        for state in STATES:
+        measured = {*before.metrics, *content["metrics"]}
+        for state in (state for state in STATES if state in measured):
             earlier = before.metrics.get(state, {})
             earlier = {m: value for m, value in earlier.items() if m.partition("/")[0] in carried}
             content["metrics"][state] = {**earlier, **content["metrics"].get(state, {})}

@@ -148,11 +148,12 @@ class RunRecord:
     def states(self) -> Iterator[tuple[Row, str]]:
         """(row, state) of everything this run measured, each state once.
 
+        A method that prunes by itself has no pruned state.
         With pruner=existing the loaded model is not a dense one and belongs to no row.
         """
         if self.member("pruner") != "existing":
             yield DENSE, "dense"
-        if self.member("pruner") != "none":
+        if self.member("pruner") != "none" and "pruned" in self.result.metrics:
             yield self.pruned_row, "pruned"
         if self.member("method") != "none":
             yield self.row, "repaired"

@@ -94,6 +94,20 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
     return rates
 
 
+def attach_whole(model: nn.Module) -> dict[str, float]:
+    """Give a dense model SparseLinears that keep every weight; returns the sparsity of each, 0.
+
+    A linear that is never called stays as it is.
+    """
+    rates = {}
+    for name, linear in visit_linears(model, changes=True):
+        rates[name] = 0.0
+        if not is_never_called(linear):
+            keep = torch.ones_like(linear.weight, dtype=torch.bool)
+            model.set_submodule(name, SparseLinear(linear.weight, linear.bias, keep))
+    return rates
+
+
 @torch.no_grad()
 def check_existing(
     model: nn.Module, supports: Mapping[str, Tensor] | None, pattern: Pattern

@@ -22,7 +22,7 @@ from sparsemend.names import HIDDEN_STATES
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
 from sparsemend.pruner.base import Pruner
 from sparsemend.rounding import apply_rounding, as_pruned
-from sparsemend.run.adopt import adopt
+from sparsemend.run.adopt import adopt, attach_whole
 from sparsemend.run.cache import Content
 from sparsemend.run.job import Loaded, RunJob
 from sparsemend.run.memory import Memory
@@ -164,10 +164,22 @@ def prune_stage(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
     with job.stages.measure("prune"):
         allocation = _prune(job, loaded)
     show_rates(job.result.content, loaded.model, allocation, job.cfg.sparsity)
-    dense = stays_dense(loaded.model, LISTED if job.parts.pruner.reads_support else REACHED)
-    warn_dense(loaded.model, dense)
-    job.result.content["sparsity"]["stays_dense"] = with_saved_names(loaded.model, dense)
+    _record_dense(job, loaded.model, LISTED if job.parts.pruner.reads_support else REACHED)
     return allocation
+
+
+def _record_dense(job: RunJob, model: PreTrainedModel, otherwise: str) -> None:
+    """Record and say which linears have no support; `otherwise` as in `stays_dense`."""
+    dense = stays_dense(model, otherwise)
+    warn_dense(model, dense)
+    job.result.content["sparsity"]["stays_dense"] = with_saved_names(model, dense)
+
+
+def leave_whole(job: RunJob, loaded: Loaded) -> Mapping[str, float]:
+    """Begin with the dense model, for a method that prunes by itself; returns rates of 0."""
+    rates = attach_whole(loaded.model)
+    _record_dense(job, loaded.model, REACHED)
+    return rates
 
 
 def given_supports(job: RunJob, model: PreTrainedModel) -> Mapping[str, Tensor] | None:

@@ -25,7 +25,7 @@ from sparsemend.run.evaluate import evaluate
 from sparsemend.run.export import export_stage
 from sparsemend.run.job import RunJob, prepare
 from sparsemend.run.load import load
-from sparsemend.run.prune import prune_stage
+from sparsemend.run.prune import leave_whole, prune_stage
 from sparsemend.run.push import open_repository, push
 from sparsemend.run.quiet import quieten
 from sparsemend.run.repair import evaluate_repaired, repair_stage
@@ -117,8 +117,11 @@ def stages(job: RunJob) -> None:
         return
     loaded = load(job)
     evaluate(job, "dense", loaded)
-    asked = prune_stage(job, loaded)
-    evaluate(job, "pruned", loaded)
+    if job.parts.method.reads_pruned:
+        asked = prune_stage(job, loaded)
+        evaluate(job, "pruned", loaded)
+    else:
+        asked = leave_whole(job, loaded)
     asked = repair_stage(job, loaded, asked)
     evaluate_repaired(job, loaded)
     export_stage(job, loaded, asked)

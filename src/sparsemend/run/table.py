@@ -71,7 +71,7 @@ def summary_table(result: Mapping[str, Any]) -> Table:
     table.add_column("")
     for column in (*measures, "sparsity asked", "achieved", "seconds", "peak memory"):
         table.add_column(column, justify="right")
-    for state in STATES:
+    for state in (state for state in STATES if state in result["metrics"]):
         dense = state == "dense"
         table.add_row(
             _label(state, config),

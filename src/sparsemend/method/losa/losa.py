@@ -47,6 +47,10 @@ class Losa(LosaSettings):
     needs_dense: ClassVar[bool] = True
     reallocates: ClassVar[bool] = True
 
+    @property
+    def reads_pruned(self) -> bool:
+        return self.prior_prune
+
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
         check_ranks(model, self.max_rank, "max_rank")
 

@@ -33,7 +33,12 @@ def check(asked: Asked) -> None:
     if isinstance(method.max_rank, int):
         check_rank("method.max_rank", method.max_rank, asked.linears)
     if not says(cfg.sparsity_schedule, "uniform"):
+        shapes = (
+            "shapes only the one-shot model it is compared with"
+            if method.prior_prune
+            else "has no effect"
+        )
         log.warning(
-            "sparsity_schedule shapes only the one-shot model it is compared with: this method "
-            "sets the rate of every block itself, round by round"
+            "sparsity_schedule %s: this method sets the rate of every block itself, round by round",
+            shapes,
         )

@@ -21,6 +21,7 @@ from sparsemend.training.plan import check_choice
 class LosaSettings(TrainedRepair):
     """The knobs of conf/method/losa.yaml; raises ValueError on what cannot work together."""
 
+    prior_prune: bool
     rounds: int
     targets: list[float] | None
     round_steps: list[int] | None

@@ -40,7 +40,7 @@ def keep(claims: Sequence[Claim], folder: Path) -> list[Path]:
             _keep_cell(run, home / run.folder.name)
     for home, sweep in homes.items():
         with replacing(home / RULES) as partial:
-            OmegaConf.save(_stated(sweep / RULES), partial)
+            OmegaConf.save(_only_rules(sweep / RULES), partial)
     return list(homes)
 
 
@@ -55,10 +55,10 @@ def _keep_cell(run: RunRecord, home: Path) -> None:
     write_text(home / RESULT, json.dumps(content, separators=(",", ":")) + "\n")
 
 
-def _stated(rules: Path) -> DictConfig:
+def _only_rules(path: Path) -> DictConfig:
     """What `read_rules` reads of the config of a sweep."""
-    config = OmegaConf.load(rules)
-    stated = OmegaConf.create()
+    config = OmegaConf.load(path)
+    rules = OmegaConf.create()
     for key in ("hydra.callbacks.claim", "hydra.sweeper.params", "hydra.sweeper.choose"):
-        OmegaConf.update(stated, key, OmegaConf.select(config, key), force_add=True)
-    return stated
+        OmegaConf.update(rules, key, OmegaConf.select(config, key), force_add=True)
+    return rules

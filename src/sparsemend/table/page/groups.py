@@ -36,7 +36,7 @@ def with_unrepaired(run_groups: Sequence[Group]) -> list[Group]:
     rows = {(group.model, group.row) for group in run_groups}
     seeds: dict[tuple[str, Row, str, int], RunRecord] = {}
     for run in (run for group in run_groups for run in group.runs):
-        if (run.model, run.pruned_row) not in rows:
+        if "pruned" in run.result.metrics and (run.model, run.pruned_row) not in rows:
             key = (run.model, run.pruned_row, repr(run.settings("pruned")), run.seed)
             seeds.setdefault(key, run)
     added = group_states((run.pruned_row, "pruned", run) for run in seeds.values())
