@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -220,6 +221,27 @@ def test_linears_of_one_input_solve_it_once_and_new_inputs_solve_it_again() -> N
     assert gram.system(0.1, 1.0) is system
     gram.update(torch.ones(1, 4, 16))
     assert gram.system(0.1, 1.0) is not system
+
+
+@pytest.mark.parametrize("name", [None, *MASKS])
+def test_what_prunings_share_is_solved_once_and_prunes_alike(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, mask = random_weight(8, 16), MASKS.get(name or "")
+    pruner, (gram, _) = admm(mask=mask), observed(16, mask=mask)
+    expected = [pruner(weight, gram, rate, UNSTRUCTURED) for rate in (0.3, 0.5, 0.7)]
+    shared = pruner.settle(observed(16, mask=mask)[0])
+    monkeypatch.setattr(torch.linalg, "cholesky", None)  # nothing is solved again
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", None)
+    for rate, pruned in zip((0.3, 0.5, 0.7), expected, strict=True):
+        again = pruner(weight, copy.deepcopy(shared), rate, UNSTRUCTURED)
+        assert torch.equal(again.keep, pruned.keep)
+        assert torch.equal(again.weight, pruned.weight)
+    assert torch.equal(pruner.score(weight, shared), pruner.score(weight, gram))
+    with pytest.raises(ValueError, match="held has damping and rho"):
+        shared.system(0.2, 1.0)
+    with pytest.raises(RuntimeError, match="takes no more inputs"):
+        shared.update(torch.ones(1, 4, 16))
 
 
 def test_what_was_handed_in_is_left_alone() -> None:

@@ -89,6 +89,36 @@ class Gram(Hessian):
         return System(scale, gram, torch.cholesky_inverse(torch.linalg.cholesky(shifted)))
 
 
+class HeldSystem(Statistic):
+    """The system of a Gram of which nothing more is observed, in twice its room.
+
+    damping, rho: those it was solved with.  beside: as Gram's.
+    """
+
+    def __init__(
+        self, system: System, damping: float, rho: float, beside: Statistic | None
+    ) -> None:
+        self.d, self.gram, self.inverse = system.scale, system.gram, system.inverse
+        self.solved_with = (damping, rho)
+        self.beside = beside
+
+    def update(self, inputs: Tensor) -> None:
+        raise RuntimeError("a Gram whose system is held takes no more inputs")
+
+    def scale(self) -> Tensor:
+        """As `Gram.scale`."""
+        return self.d
+
+    def system(self, damping: float, rho: float) -> System:
+        """As `Gram.system`, for the one damping and rho."""
+        if (damping, rho) != self.solved_with:
+            raise ValueError(
+                f"the system that is held has damping and rho {self.solved_with}, not "
+                f"{(damping, rho)}"
+            )
+        return System(self.d, self.gram, self.inverse)
+
+
 @dataclass(kw_only=True)
 class ADMM(Pruner):
     """Chooses the support and updates the weights that stay."""
@@ -124,6 +154,14 @@ class ADMM(Pruner):
         """X^T X of the inputs, with what the pruner of `mask` needs beside it."""
         beside = None if self.mask is None else self.mask.statistic(in_features, device)
         return Gram(in_features, device, beside)
+
+    def settle(self, statistic: Statistic) -> HeldSystem:
+        """The system that no rate changes in the place of its Gram."""
+        gram = _gram(statistic)
+        beside = gram.beside
+        if self.mask is not None and beside is not None:
+            beside = self.mask.settle(beside)
+        return HeldSystem(gram.system(self.damping, self.rho), self.damping, self.rho, beside)
 
     def __call__(
         self, weight: Tensor, statistic: Statistic | None, sparsity: float, pattern: Pattern
@@ -216,7 +254,7 @@ class ADMM(Pruner):
         return lowest_of_all(score.masked_fill(~candidates, torch.inf), count)
 
 
-def _gram(statistic: Statistic | None) -> Gram:
-    if not isinstance(statistic, Gram):
+def _gram(statistic: Statistic | None) -> Gram | HeldSystem:
+    if not isinstance(statistic, Gram | HeldSystem):
         raise TypeError(f"ADMM needs a Gram, got {type(statistic).__name__}")
     return statistic
