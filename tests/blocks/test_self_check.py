@@ -90,6 +90,29 @@ def test_a_model_that_needs_more_of_a_block_than_its_states_is_refused(tokens: T
         check_walk(Passing(), tokens[:1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_model_that_fails_by_itself_is_refused(dtype: torch.dtype, tokens: Tensor) -> None:
+    model = random_model("llama").to(dtype)
+    other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
+    model.model.layers[1].mlp.down_proj.to(other)
+    name = str(dtype).removeprefix("torch.")
+    said = rf"Llama.* fails in a forward of its own in {name} \(RuntimeError: .*dtype.*\); "
+    with pytest.raises(ValueError, match=said) as refusal:
+        check_walk(model, tokens[:1])
+    assert ("set model.dtype=float32" in str(refusal.value)) == (dtype == torch.bfloat16)
+
+
+def test_what_a_forward_lacks_memory_for_is_not_put_down_to_the_model(tokens: Tensor) -> None:
+    model = random_model("llama")
+
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.model.layers[1].register_forward_pre_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        check_walk(model, tokens[:1])
+
+
 def test_a_linear_whose_weight_alone_is_read_is_marked(tokens: Tensor) -> None:
     model = unusual_model("mamba")
     check_walk(model, tokens[:1])

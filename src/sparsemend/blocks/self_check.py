@@ -20,6 +20,14 @@ from sparsemend.blocks.find import NEVER_CALLED, find_blocks, linears_of
 from sparsemend.blocks.hooks import keep_hooks
 from sparsemend.blocks.residency import Residency, home_of, outside_on, residency_of, streams
 from sparsemend.blocks.walk import Calibration, Visit
+from sparsemend.errors import (
+    brief,
+    lacks_determinism,
+    lacks_disk,
+    lacks_memory,
+    lacks_operator,
+    raised_here,
+)
 
 # ||walk - model|| / ||model|| of the states.  The walk repeats the model's own operations, so that
 # 0 is expected; a kernel that adds in no fixed order changes fewer bits than one rounding of every
@@ -52,7 +60,9 @@ def check_walk(
         check.visits.close()
         # what is at fault shows in a forward alone, which goes through the same code with what the
         # model itself hands on
-        _check_order(family, prefix, _order(model, blocks, calibration), len(blocks))
+        with _blaming(family, next(model.parameters()).dtype):
+            order = _order(model, blocks, calibration)
+        _check_order(family, prefix, order, len(blocks))
         if not isinstance(error, AttributeError | IndexError | KeyError | TypeError):
             raise
         raise ValueError(
@@ -62,6 +72,24 @@ def check_walk(
     finally:
         check.visits.close()
     _mark_never_called(blocks, check.called)
+
+
+@contextmanager
+def _blaming(family: str, dtype: torch.dtype) -> Iterator[None]:
+    """Say in one line that a model fails in a forward of its own, of which nothing is ours."""
+    try:
+        yield
+    except Exception as error:
+        elsewhere = (lacks_memory, lacks_disk, lacks_operator, lacks_determinism, raised_here)
+        if any(says(error) for says in elsewhere):
+            raise
+        number = str(dtype).removeprefix("torch.")
+        remedy = "see whether this version of transformers runs it at all"
+        if dtype != torch.float32:
+            remedy = f"set model.dtype=float32, or {remedy}"
+        raise _Refused(
+            f"{family} fails in a forward of its own in {number} ({brief(error)}); {remedy}"
+        ) from error
 
 
 class _Refused(ValueError):
