@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support.layouts import prune_two_of_four_
 from support.process_state import process_state
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -96,8 +100,9 @@ def test_the_positions_of_the_model_end_a_text_with_a_note(
     code, _, err = run(capsys, model, "--prompt", "a b a b", "--greedy")
     assert code == 0
     assert re.search(r"^\d\d new tokens at most: the model has no more positions$", err, re.M)
-    code, out, err = run(capsys, model, "--prompt", "a b " * 60)
-    assert (code, out) == (1, "")
+    code, out, err = run(capsys, model, "--prompt", "a", "--prompt", "a b " * 60)
+    assert (code, out) == (1, "")  # before the first is answered
+    assert len(err.splitlines()) == 1
     assert re.search(r"prompt has \d+ tokens, and the model max_position_embeddings=48", err)
 
 
@@ -162,3 +167,70 @@ def test_an_interrupt_ends_with_the_text_so_far_and_its_rates(
     assert "prefill" in err
     assert "interrupted" in err
     assert parts[-1] == "\n"
+
+
+def with_json(model: Path, folder: Path, name: str, **changes: object) -> Path:
+    """A copy of the model in which a JSON file says something else."""
+    shutil.copytree(model, folder)
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(values | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 4},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"return_dict_in_generate": True},
+        {"stop_strings": ["never"]},
+    ],
+)
+def test_a_generation_config_for_other_ends_still_gives_one_text(
+    settings: dict[str, object], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--prompt", "a module", "--greedy", "--max-new-tokens", 4)
+    expected = run(capsys, model, *asked)[1]
+    folder = with_json(model, tmp_path / "model", "generation_config.json", **settings)
+    code, out, err = run(capsys, folder, *asked)
+    assert (code, out) == (0, expected), err
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"penalty_alpha": 0.6, "top_k": 4}, "Contrastive Search requires"),
+        ({"eos_token_id": "x"}, "TypeError"),
+        ({"cache_implementation": "quantized"}, "quanto"),
+    ],
+)
+def test_a_generation_config_that_cannot_be_is_one_line(
+    settings: dict[str, object],
+    line: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = with_json(model, tmp_path / "model", "generation_config.json", **settings)
+    code, out, err = run(capsys, folder, "--prompt", "a module", "--max-new-tokens", 2)
+    assert (code, out) == (1, "")
+    assert line in err
+    assert "see what its generation_config.json asks for" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_damaged_weights_are_refused_where_their_logits_are_not_finite(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (path,) = folder.glob("packed-*")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, path, metadata)
+    for more in (("--greedy",), ("--temperature", 1)):
+        code, out, err = run(capsys, folder, "--prompt", "a", "--max-new-tokens", 2, *more)
+        assert (code, out) == (1, "")
+        assert re.search(r"gives logits that are not finite after \d tokens", err)
+        assert len(err.splitlines()) == 1
