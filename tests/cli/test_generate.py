@@ -117,7 +117,8 @@ def test_an_empty_prompt_begins_a_text(model: Path, capsys: pytest.CaptureFixtur
     [
         (["--chat", "--prompt", "a"], "has no chat template; leave out --chat"),
         (["--system", "b", "--prompt", "a"], "--system is a part of a conversation; add --chat"),
-        (["--threads", 0, "--prompt", "a"], "--threads 0 is not at least 1"),
+        (["--threads", 0, "--prompt", "a"], "--threads 0 is not in [1, "),
+        (["--threads", 100_000, "--prompt", "a"], "--threads 100000 is not in [1, "),
         (["--max-new-tokens", 0, "--prompt", "a"], "--max-new-tokens 0 is not at least 1"),
         (["--prompt", "a\udcff"], "the prompt is no text in UTF-8"),
         ([], "there is no prompt; give --prompt TEXT, or a text on standard input"),
@@ -142,7 +143,7 @@ def test_a_folder_that_is_none_is_refused_before_torch(
     for name, line in [
         ("nothing", "does not exist; give a model folder"),
         ("file", "is a file; give the folder of a model"),
-        ("empty", "has no config.json"),
+        ("empty", "has no config.json; give a folder written by save_pretrained"),
         ("run", "is a run folder without a model/; repeat its run with export=true"),
     ]:
         code, _, err = run(capsys, tmp_path / name, "--prompt", "a")
@@ -167,6 +168,38 @@ def test_an_interrupt_ends_with_the_text_so_far_and_its_rates(
     assert "prefill" in err
     assert "interrupted" in err
     assert parts[-1] == "\n"
+
+
+def test_a_lack_of_memory_is_one_line(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        torch.empty(1 << 62, dtype=torch.int8)
+
+    monkeypatch.setattr(speak, "generate", fail)
+    code, out, err = run(capsys, model, "--prompt", "a module")
+    assert (code, out) == (1, "")
+    assert "error: there is not enough memory (" in err
+    assert "Traceback" not in err
+
+
+def test_a_folder_with_code_of_its_own_is_refused_with_the_flag_that_trusts_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code_of_its_own = {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Own"}}
+    folder = with_json(model, tmp_path / "model", "config.json", **code_of_its_own)
+    code, _, err = run(capsys, folder, "--prompt", "a")
+    assert code == 1
+    assert "set --trust-remote-code if you trust it" in err
+
+
+def test_a_closed_standard_output_is_refused(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    code, _, err = run(capsys, model, "--prompt", "a")
+    assert code == 1
+    assert "standard output is closed" in err
 
 
 def with_json(model: Path, folder: Path, name: str, **changes: object) -> Path:

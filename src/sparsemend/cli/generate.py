@@ -14,18 +14,25 @@ import sys
 from collections.abc import Sequence
 
 from sparsemend.cli.version import ShowVersion
-from sparsemend.errors import USER_ERRORS
+from sparsemend.errors import USER_ERRORS, brief, lacks_memory
 from sparsemend.generation.folder import find_place
 from sparsemend.generation.settings import Sampling
 from sparsemend.terminal import say
 
 COMMAND = "sparsemend-generate"
+IN_FLAGS = {  # what errors of all commands advise, in this command's words
+    "model.trust_remote_code=true": "--trust-remote-code",
+    "give model.path a folder": "give a folder",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     args = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if sys.stdout is None:
+        say("standard output is closed, and the text goes there; leave it open")
+        sys.exit(1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a text may have letters that a terminal lacks
     try:
@@ -33,13 +40,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # of a reader that has enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except USER_ERRORS as error:
-        say(str(error))
+    except Exception as error:
+        if not (lacks_memory(error) or isinstance(error, USER_ERRORS)):
+            raise
+        say(_line(error))
         sys.exit(1)
     except KeyboardInterrupt:
         from sparsemend.cli.command import exit_interrupted
 
         exit_interrupted("")
+
+
+def _line(error: Exception) -> str:
+    """An error of a user's in one line, whose advice are flags of this command."""
+    if lacks_memory(error):
+        return (
+            f"there is not enough memory ({brief(error)}); take shorter texts, or fewer --threads"
+        )
+    line = str(error)
+    for key, flag in IN_FLAGS.items():
+        line = line.replace(key, flag)
+    return line
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -51,8 +72,11 @@ def _generate(args: argparse.Namespace) -> None:
         top_k=args.top_k,
         seed=args.seed,
     )
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads {args.threads} is not at least 1")
+    most = os.cpu_count() or 1
+    if args.threads is not None and not 1 <= args.threads <= most:
+        raise ValueError(
+            f"--threads {args.threads} is not in [1, {most}], of which this machine has processors"
+        )
     if args.system is not None and not args.chat:
         raise ValueError("--system is a part of a conversation; add --chat")
     place = find_place(args.folder)
