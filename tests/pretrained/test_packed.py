@@ -83,6 +83,18 @@ def add_bias(folder: Path) -> None:
     rewrite(folder, lambda t, m: t.update({"model.layers.1.mlp.up_proj.bias": torch.ones(48)}))
 
 
+def bias_of_another_length(folder: Path) -> None:
+    rewrite(folder, lambda t, m: t.update({"model.layers.1.mlp.up_proj.bias": torch.ones(47)}))
+
+
+def half(folder: Path) -> None:
+    change_config(folder, dtype="float16")
+
+
+def unknown_activation(folder: Path) -> None:
+    change_config(folder, hidden_act="nonsense")
+
+
 def flip(folder: Path) -> None:
     name = "model.layers.0.mlp.up_proj.mask"
     rewrite(folder, lambda t, m: t[name].flatten().__setitem__(0, 2**31 - 1))
@@ -139,6 +151,9 @@ def broken_config(folder: Path) -> None:
         (forget_norm, r"model\.norm\.weight"),
         (forget_linear, r"holds no values of model\.layers\.1\.mlp\.up_proj\.weight"),
         (add_bias, r"up_proj with a bias, and its config\.json says otherwise"),
+        (bias_of_another_length, r"up_proj has a bias of torch\.float32 \(47,\) for 48 rows"),
+        (half, r"gives the dtype torch\.float16, and packed weights are multiplied by float32"),
+        (unknown_activation, "cannot be loaded: 'nonsense'"),
         (flip, r"up_proj: the mask has \d+ weights, and \d+ values"),
         (format_of_another, "is not a sparsemend-packed-1 file but pt"),
         (a_single_file, "has no instead_of in its metadata"),

@@ -58,6 +58,11 @@ def load_packed_model(
     )
     config = checkpoint.checked_config(attention)
     dtype = dtype or dtype_of(config)
+    if dtype not in COMPUTED:
+        raise ValueError(
+            f"{folder / 'config.json'} gives the dtype {dtype}, and packed weights are multiplied "
+            "by float32 and bfloat16; ask for one of them as dtype (--dtype)"
+        )
     linears: dict[str, PackedLinear] = {}
     others: dict[str, Tensor] = {}
     for file in described.files:
