@@ -14,6 +14,16 @@ from huggingface_hub import HfApi
 
 from sparsemend.errors import blame
 
+# weights of an earlier upload, dense or packed, in other files than those of this one: a reader
+# would take them for this model's
+WEIGHTS = [
+    "model.safetensors*",
+    "model-*-of-*.safetensors",
+    "packed-*-of-*.safetensors",
+    "pytorch_model*.bin*",
+    "masks.safetensors",
+]
+
 
 def open_repository(repository: str, *, private: bool | None) -> None:
     """Make OWNER/NAME unless it is there, and check that files can be written to it.
@@ -26,10 +36,16 @@ def open_repository(repository: str, *, private: bool | None) -> None:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload the files of `folder` in one commit; return its address.  Raises ValueError."""
+    """Upload the files of `folder` in one commit; return its address.  Raises ValueError.
+
+    Weights of an earlier upload go with that commit where this one has no file of their name.
+    """
     with _blame(repository, f"the model is whole: hf upload {repository} {folder}"):
         commit = HfApi().upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="Upload by sparsemend"
+            repo_id=repository,
+            folder_path=folder,
+            commit_message="Upload by sparsemend",
+            delete_patterns=WEIGHTS,
         )
         return str(commit.commit_url)
 
