@@ -120,6 +120,8 @@ def test_an_empty_prompt_begins_a_text(model: Path, capsys: pytest.CaptureFixtur
         (["--threads", 0, "--prompt", "a"], "--threads 0 is not in [1, "),
         (["--threads", 100_000, "--prompt", "a"], "--threads 100000 is not in [1, "),
         (["--max-new-tokens", 0, "--prompt", "a"], "--max-new-tokens 0 is not at least 1"),
+        (["--device", "tpu", "--prompt", "a"], "--device tpu is not cpu, cuda or cuda:N"),
+        (["--device", "cuda:99", "--prompt", "a"], "--device cuda:99, "),
         (["--prompt", "a\udcff"], "the prompt is no text in UTF-8"),
         ([], "there is no prompt; give --prompt TEXT, or a text on standard input"),
     ],
@@ -168,6 +170,17 @@ def test_an_interrupt_ends_with_the_text_so_far_and_its_rates(
     assert "prefill" in err
     assert "interrupted" in err
     assert parts[-1] == "\n"
+
+
+def test_a_card_on_a_machine_without_one_is_refused_before_torch(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(speak, "speak", lambda *arguments, **settings: pytest.fail("went on"))
+    code, _, err = run(capsys, model, "--prompt", "a", "--device", "cuda")
+    assert code == 1
+    assert "--device cuda, but this machine has no GPU driver" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_a_lack_of_memory_is_one_line(

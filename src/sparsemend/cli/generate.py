@@ -10,6 +10,7 @@ import argparse
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from sparsemend.cli.version import ShowVersion
 from sparsemend.errors import USER_ERRORS, brief, lacks_memory
 from sparsemend.generation.folder import find_place
 from sparsemend.generation.settings import Sampling
+from sparsemend.preflight.device import SIGNS, may_have_gpu
 from sparsemend.terminal import say
 
 COMMAND = "sparsemend-generate"
@@ -77,6 +79,7 @@ def _generate(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--threads {args.threads} is not in [1, {most}], of which this machine has processors"
         )
+    _check_device(args.device)
     if args.system is not None and not args.chat:
         raise ValueError("--system is a part of a conversation; add --chat")
     place = find_place(args.folder)
@@ -88,9 +91,21 @@ def _generate(args: argparse.Namespace) -> None:
         prompts,
         Speaker(sampling=sampling, chat=args.chat, system=args.system),
         dtype=args.dtype,
+        device=args.device,
         threads=args.threads,
         trust_remote_code=args.trust_remote_code,
     )
+
+
+def _check_device(device: str) -> None:
+    """Raise ValueError on another device than a CPU or a card that this machine may have."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise ValueError(f"--device {device} is not cpu, cuda or cuda:N")
+    if device != "cpu" and not may_have_gpu():
+        raise ValueError(
+            f"--device {device}, but this machine has no GPU driver (nvidia-smi and {SIGNS[0]} are "
+            "missing); take --device cpu"
+        )
 
 
 def _standard_input() -> str:
@@ -115,7 +130,7 @@ def _text(prompt: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         COMMAND,
-        description="Generate text on a CPU with the model of a folder: one that a run exported "
+        description="Generate text with the model of a folder: one that a run exported "
         "(export=true, export_form=packed or dense), or any Hugging Face folder or hub id.  The "
         "text goes to standard output, tokens per second go to standard error.",
     )
@@ -144,6 +159,9 @@ def _parser() -> argparse.ArgumentParser:
         "--chat", action="store_true", help="ask the prompt in the tokenizer's chat template"
     )
     parser.add_argument("--system", metavar="TEXT", help="the system message of --chat")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu (default), cuda or cuda:N, a card that torch can use"
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsemend.generation.folder import ModelPlace
 from sparsemend.generation.generate import TimedText, generate
-from sparsemend.generation.opened import Opened, open_place
+from sparsemend.generation.opened import Opened, check_card, open_place
 from sparsemend.generation.settings import Sampling
 from sparsemend.terminal import note
 
@@ -47,17 +47,22 @@ def speak(
     speaker: Speaker,
     *,
     dtype: str | None,
+    device: str,
     threads: int | None,
     trust_remote_code: bool,
 ) -> None:
     """Open the model of a place and answer these prompts.
 
-    dtype: float32 or bfloat16, None as it is stored.  threads: None as torch has them.
+    dtype: float32 or bfloat16, None as it is stored.  device: cpu, cuda or cuda:N; raises
+    ValueError where torch has none such.  threads: None as torch has them.
     """
+    check_card(torch.device(device))
     if threads is not None:
         torch.set_num_threads(threads)
     named = None if dtype is None else getattr(torch, dtype)
-    opened = open_place(place, dtype=named, trust_remote_code=trust_remote_code)
+    opened = open_place(
+        place, dtype=named, device=torch.device(device), trust_remote_code=trust_remote_code
+    )
     # all of them first: one that is refused is so before long work
     for tokens in [
         opened.tokens(text, chat=speaker.chat, system=speaker.system) for text in prompts
