@@ -172,6 +172,23 @@ def test_an_interrupt_ends_with_the_text_so_far_and_its_rates(
     assert parts[-1] == "\n"
 
 
+def test_a_repository_with_packed_weights_is_read_by_its_name(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--me--mended"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(model, repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    asked = ("--prompt", "a module", "--greedy", "--max-new-tokens", 4)
+    code, out, err = run(capsys, "me/mended", *asked)
+    assert (code, out) == run(capsys, model, *asked)[:2], err
+    assert code == 0
+    code, _, err = run(capsys, "me/other", *asked)
+    assert code == 1
+    assert "model me/other cannot" in err
+
+
 def test_a_card_on_a_machine_without_one_is_refused_before_torch(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
