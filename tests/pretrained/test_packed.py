@@ -16,7 +16,7 @@ from support.layouts import prune_two_of_four_
 
 from sparsemend.checkpoint.headers import weight_files
 from sparsemend.checkpoint.packed import read_packed
-from sparsemend.pretrained.packed import load_packed_model
+from sparsemend.pretrained.packed import load_packed_model, packed_linears
 from sparsemend.run.export import export
 
 FILE = "packed-00001-of-00001.safetensors"
@@ -188,6 +188,14 @@ def test_linears_of_other_names_are_refused_with_the_writers_version(folder: Pat
     rewrite(folder, call_otherwise)
     with pytest.raises(ValueError, match=r"upward.*no such linear; it was written with.* 4\.1"):
         load_packed_model(folder)
+
+
+def test_the_folder_of_a_run_is_that_of_its_model(folder: Path) -> None:
+    (folder.parent / "result.json").write_text("{}")
+    assert packed_linears(load_packed_model(folder.parent))
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match=rf"{folder} holds no packed weights"):
+        load_packed_model(folder.parent)
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
