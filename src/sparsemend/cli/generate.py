@@ -77,7 +77,7 @@ def _generate(args: argparse.Namespace) -> None:
     most = os.cpu_count() or 1
     if args.threads is not None and not 1 <= args.threads <= most:
         raise ValueError(
-            f"--threads {args.threads} is not in [1, {most}], of which this machine has processors"
+            f"--threads {args.threads} is not in [1, {most}], the processors of this machine"
         )
     _check_device(args.device)
     if args.system is not None and not args.chat:

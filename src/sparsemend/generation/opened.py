@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.checkpoint.model import ModelConfig
@@ -127,5 +127,5 @@ def open_place(
     else:
         model = checkpoint.load(dtype=dtype or dtype_of(checkpoint.config()), attention=None)
     model.config.use_cache = True
-    model.to(device)
+    nn.Module.to(model, device)
     return Opened(place, model, tokenizer)

@@ -13,6 +13,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from sparsemend.errors import blame
+from sparsemend.names import MASKS
 
 # weights of an earlier upload, dense or packed, in other files than those of this one: a reader
 # would take them for this model's
@@ -21,7 +22,7 @@ WEIGHTS = [
     "model-*-of-*.safetensors",
     "packed-*-of-*.safetensors",
     "pytorch_model*.bin*",
-    "masks.safetensors",
+    MASKS,
 ]
 
 
