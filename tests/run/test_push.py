@@ -31,12 +31,13 @@ class Hub:
     files: dict[str, bytes] = field(default_factory=dict)
     commits: int = 0
     broken: bool = False
+    private: bool = True
 
 
 def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            content: Any = {"id": REPOSITORY}
+            content: Any = {"id": REPOSITORY, "private": hub.private}
             if self.path.startswith(f"/api/models/{REPOSITORY}/tree/main"):
                 facts = {"type": "file", "oid": "0"}
                 content = [{**facts, "path": p, "size": len(f)} for p, f in hub.files.items()]
@@ -137,6 +138,13 @@ def test_a_token_that_may_not_write_is_refused_before_any_work(
     monkeypatch.setenv("HF_TOKEN", "reads")
     with pytest.raises(ValueError, match=r"export_push=someone/mended: .*HF_TOKEN may write to it"):
         open_repository(REPOSITORY, private=None)
+
+
+def test_a_public_repository_is_refused_where_it_is_to_be_private(hub: Hub) -> None:
+    hub.private = False
+    open_repository(REPOSITORY, private=None)
+    with pytest.raises(ValueError, match=f"export_push={REPOSITORY} is there and public; make it"):
+        open_repository(REPOSITORY, private=True)
 
 
 def test_an_upload_that_fails_says_where_the_model_lies(hub: Hub, tmp_path: Path) -> None:

@@ -29,11 +29,17 @@ WEIGHTS = [
 def open_repository(repository: str, *, private: bool | None) -> None:
     """Make OWNER/NAME unless it is there, and check that files can be written to it.
 
-    private: of a new one; None: as its owner's settings say.  Raises ValueError.
+    private: of a new one; None: as its owner's settings say.  Raises ValueError, also where it is
+    to be private, is there, and is not.
     """
     with _blame(repository, "check the name, and that the token of HF_TOKEN may write to it"):
         HfApi().create_repo(repository, private=private, exist_ok=True)
         HfApi().auth_check(repository, write=True)
+        if private and HfApi().model_info(repository).private is False:
+            raise ValueError(
+                f"export_private=true, and export_push={repository} is there and public; make it "
+                "private in its settings, or name another"
+            )
 
 
 def push(folder: Path, repository: str) -> str:
