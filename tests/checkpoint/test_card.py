@@ -82,6 +82,14 @@ def test_names_that_yaml_would_read_otherwise_are_quoted(tmp_path: Path) -> None
     assert "unknown, see base model" in card.text
 
 
+def test_a_folder_that_the_hub_has_no_name_for_is_named_in_the_table_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "my model (v2)"
+    folder.mkdir()
+    text = model_card(result(str(folder)), "command")
+    assert ModelCard(text).data.base_model is None
+    assert "| base model | `my model (v2)` |" in text
+
+
 def test_every_number_has_its_row() -> None:
     text = model_card(result(), "sparsemend method=masked_lora seed=7")
     for row in (

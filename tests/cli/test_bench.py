@@ -44,6 +44,7 @@ def check(*lines: str) -> None:
         ("rounds=0", "rounds=0 is not an integer of at least 1; set rounds=1"),
         ("rounds=null", "rounds=None is not an integer"),
         ("threads=0", "threads=0 is not"),
+        ("threads=100000", "threads=100000 is above 1024; set threads=1"),
         ("sparsity=1", r"sparsity 1 is not in \[0, 1\)"),
         ("dtype=float31", "dtype=float31 is not one of float32"),
         ("device=gpu", "device=gpu is not cpu, cuda or cuda:N"),

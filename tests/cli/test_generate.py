@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support.layouts import prune_two_of_four_
 from support.process_state import process_state
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -96,8 +100,9 @@ def test_the_positions_of_the_model_end_a_text_with_a_note(
     code, _, err = run(capsys, model, "--prompt", "a b a b", "--greedy")
     assert code == 0
     assert re.search(r"^\d\d new tokens at most: the model has no more positions$", err, re.M)
-    code, out, err = run(capsys, model, "--prompt", "a b " * 60)
-    assert (code, out) == (1, "")
+    code, out, err = run(capsys, model, "--prompt", "a", "--prompt", "a b " * 60)
+    assert (code, out) == (1, "")  # before the first is answered
+    assert len(err.splitlines()) == 1
     assert re.search(r"prompt has \d+ tokens, and the model max_position_embeddings=48", err)
 
 
@@ -112,8 +117,11 @@ def test_an_empty_prompt_begins_a_text(model: Path, capsys: pytest.CaptureFixtur
     [
         (["--chat", "--prompt", "a"], "has no chat template; leave out --chat"),
         (["--system", "b", "--prompt", "a"], "--system is a part of a conversation; add --chat"),
-        (["--threads", 0, "--prompt", "a"], "--threads 0 is not at least 1"),
+        (["--threads", 0, "--prompt", "a"], "--threads 0 is not in [1, "),
+        (["--threads", 100_000, "--prompt", "a"], "--threads 100000 is not in [1, "),
         (["--max-new-tokens", 0, "--prompt", "a"], "--max-new-tokens 0 is not at least 1"),
+        (["--device", "tpu", "--prompt", "a"], "--device tpu is not cpu, cuda or cuda:N"),
+        (["--device", "cuda:99", "--prompt", "a"], "--device cuda:99, "),
         (["--prompt", "a\udcff"], "the prompt is no text in UTF-8"),
         ([], "there is no prompt; give --prompt TEXT, or a text on standard input"),
     ],
@@ -137,7 +145,7 @@ def test_a_folder_that_is_none_is_refused_before_torch(
     for name, line in [
         ("nothing", "does not exist; give a model folder"),
         ("file", "is a file; give the folder of a model"),
-        ("empty", "has no config.json"),
+        ("empty", "has no config.json; give a folder written by save_pretrained"),
         ("run", "is a run folder without a model/; repeat its run with export=true"),
     ]:
         code, _, err = run(capsys, tmp_path / name, "--prompt", "a")
@@ -162,3 +170,130 @@ def test_an_interrupt_ends_with_the_text_so_far_and_its_rates(
     assert "prefill" in err
     assert "interrupted" in err
     assert parts[-1] == "\n"
+
+
+def test_a_repository_with_packed_weights_is_read_by_its_name(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--me--mended"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(model, repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    asked = ("--prompt", "a module", "--greedy", "--max-new-tokens", 4)
+    code, out, err = run(capsys, "me/mended", *asked)
+    assert (code, out) == run(capsys, model, *asked)[:2], err
+    assert code == 0
+    code, _, err = run(capsys, "me/other", *asked)
+    assert code == 1
+    assert "model me/other cannot" in err
+
+
+def test_a_card_on_a_machine_without_one_is_refused_before_torch(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(speak, "speak", lambda *arguments, **settings: pytest.fail("went on"))
+    code, _, err = run(capsys, model, "--prompt", "a", "--device", "cuda")
+    assert code == 1
+    assert "--device cuda, but this machine has no GPU driver" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_lack_of_memory_is_one_line(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        torch.empty(1 << 62, dtype=torch.int8)
+
+    monkeypatch.setattr(speak, "generate", fail)
+    code, out, err = run(capsys, model, "--prompt", "a module")
+    assert (code, out) == (1, "")
+    assert "error: there is not enough memory (" in err
+    assert "Traceback" not in err
+
+
+def test_a_folder_with_code_of_its_own_is_refused_with_the_flag_that_trusts_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code_of_its_own = {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Own"}}
+    folder = with_json(model, tmp_path / "model", "config.json", **code_of_its_own)
+    code, _, err = run(capsys, folder, "--prompt", "a")
+    assert code == 1
+    assert "set --trust-remote-code if you trust it" in err
+
+
+def test_a_closed_standard_output_is_refused(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    code, _, err = run(capsys, model, "--prompt", "a")
+    assert code == 1
+    assert "standard output is closed" in err
+
+
+def with_json(model: Path, folder: Path, name: str, **changes: object) -> Path:
+    """A copy of the model in which a JSON file says something else."""
+    shutil.copytree(model, folder)
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(values | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 4},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"return_dict_in_generate": True},
+        {"stop_strings": ["never"]},
+    ],
+)
+def test_a_generation_config_for_other_ends_still_gives_one_text(
+    settings: dict[str, object], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--prompt", "a module", "--greedy", "--max-new-tokens", 4)
+    expected = run(capsys, model, *asked)[1]
+    folder = with_json(model, tmp_path / "model", "generation_config.json", **settings)
+    code, out, err = run(capsys, folder, *asked)
+    assert (code, out) == (0, expected), err
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"penalty_alpha": 0.6, "top_k": 4}, "Contrastive Search requires"),
+        ({"eos_token_id": "x"}, "TypeError"),
+        ({"cache_implementation": "quantized"}, "quanto"),
+    ],
+)
+def test_a_generation_config_that_cannot_be_is_one_line(
+    settings: dict[str, object],
+    line: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = with_json(model, tmp_path / "model", "generation_config.json", **settings)
+    code, out, err = run(capsys, folder, "--prompt", "a module", "--max-new-tokens", 2)
+    assert (code, out) == (1, "")
+    assert line in err
+    assert "see what its generation_config.json asks for" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_damaged_weights_are_refused_where_their_logits_are_not_finite(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (path,) = folder.glob("packed-*")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, path, metadata)
+    for more in (("--greedy",), ("--temperature", 1)):
+        code, out, err = run(capsys, folder, "--prompt", "a", "--max-new-tokens", 2, *more)
+        assert (code, out) == (1, "")
+        assert re.search(r"gives logits that are not finite after \d tokens", err)
+        assert len(err.splitlines()) == 1

@@ -94,3 +94,27 @@ def test_a_cache_that_is_a_file_is_named(
     monkeypatch.setenv("SPARSEMEND_CACHE", os.fspath(tmp_path / "file"))
     with pytest.raises(NoKernels, match=r"cannot be written .* set SPARSEMEND_CACHE"):
         compiled_library()
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("g++ 'x", r"CXX=g\+\+ 'x is no command line \(No closing quotation\)"),
+        ("not_a_program", r"not_a_program cannot be started \(.*Exec format error"),
+    ],
+)
+def test_a_compiler_that_is_none_is_a_reason_to_multiply_otherwise(
+    command: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "not_a_program").write_text("text")
+    (tmp_path / "not_a_program").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(NoKernels, match=line):
+        compiled_library()
+
+
+def test_a_compiler_that_writes_nothing_is_named(compiler: Compiler) -> None:
+    compiler("exit 0")
+    with pytest.raises(NoKernels, match=r"cxx cannot compile .*: no message"):
+        compiled_library()

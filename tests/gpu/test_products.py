@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 from itertools import product
+from pathlib import Path
 from time import perf_counter
 
 import pytest
 import torch
+from support.families import random_model
 from support.gpu_runs import BLOCK_7B, DEVICE, GPU, written
+from support.layouts import prune_two_of_four_
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from sparsemend.cli import generate
 from sparsemend.engine.convert import pack_linears_
 from sparsemend.engine.linear import PackedLinear
 from sparsemend.engine.packed import VALUES, pack_weight
 from sparsemend.engine.two_four import compress_two_four, multiply_two_four
+from sparsemend.model import train_tokenizer
+from sparsemend.run.export import export
 from sparsemend.sparse.selection import rank_in_group
 
 SHAPES = [(9, 37), (70, 1100), (512, 1376)]
@@ -79,6 +85,24 @@ def test_a_packed_model_generates_on_the_card_what_it_generates_on_the_cpu() -> 
     model.to(DEVICE)
     assert off(model(prompt.to(DEVICE)).logits, here) <= 1e-4
     assert model.generate(prompt.to(DEVICE), **asked).tolist() == text.tolist()
+
+
+def test_the_command_gives_on_the_card_the_text_of_the_cpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = random_model("llama", vocab_size=300)
+    prune_two_of_four_(model)
+    tokenizer = train_tokenizer(["the import statement binds a name"] * 20, 300)
+    folder = tmp_path / "model"
+    export(model, tokenizer, folder, masks=tmp_path / "none", card=None, values="float32")
+    texts = []
+    for device in ("cpu", DEVICE):
+        generate.main([str(folder), "--prompt", "the import", "--greedy", "--device", str(device)])
+        out, err = capsys.readouterr()
+        texts.append(out)
+        assert str(device) == "cpu" or "packed F32, triton, cuda" in err
+    assert texts[0].strip()
+    assert texts[1] == texts[0]
 
 
 @pytest.mark.skipif(not GPU, reason="a CPU has no 2:4 products")

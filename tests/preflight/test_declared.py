@@ -20,7 +20,8 @@ AT_LEAST_1 = "is not an integer of at least 1"
     [
         ("method.max_steps=abc", f"{AT_LEAST_1}; set for example method.max_steps=50"),
         ("method=lors method.alpha=x", "is not a number above 0; set for example method.alpha=16"),
-        ("hardware.threads=-1", f"{AT_LEAST_1}, or null; set for example hardware.threads=null"),
+        ("hardware.threads=-1", "is not an integer in [1, 1024], or null; set for example"),
+        ("hardware.threads=100000", "is not an integer in [1, 1024], or null; set for example"),
         ("seed=a", "is not an integer of at least 0; set for example seed=0"),
         ("seed=1.5", "is not an integer of at least 0; set for example seed=0"),
         ("export=ja", "is not true or false; set for example export=false"),

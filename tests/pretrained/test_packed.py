@@ -16,7 +16,7 @@ from support.layouts import prune_two_of_four_
 
 from sparsemend.checkpoint.headers import weight_files
 from sparsemend.checkpoint.packed import read_packed
-from sparsemend.pretrained.packed import load_packed_model
+from sparsemend.pretrained.packed import load_packed_model, packed_linears
 from sparsemend.run.export import export
 
 FILE = "packed-00001-of-00001.safetensors"
@@ -83,6 +83,18 @@ def add_bias(folder: Path) -> None:
     rewrite(folder, lambda t, m: t.update({"model.layers.1.mlp.up_proj.bias": torch.ones(48)}))
 
 
+def bias_of_another_length(folder: Path) -> None:
+    rewrite(folder, lambda t, m: t.update({"model.layers.1.mlp.up_proj.bias": torch.ones(47)}))
+
+
+def half(folder: Path) -> None:
+    change_config(folder, dtype="float16")
+
+
+def unknown_activation(folder: Path) -> None:
+    change_config(folder, hidden_act="nonsense")
+
+
 def flip(folder: Path) -> None:
     name = "model.layers.0.mlp.up_proj.mask"
     rewrite(folder, lambda t, m: t[name].flatten().__setitem__(0, 2**31 - 1))
@@ -139,6 +151,9 @@ def broken_config(folder: Path) -> None:
         (forget_norm, r"model\.norm\.weight"),
         (forget_linear, r"holds no values of model\.layers\.1\.mlp\.up_proj\.weight"),
         (add_bias, r"up_proj with a bias, and its config\.json says otherwise"),
+        (bias_of_another_length, r"up_proj has a bias of torch\.float32 \(47,\) for 48 rows"),
+        (half, r"gives the dtype torch\.float16, and packed weights are multiplied by float32"),
+        (unknown_activation, "cannot be loaded: 'nonsense'"),
         (flip, r"up_proj: the mask has \d+ weights, and \d+ values"),
         (format_of_another, "is not a sparsemend-packed-1 file but pt"),
         (a_single_file, "has no instead_of in its metadata"),
@@ -173,6 +188,14 @@ def test_linears_of_other_names_are_refused_with_the_writers_version(folder: Pat
     rewrite(folder, call_otherwise)
     with pytest.raises(ValueError, match=r"upward.*no such linear; it was written with.* 4\.1"):
         load_packed_model(folder)
+
+
+def test_the_folder_of_a_run_is_that_of_its_model(folder: Path) -> None:
+    (folder.parent / "result.json").write_text("{}")
+    assert packed_linears(load_packed_model(folder.parent))
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match=rf"{folder} holds no packed weights"):
+        load_packed_model(folder.parent)
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:

@@ -31,12 +31,17 @@ class Hub:
     files: dict[str, bytes] = field(default_factory=dict)
     commits: int = 0
     broken: bool = False
+    private: bool = True
 
 
 def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer(200 if self.may_write() else 403, {"id": REPOSITORY})
+            content: Any = {"id": REPOSITORY, "private": hub.private}
+            if self.path.startswith(f"/api/models/{REPOSITORY}/tree/main"):
+                facts = {"type": "file", "oid": "0"}
+                content = [{**facts, "path": p, "size": len(f)} for p, f in hub.files.items()]
+            self.answer(200 if self.may_write() else 403, content)
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -55,7 +60,9 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             else:
                 hub.commits += 1
                 for line in map(json.loads, body.splitlines()):
-                    if line["key"] == "file":
+                    if line["key"] == "deletedFile":
+                        del hub.files[line["value"]["path"]]
+                    elif line["key"] == "file":
                         content = base64.b64decode(line["value"]["content"])
                         hub.files[line["value"]["path"]] = content
                 made = {"commitUrl": f"{self.address()}/commit/1", "commitOid": "1"}
@@ -67,7 +74,7 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def may_write(self) -> bool:
             return self.headers.get("Authorization", "").removeprefix("Bearer ") in hub.writers
 
-        def answer(self, status: int, content: dict[str, Any]) -> None:
+        def answer(self, status: int, content: Any) -> None:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
@@ -109,12 +116,35 @@ def test_a_folder_goes_up_whole_in_one_commit(
     assert hub.commits == 1
 
 
+def test_weights_of_an_earlier_upload_go_and_other_files_stay(hub: Hub, tmp_path: Path) -> None:
+    kept = ["LICENSE", "images/model.png", "onnx/model.safetensors"]
+    weights = ["model.safetensors", "masks.safetensors", "model.safetensors.index.json"]
+    weights += ["model-00001-of-00002.safetensors", "pytorch_model.bin", "config.json"]
+    hub.files = dict.fromkeys([*kept, *weights], b"earlier")
+    (tmp_path / "config.json").write_text("now")
+    (tmp_path / "packed-00001-of-00001.safetensors").write_bytes(b"now")
+    push(tmp_path, REPOSITORY)
+    now = {"config.json": b"now", "packed-00001-of-00001.safetensors": b"now"}
+    assert hub.files == {**dict.fromkeys(kept, b"earlier"), **now}
+    assert hub.commits == 1
+    (tmp_path / "packed-00001-of-00001.safetensors").rename(tmp_path / "model.safetensors")
+    push(tmp_path, REPOSITORY)
+    assert hub.files.keys() == {*kept, "config.json", "model.safetensors"}
+
+
 def test_a_token_that_may_not_write_is_refused_before_any_work(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "reads")
     with pytest.raises(ValueError, match=r"export_push=someone/mended: .*HF_TOKEN may write to it"):
         open_repository(REPOSITORY, private=None)
+
+
+def test_a_public_repository_is_refused_where_it_is_to_be_private(hub: Hub) -> None:
+    hub.private = False
+    open_repository(REPOSITORY, private=None)
+    with pytest.raises(ValueError, match=f"export_push={REPOSITORY} is there and public; make it"):
+        open_repository(REPOSITORY, private=True)
 
 
 def test_an_upload_that_fails_says_where_the_model_lies(hub: Hub, tmp_path: Path) -> None:

@@ -74,3 +74,19 @@ def test_greedy_tokens_follow_each_other() -> None:
 
     tokens = try_engines.greedy(model, torch.tensor([[4]]))
     assert tokens == [(5 + n) % 7 for n in range(try_engines.TOKENS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("nothing.safetensors", "has no weights"),
+        ("packed-00001-of-00001.safetensors", "holds packed weights"),
+    ],
+)
+def test_a_folder_without_dense_weights_is_refused(
+    name: str, line: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(SystemExit):
+        try_engines.main([str(folder)])
+    assert line in capsys.readouterr().err

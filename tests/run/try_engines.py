@@ -25,6 +25,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sparsemend.checkpoint.gguf_header import read_gguf_header
+from sparsemend.checkpoint.headers import weight_files
 
 PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a time", "1, 2, 3, 4,")
 TOKENS = 16
@@ -125,6 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--converter", type=Path)
     asked = parser.parse_args(arguments)
+    try:
+        weight_files(asked.folder)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     results = [
         report("vllm", lambda: vllm(asked.folder)),
         report("llama.cpp converter", lambda: converter(asked.folder, asked.converter)),

@@ -53,6 +53,25 @@ def test_the_summary_has_a_line_per_cell_with_what_varies(command, tmp_path) -> 
     assert [float(r["repaired/perplexity/test"]) for r in table] == [5, 5, 6, 6]
 
 
+@pytest.mark.parametrize(
+    "lines", [PAIR, ("-m", "+search=rank", "method=lors", "search.points=[2,4]")]
+)
+def test_two_jobs_that_upload_to_one_repository_are_refused_before_either(
+    lines: tuple[str, ...], command, tmp_path, capsys
+) -> None:
+    push = "export_push=me/mended"
+    code, seen = command(*lines, "export=true", push, "hydra.sweep.dir=out")
+    assert (code, seen) == (1, [])
+    err = capsys.readouterr().err
+    assert "export_push=me/mended would be uploaded by 2 jobs, each over the one before" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    each = "${method.rank}" if "+search=rank" in lines else "${sparsity}"
+    code, seen = command(*lines, "export=true", f"{push}-{each}", "hydra.sweep.dir=out")
+    assert code == 0
+    assert len({cfg.export_push for cfg in seen}) == 2
+
+
 def test_a_failed_cell_is_recorded_and_does_not_stop_the_rest(command, tmp_path, capsys) -> None:
     code, seen = command(*PAIR, "hydra.sweep.dir=out", run=failing_at(0.5))
     assert (code, len(seen)) == (1, 2)

@@ -28,6 +28,7 @@ LEAST = {
     "median_length": 2,
     "context": 1,
 }
+MOST_THREADS = 1024  # as hardware.threads; for some 100,000 OpenMP lacks memory and aborts
 COUNTS = ("hidden", "intermediate", "blocks", "heads", "key_value_heads", "vocabulary")
 
 
@@ -37,6 +38,8 @@ def check(cfg: DictConfig, search: list[str]) -> None:
     _check_count("rounds", cfg.rounds, least=1)
     if cfg.threads is not None:
         _check_count("threads", cfg.threads, least=1)
+        if cfg.threads > MOST_THREADS:
+            raise ValueError(f"threads={cfg.threads} is above {MOST_THREADS}; set threads=1")
     if not isinstance(cfg.sparsity, int | float) or not 0 <= cfg.sparsity < 1:
         raise ValueError(
             f"sparsity {cfg.sparsity} is not in [0, 1); it is the fraction of zeros, for example "

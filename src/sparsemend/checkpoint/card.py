@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from sparsemend.checkpoint.licence import BaseModel, base_model
 from sparsemend.config.export import packed_values
@@ -164,11 +165,17 @@ def _kept_dense(reasons: Mapping[str, str], among: Sequence[str]) -> str:
 
 
 def _front_matter(base: BaseModel, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Hub reads, which refuses a card whose base model has no name of a repository."""
+    try:
+        validate_repo_id(base.name)
+        origin = {"base_model": base.name}
+    except HFValidationError:  # of a folder on this machine
+        origin = {}
     return {
         **base.front_matter,
         "library_name": "transformers" if packed_values(config) is None else "sparsemend",
         "pipeline_tag": "text-generation",
-        "base_model": base.name,
+        **origin,
         "tags": ["sparse", "pruned", "sparsemend"],
     }
 

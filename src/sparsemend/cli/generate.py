@@ -10,22 +10,31 @@ import argparse
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
 from sparsemend.cli.version import ShowVersion
-from sparsemend.errors import USER_ERRORS
+from sparsemend.errors import USER_ERRORS, brief, lacks_memory
 from sparsemend.generation.folder import find_place
 from sparsemend.generation.settings import Sampling
+from sparsemend.preflight.device import SIGNS, may_have_gpu
 from sparsemend.terminal import say
 
 COMMAND = "sparsemend-generate"
+IN_FLAGS = {  # what errors of all commands advise, in this command's words
+    "model.trust_remote_code=true": "--trust-remote-code",
+    "give model.path a folder": "give a folder",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     args = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if sys.stdout is None:
+        say("standard output is closed, and the text goes there; leave it open")
+        sys.exit(1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a text may have letters that a terminal lacks
     try:
@@ -33,13 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # of a reader that has enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except USER_ERRORS as error:
-        say(str(error))
+    except Exception as error:
+        if not (lacks_memory(error) or isinstance(error, USER_ERRORS)):
+            raise
+        say(_line(error))
         sys.exit(1)
     except KeyboardInterrupt:
         from sparsemend.cli.command import exit_interrupted
 
         exit_interrupted("")
+
+
+def _line(error: Exception) -> str:
+    """An error of a user's in one line, whose advice are flags of this command."""
+    if lacks_memory(error):
+        return (
+            f"there is not enough memory ({brief(error)}); take shorter texts, or fewer --threads"
+        )
+    line = str(error)
+    for key, flag in IN_FLAGS.items():
+        line = line.replace(key, flag)
+    return line
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -51,8 +74,12 @@ def _generate(args: argparse.Namespace) -> None:
         top_k=args.top_k,
         seed=args.seed,
     )
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads {args.threads} is not at least 1")
+    most = os.cpu_count() or 1
+    if args.threads is not None and not 1 <= args.threads <= most:
+        raise ValueError(
+            f"--threads {args.threads} is not in [1, {most}], the processors of this machine"
+        )
+    _check_device(args.device)
     if args.system is not None and not args.chat:
         raise ValueError("--system is a part of a conversation; add --chat")
     place = find_place(args.folder)
@@ -64,9 +91,21 @@ def _generate(args: argparse.Namespace) -> None:
         prompts,
         Speaker(sampling=sampling, chat=args.chat, system=args.system),
         dtype=args.dtype,
+        device=args.device,
         threads=args.threads,
         trust_remote_code=args.trust_remote_code,
     )
+
+
+def _check_device(device: str) -> None:
+    """Raise ValueError on another device than a CPU or a card that this machine may have."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise ValueError(f"--device {device} is not cpu, cuda or cuda:N")
+    if device != "cpu" and not may_have_gpu():
+        raise ValueError(
+            f"--device {device}, but this machine has no GPU driver (nvidia-smi and {SIGNS[0]} are "
+            "missing); take --device cpu"
+        )
 
 
 def _standard_input() -> str:
@@ -91,7 +130,7 @@ def _text(prompt: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         COMMAND,
-        description="Generate text on a CPU with the model of a folder: one that a run exported "
+        description="Generate text with the model of a folder: one that a run exported "
         "(export=true, export_form=packed or dense), or any Hugging Face folder or hub id.  The "
         "text goes to standard output, tokens per second go to standard error.",
     )
@@ -120,6 +159,9 @@ def _parser() -> argparse.ArgumentParser:
         "--chat", action="store_true", help="ask the prompt in the tokenizer's chat template"
     )
     parser.add_argument("--system", metavar="TEXT", help="the system message of --chat")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu (default), cuda or cuda:N, a card that torch can use"
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),

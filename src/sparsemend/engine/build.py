@@ -58,16 +58,20 @@ def compiled_library(main: Path | None = None) -> Path:
 
 def _compiler() -> list[str]:
     """The command of the compiler: $CXX, or the first of COMPILERS on the PATH."""
-    words = shlex.split(os.environ.get("CXX", ""))
+    asked = os.environ.get("CXX", "")
+    try:
+        words = shlex.split(asked)
+    except ValueError as error:
+        raise NoKernels(f"CXX={asked} is no command line ({error}); mend it or unset it") from error
     for name in words[:1] or COMPILERS:
         if where := shutil.which(name):
             return [where, *words[1:]]
-    asked = f"CXX={words[0]} is not on the PATH" if words else "no C++ compiler is on the PATH"
-    raise NoKernels(f"{asked}; install one ({', '.join(COMPILERS)}) or set CXX")
+    reason = f"CXX={words[0]} is not on the PATH" if words else "no C++ compiler is on the PATH"
+    raise NoKernels(f"{reason}; install one ({', '.join(COMPILERS)}) or set CXX")
 
 
 def _digest(compiler: list[str], source: Path) -> str:
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
+    version = _run(*compiler, "--version").stdout.encode()
     words = [*compiler, *FLAGS, platform.system(), platform.machine()]
     digest = hashlib.sha256(version + "\n".join(words).encode())
     for file in sorted(source.iterdir()):
@@ -75,11 +79,21 @@ def _digest(compiler: list[str], source: Path) -> str:
     return digest.hexdigest()[:24]
 
 
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    """What a command of the compiler ended with; raises NoKernels where it cannot be started."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        raise NoKernels(f"{command[0]} cannot be started ({error}); set CXX") from error
+
+
 def _compile(compiler: list[str], main: Path, target: Path) -> None:
     for extra in ([OPENMP], []):
         command = [*compiler, *FLAGS, *extra, str(main), "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
+        done = _run(*command)
+        if done.returncode == 0 and target.is_file():
             return
     lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
     raise NoKernels(f"{compiler[0]} cannot compile {main}: {lines[0]}")

@@ -63,5 +63,10 @@ def load_packed(path: Path) -> tuple[dict[str, PackedLinear], dict[str, Tensor]]
             raise ValueError(f"{path}: {name} has no mask or no values; the file is damaged")
         packed = PackedWeight(mask=mask, values=values, scale=scale, shape=(rows, columns))
         packed.check(f"{path}: {name}")
+        if bias is not None and (bias.shape != (rows,) or not bias.is_floating_point()):
+            raise ValueError(
+                f"{path}: {name} has a bias of {bias.dtype} {tuple(bias.shape)} for {rows} rows; "
+                "the file is damaged"
+            )
         linears[name] = PackedLinear(packed, bias)
     return linears, tensors

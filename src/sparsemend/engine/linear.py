@@ -2,7 +2,8 @@
 
 Its buffers are what a file of packed weights has: `mask`, `values`, `scale` of int8 values, and a
 float32 `bias`.  They keep their dtypes where a model is converted: float32 and bfloat16 inputs
-are both multiplied by them, with sums in float32 and one rounding to the input's dtype.
+are both multiplied by them, with sums in float32 and one rounding to the input's dtype (but for
+many tokens by torch, see README.md).
 
 A small product takes less than a call of an operator and its checks, so both are spared where
 nothing traces: the buffers are checked once.

@@ -9,7 +9,10 @@ from sparsemend.checkpoint.headers import weight_files
 from sparsemend.checkpoint.model import read_config
 from sparsemend.checkpoint.packed import PackedFolder, is_packed, read_packed
 from sparsemend.config.locations import is_local, resolve_path, tilde_hint
-from sparsemend.names import MODEL, RESULT
+from sparsemend.names import MODEL, PACKED_FILES, RESULT
+
+# of a repository with packed weights, all that its model and its tokenizer may be read from
+BESIDE = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 
 
 @dataclass(frozen=True)
@@ -42,4 +45,22 @@ def find_place(asked: str) -> ModelPlace:
         raise ValueError(f"{asked} is a file; give the folder of a model, or a GGUF file")
     elif folder == Path(asked) and is_local(asked):
         raise FileNotFoundError(f"{asked} does not exist{tilde_hint(asked)}; give a model folder")
+    elif folder == Path(asked) and (snapshot := _packed_snapshot(asked)) is not None:
+        return ModelPlace(str(snapshot), read_packed(snapshot))
     return ModelPlace(asked, None)
+
+
+def _packed_snapshot(repository: str) -> Path | None:
+    """The folder of a hub id with packed weights, downloaded where it is not yet.
+
+    None where it has none, or where the hub does not say, which the loader then words.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(snapshot_download(repository, allow_patterns=PACKED_FILES))
+    except (OSError, ValueError):
+        return None
+    if not is_packed(snapshot):
+        return None
+    return Path(snapshot_download(repository, allow_patterns=[PACKED_FILES, *BESIDE]))

@@ -13,8 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
 
+from sparsemend.errors import blame
 from sparsemend.generation.opened import Opened
 from sparsemend.generation.settings import Sampling
 
@@ -38,31 +45,53 @@ class TimedText(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.write(text)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a new token is there."""
+        return len(self.times) > 1
+
     def rates(self) -> str:
-        """Tokens, seconds and tokens per second of prefill and decode, in a line."""
+        """Tokens, seconds and tokens per second of prefill and decode, in a line, once begun."""
         started, *times = self.times
-        if not times:
-            return f"prefill {self.prompt} tokens, which did not end"
         parts = [_rate("prefill", self.prompt, times[0] - started)]
         if len(times) > 1:
             parts.append(_rate("decode", len(times) - 1, times[-1] - times[0]))
         return "  ".join(parts)
 
 
-def generate(opened: Opened, prompt: Tensor, sampling: Sampling, streamer: TimedText) -> Tensor:
-    """The new token ids (N,) after a prompt (1, T), whose text the streamer writes as it comes."""
+class CheckFinite(LogitsProcessor):
+    """Refuses logits that are not finite, of which the likeliest token means nothing."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not scores.max().isfinite():  # a maximum hands a NaN on; a token that is barred is -inf
+            raise ValueError(
+                f"{self.path} gives logits that are not finite after {input_ids.shape[1]} tokens, "
+                "so its weights are damaged; copy it again, or export it again"
+            )
+        return scores
+
+
+def generate(opened: Opened, prompt: Tensor, sampling: Sampling, streamer: TimedText) -> None:
+    """Have the streamer write the text after a prompt (1, T), as it comes.
+
+    Raises ValueError in one line where the model, or what its generation config asks for, fails.
+    """
     torch.manual_seed(sampling.seed)
     config = generation_config(opened, prompt.shape[1], sampling)
     model: Any = opened.model
-    with torch.inference_mode():
-        output = model.generate(
+    remedy = "see what its generation_config.json asks for, and try --greedy"
+    with torch.inference_mode(), blame(f"{opened.place.path} cannot generate", remedy):
+        model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             generation_config=config,
+            logits_processor=LogitsProcessorList([CheckFinite(opened.place.path)]),
+            tokenizer=opened.tokenizer,  # for the stop strings of a generation config
             streamer=streamer,
         )
-    assert isinstance(output, Tensor)
-    return output[0, prompt.shape[1] :]
 
 
 def generation_config(opened: Opened, prompt: int, sampling: Sampling) -> GenerationConfig:
@@ -75,6 +104,8 @@ def generation_config(opened: Opened, prompt: int, sampling: Sampling) -> Genera
     if room is not None:
         config.max_new_tokens = min(room, sampling.max_new_tokens)
     config.use_cache = True
+    config.num_beams = config.num_return_sequences = 1  # one text, which is written as it comes
+    config.return_dict_in_generate = False
     if config.eos_token_id is None:
         config.eos_token_id = opened.tokenizer.eos_token_id
     if config.pad_token_id is None:  # nothing is padded, but `generate` would say that it has none

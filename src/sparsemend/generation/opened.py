@@ -1,4 +1,4 @@
-"""A model and its tokenizer, opened for generating on a CPU."""
+"""A model and its tokenizer, opened for generating on a CPU or a card."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsemend.checkpoint.model import ModelConfig
 from sparsemend.engine.choice import kernels
+from sparsemend.engine.on_cuda import multiplied_by_triton
 from sparsemend.errors import blame
 from sparsemend.generation.folder import ModelPlace
 from sparsemend.pretrained.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ class Opened:
     tokenizer: PreTrainedTokenizerBase
 
     def tokens(self, prompt: str, *, chat: bool, system: str | None) -> Tensor:
-        """The token ids (1, T) of a prompt, or of a conversation that asks it.
+        """The token ids (1, T) of a prompt, or of a conversation that asks it, with the model.
 
         An empty prompt is the token that begins a text.  Raises ValueError where the tokenizer has
         no chat template, or a prompt has no token, too many, or some that the model does not have.
@@ -47,7 +48,7 @@ class Opened:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens, and the model {name}={positions}; shorten it"
             )
-        return torch.tensor([ids])
+        return torch.tensor([ids], device=self.model.device)
 
     def room(self, prompt: int) -> int | None:
         """The new tokens that the model has positions for; None: there is no bound."""
@@ -73,18 +74,40 @@ class Opened:
 
     @property
     def form(self) -> str:
-        """In words, what multiplies: dtype, form of the weights, threads."""
-        dtype = str(self.model.dtype).removeprefix("torch.")
+        """In words, what multiplies: dtype, form of the weights, threads or the card."""
+        dtype, device = str(self.model.dtype).removeprefix("torch."), self.model.device
         count = torch.get_num_threads()
-        threads = f"{count} thread{'s' if count > 1 else ''}"
+        where = f"{count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else str(device)
         if self.place.packed is None:
-            return f"{dtype}, dense, {threads}"
-        chosen = kernels()
-        form = "as dense weights, by torch" if chosen is None else chosen.form
-        return f"{dtype}, packed {self.place.packed.values}, {form}, {threads}"
+            return f"{dtype}, dense, {where}"
+        form = kernel_form(device) or "as dense weights, by torch"
+        return f"{dtype}, packed {self.place.packed.values}, {form}, {where}"
 
 
-def open_place(place: ModelPlace, *, dtype: torch.dtype | None, trust_remote_code: bool) -> Opened:
+def kernel_form(device: torch.device) -> str | None:
+    """What multiplies packed weights on a device, compiled by now; None: torch, as dense ones."""
+    if device.type != "cpu":
+        return "triton" if multiplied_by_triton(device) else None
+    chosen = kernels()
+    return None if chosen is None else chosen.form
+
+
+def check_card(device: torch.device) -> None:
+    """Raise ValueError where torch cannot use a card."""
+    if device.type == "cpu":
+        return
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        cards = f"it sees {count} card{'' if count == 1 else 's'}" if count else "it sees no card"
+        raise ValueError(
+            f"--device {device}, and torch {torch.__version__} cannot use it: {cards}; take "
+            "--device cpu, or a torch that is built for this card"
+        )
+
+
+def open_place(
+    place: ModelPlace, *, dtype: torch.dtype | None, device: torch.device, trust_remote_code: bool
+) -> Opened:
     """The model of a place and its tokenizer; ValueError in one line where it has none.
 
     dtype: None as it is stored.
@@ -99,9 +122,10 @@ def open_place(place: ModelPlace, *, dtype: torch.dtype | None, trust_remote_cod
             "files of its base model there"
         )
     if place.packed is not None:
-        kernels()  # compiled now, if they are not yet, and in nobody's seconds
+        kernel_form(device)  # compiled now, if they are not yet, and in nobody's seconds
         model = load_packed_model(place.path, dtype=dtype, trust_remote_code=trust_remote_code)
     else:
         model = checkpoint.load(dtype=dtype or dtype_of(checkpoint.config()), attention=None)
     model.config.use_cache = True
+    nn.Module.to(model, device)
     return Opened(place, model, tokenizer)

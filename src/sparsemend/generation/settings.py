@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+LEAST_TEMPERATURE = 1e-4  # far above 1e-38, where a float32 logit overflows when divided by it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -34,10 +36,10 @@ class Sampling:
             raise ValueError(
                 f"--greedy takes the likeliest token, and {named[0]} draws one; leave one out"
             )
-        if self.temperature is not None and not 0 < self.temperature < math.inf:
+        if self.temperature is not None and not LEAST_TEMPERATURE <= self.temperature < math.inf:
             raise ValueError(
-                f"--temperature {self.temperature:g} is not above 0; take --greedy for the "
-                "likeliest token"
+                f"--temperature {self.temperature:g} is not in [{LEAST_TEMPERATURE:g}, inf); take "
+                "--greedy for the likeliest token"
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"--top-p {self.top_p:g} is not in (0, 1]")

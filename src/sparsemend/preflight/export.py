@@ -33,10 +33,10 @@ def check_export(cfg: DictConfig) -> None:
             "export_values=bfloat16 would round the weights of a float32 model; add "
             "export_dtype=bfloat16, which rounds them before their zeros are counted"
         )
-    if leaves_whole(cfg.pruner):
+    if leaves_whole(cfg.pruner) or (says(cfg.pruner, "prunes") and cfg.sparsity == 0):
         raise ValueError(
-            f"export_form=packed: pruner={name_of(cfg.pruner)} leaves no zero, so there is "
-            "nothing to pack; set export_form=dense"
+            f"export_form=packed: pruner={name_of(cfg.pruner)} with sparsity={cfg.sparsity} leaves "
+            "no zero, so there is nothing to pack; set export_form=dense"
         )
     if not says(cfg.method, "foldable"):
         raise ValueError(

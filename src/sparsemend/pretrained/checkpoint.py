@@ -97,7 +97,7 @@ class Checkpoint:
         """
         files = self._files()
         hint = "" if files is not None or self.trust_remote_code else PICKLE_HINT
-        with self._blame("be loaded", hint), keep_report(self.path):
+        with self.blame("be loaded", hint), keep_report(self.path):
             # sizes that do not fit are refused below, by name, as all the rest
             model, report = loader(
                 self.place if state is None else None,
@@ -127,7 +127,7 @@ class Checkpoint:
         """The folder with its weights; of a hub id one with its safetensors, downloaded, if any."""
         if Path(self.place).is_dir():
             return Path(self.place)
-        with self._blame("be loaded"):
+        with self.blame("be loaded"):
             return snapshot_of(self.place, self.revision)
 
     def _place_(self, model: PreTrainedModel) -> None:
@@ -148,14 +148,14 @@ class Checkpoint:
 
     def config(self) -> PreTrainedConfig:
         """The config of the checkpoint; raises ValueError on one that is quantised or foreign."""
-        with self._blame("be loaded"):
+        with self.blame("be loaded"):
             values, _ = PreTrainedConfig.get_config_dict(self.place, revision=self.revision)
         tables = installed_tables()
         if tables is not None:
             kind = Architecture.of(values)
             kind.check(self.path, tables, trust_remote_code=self.trust_remote_code)
         check_quantisation(self.path, values)
-        with self._blame("be loaded"):
+        with self.blame("be loaded"):
             config: PreTrainedConfig = AutoConfig.from_pretrained(self.place, **self.settings)
         return config
 
@@ -168,7 +168,7 @@ class Checkpoint:
             check_tokenizer(folder)
             self.config()  # the tokenizer is not to blame for it
         hint = "" if find_spec("sentencepiece") or folder.is_dir() else SENTENCEPIECE_HINT
-        with self._blame("give its tokenizer", hint):
+        with self.blame("give its tokenizer", hint):
             self._check_tokenizer_code()
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.place, **self.settings
@@ -194,7 +194,8 @@ class Checkpoint:
         )
         return [Path(path) for path in paths if path is not None]
 
-    def _blame(self, what: str, hint: str = "") -> AbstractContextManager[None]:
+    def blame(self, what: str, hint: str = "") -> AbstractContextManager[None]:
+        """Turn what a library raises inside into one line: this model cannot `what`."""
         return blame(f"model {self.path} cannot {what}", hint, say=cause)
 
     def _check_tokenizer_code(self) -> None:

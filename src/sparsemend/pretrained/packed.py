@@ -21,6 +21,7 @@ from sparsemend.checkpoint.packed import PackedFolder, read_packed
 from sparsemend.engine.file import load_packed
 from sparsemend.engine.linear import PackedLinear
 from sparsemend.layout.unfold import unfold_
+from sparsemend.names import MODEL, RESULT
 from sparsemend.pretrained.checkpoint import Checkpoint
 from sparsemend.pretrained.stored import DTYPES, ShapeAlone, StoredTensor
 from sparsemend.pretrained.streamed import shell_of
@@ -43,13 +44,16 @@ def load_packed_model(
     attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The model of a folder that an export with export_form=packed wrote, for inference on a CPU.
+    """The model of a folder that an export with export_form=packed wrote, for inference.
 
-    In eval mode, with caching on.  dtype: of activations and of what is not packed, float32 or
-    bfloat16; None as it was exported.  attention: None for the model's own choice.  Raises
-    ValueError or FileNotFoundError with the cause in one line.
+    folder: a model folder, or that of its run.  In eval mode, with caching on, on the CPU; `.to`
+    moves it to a card.  dtype: of activations and of what is not packed, float32 or bfloat16; None
+    as it was exported.  attention: None for the model's own choice.  Raises ValueError or
+    FileNotFoundError with the cause in one line.
     """
     folder = Path(folder)
+    if (folder / RESULT).is_file():
+        folder = folder / MODEL
     if dtype not in (None, *COMPUTED):
         raise ValueError(f"dtype {dtype} is not one of: {', '.join(map(str, COMPUTED))}")
     described = read_packed(folder)
@@ -58,6 +62,11 @@ def load_packed_model(
     )
     config = checkpoint.checked_config(attention)
     dtype = dtype or dtype_of(config)
+    if dtype not in COMPUTED:
+        raise ValueError(
+            f"{folder / 'config.json'} gives the dtype {dtype}, and packed weights are multiplied "
+            "by float32 and bfloat16; ask for one of them as dtype (--dtype)"
+        )
     linears: dict[str, PackedLinear] = {}
     others: dict[str, Tensor] = {}
     for file in described.files:

@@ -188,7 +188,7 @@ def shell_of(
 ) -> PreTrainedModel:
     """A model of the class that the config names, without a weight."""
     settings: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
-    with torch.device("meta"):
+    with checkpoint.blame("be loaded"), torch.device("meta"):
         shell: PreTrainedModel = checkpoint.auto_class(config).from_config(
             copy.deepcopy(config),
             dtype=dtype,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def check_sweep(configs: Sequence[DictConfig], lines: Sequence[str]) -> None:
         check_same_search(folder, lines)
     else:
         check_arena(configs)
+        check_repositories(configs)
         check_jobs(configs)
         if folder is not None and first.get("claim") is None:  # a claim finds its cells itself
             cells = (as_measured(folder / str(n), cfg) for n, cfg in enumerate(configs))
@@ -77,6 +79,18 @@ def check_jobs(configs: Sequence[DictConfig]) -> None:
     raise reasons[0]
 
 
+def check_repositories(configs: Sequence[DictConfig]) -> None:
+    """Raise ValueError where two jobs would upload to one repository, each over the one before."""
+    asked = [str(cfg.export_push) for cfg in configs if cfg.get("export_push") is not None]
+    for repository, count in Counter(asked).items():
+        if count > 1:
+            raise ValueError(
+                f"export_push={repository} would be uploaded by {count} jobs, each over the one "
+                "before; name a repository for each by a key that varies, such as "
+                f"'export_push={repository}-${{sparsity}}', or upload the best one later: hf upload"
+            )
+
+
 def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
     """Raise ValueError or OSError where the search cannot work.
 
@@ -110,9 +124,12 @@ def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
             "has it, or another key"
         )
     space = space_of(cfg)
-    for value in space.values.ends:
-        trial = copy.deepcopy(cfg)
+    trials = [copy.deepcopy(cfg) for _ in space.values.ends]
+    for trial, value in zip(trials, space.values.ends, strict=True):
         OmegaConf.update(trial, space.key, value, merge=False)
+    if space.values.total > 1:
+        check_repositories(trials)
+    for trial in trials:
         preflight.check(trial)
 
 
