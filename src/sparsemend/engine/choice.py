@@ -15,7 +15,7 @@ from functools import cache
 
 import torch
 
-from sparsemend.engine.build import NoKernels, compiled_library
+from sparsemend.engine.build import NoKernels
 from sparsemend.engine.library import FORMS, Factor, Kernels, best_form, load_library
 from sparsemend.engine.packed import VALUES, pack_weight
 
@@ -45,12 +45,7 @@ def _decide(asked: str) -> Kernels | None:
 
 
 def _kernels_of(asked: str) -> Kernels:
-    path = compiled_library()
-    try:
-        library = load_library(path)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise NoKernels(f"{path} could not be loaded and was removed ({error})") from error
+    library = load_library()
     best = best_form(library)
     form = asked or best
     if FORMS.index(form) > FORMS.index(best):

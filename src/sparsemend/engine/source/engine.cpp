@@ -13,11 +13,14 @@
 #include <immintrin.h>
 
 #include "avx2.h"
-#include "avx512.h"
 #define X86 1
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#include "avx512.h"
+#define PAIRS 1  // this compiler knows their instructions
+#endif
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
 #include "amx.h"
-#define TILES 1  // this compiler knows them
+#define TILES 1  // and those of tiles
 #endif
 #endif
 
@@ -55,6 +58,8 @@ Choice product_kernel(int form, const Matrix& matrix, bool pairs) {
     case PORTABLE: PRODUCTS(portable, Bfloat);
 #ifdef X86
     case AVX2: PRODUCTS(avx2, Bfloat);
+#endif
+#ifdef PAIRS
     case AVX512_PAIRS:
       if (pairs) {
         PRODUCTS(avx512, BfloatPairs);
@@ -83,6 +88,8 @@ Kernel expansion_kernel(int form, int number, bool narrow_output) {
     case PORTABLE: EXPANSIONS(portable);
 #ifdef X86
     case AVX2: EXPANSIONS(avx2);
+#endif
+#ifdef PAIRS
     case AVX512:
     case AVX512_PAIRS:
     case AMX: EXPANSIONS(avx512);
@@ -170,6 +177,7 @@ extern "C" {
 int sparsemend_best_form(void) {
 #ifdef X86
   __builtin_cpu_init();
+#ifdef PAIRS
   const bool vectors = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                        __builtin_cpu_supports("avx512vbmi2");
@@ -178,6 +186,7 @@ int sparsemend_best_form(void) {
   if (pairs && amx::usable()) return AMX;
 #endif
   if (vectors) return pairs ? AVX512_PAIRS : AVX512;
+#endif
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif
   return PORTABLE;

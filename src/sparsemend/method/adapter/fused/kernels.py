@@ -18,7 +18,7 @@ from pathlib import Path
 import torch  # before the library, whose OpenMP is then torch's
 from torch import Tensor
 
-from sparsemend.engine.build import NoKernels, compiled_library
+from sparsemend.engine.build import NoKernels, open_library
 from sparsemend.engine.choice import KEY, TORCH
 from sparsemend.engine.library import threads
 from sparsemend.method.adapter.fused.plain import STRIP_ROWS, form_in_strips
@@ -113,8 +113,8 @@ def _kernel(asked: str) -> FusedKernel | None:
     if asked == TORCH:
         return None
     try:
-        library = ctypes.CDLL(str(compiled_library(MAIN)))
-    except (NoKernels, OSError) as reason:
+        library = open_library(MAIN)
+    except NoKernels as reason:
         log.info("torch forms masked weights, strip by strip: %s", reason)
         return None
     best = FORMS[library.sparsemend_fuse_form()]
