@@ -60,7 +60,7 @@ def _kernels_of(asked: str) -> Kernels:
 def _try(kernels: Kernels) -> None:
     """Multiply by one small matrix: a compiler that breaks the kernels is noticed here."""
     weight = (torch.arange(5 * 70).reshape(5, 70) % 7 - 3).float()
-    for values, count in (("float32", 3), ("bfloat16", 1), ("bfloat16", 7)):
+    for values, count in (("float32", 3), ("bfloat16", 1), ("bfloat16", 7), ("bfloat16", 17)):
         dtype = VALUES[values]
         packed = pack_weight(weight.to(dtype), keep=None, values=values)
         tokens = (torch.arange(count * 70).reshape(count, 70) % 5 - 2).float()

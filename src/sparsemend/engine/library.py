@@ -18,6 +18,7 @@ from sparsemend.engine.packed import ROWS
 
 FORMS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # as in engine.cpp, worst first
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in job.h
+PAIRS = "avx512_bf16"  # multiplies pairs of bfloat16
 AMX = "amx"  # its tiles multiply any number of tokens, from TILED on, of bfloat16 by exact bfloat16
 TILED = 5  # FEW of amx.h, and one
 SHARE = 1 << 17  # weights per thread below which waking another costs more than it saves
