@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from safetensors import _safetensors_rust
 
 from sparsemend.engine import build
-from sparsemend.engine.build import NoKernels, compiled_library
+from sparsemend.engine.build import NoKernels, compiled_library, open_library
+from sparsemend.engine.library import FORMS
 
 Compiler = Callable[..., Path]
 
 
 @pytest.fixture
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
-    """Makes $CXX a script that notes its calls in a file, and a cache of this test's own."""
+    """Makes $CXX a script that notes what it compiles in a file, and a cache of this test's own."""
     monkeypatch.setenv("SPARSEMEND_CACHE", str(tmp_path / "cache"))
 
-    def make(body: str, version: str = "1") -> Path:
+    def make(body: str, version: str = "1", macros: str = "") -> Path:
         calls, script = tmp_path / "calls", tmp_path / "cxx"
         script.write_text(
             f"#!/bin/sh\nif [ $1 = --version ]; then echo {version}; exit; fi\n"
+            f"if [ $1 = -dM ]; then echo '{macros}'; exit; fi\n"
             f'echo "$@" >> {calls}\nfor target; do :; done\n{body}\n'
         )
         script.chmod(0o755)
@@ -50,13 +55,15 @@ def test_another_compiler_or_source_has_a_library_of_its_own(
     first = compiled_library()
     compiler("echo library > $target", version="2")
     second = compiled_library()
+    compiler("echo library > $target", version="2", macros="#define __AVX512F__ 1")
+    wrapped = compiled_library()  # by a wrapper that asks for this processor's instructions
     source = tmp_path / "source"
     source.mkdir()
     (source / build.MAIN).write_text("")
     monkeypatch.setattr(build, "SOURCE", source)
     third = compiled_library()
     (source / "more.h").write_text("")
-    assert len({first, second, third, compiled_library()}) == 4
+    assert len({first, second, wrapped, third, compiled_library()}) == 5
 
 
 def test_a_compiler_without_openmp_compiles_for_one_thread(compiler: Compiler) -> None:
@@ -72,6 +79,73 @@ def test_what_a_compiler_refuses_is_told_and_leaves_nothing(compiler: Compiler) 
     with pytest.raises(NoKernels, match=r"cannot compile .*: engine.cpp:1: error: no such thing"):
         compiled_library()
     assert list(build.user_cache().rglob("*.so*")) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("echo collect2: no space left >&2; exit 1", "collect2: no space left"),
+        ("kill -9 $$", "exit status -9, no message"),
+        ("printf '\\377 error: bytes' >&2; exit 1", "error: bytes"),
+        ('test "$LC_ALL" = C && echo English error >&2; exit 1', "English error"),
+    ],
+)
+def test_the_reason_of_a_compiler_is_never_lost(compiler: Compiler, body: str, words: str) -> None:
+    compiler(body)
+    with pytest.raises(NoKernels, match=rf"cannot compile .*: .*{words}"):
+        compiled_library()
+
+
+def test_a_library_that_cannot_be_loaded_is_compiled_anew_once(compiler: Compiler) -> None:
+    calls = compiler("echo library > $target")
+    with pytest.raises(NoKernels, match=r"could not be loaded and was removed \("):
+        open_library()
+    assert len(calls.read_text().splitlines()) == 2
+    assert list(build.user_cache().rglob("*.so")) == []
+    path = compiled_library()
+    compiler(f"cp {_safetensors_rust.__file__} $target")  # the same compiler, by its version
+    open_library()
+    assert path.read_bytes() == Path(_safetensors_rust.__file__).read_bytes()
+
+
+def test_a_command_that_cannot_be_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEMEND_CACHE", str(tmp_path / "cache"))
+    script = tmp_path / "cxx"
+    script.write_bytes(b"\x7fELF")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(NoKernels, match=r"cxx cannot be run .* set CXX to a compiler"):
+        compiled_library()
+    monkeypatch.setenv("CXX", 'g++ "-O2')
+    with pytest.raises(NoKernels, match='CXX=g\\+\\+ "-O2 cannot be read as a command'):
+        compiled_library()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler("echo library > $target")
+
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SPARSEMEND_CACHE")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(NoKernels, match=r"home directory.*set SPARSEMEND_CACHE"):
+        compiled_library()
+
+
+def test_a_compiler_that_knows_no_pairs_compiles_the_forms_that_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (gcc := shutil.which("g++")) or platform.machine() != "x86_64":
+        pytest.skip("no GCC for this processor's own instructions")
+    monkeypatch.setenv("SPARSEMEND_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", f"{gcc} -U__GNUC__ -D__GNUC__=9")
+    library = open_library()
+    assert FORMS[library.sparsemend_best_form()] in ("portable", "avx2")
 
 
 def test_without_a_compiler_the_line_says_what_to_install(
@@ -99,8 +173,8 @@ def test_a_cache_that_is_a_file_is_named(
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        ("g++ 'x", r"CXX=g\+\+ 'x is no command line \(No closing quotation\)"),
-        ("not_a_program", r"not_a_program cannot be started \(.*Exec format error"),
+        ("g++ 'x", r"CXX=g\+\+ 'x cannot be read as a command: No closing quotation"),
+        ("not_a_program", r"not_a_program cannot be run \(.*Exec format error"),
     ],
 )
 def test_a_compiler_that_is_none_is_a_reason_to_multiply_otherwise(
@@ -116,5 +190,5 @@ def test_a_compiler_that_is_none_is_a_reason_to_multiply_otherwise(
 
 def test_a_compiler_that_writes_nothing_is_named(compiler: Compiler) -> None:
     compiler("exit 0")
-    with pytest.raises(NoKernels, match=r"cxx cannot compile .*: no message"):
+    with pytest.raises(NoKernels, match=r"cxx cannot compile .*: exit status 0, no message"):
         compiled_library()

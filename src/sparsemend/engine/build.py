@@ -3,13 +3,15 @@
     $SPARSEMEND_CACHE, else $XDG_CACHE_HOME/sparsemend, else ~/.cache/sparsemend
         engine/<digest>.so
 
-The digest is of the sources, the flags, the compiler's version and the architecture.  The library
-has the instructions of every processor of that architecture and asks at run time which it may use,
-so a cache that several machines share stays right.  Two processes at once build it once.
+The digest is of the sources, the flags, the compiler's version and the macros that it defines: they
+name the instructions that it uses everywhere, and $CXX or a wrapper may ask for this processor's.
+Beyond them the library has the instructions of every processor and asks at run time which it may
+use, so a cache that several machines share stays right.  Two processes at once build it once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -25,6 +27,8 @@ from sparsemend.files import replacing, user_cache
 SOURCE = Path(__file__).with_name("source")
 MAIN = "engine.cpp"
 COMPILERS = ("c++", "g++", "clang++")
+VERSION = ("--version",)
+MACROS = ("-dM", "-E", "-x", "c++", os.devnull)
 # -w: warnings would be about the compiler's own headers, and nobody could read them
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-w")
 OPENMP = "-fopenmp"  # left out where a compiler has none: then products run on one thread
@@ -34,21 +38,39 @@ class NoKernels(Exception):
     """The kernels cannot be had here; the message says why."""
 
 
+def open_library(main: Path | None = None) -> ctypes.CDLL:
+    """The library, loaded; one that cannot be loaded is compiled anew, once.  Raises NoKernels.
+
+    main: as of `compiled_library`.
+    """
+    for _ in range(2):
+        path = compiled_library(main)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            refusal = error
+    raise NoKernels(f"{path} could not be loaded and was removed ({refusal})")
+
+
 def compiled_library(main: Path | None = None) -> Path:
     """The library, compiled now if it is not in the cache; raises NoKernels.
 
     main: the file that includes the others of its folder; None: the engine's.
     """
     compiler, main = _compiler(), main or SOURCE / MAIN
-    path = user_cache() / "engine" / f"{_digest(compiler, main.parent)}.so"
-    if path.is_file():
-        return path
+    digest = _digest(compiler, main.parent)
     try:
+        path = user_cache() / "engine" / f"{digest}.so"
+        if path.is_file():
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.is_file():
                 with replacing(path) as partial:
                     _compile(compiler, main, partial)
+    except RuntimeError as error:  # of expanduser
+        raise NoKernels(f"{error}; set SPARSEMEND_CACHE to a folder for the kernels") from error
     except OSError as error:
         raise NoKernels(
             f"{path.parent} cannot be written ({error}); set SPARSEMEND_CACHE to a folder that can"
@@ -62,38 +84,40 @@ def _compiler() -> list[str]:
     try:
         words = shlex.split(asked)
     except ValueError as error:
-        raise NoKernels(f"CXX={asked} is no command line ({error}); mend it or unset it") from error
+        raise NoKernels(f"CXX={asked} cannot be read as a command: {error}") from error
     for name in words[:1] or COMPILERS:
         if where := shutil.which(name):
             return [where, *words[1:]]
-    reason = f"CXX={words[0]} is not on the PATH" if words else "no C++ compiler is on the PATH"
-    raise NoKernels(f"{reason}; install one ({', '.join(COMPILERS)}) or set CXX")
+    missing = f"CXX={words[0]} is not on the PATH" if words else "no C++ compiler is on the PATH"
+    raise NoKernels(f"{missing}; install one ({', '.join(COMPILERS)}) or set CXX")
 
 
 def _digest(compiler: list[str], source: Path) -> str:
-    version = _run(*compiler, "--version").stdout.encode()
     words = [*compiler, *FLAGS, platform.system(), platform.machine()]
-    digest = hashlib.sha256(version + "\n".join(words).encode())
+    digest = hashlib.sha256("\n".join(words).encode())
+    for question in (VERSION, MACROS):
+        digest.update(_run([*compiler, *question]).stdout.encode())
     for file in sorted(source.iterdir()):
         digest.update(f"\n{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:24]
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    """What a command of the compiler ended with; raises NoKernels where it cannot be started."""
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False
-        )
-    except OSError as error:
-        raise NoKernels(f"{command[0]} cannot be started ({error}); set CXX") from error
-
-
 def _compile(compiler: list[str], main: Path, target: Path) -> None:
     for extra in ([OPENMP], []):
-        command = [*compiler, *FLAGS, *extra, str(main), "-o", str(target)]
-        done = _run(*command)
+        done = _run([*compiler, *FLAGS, *extra, str(main), "-o", str(target)])
         if done.returncode == 0 and target.is_file():
             return
-    lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
-    raise NoKernels(f"{compiler[0]} cannot compile {main}: {lines[0]}")
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}, no message"]
+    reason = next((line for line in lines if "error" in line), lines[-1])
+    raise NoKernels(f"{compiler[0]} cannot compile {main}: {reason}")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """What a command says, in English; raises NoKernels where the system cannot run it."""
+    english = {**os.environ, "LC_ALL": "C"}
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", env=english, check=False
+        )
+    except OSError as error:
+        raise NoKernels(f"{command[0]} cannot be run ({error}); set CXX to a compiler") from error

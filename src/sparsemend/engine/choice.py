@@ -15,7 +15,7 @@ from functools import cache
 
 import torch
 
-from sparsemend.engine.build import NoKernels, compiled_library
+from sparsemend.engine.build import NoKernels
 from sparsemend.engine.library import FORMS, Factor, Kernels, best_form, load_library
 from sparsemend.engine.packed import VALUES, pack_weight
 
@@ -45,12 +45,7 @@ def _decide(asked: str) -> Kernels | None:
 
 
 def _kernels_of(asked: str) -> Kernels:
-    path = compiled_library()
-    try:
-        library = load_library(path)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise NoKernels(f"{path} could not be loaded and was removed ({error})") from error
+    library = load_library()
     best = best_form(library)
     form = asked or best
     if FORMS.index(form) > FORMS.index(best):
@@ -65,7 +60,7 @@ def _kernels_of(asked: str) -> Kernels:
 def _try(kernels: Kernels) -> None:
     """Multiply by one small matrix: a compiler that breaks the kernels is noticed here."""
     weight = (torch.arange(5 * 70).reshape(5, 70) % 7 - 3).float()
-    for values, count in (("float32", 3), ("bfloat16", 1), ("bfloat16", 7)):
+    for values, count in (("float32", 3), ("bfloat16", 1), ("bfloat16", 7), ("bfloat16", 17)):
         dtype = VALUES[values]
         packed = pack_weight(weight.to(dtype), keep=None, values=values)
         tokens = (torch.arange(count * 70).reshape(count, 70) % 5 - 2).float()

@@ -9,15 +9,16 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch  # before the library: its OpenMP, and so its pool of threads, is then used by both
 from torch import Tensor
 
+from sparsemend.engine.build import open_library
 from sparsemend.engine.packed import ROWS
 
 FORMS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # as in engine.cpp, worst first
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in job.h
+PAIRS = "avx512_bf16"  # multiplies pairs of bfloat16
 AMX = "amx"  # its tiles multiply any number of tokens, from TILED on, of bfloat16 by exact bfloat16
 TILED = 5  # FEW of amx.h, and one
 SHARE = 1 << 17  # weights per thread below which waking another costs more than it saves
@@ -109,9 +110,9 @@ class Kernels:
 
 
 @cache
-def load_library(path: Path) -> ctypes.CDLL:
-    """The library of a file; raises OSError where it is none."""
-    library = ctypes.CDLL(str(path))
+def load_library() -> ctypes.CDLL:
+    """The library of the kernels, compiled now if it is not yet; raises NoKernels."""
+    library = open_library()
     library.sparsemend_read.restype = ctypes.c_uint64
     return library
 

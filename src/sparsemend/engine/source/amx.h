@@ -49,7 +49,7 @@ inline bool ask() {
 #endif
 }
 
-inline bool usable() {
+static bool usable() {
   static const bool answer = ask();
   return answer;
 }

@@ -54,6 +54,7 @@ struct Sums {
   using Input = float;
   using Weights = Tile;
   using Sum = __m256;
+  static constexpr bool PREFETCHED = true;
 
   TARGET static INLINE Sum zero() { return _mm256_setzero_ps(); }
 

@@ -13,11 +13,14 @@
 #include <immintrin.h>
 
 #include "avx2.h"
-#include "avx512.h"
 #define X86 1
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#include "avx512.h"
+#define PAIRS 1  // this compiler knows their instructions
+#endif
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
 #include "amx.h"
-#define TILES 1  // this compiler knows them
+#define TILES 1  // and those of tiles
 #endif
 #endif
 
@@ -39,29 +42,33 @@ Choice product_of(Kernel packed, Kernel dense, const Matrix& matrix) {
   product_of<form::Kind>(form::multiply<form::Kind, form::PackedRows<form::Kind>>, \
                          form::multiply<form::Kind, form::DenseRows<form::Kind>>, matrix)
 
-#define PRODUCTS(form, Wide)                                                           \
+#define PRODUCTS(form, Wide, Bytes)                                                    \
   switch (matrix.number) {                                                             \
     case FLOAT: return PRODUCT(form, Float);                                           \
     case BFLOAT: return PRODUCT(form, Wide);                                           \
     case BYTE:                                                                         \
-      return product_of<form::Byte>(                                                   \
-          form::multiply<form::Byte, form::PackedRows<form::Byte>>, nullptr, matrix);  \
+      return product_of<form::Bytes>(                                                  \
+          form::multiply<form::Bytes, form::PackedRows<form::Bytes>>, nullptr, matrix); \
   }                                                                                    \
   break
 
-// pairs: whether the input is bf16, so that bf16 weights may be multiplied in pairs with it
-Choice product_kernel(int form, const Matrix& matrix, bool pairs) {
+constexpr int64_t FEW_BYTES = 4;  // tokens up to which making pairs of int8 costs more than it saves
+
+// pairs: whether the input is bf16, so that weights exact in bf16 may be multiplied in pairs with it
+Choice product_kernel(int form, const Matrix& matrix, bool pairs, int64_t tokens) {
   switch (form) {
-    case PORTABLE: PRODUCTS(portable, Bfloat);
+    case PORTABLE: PRODUCTS(portable, Bfloat, Byte);
 #ifdef X86
-    case AVX2: PRODUCTS(avx2, Bfloat);
+    case AVX2: PRODUCTS(avx2, Bfloat, Byte);
+#endif
+#ifdef PAIRS
     case AVX512_PAIRS:
-      if (pairs) {
-        PRODUCTS(avx512, BfloatPairs);
+      if (pairs && (matrix.number != BYTE || tokens > FEW_BYTES)) {
+        PRODUCTS(avx512, BfloatPairs, BytePairs);
       }
       [[fallthrough]];
     case AVX512:
-    case AMX: PRODUCTS(avx512, Bfloat);  // where there are tiles, an instruction of pairs is slow
+    case AMX: PRODUCTS(avx512, Bfloat, Byte);  // where there are tiles, an instruction of pairs is slow
 #endif
   }
   return {nullptr, PLAIN};
@@ -83,6 +90,8 @@ Kernel expansion_kernel(int form, int number, bool narrow_output) {
     case PORTABLE: EXPANSIONS(portable);
 #ifdef X86
     case AVX2: EXPANSIONS(avx2);
+#endif
+#ifdef PAIRS
     case AVX512:
     case AVX512_PAIRS:
     case AMX: EXPANSIONS(avx512);
@@ -170,6 +179,7 @@ extern "C" {
 int sparsemend_best_form(void) {
 #ifdef X86
   __builtin_cpu_init();
+#ifdef PAIRS
   const bool vectors = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                        __builtin_cpu_supports("avx512vbmi2");
@@ -178,6 +188,7 @@ int sparsemend_best_form(void) {
   if (pairs && amx::usable()) return AMX;
 #endif
   if (vectors) return pairs ? AVX512_PAIRS : AVX512;
+#endif
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif
   return PORTABLE;
@@ -187,7 +198,7 @@ int sparsemend_best_form(void) {
 // BFLOAT.  Returns 0; 1 where there is no such kernel.
 int sparsemend_multiply(int form, const Matrix* matrix, const void* input, int number,
                         int64_t tokens, void* output, int threads) {
-  const Choice choice = product_kernel(form, *matrix, number == BFLOAT);
+  const Choice choice = product_kernel(form, *matrix, number == BFLOAT, tokens);
   if (!choice.kernel) return 1;
   const int64_t tiles = ceiling(matrix->columns, COLUMNS);
 #ifdef TILES

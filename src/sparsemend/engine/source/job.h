@@ -9,6 +9,9 @@
 
 constexpr int ROWS = 4;
 constexpr int COLUMNS = 32;
+constexpr int PASSES = 3;  // up to which spreading weights again costs less than keeping them
+constexpr int DEPTH = 32;  // tiles of columns whose weights are spread before many tokens meet them
+constexpr int BATCH = 64;  // tokens whose sums are kept meanwhile
 constexpr int AHEAD = 4096;  // bytes that values are asked for before they are used
 
 enum Number { FLOAT = 0, BFLOAT = 1, BYTE = 2 };  // as in library.py

@@ -26,6 +26,7 @@ struct Numbers {
   using Input = float;
   using Weights = Tile;
   using Sum = Lanes;
+  static constexpr bool PREFETCHED = true;
   static constexpr Order ORDER = PLAIN;
 
   static INLINE Weights read(const Value* values) {

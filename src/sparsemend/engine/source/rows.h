@@ -1,6 +1,7 @@
 // The loops over groups, tiles and tokens, written once and included in the namespace of every form
 // of the kernel, which defines TARGET (the instructions), TOKENS (how many tokens at a time keep
-// their sums in registers), PAIRED (how many keep those of two groups there) and the kinds of numbers: how 32 weights are read, multiplied and stored.
+// their sums in registers), PAIRED (how many keep those of two groups there) and the kinds of
+// numbers: how 32 weights are read, multiplied and stored.
 
 template <class Kind>
 struct PackedRows {
@@ -42,7 +43,7 @@ struct DenseRows {
   TARGET INLINE typename Kind::Weights next(int64_t tile, int r) const {
     if (tile == full) return Kind::read(rest[r]);
     const Value* place = row[r] + tile * COLUMNS;
-    __builtin_prefetch(reinterpret_cast<const char*>(place) + AHEAD / 2);
+    if (Kind::PREFETCHED) __builtin_prefetch(reinterpret_cast<const char*>(place) + AHEAD / 2);
     return Kind::read(place);
   }
 };
@@ -88,7 +89,7 @@ TARGET static void multiply_few(const Job& job, int64_t begin, int64_t end) {
   if (G == 2 && (end - begin) % 2) multiply_groups<Kind, Rows, T, 1>(job, end - 1, 0, 0);
 }
 
-// More: all of them with a group while its weights lie in the nearest cache.
+// More: TOKENS at a time with a group while what is stored of it lies in the nearest cache.
 template <class Kind, class Rows>
 TARGET static void multiply_more(const Job& job, int64_t begin, int64_t end) {
   for (int64_t group = begin; group < end; ++group) {
@@ -102,11 +103,68 @@ TARGET static void multiply_more(const Job& job, int64_t begin, int64_t end) {
   }
 }
 
+// Adds the products of some tiles of four rows with T tokens to their sums.
+template <class Kind, int T>
+TARGET static void multiply_spread(const typename Kind::Weights (*weights)[ROWS], int64_t tiles,
+                                   const typename Kind::Input* x, int64_t stride,
+                                   typename Kind::Sum (*sums)[ROWS]) {
+  typename Kind::Sum near[T][ROWS];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) near[t][r] = sums[t][r];
+  for (int64_t tile = 0; tile < tiles; ++tile, x += COLUMNS)
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) Kind::add(near[t][r], weights[tile][r], x + t * stride);
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r) sums[t][r] = near[t][r];
+}
+
+// Many, up to BATCH: a group's weights are spread once, DEPTH tiles at a time, and meet all of them in
+// the nearest cache.  A sum takes its products in the order in which it takes them alone.
+template <class Kind, class Rows>
+TARGET static void multiply_many(const Job& job, int64_t group, int64_t first, int64_t count) {
+  const int64_t stride = job.tiles * COLUMNS;
+  auto x = static_cast<const typename Kind::Input*>(job.input) + first * stride;
+  Rows rows(job, group);
+  typename Kind::Weights weights[DEPTH][ROWS];
+  typename Kind::Sum sums[BATCH][ROWS];
+  for (int64_t t = 0; t < count; ++t)
+    for (int r = 0; r < ROWS; ++r) sums[t][r] = Kind::zero();
+  for (int64_t begin = 0; begin < job.tiles; begin += DEPTH, x += DEPTH * COLUMNS) {
+    const int64_t tiles = job.tiles - begin < DEPTH ? job.tiles - begin : DEPTH;
+    for (int64_t tile = 0; tile < tiles; ++tile)
+#pragma GCC unroll 4
+      for (int r = 0; r < ROWS; ++r) weights[tile][r] = rows.next(begin + tile, r);
+    int64_t t = 0;
+    for (; t + TOKENS <= count; t += TOKENS)
+      multiply_spread<Kind, TOKENS>(weights, tiles, x + t * stride, stride, sums + t);
+    if (TOKENS > 3 && count - t == 3)
+      multiply_spread<Kind, 3>(weights, tiles, x + t * stride, stride, sums + t);
+    if (TOKENS > 2 && count - t == 2)
+      multiply_spread<Kind, 2>(weights, tiles, x + t * stride, stride, sums + t);
+    if (count - t == 1)
+      multiply_spread<Kind, 1>(weights, tiles, x + t * stride, stride, sums + t);
+  }
+  for (int64_t t = 0; t < count; ++t)
+    for (int r = 0; r < ROWS; ++r)
+      finish(job, group * ROWS + r, first + t, Kind::total(sums[t][r]));
+}
+
 template <class Kind, class Rows>
 TARGET static void multiply(const Job& job, int64_t begin, int64_t end) {
   if (job.tokens == 1) return multiply_few<Kind, Rows, 1>(job, begin, end);
   if (job.tokens == 2) return multiply_few<Kind, Rows, 2>(job, begin, end);
-  multiply_more<Kind, Rows>(job, begin, end);
+  if (job.tokens <= PASSES * TOKENS) return multiply_more<Kind, Rows>(job, begin, end);
+  for (int64_t group = begin; group < end; ++group)
+    for (int64_t token = 0; token < job.tokens; token += BATCH) {
+      const int64_t left = job.tokens - token;
+      multiply_many<Kind, Rows>(job, group, token, left < BATCH ? left : BATCH);
+    }
 }
 
 template <class Kind, class Number>

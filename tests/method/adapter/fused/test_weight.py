@@ -18,7 +18,7 @@ from sparsemend.method.adapter.fused.plain import STRIP_ROWS, form_in_strips
 from sparsemend.method.adapter.fused.weight import OPERATOR, bytes_moved
 from sparsemend.sparse.packing import pack
 
-SHAPES = [(1, 20), (5, 2), (7, 65), (STRIP_ROWS + 1, 100), (300, 192)]  # (outputs, inputs)
+SHAPES = [(1, 20), (3, 16), (7, 65), (STRIP_ROWS + 1, 100), (300, 192)]  # (outputs, inputs)
 DTYPES = [  # of the weight, and of what is formed
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.bfloat16),
@@ -100,6 +100,9 @@ def test_a_kernel_takes_only_what_it_can_read() -> None:
     assert not fits(weight.double(), a, b, packed, torch.float64)
     assert not fits(weight, a.double(), b.double(), packed, torch.float32)
     assert not fits(weight, a[:0], b[:, :0], packed, torch.float32)
+    narrow = slice(kernels.LEAST_COLUMNS - 1)
+    few = (weight[:, narrow].contiguous(), a[:, narrow].contiguous(), b, None)
+    assert not fits(*few, torch.float32)
 
 
 def test_torch_forms_the_weight_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch  # before the library, whose OpenMP is then torch's
 from torch import Tensor
 
-from sparsemend.engine.build import NoKernels, compiled_library
+from sparsemend.engine.build import NoKernels, open_library
 from sparsemend.engine.choice import KEY, TORCH
 from sparsemend.engine.library import threads
 from sparsemend.method.adapter.fused.plain import STRIP_ROWS, form_in_strips
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MAIN = Path(__file__).parent / "source" / "fused.cpp"
 FORMS = ("none", "avx2", "avx512")  # as in fused.cpp, worst first
+LEAST_COLUMNS = 16  # MKL adds up fewer in another order on Zen 4; elsewhere a single column
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in job.h
 
 
@@ -98,7 +99,7 @@ def fits(
         and dtype in NUMBERS
         and weight.dtype in (dtype, torch.float32)
         and min(*weight.shape, *a.shape) > 0
-        and weight.shape[1] > 1  # of one column torch's sums are in another order
+        and weight.shape[1] >= LEAST_COLUMNS
     )
 
 
@@ -113,8 +114,8 @@ def _kernel(asked: str) -> FusedKernel | None:
     if asked == TORCH:
         return None
     try:
-        library = ctypes.CDLL(str(compiled_library(MAIN)))
-    except (NoKernels, OSError) as reason:
+        library = open_library(MAIN)
+    except NoKernels as reason:
         log.info("torch forms masked weights, strip by strip: %s", reason)
         return None
     best = FORMS[library.sparsemend_fuse_form()]

@@ -8,6 +8,7 @@ from torch import Tensor
 from sparsemend.sparse.linear import zero_off_
 from sparsemend.sparse.packing import unpack
 
+LEAST_ROWS = 4  # MKL adds up fewer in another order on Zen 4; elsewhere a single row
 STRIP_ROWS = 128  # 64 to 512 rows of 1024 inputs take the same time; all 1024 take twice that
 
 
@@ -37,8 +38,8 @@ def form_in_strips(
 
 
 def _product(b: Tensor, a: Tensor) -> Tensor:
-    """b a; a single row is summed as two are: by itself it would be in another order."""
-    return b @ a if len(b) > 1 else (b.repeat(2, 1) @ a)[:1]
+    """b a; fewer rows are summed as LEAST_ROWS are: by themselves they may be in another order."""
+    return b @ a if len(b) >= LEAST_ROWS else (b.repeat(LEAST_ROWS, 1) @ a)[: len(b)]
 
 
 def form_narrow(
