@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sparsemend.engine import build
-from sparsemend.engine.build import NoKernels, compiled_library
+from sparsemend.engine.build import NoKernels, compiled_library, load_library
 
 Compiler = Callable[..., Path]
 
@@ -19,6 +20,7 @@ Compiler = Callable[..., Path]
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     """Makes $CXX a script that notes its calls in a file, and a cache of this test's own."""
     monkeypatch.setenv("SPARSEMEND_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "load_library", load_library.__wrapped__)  # without what was loaded
 
     def make(body: str, version: str = "1") -> Path:
         calls, script = tmp_path / "calls", tmp_path / "cxx"
@@ -94,3 +96,21 @@ def test_a_cache_that_is_a_file_is_named(
     monkeypatch.setenv("SPARSEMEND_CACHE", os.fspath(tmp_path / "file"))
     with pytest.raises(NoKernels, match=r"cannot be written .* set SPARSEMEND_CACHE"):
         compiled_library()
+
+
+def test_a_library_that_cannot_be_loaded_is_compiled_anew(compiler: Compiler) -> None:
+    whole = _ctypes.__file__  # some library
+    compiler(f"cp {whole} $target")
+    path = compiled_library()
+    path.write_text("no library")
+    assert build.load_library()._name == str(path)
+    assert path.read_bytes() == Path(whole).read_bytes()
+
+
+def test_a_library_that_never_loads_is_named(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = compiler("echo no library > $target")
+    with pytest.raises(NoKernels, match=r"\.so cannot be loaded .*; remove it"):
+        build.load_library()
+    assert len(calls.read_text().splitlines()) == 2

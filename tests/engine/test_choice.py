@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,11 +32,10 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A library for a processor whose best form is settable, and whose products are right."""
     library = SimpleNamespace(best="avx512")
-    monkeypatch.setattr(choice, "compiled_library", lambda: tmp_path / "engine.so")
-    monkeypatch.setattr(choice, "load_library", lambda path: library)
+    monkeypatch.setattr(choice, "load_kernels", lambda: library)
     monkeypatch.setattr(choice, "best_form", lambda library: library.best)
     monkeypatch.setattr(Kernels, "multiply", lambda self, tokens, parts: probe(tokens))
     return library
@@ -94,25 +92,14 @@ def test_a_processor_without_the_instructions_leaves_it_to_torch_with_one_warnin
 def test_without_a_compiler_torch_multiplies_after_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse() -> Path:
+    def refuse() -> None:
         raise NoKernels("no C++ compiler is on the PATH")
 
-    monkeypatch.setattr(choice, "compiled_library", refuse)
+    monkeypatch.setattr(choice, "load_kernels", refuse)
     with caplog.at_level(logging.WARNING):
         assert [kernels(), kernels()] == [None, None]
     (record,) = caplog.records
     assert "by torch: no C++ compiler" in record.getMessage()
-
-
-def test_a_library_that_cannot_be_loaded_is_removed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    broken = tmp_path / "engine.so"
-    broken.write_text("no library")
-    monkeypatch.setattr(choice, "compiled_library", lambda: broken)
-    assert kernels() is None
-    assert not broken.exists()
-    assert "was removed" in caplog.text
 
 
 def test_kernels_that_multiply_wrongly_are_not_used(

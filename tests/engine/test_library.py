@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsemend.engine.build import NoKernels, compiled_library
+from sparsemend.engine.build import NoKernels
 from sparsemend.engine.library import (
     AMX,
     FORMS,
@@ -16,7 +16,7 @@ from sparsemend.engine.library import (
     Factor,
     Kernels,
     best_form,
-    load_library,
+    load_kernels,
 )
 from sparsemend.engine.operator import FEW, multiply, multiply_expanded
 from sparsemend.engine.packed import pack_weight, unpack_weight
@@ -28,7 +28,7 @@ HALF = 2**-8  # of the value at most: to the nearest bfloat16, which has 8 signi
 
 def available() -> list[str]:
     try:
-        library = load_library(compiled_library())
+        library = load_kernels()
     except NoKernels:
         return []
     return list(FORMS[: FORMS.index(best_form(library)) + 1])
@@ -38,7 +38,7 @@ def available() -> list[str]:
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     if request.param not in available():
         pytest.skip(f"no compiler, or no processor for {request.param}")
-    return Kernels(load_library(compiled_library()), request.param)
+    return Kernels(load_kernels(), request.param)
 
 
 def case(
@@ -161,7 +161,7 @@ def test_tiles_give_a_token_the_same_bits_in_any_company_and_on_any_threads(
     """One tile of tokens, two, many, and more than share one expansion."""
     if AMX not in available():
         pytest.skip("no processor for it")
-    kernels = Kernels(load_library(compiled_library()), AMX)
+    kernels = Kernels(load_kernels(), AMX)
     for shape in ((33, 300), (290, 40)):
         factor, weight, bias = case(shape, 0.3, values)
         x = inputs(300, shape[1], torch.bfloat16)
@@ -178,7 +178,7 @@ def test_tiles_give_a_token_the_same_bits_in_any_company_and_on_any_threads(
 def test_factors_that_bfloat16_would_round_are_multiplied_without_tiles() -> None:
     if AMX not in available():
         pytest.skip("no processor for it")
-    kernels = Kernels(load_library(compiled_library()), AMX)
+    kernels = Kernels(load_kernels(), AMX)
     for values, dtype in (("float32", torch.bfloat16), ("bfloat16", torch.float32)):
         factor, weight, bias = case((33, 100), 0.3, values)
         for tokens in (7, 70):

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from sparsemend.cli.version import ShowVersion
+from sparsemend.engine.build import asked_form
 from sparsemend.errors import USER_ERRORS
 from sparsemend.generation.folder import find_place
 from sparsemend.generation.settings import Sampling
@@ -53,6 +54,7 @@ def _generate(args: argparse.Namespace) -> None:
     )
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads {args.threads} is not at least 1")
+    asked_form()
     if args.system is not None and not args.chat:
         raise ValueError("--system is a part of a conversation; add --chat")
     place = find_place(args.folder)

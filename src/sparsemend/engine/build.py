@@ -10,18 +10,24 @@ so a cache that several machines share stays right.  Two processes at once build
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
 
 from sparsemend.files import replacing, user_cache
 
+KEY = "SPARSEMEND_ENGINE"
+TORCH = "torch"
+FORMS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # as in engine.cpp, worst first
 SOURCE = Path(__file__).with_name("source")
 MAIN = "engine.cpp"
 COMPILERS = ("c++", "g++", "clang++")
@@ -32,6 +38,30 @@ OPENMP = "-fopenmp"  # left out where a compiler has none: then products run on 
 
 class NoKernels(Exception):
     """The kernels cannot be had here; the message says why."""
+
+
+def asked_form() -> str:
+    """The form that $SPARSEMEND_ENGINE names, "" where it is unset; raises ValueError on others."""
+    asked = os.environ.get(KEY, "")
+    if asked not in ("", *FORMS, TORCH):
+        raise ValueError(f"{KEY}={asked} is not one of: {', '.join((*FORMS, TORCH))}")
+    return asked
+
+
+@cache
+def load_library(main: Path | None = None) -> ctypes.CDLL:
+    """`compiled_library`, loaded; one that cannot be is compiled anew.  Raises NoKernels."""
+    path = compiled_library(main)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        with suppress(OSError):  # of a cache that others write
+            path.unlink(missing_ok=True)
+    path = compiled_library(main)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NoKernels(f"{path} cannot be loaded ({error}); remove it") from error
 
 
 def compiled_library(main: Path | None = None) -> Path:
