@@ -315,6 +315,17 @@ def test_autocast_fuses_in_fp32_and_rounds_once() -> None:
     assert torch.equal(backward, layer.effective_weight().bfloat16().float())
 
 
+@pytest.mark.parametrize("engine", ["", "torch"])
+def test_autocast_leaves_the_effective_weight_as_it_is(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEMEND_ENGINE", engine)
+    layer = lors(dtype=torch.float32)
+    expected = layer.effective_weight()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.effective_weight(), expected)
+
+
 def factors(layer: LorsLinear) -> tuple[Tensor, Tensor]:
     return layer.lora_a, layer.lora_b
 

@@ -58,7 +58,7 @@ def fused_weight(
     if settings.fuse_dtype == "float32":
         wide = torch.promote_types(wide, torch.float32)
     scale, base = settings.scale, settings.base
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         return fused.OPERATOR(weight, a, b, packed_keep, scale, base, wide, settings.dtype)
 
 
