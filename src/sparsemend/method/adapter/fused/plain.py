@@ -29,16 +29,11 @@ def form_in_strips(
     formed = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
     for start in range(0, rows, strip):
         part = slice(start, start + strip)
-        merged = _product(b[part], a)
+        merged = b[part] @ a
         if base:
             merged += weight[part]
         formed[part] = zero_off_(merged, support_rows(weight, packed_keep, part))
     return formed
-
-
-def _product(b: Tensor, a: Tensor) -> Tensor:
-    """b a; a single row is summed as two are: by itself it would be in another order."""
-    return b @ a if len(b) > 1 else (b.repeat(2, 1) @ a)[:1]
 
 
 def form_narrow(
