@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +15,15 @@ from support.layers import random
 from torch import Tensor
 
 from sparsemend.engine.build import NoKernels, load_library
-from sparsemend.method.adapter.fused import kernels
+from sparsemend.method.adapter.fused import kernels, on_cuda
 from sparsemend.method.adapter.fused.kernels import FORMS, FusedKernel, fits, kernel
 from sparsemend.method.adapter.fused.plain import STRIP_ROWS, form_in_strips
 from sparsemend.method.adapter.fused.weight import OPERATOR, bytes_moved
 from sparsemend.sparse.packing import pack
 
+NEEDS_TRITON = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
 SHAPES = [
     (1, 1),
     (1, 20),
@@ -141,6 +145,17 @@ def test_torch_forms_the_weight_where_it_is_asked_to(monkeypatch: pytest.MonkeyP
     assert kernel() is None
 
 
+def test_triton_leaves_it_to_torch_too_where_torch_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    monkeypatch.setattr(on_cuda, "_works", lambda device: True)
+    weight, a, b, keep = case(8, 16, 2, torch.float32)
+    assert on_cuda.fits_cuda(weight, a, b, pack(keep))
+    monkeypatch.setenv("SPARSEMEND_ENGINE", "torch")
+    assert not on_cuda.fits_cuda(weight, a, b, pack(keep))
+
+
 def test_an_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEMEND_ENGINE", "avx")
     with pytest.raises(ValueError, match="SPARSEMEND_ENGINE=avx is not one of: portable, avx2"):
@@ -173,22 +188,53 @@ from sparsemend.method.adapter.fused.on_cuda import form_on_cuda
 from sparsemend.method.adapter.fused.plain import form_in_strips
 from sparsemend.sparse.packing import pack
 generator = torch.Generator().manual_seed(0)
-weight, a, b, score = (
-    torch.randn(s, generator=generator) for s in ((70, 90), (3, 90), (70, 3), (70, 90))
-)
-for base in (1.0, 0.0):
-    for packed in (pack(score > 0), None):
-        ours = form_on_cuda(weight, a, b, packed, base=base, dtype=torch.float32)
-        plain = form_in_strips(weight, a, b, packed, base=base, dtype=torch.float32)
-        assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-6)
-        assert not ours[plain == 0].any()
+for rows, columns, rank in ((70, 90, 3), (1, 1, 1), (3, 200, 70)):
+    shapes = ((rows, columns), (rank, columns), (rows, rank), (rows, columns))
+    weight, a, b, score = (torch.randn(s, generator=generator) for s in shapes)
+    weight[score <= 0] = float("nan")
+    for base in (1.0, 0.0):
+        for packed in (pack(score > 0), None):
+            given = weight if packed is not None else weight.nan_to_num(0)
+            ours = form_on_cuda(given, a, b, packed, base=base, dtype=torch.float32)
+            plain = form_in_strips(given, a, b, packed, base=base, dtype=torch.float32)
+            assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-5)
+            assert not ours[score <= 0].any()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@NEEDS_TRITON
 def test_the_triton_kernel_is_right_under_its_interpreter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     subprocess.run([sys.executable, "-c", INTERPRETED], check=True)
+
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from sparsemend.method.adapter.fused.on_cuda import COLUMNS, MOST_RANK, ROWS
+from sparsemend.method.adapter.fused.triton_kernel import fuse
+
+POINTERS = dict(weight="*bf16", keep="*u8", a="*fp32", b="*fp32", output="*bf16")
+constants = dict(PACKED=True, BASE=True, ROWS=ROWS, COLUMNS=COLUMNS, RANK=MOST_RANK)
+kinds = {n: "constexpr" if n in constants else POINTERS.get(n, "i32") for n in fuse.arg_names}
+for capability in (75, 80, 90):
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(ASTSource(fuse, kinds, constants), target=target)
+    assert compiled.metadata.shared <= 48 * 1024
+    assert "mma" not in compiled.asm["ptx"]  # sums are float32, not TF32
+"""
+
+
+@pytest.mark.slow
+@NEEDS_TRITON
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
+def test_the_triton_kernel_fits_every_card_at_any_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)
