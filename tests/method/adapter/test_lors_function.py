@@ -415,7 +415,9 @@ def test_a_tile_is_the_widest_gradient_that_exact_tiled_makes() -> None:
     y = layer(x)
     with Watch((TILE, INPUTS)) as strips:
         y.backward(outer)
-    assert len([name for name, _, _ in strips.made if name == "mm"]) == OUTPUTS // TILE
+    products = [result for name, _, result in strips.made if name == "mm"]
+    assert len(products) == OUTPUTS // TILE
+    assert len({product.untyped_storage().data_ptr() for product in products}) == 1
 
 
 @pytest.mark.parametrize("tile", [1, TILE, OUTPUTS, 1000])
