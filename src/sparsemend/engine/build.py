@@ -61,7 +61,9 @@ def load_library(main: Path | None = None) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise NoKernels(f"{path} cannot be loaded ({error}); remove it") from error
+        raise NoKernels(
+            f"{path} cannot be loaded ({error}); set SPARSEMEND_CACHE to another folder"
+        ) from error
 
 
 def compiled_library(main: Path | None = None) -> Path:

@@ -168,9 +168,9 @@ def test_a_kernel_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
     for wrong in DTYPES[:3]:
 
         def form(
-            *given: Any, dtype: torch.dtype, wrong: torch.dtype = wrong[1], **more: Any
+            *operands: Any, dtype: torch.dtype, wrong: torch.dtype = wrong[1], **more: Any
         ) -> Any:
-            return right(*given, dtype=dtype, **more) + (dtype == wrong)
+            return right(*operands, dtype=dtype, **more) + (dtype == wrong)
 
         monkeypatch.setattr(FusedKernel, "form_weight", form)
         assert kernels._kernel.__wrapped__("") is None
@@ -194,9 +194,9 @@ for rows, columns, rank in ((70, 90, 3), (1, 1, 1), (3, 200, 70)):
     weight[score <= 0] = float("nan")
     for base in (1.0, 0.0):
         for packed in (pack(score > 0), None):
-            given = weight if packed is not None else weight.nan_to_num(0)
-            ours = form_on_cuda(given, a, b, packed, base=base, dtype=torch.float32)
-            plain = form_in_strips(given, a, b, packed, base=base, dtype=torch.float32)
+            operands = weight if packed is not None else weight.nan_to_num(0)
+            ours = form_on_cuda(operands, a, b, packed, base=base, dtype=torch.float32)
+            plain = form_in_strips(operands, a, b, packed, base=base, dtype=torch.float32)
             assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-5)
             assert not ours[score <= 0].any()
 """

@@ -129,11 +129,11 @@ def _is_right(kernel: FusedKernel) -> bool:
         (torch.arange(rows * columns).reshape(rows, columns) % 7 - 3).float()
         for rows, columns in ((13, 203), (5, 203), (13, 5))
     )
-    given = (weight, a, b, pack(weight > 0))
+    operands = (weight, a, b, pack(weight > 0))
     return all(
         torch.equal(
-            kernel.form_weight(*given, base=1.0, dtype=dtype),
-            form_in_strips(*given, base=1.0, dtype=dtype),
+            kernel.form_weight(*operands, base=1.0, dtype=dtype),
+            form_in_strips(*operands, base=1.0, dtype=dtype),
         )
         for dtype in NUMBERS
     )
