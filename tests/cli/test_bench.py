@@ -81,6 +81,12 @@ def test_a_value_that_cannot_work_is_refused_with_bound_and_remedy(line: str, me
         check(*line.split())
 
 
+def test_an_unknown_form_of_the_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMEND_ENGINE", "avx")
+    with pytest.raises(ValueError, match="SPARSEMEND_ENGINE=avx is not one of: portable, avx2"):
+        check()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

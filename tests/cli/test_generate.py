@@ -135,6 +135,16 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert len(err.splitlines()) == 1
 
 
+def test_an_unknown_form_of_the_kernels_is_refused_in_one_line(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEMEND_ENGINE", "avx")
+    code, out, err = run(capsys, model, "--prompt", "a")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: SPARSEMEND_ENGINE=avx is not one of: portable, avx2")
+    assert len(err.splitlines()) == 1
+
+
 def test_a_folder_that_is_none_is_refused_before_torch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

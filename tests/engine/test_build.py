@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import os
 import platform
 import shutil
@@ -10,11 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from safetensors import _safetensors_rust
 
 from sparsemend.engine import build
-from sparsemend.engine.build import NoKernels, compiled_library, open_library
-from sparsemend.engine.library import FORMS
+from sparsemend.engine.build import FORMS, NoKernels, compiled_library, load_library
 
 Compiler = Callable[..., Path]
 
@@ -23,6 +22,7 @@ Compiler = Callable[..., Path]
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     """Makes $CXX a script that notes what it compiles in a file, and a cache of this test's own."""
     monkeypatch.setenv("SPARSEMEND_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "load_library", load_library.__wrapped__)  # without what was loaded
 
     def make(body: str, version: str = "1", macros: str = "") -> Path:
         calls, script = tmp_path / "calls", tmp_path / "cxx"
@@ -96,18 +96,6 @@ def test_the_reason_of_a_compiler_is_never_lost(compiler: Compiler, body: str, w
         compiled_library()
 
 
-def test_a_library_that_cannot_be_loaded_is_compiled_anew_once(compiler: Compiler) -> None:
-    calls = compiler("echo library > $target")
-    with pytest.raises(NoKernels, match=r"could not be loaded and was removed \("):
-        open_library()
-    assert len(calls.read_text().splitlines()) == 2
-    assert list(build.user_cache().rglob("*.so")) == []
-    path = compiled_library()
-    compiler(f"cp {_safetensors_rust.__file__} $target")  # the same compiler, by its version
-    open_library()
-    assert path.read_bytes() == Path(_safetensors_rust.__file__).read_bytes()
-
-
 def test_a_command_that_cannot_be_run_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +132,7 @@ def test_a_compiler_that_knows_no_pairs_compiles_the_forms_that_it_knows(
         pytest.skip("no GCC for this processor's own instructions")
     monkeypatch.setenv("SPARSEMEND_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", f"{gcc} -U__GNUC__ -D__GNUC__=9")
-    library = open_library()
+    library = load_library.__wrapped__()
     assert FORMS[library.sparsemend_best_form()] in ("portable", "avx2")
 
 
@@ -192,3 +180,21 @@ def test_a_compiler_that_writes_nothing_is_named(compiler: Compiler) -> None:
     compiler("exit 0")
     with pytest.raises(NoKernels, match=r"cxx cannot compile .*: exit status 0, no message"):
         compiled_library()
+
+
+def test_a_library_that_cannot_be_loaded_is_compiled_anew(compiler: Compiler) -> None:
+    whole = _ctypes.__file__  # some library
+    compiler(f"cp {whole} $target")
+    path = compiled_library()
+    path.write_text("no library")
+    assert build.load_library()._name == str(path)
+    assert path.read_bytes() == Path(whole).read_bytes()
+
+
+def test_a_library_that_never_loads_is_named(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = compiler("echo no library > $target")
+    with pytest.raises(NoKernels, match=r"\.so cannot be loaded .*; set SPARSEMEND_CACHE"):
+        build.load_library()
+    assert len(calls.read_text().splitlines()) == 2

@@ -35,7 +35,7 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A library for a processor whose best form is settable, and whose products are right."""
     library = SimpleNamespace(best="avx512")
-    monkeypatch.setattr(choice, "load_library", lambda: library)
+    monkeypatch.setattr(choice, "load_kernels", lambda: library)
     monkeypatch.setattr(choice, "best_form", lambda library: library.best)
     monkeypatch.setattr(Kernels, "multiply", lambda self, tokens, parts: probe(tokens))
     return library
@@ -95,7 +95,7 @@ def test_without_a_compiler_torch_multiplies_after_one_warning(
     def refuse() -> None:
         raise NoKernels("no C++ compiler is on the PATH")
 
-    monkeypatch.setattr(choice, "load_library", refuse)
+    monkeypatch.setattr(choice, "load_kernels", refuse)
     with caplog.at_level(logging.WARNING):
         assert [kernels(), kernels()] == [None, None]
     (record,) = caplog.records

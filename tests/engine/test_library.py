@@ -22,7 +22,7 @@ from sparsemend.engine.library import (
     Factor,
     Kernels,
     best_form,
-    load_library,
+    load_kernels,
 )
 from sparsemend.engine.operator import (
     FEW,
@@ -51,14 +51,14 @@ TILES_EMULATED = {
 def available() -> list[str]:
     """The forms that run here; AMX also where its tiles alone are missing, and are emulated."""
     try:
-        best = best_form(load_library())
+        best = best_form(load_kernels())
     except NoKernels:
         return []
     return list(FORMS[: FORMS.index(best) + 1 + (best == "avx512_bf16")])
 
 
 def library_for(form: str) -> ctypes.CDLL:
-    library = load_library()
+    library = load_kernels()
     return (
         library if form in FORMS[: FORMS.index(best_form(library)) + 1] else with_emulated_tiles()
     )

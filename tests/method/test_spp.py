@@ -53,6 +53,15 @@ def test_all_forms_are_one_function(form: str, dropout: float) -> None:
         torch.testing.assert_close(got[name], expected[name], **EXACT)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_one_token_without_further_dimensions_is_a_row(form: str) -> None:
+    layer, x = spp(form), random(1, INPUTS, seed=6).requires_grad_()
+    one, whole = layer(x[0]), layer(x)
+    torch.testing.assert_close(one, whole[0], **EXACT)
+    pair = [torch.autograd.grad(y.square().sum(), x)[0] for y in (one, whole)]
+    torch.testing.assert_close(*pair, **EXACT)
+
+
 @pytest.mark.parametrize("form", OTHERS)
 def test_all_forms_are_one_function_in_fp32(form: str) -> None:
     """Up to the order of sums: a hundred roundings of terms of order one."""

@@ -75,6 +75,14 @@ def test_the_untrained_model_passes() -> None:
     preflight.check(compose("run", overrides=["experiment=pretrain_tiny"]))
 
 
+def test_an_unknown_form_of_the_kernels_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEMEND_ENGINE", "avx")
+    with pytest.raises(ValueError, match="SPARSEMEND_ENGINE=avx is not one of: portable, avx2"):
+        check(model)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparsemend.engine.build import KEY
 from sparsemend.run import machine
 
 PRINT = """
@@ -26,7 +27,7 @@ def test_the_settings_are_json_and_the_same_when_read_again() -> None:
     assert json.loads(json.dumps(machine.machine(CPU))) == machine.machine(CPU)
 
 
-@pytest.mark.parametrize("name", machine.CHOOSE_KERNELS)
+@pytest.mark.parametrize("name", sorted({*machine.CHOOSE_KERNELS, KEY}))
 def test_a_variable_that_chooses_kernels_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = machine.machine(CPU)
     monkeypatch.setenv(name, "something else")

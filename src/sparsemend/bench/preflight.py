@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from sparsemend.bench.choices import compose_section
+from sparsemend.engine.build import asked_form
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.preflight.check import check_missing
 
@@ -35,6 +36,7 @@ COUNTS = ("hidden", "intermediate", "blocks", "heads", "key_value_heads", "vocab
 def check(cfg: DictConfig, search: list[str]) -> None:
     """Raise ValueError or OverrideError, with value, bound and remedy, on what cannot work."""
     check_missing(cfg)
+    asked_form()
     _check_count("rounds", cfg.rounds, least=1)
     if cfg.threads is not None:
         _check_count("threads", cfg.threads, least=1)

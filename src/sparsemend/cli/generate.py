@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from sparsemend.cli.version import ShowVersion
+from sparsemend.engine.build import asked_form
 from sparsemend.errors import USER_ERRORS, brief, lacks_memory
 from sparsemend.generation.folder import find_place
 from sparsemend.generation.settings import Sampling
@@ -80,6 +81,7 @@ def _generate(args: argparse.Namespace) -> None:
             f"--threads {args.threads} is not in [1, {most}], the processors of this machine"
         )
     _check_device(args.device)
+    asked_form()
     if args.system is not None and not args.chat:
         raise ValueError("--system is a part of a conversation; add --chat")
     place = find_place(args.folder)

@@ -18,12 +18,17 @@ import platform
 import shlex
 import shutil
 import subprocess
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
 
 from sparsemend.files import replacing, user_cache
 
+KEY = "SPARSEMEND_ENGINE"
+TORCH = "torch"
+FORMS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # as in engine.cpp, worst first
 SOURCE = Path(__file__).with_name("source")
 MAIN = "engine.cpp"
 COMPILERS = ("c++", "g++", "clang++")
@@ -38,19 +43,30 @@ class NoKernels(Exception):
     """The kernels cannot be had here; the message says why."""
 
 
-def open_library(main: Path | None = None) -> ctypes.CDLL:
-    """The library, loaded; one that cannot be loaded is compiled anew, once.  Raises NoKernels.
+def asked_form() -> str:
+    """The form that $SPARSEMEND_ENGINE names, "" where it is unset; raises ValueError on others."""
+    asked = os.environ.get(KEY, "")
+    if asked not in ("", *FORMS, TORCH):
+        raise ValueError(f"{KEY}={asked} is not one of: {', '.join((*FORMS, TORCH))}")
+    return asked
 
-    main: as of `compiled_library`.
-    """
-    for _ in range(2):
-        path = compiled_library(main)
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError as error:
+
+@cache
+def load_library(main: Path | None = None) -> ctypes.CDLL:
+    """`compiled_library`, loaded; one that cannot be is compiled anew.  Raises NoKernels."""
+    path = compiled_library(main)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        with suppress(OSError):  # of a cache that others write
             path.unlink(missing_ok=True)
-            refusal = error
-    raise NoKernels(f"{path} could not be loaded and was removed ({refusal})")
+    path = compiled_library(main)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NoKernels(
+            f"{path} cannot be loaded ({error}); set SPARSEMEND_CACHE to another folder"
+        ) from error
 
 
 def compiled_library(main: Path | None = None) -> Path:

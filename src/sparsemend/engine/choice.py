@@ -10,33 +10,28 @@ speed and in more memory, after a warning that says why.
 from __future__ import annotations
 
 import logging
-import os
 from functools import cache
 
 import torch
 
-from sparsemend.engine.build import NoKernels
-from sparsemend.engine.library import FORMS, Factor, Kernels, best_form, load_library
+from sparsemend.engine.build import FORMS, KEY, TORCH, NoKernels, asked_form
+from sparsemend.engine.library import Factor, Kernels, best_form, load_kernels
 from sparsemend.engine.packed import VALUES, pack_weight
 
 log = logging.getLogger(__name__)
 
-KEY = "SPARSEMEND_ENGINE"
-TORCH = "torch"
 SLOW = ("portable",)  # forms that a dense product beats, chosen only where they are asked for
 
 
 def kernels() -> Kernels | None:
     """The kernels that products use, None where torch does them."""
-    return _decide(os.environ.get(KEY, ""))
+    return _decide(asked_form())
 
 
 @cache
 def _decide(asked: str) -> Kernels | None:
     if asked == TORCH:
         return None
-    if asked not in ("", *FORMS):
-        raise ValueError(f"{KEY}={asked} is not one of: {', '.join((*FORMS, TORCH))}")
     try:
         return _kernels_of(asked)
     except NoKernels as reason:
@@ -45,7 +40,7 @@ def _decide(asked: str) -> Kernels | None:
 
 
 def _kernels_of(asked: str) -> Kernels:
-    library = load_library()
+    library = load_kernels()
     best = best_form(library)
     form = asked or best
     if FORMS.index(form) > FORMS.index(best):

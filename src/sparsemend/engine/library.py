@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache
 
 import torch  # before the library: its OpenMP, and so its pool of threads, is then used by both
 from torch import Tensor
 
-from sparsemend.engine.build import open_library
+from sparsemend.engine.build import FORMS, load_library
 from sparsemend.engine.packed import ROWS
 
-FORMS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # as in engine.cpp, worst first
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in job.h
 PAIRS = "avx512_bf16"  # multiplies pairs of bfloat16
 AMX = "amx"  # its tiles multiply any number of tokens, from TILED on, of bfloat16 by exact bfloat16
@@ -109,10 +107,9 @@ class Kernels:
         return int(total)
 
 
-@cache
-def load_library() -> ctypes.CDLL:
-    """The library of the kernels, compiled now if it is not yet; raises NoKernels."""
-    library = open_library()
+def load_kernels() -> ctypes.CDLL:
+    """The engine's library; raises NoKernels."""
+    library = load_library()
     library.sparsemend_read.restype = ctypes.c_uint64
     return library
 

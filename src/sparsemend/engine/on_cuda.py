@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from functools import cache
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsemend.engine.choice import KEY, TORCH
+from sparsemend.engine.build import TORCH, asked_form
 from sparsemend.engine.library import Factor
 from sparsemend.engine.operator import (
     LIBRARY,
@@ -171,7 +170,7 @@ def _wide_product(tokens: Tensor, block: Tensor) -> Tensor:
 
 def multiplied_by_triton(device: torch.device) -> bool:
     """Whether products on this card are Triton's, and not torch's with a dense copy."""
-    return os.environ.get(KEY, "") != TORCH and _works(device)
+    return asked_form() != TORCH and _works(device)
 
 
 @cache

@@ -132,7 +132,7 @@ class GroupedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        rows = p.flatten(0, -2)
+        rows = p.reshape(-1, p.shape[-1])
         v = rows.new_empty(rows.shape[0], weight.shape[0])
         for part, factor in _groups(weight, a.to(p.dtype)):
             v[:, part] = (rows * factor) @ weight[part].to(p.dtype).T
@@ -144,7 +144,7 @@ class GroupedProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         p, weight, a, b, v = ctx.saved_tensors
-        rows, d = p.flatten(0, -2), gradient.flatten(0, -2)
+        rows, d = p.reshape(-1, p.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         weighted = d * b.to(d.dtype)
         dp = torch.zeros_like(rows)
         da = torch.empty_like(a)

@@ -25,6 +25,7 @@ from sparsemend.checkpoint.prunable_shapes import prunable_shapes
 from sparsemend.config.asked import Asked
 from sparsemend.config.flags import says
 from sparsemend.config.renamed import check_config
+from sparsemend.engine.build import asked_form
 from sparsemend.names import DTYPE_NAMES
 from sparsemend.preflight.attention import check_attention
 from sparsemend.preflight.cache import check_cache
@@ -75,6 +76,7 @@ def check(cfg: DictConfig) -> None:
     """Raise ValueError or FileNotFoundError, with value, bound and remedy, on what cannot work."""
     cfg = resolve_from_run(cfg)
     check_groups(cfg)
+    asked_form()
     check_declared(cfg)
     check_missing(cfg)
     check_config(cfg)

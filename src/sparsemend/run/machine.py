@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-# environment variables with which MKL, oneDNN, cuBLAS and torch choose their kernels
+# environment variables with which MKL, oneDNN, cuBLAS, torch and the engine choose their kernels
 CHOOSE_KERNELS = (
     "ATEN_CPU_CAPABILITY",
     "CUBLAS_WORKSPACE_CONFIG",
@@ -27,6 +27,7 @@ CHOOSE_KERNELS = (
     "NVIDIA_TF32_OVERRIDE",
     "ONEDNN_DEFAULT_FPMATH_MODE",
     "ONEDNN_MAX_CPU_ISA",
+    "SPARSEMEND_ENGINE",
 )
 LIBRARIES = ("torch", "transformers", "numpy", "scipy", "tokenizers", "flash-attn")
 CUDA_WHEELS = "nvidia-"  # cuBLAS and the like, which may be newer than torch

@@ -315,6 +315,17 @@ def test_autocast_fuses_in_fp32_and_rounds_once() -> None:
     assert torch.equal(backward, layer.effective_weight().bfloat16().float())
 
 
+@pytest.mark.parametrize("engine", ["", "torch"])
+def test_autocast_leaves_the_effective_weight_as_it_is(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEMEND_ENGINE", engine)
+    layer = lors(dtype=torch.float32)
+    expected = layer.effective_weight()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.effective_weight(), expected)
+
+
 def factors(layer: LorsLinear) -> tuple[Tensor, Tensor]:
     return layer.lora_a, layer.lora_b
 
@@ -404,7 +415,9 @@ def test_a_tile_is_the_widest_gradient_that_exact_tiled_makes() -> None:
     y = layer(x)
     with Watch((TILE, INPUTS)) as strips:
         y.backward(outer)
-    assert len([name for name, _, _ in strips.made if name == "mm"]) == OUTPUTS // TILE
+    products = [result for name, _, result in strips.made if name == "mm"]
+    assert len(products) == OUTPUTS // TILE
+    assert len({product.untyped_storage().data_ptr() for product in products}) == 1
 
 
 @pytest.mark.parametrize("tile", [1, TILE, OUTPUTS, 1000])

@@ -25,7 +25,7 @@ def layers() -> list[nn.Module]:
 
 
 @pytest.mark.parametrize("layer", layers(), ids=lambda layer: type(layer).__name__)
-@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3), (2, 1, 4, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (2, 0, 3), (2, 4, 3), (2, 1, 4, 3)], ids=str)
 def test_an_output_may_be_changed_in_place(layer: nn.Module, shape: tuple[int, ...]) -> None:
     """As Falcon adds its residual and OLMo clips: gradients are those of the change elsewhere."""
 

@@ -212,6 +212,13 @@ def test_under_autocast_both_products_are_in_its_dtype() -> None:
         assert layer.eval()(x).dtype == torch.bfloat16
 
 
+def test_autocast_leaves_the_update_as_it_is() -> None:
+    layer = layer_of(dtype=F32)
+    expected = layer.update()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.update(), expected)
+
+
 def test_resizing_cuts_or_adds_zeros() -> None:
     matrix = torch.arange(6.0).view(2, 3)
     assert resize(matrix, 2, dim=1).tolist() == [[0, 1], [3, 4]]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sparsemend.bench.suite.base import BenchRow, Column, Section, Setting, Suite, schedule
-from sparsemend.method.adapter.fused.kernels import kernel_for
+from sparsemend.method.adapter.fused.kernels import kernel
 from sparsemend.method.adapter.fused.plain import form_in_strips
 from sparsemend.method.adapter.fused.weight import OPERATOR, bytes_moved
 from sparsemend.model import DTYPES
@@ -111,5 +111,5 @@ class Merge(Suite):
     def _form(self, setting: Setting) -> str:
         if setting.device.type != "cpu":
             return setting.device.type
-        kernel = kernel_for(self.rank)
-        return "none" if kernel is None else kernel.form
+        compiled = kernel()
+        return "none" if compiled is None else compiled.form

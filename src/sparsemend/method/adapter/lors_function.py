@@ -58,7 +58,7 @@ def fused_weight(
     if settings.fuse_dtype == "float32":
         wide = torch.promote_types(wide, torch.float32)
     scale, base = settings.scale, settings.base
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         return fused.OPERATOR(weight, a, b, packed_keep, scale, base, wide, settings.dtype)
 
 
@@ -107,13 +107,14 @@ def factor_gradients(
         if settings.grad_mode in ("ste", "released"):
             return rank_first(x, d, a, b, settings.scale if settings.grad_mode == "ste" else 1.0)
         rows = factors.weight.shape[0]
-        strip = settings.tile_rows if settings.grad_mode == "exact_tiled" else rows
+        strip = min(settings.tile_rows, rows) if settings.grad_mode == "exact_tiled" else rows
+        memory = x.new_empty(strip, x.shape[1])  # of every strip: fresh memory costs page faults
         wide = torch.promote_types(a.dtype, torch.float32)  # of the sum over strips
         da = torch.zeros_like(a, dtype=wide)
         db = torch.empty_like(b)
         for start in range(0, rows, strip):
             part = slice(start, start + strip)
-            g = d[:, part].T @ x
+            g = torch.mm(d[:, part].T, x, out=memory[: rows - start])
             g = zero_off_(g, support_rows(factors.weight, factors.packed_keep, part)).to(a.dtype)
             db[part] = settings.scale * (g @ a.T)
             da.addmm_(b[part].T.to(wide), g.to(wide), alpha=settings.scale)

@@ -35,13 +35,19 @@ class LowRankLinear(SparseLinear):
         self.lora_b = nn.Parameter(start.new_zeros(base.out_features, start.shape[0]))
         self.scale = scale
 
+    @property
+    def used(self) -> tuple[Tensor, Tensor]:
+        """A and B."""
+        return self.lora_a, self.lora_b
+
     def update(self) -> Tensor:
         """scale * B A, (O, I), not masked, in the factors' dtype under autocast too.
 
         The fold adds it in fp32; a product that autocast rounds to bf16 would be another function.
         """
+        a, b = self.used
         with torch.autocast(self.weight.device.type, enabled=False):
-            return self.scale * (self.lora_b @ self.lora_a)
+            return self.scale * (b @ a)
 
     @torch.no_grad()
     def set_effective_(self, weight: Tensor, keep: Tensor) -> None:

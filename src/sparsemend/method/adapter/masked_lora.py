@@ -10,7 +10,7 @@ from sparsemend.method.adapter.lors_operator import lors_linear
 from sparsemend.method.adapter.low_rank import LowRankLinear
 from sparsemend.sparse.linear import SparseLinear
 
-TILE_ROWS = 1024  # of the gradient at a time; 7B models' widths are 4 to 11 of them
+TILE_ROWS = 512  # of the gradient at a time: fewer slow the product, more leave the cache
 
 
 class MaskedLoraLinear(LowRankLinear):

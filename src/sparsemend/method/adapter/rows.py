@@ -13,4 +13,5 @@ from torch import Tensor
 
 def by_rows(product: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
     """(..., O) from inputs (..., I) by a product that takes rows (T, I) to (T, O)."""
-    return product(input.flatten(0, -2)).unflatten(0, input.shape[:-1])
+    output = product(input.reshape(-1, input.shape[-1]))
+    return output.view(*input.shape[:-1], output.shape[-1])

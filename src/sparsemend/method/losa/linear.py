@@ -55,10 +55,6 @@ class LosaLinear(LorsLinear):
         """A (r, I) and B (O, r), views."""
         return self.lora_a[: self.rank], self.lora_b[:, : self.rank]
 
-    def update(self) -> Tensor:
-        a, b = self.used
-        return self.scale * (b @ a)
-
     @property
     def factors(self) -> Factors:
         """W, the factors in use, and the support."""

@@ -1,16 +1,15 @@
-"""The compiled kernels for a CPU, used where they give the bits that torch gives.
+"""The compiled kernels for a CPU.
 
-A kernel adds up B A in the order of the rank by fused multiply-adds, as torch's product does with
-MKL; whether it does so here is tried once per rank.  Where it does not, or without a compiler or
-AVX2, torch forms the weight, in about twice the time.  $SPARSEMEND_ENGINE=torch asks for that, and
-avx2 for that form.
+A kernel adds up B A in the order of the rank by fused multiply-adds, whatever the shape and the
+number of threads.  So does torch's product with MKL, for most shapes and on most processors: the
+two differ in rounding there alone where it does not.  Without a compiler or AVX2 torch forms the
+weight, in about twice the time.  $SPARSEMEND_ENGINE=torch asks for that, and avx2 for that form.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,17 +17,15 @@ from pathlib import Path
 import torch  # before the library, whose OpenMP is then torch's
 from torch import Tensor
 
-from sparsemend.engine.build import NoKernels, open_library
-from sparsemend.engine.choice import KEY, TORCH
+from sparsemend.engine.build import TORCH, NoKernels, asked_form, load_library
 from sparsemend.engine.library import threads
-from sparsemend.method.adapter.fused.plain import STRIP_ROWS, form_in_strips
+from sparsemend.method.adapter.fused.plain import form_in_strips
 from sparsemend.sparse.packing import pack
 
 log = logging.getLogger(__name__)
 
 MAIN = Path(__file__).parent / "source" / "fused.cpp"
 FORMS = ("none", "avx2", "avx512")  # as in fused.cpp, worst first
-LEAST_COLUMNS = 16  # MKL adds up fewer in another order on Zen 4; elsewhere a single column
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in job.h
 
 
@@ -99,14 +96,12 @@ def fits(
         and dtype in NUMBERS
         and weight.dtype in (dtype, torch.float32)
         and min(*weight.shape, *a.shape) > 0
-        and weight.shape[1] >= LEAST_COLUMNS
     )
 
 
-def kernel_for(rank: int) -> FusedKernel | None:
-    """The kernel for factors of this rank, None where torch forms the weight."""
-    kernel = _kernel(os.environ.get(KEY, ""))
-    return kernel if kernel is not None and _agrees(kernel, rank) else None
+def kernel() -> FusedKernel | None:
+    """The best kernel, or the one asked for; None where torch forms the weight."""
+    return _kernel(asked_form())
 
 
 @cache
@@ -114,25 +109,31 @@ def _kernel(asked: str) -> FusedKernel | None:
     if asked == TORCH:
         return None
     try:
-        library = open_library(MAIN)
+        library = load_library(MAIN)
+        best = FORMS[library.sparsemend_fuse_form()]
+        form = asked if asked in FORMS[: FORMS.index(best)] else best
+        if form == "none":
+            raise NoKernels("this processor has neither AVX2 nor AVX-512")
+        kernel = FusedKernel(library, form)
+        if not _is_right(kernel):
+            raise NoKernels("the compiled kernels give wrong weights")
     except NoKernels as reason:
         log.info("torch forms masked weights, strip by strip: %s", reason)
         return None
-    best = FORMS[library.sparsemend_fuse_form()]
-    form = asked if asked in FORMS[: FORMS.index(best)] else best
-    return None if form == "none" else FusedKernel(library, form)
+    return kernel
 
 
-@cache
-def _agrees(kernel: FusedKernel, rank: int) -> bool:
-    """Whether the kernel gives torch's bits, on a strip and a row more, and a broken panel."""
-    generator = torch.Generator().manual_seed(rank)
-    rows, columns = STRIP_ROWS + 1, 203
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    weight, a, b = random(rows, columns), random(rank, columns), random(rows, rank)
-    keep = pack(random(rows, columns) > 0)
-    ours = kernel.form_weight(weight, a, b, keep, base=1.0, dtype=torch.float32)
-    return torch.equal(ours, form_in_strips(weight, a, b, keep, base=1.0, dtype=torch.float32))
+def _is_right(kernel: FusedKernel) -> bool:
+    """Whether a small weight of small integers comes out exactly, as torch's does."""
+    weight, a, b = (
+        (torch.arange(rows * columns).reshape(rows, columns) % 7 - 3).float()
+        for rows, columns in ((13, 203), (5, 203), (13, 5))
+    )
+    operands = (weight, a, b, pack(weight > 0))
+    return all(
+        torch.equal(
+            kernel.form_weight(*operands, base=1.0, dtype=dtype),
+            form_in_strips(*operands, base=1.0, dtype=dtype),
+        )
+        for dtype in NUMBERS
+    )

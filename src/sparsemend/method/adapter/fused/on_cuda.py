@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from sparsemend.engine.build import TORCH, asked_form
 from sparsemend.method.adapter.fused.plain import form_in_strips
 
 log = logging.getLogger(__name__)
@@ -20,13 +21,15 @@ log = logging.getLogger(__name__)
 ROWS, COLUMNS = 64, 64  # of a tile; a tile's sums are in registers
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_RANK = 16  # of a product of Triton's
+MOST_RANK = 32  # at a time: 32 KiB of shared memory, and every card has 48
 
 
 def fits_cuda(weight: Tensor, a: Tensor, b: Tensor, packed_keep: Tensor | None) -> bool:
     """Whether the kernel takes these and gives here what torch gives."""
     tensors = [t for t in (weight, a, b, packed_keep) if t is not None]
     return (
-        all(t.is_cuda and t.is_contiguous() for t in tensors)
+        asked_form() != TORCH
+        and all(t.is_cuda and t.is_contiguous() for t in tensors)
         and a.dtype == b.dtype == torch.float32
         and weight.dtype in DTYPES
         and min(*weight.shape, *a.shape) > 0
@@ -49,6 +52,7 @@ def form_on_cuda(
     from sparsemend.method.adapter.fused.triton_kernel import fuse
 
     (rows, columns), rank = weight.shape, a.shape[0]
+    step = min(MOST_RANK, max(LEAST_RANK, triton.next_power_of_2(rank)))
     output = torch.empty_like(weight, dtype=dtype)
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS))
     with torch.cuda.device_of(weight):  # which need not be the current one
@@ -59,7 +63,7 @@ def form_on_cuda(
             BASE=bool(base),
             ROWS=ROWS,
             COLUMNS=COLUMNS,
-            RANK=max(LEAST_RANK, triton.next_power_of_2(rank)),
+            RANK=step,
             enable_fp_fusion=True,
         )
     return output

@@ -8,7 +8,6 @@ from torch import Tensor
 from sparsemend.sparse.linear import zero_off_
 from sparsemend.sparse.packing import unpack
 
-LEAST_ROWS = 4  # MKL adds up fewer in another order on Zen 4; elsewhere a single row
 STRIP_ROWS = 128  # 64 to 512 rows of 1024 inputs take the same time; all 1024 take twice that
 
 
@@ -30,16 +29,11 @@ def form_in_strips(
     formed = torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format)
     for start in range(0, rows, strip):
         part = slice(start, start + strip)
-        merged = _product(b[part], a)
+        merged = b[part] @ a
         if base:
             merged += weight[part]
         formed[part] = zero_off_(merged, support_rows(weight, packed_keep, part))
     return formed
-
-
-def _product(b: Tensor, a: Tensor) -> Tensor:
-    """b a; fewer rows are summed as LEAST_ROWS are: by themselves they may be in another order."""
-    return b @ a if len(b) >= LEAST_ROWS else (b.repeat(LEAST_ROWS, 1) @ a)[: len(b)]
 
 
 def form_narrow(

@@ -21,23 +21,25 @@ def fuse(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """One tile of output = keep * (W + B A); RANK: of the product, zeros beyond `rank`."""
+    """One tile of output = keep * (W + B A); RANK: of one product, zeros beyond `rank`."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    k = tl.arange(0, RANK)
-    right = tl.load(
-        a + k[:, None] * columns + column[None, :],
-        mask=(k[:, None] < rank) & (column[None, :] < columns),
-        other=0.0,
-    )
-    left = tl.load(
-        b + row[:, None] * rank + k[None, :],
-        mask=(row[:, None] < rows) & (k[None, :] < rank),
-        other=0.0,
-    )
+    merged = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for begin in range(0, rank, RANK):
+        k = begin + tl.arange(0, RANK)
+        right = tl.load(
+            a + k[:, None] * columns + column[None, :],
+            mask=(k[:, None] < rank) & (column[None, :] < columns),
+            other=0.0,
+        )
+        left = tl.load(
+            b + row[:, None] * rank + k[None, :],
+            mask=(row[:, None] < rows) & (k[None, :] < rank),
+            other=0.0,
+        )
+        merged = tl.dot(left, right, merged, input_precision="ieee")
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     place = row[:, None].to(tl.int64) * columns + column[None, :]
-    merged = tl.dot(left, right, input_precision="ieee")
     base = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
     if BASE:
         merged += base

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sparsemend.method.adapter.fused.kernels import fits, kernel_for
+from sparsemend.method.adapter.fused.kernels import fits, kernel
 from sparsemend.method.adapter.fused.on_cuda import fits_cuda, form_on_cuda
 from sparsemend.method.adapter.fused.plain import form_in_strips, form_narrow
 
@@ -40,15 +40,32 @@ def _form(
     wide: torch.dtype,
     dtype: torch.dtype,
 ) -> Tensor:
+    check_shapes(weight, a, b, packed_keep)
     a, b = a.to(wide), b.to(wide)
     if wide.itemsize < 4:
         return form_narrow(weight, a, b, packed_keep, scale=scale, base=base).to(dtype)
     b = (b * scale).contiguous()
-    if fits(weight, a, b, packed_keep, dtype) and (kernel := kernel_for(a.shape[0])):
-        return kernel.form_weight(weight, a, b, packed_keep, base=base, dtype=dtype)
+    if fits(weight, a, b, packed_keep, dtype) and (compiled := kernel()):
+        return compiled.form_weight(weight, a, b, packed_keep, base=base, dtype=dtype)
     if fits_cuda(weight, a, b, packed_keep):
         return form_on_cuda(weight, a, b, packed_keep, base=base, dtype=dtype)
     return form_in_strips(weight, a, b, packed_keep, base=base, dtype=dtype)
+
+
+def check_shapes(weight: Tensor, a: Tensor, b: Tensor, packed_keep: Tensor | None) -> None:
+    """Raise ValueError where a kernel, which checks nothing, would read beside these tensors."""
+    rows, columns = weight.shape
+    bits = (rows, -(-columns // 8))
+    if a.shape != (len(a), columns) or b.shape != (rows, len(a)):
+        raise ValueError(
+            f"A {tuple(a.shape)} and B {tuple(b.shape)} are no factors of a weight of "
+            f"{rows} x {columns}; they are (rank, {columns}) and ({rows}, rank)"
+        )
+    if packed_keep is not None and (packed_keep.shape != bits or packed_keep.dtype != torch.uint8):
+        raise ValueError(
+            f"a support of {rows} x {columns} weights is uint8 {bits}, not {packed_keep.dtype} "
+            f"{tuple(packed_keep.shape)}"
+        )
 
 
 @torch.library.register_fake("sparsemend::fused_weight", lib=LIBRARY)
