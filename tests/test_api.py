@@ -58,7 +58,10 @@ RUNS = {
     ],
     "seft owl": ["method=seft", "method.max_steps=30", "sparsity_schedule=owl"],
     "spiel": ["method=spiel", "method.max_steps=30", "method.prune_back=pruner"],
-    "losa": ["method=losa", "method.max_steps=10", "method.similarity_samples=6"],
+    "losa": [
+        *("method=losa", "method.prior_prune=true"),
+        *("method.max_steps=10", "method.similarity_samples=6"),
+    ],
     "reconstruct": ["method=reconstruct", "method.windows_per_step=2", "method.epochs=1"],
     "lora": ["method=lora", "method.rank=2", "method.max_steps=3"],
 }

@@ -138,7 +138,7 @@ def prune_block(
             seen = visit.observe(fresh, names)
         full = {name: visit.full_name(name) for name in names}
         unread = [name for name in names if pruner.needs_calibration and seen.get(name) is None]
-        idle = [name for name in unread if _is_whole(visit.linears[name])]
+        idle = [name for name in unread if not isinstance(visit.linears[name], SparseLinear)]
         asked = {full[name]: allocation[full[name]] for name in names if name not in idle}
         rates = pruner.around(asked, [full[name] for name in idle])
         for name in names:
@@ -146,13 +146,8 @@ def prune_block(
             if name not in unread:
                 rate = rates[full[name]]
                 visit.replace(name, prune_linear(linear, pruner, statistic, rate, pattern))
-            elif isinstance(linear, SparseLinear) and name not in idle:
+            elif isinstance(linear, SparseLinear):
                 prune_by_magnitude_(linear, rates[full[name]], pattern)
-
-
-def _is_whole(linear: nn.Linear) -> bool:
-    """Whether no pruning has met a linear, or only one that took nothing."""
-    return not isinstance(linear, SparseLinear) or bool(linear.keep.all())
 
 
 def _rates_of(

@@ -246,7 +246,7 @@ def test_a_pruned_expert_that_no_training_token_chooses_keeps_its_zeros(
     check_supports(model)
 
 
-def test_an_expert_that_no_token_ever_chose_keeps_its_weights_in_rounds_from_dense(
+def test_an_expert_that_no_token_ever_chose_is_pruned_by_magnitude_in_rounds_from_dense(
     tokens: Tensor, tmp_path: Path
 ) -> None:
     model = with_experts(random_model("llama"))
@@ -258,9 +258,10 @@ def test_an_expert_that_no_token_ever_chose_keeps_its_weights_in_rounds_from_den
         load_dense=lambda: with_experts(random_model("llama")),
     )
     method_of("losa", "method.rounds=2").repair(model, bench)
-    linears = prunable_linears(model)
-    assert torch.equal(linears[UNCHOSEN].weight, before)
-    assert all((m.weight == 0).any() for name, m in linears.items() if name != UNCHOSEN)
+    after = prunable_linears(model)[UNCHOSEN].weight
+    kept = after != 0
+    assert 0 < kept.sum() < kept.numel()
+    assert before[kept].abs().min() >= before[~kept].abs().max()
     check_supports(model)
 
 
