@@ -96,21 +96,6 @@ def test_the_reason_of_a_compiler_is_never_lost(compiler: Compiler, body: str, w
         compiled_library()
 
 
-def test_a_command_that_cannot_be_run_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SPARSEMEND_CACHE", str(tmp_path / "cache"))
-    script = tmp_path / "cxx"
-    script.write_bytes(b"\x7fELF")
-    script.chmod(0o755)
-    monkeypatch.setenv("CXX", str(script))
-    with pytest.raises(NoKernels, match=r"cxx cannot be run .* set CXX to a compiler"):
-        compiled_library()
-    monkeypatch.setenv("CXX", 'g++ "-O2')
-    with pytest.raises(NoKernels, match='CXX=g\\+\\+ "-O2 cannot be read as a command'):
-        compiled_library()
-
-
 def test_a_user_without_a_home_is_told_what_to_set(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,15 +146,18 @@ def test_a_cache_that_is_a_file_is_named(
 @pytest.mark.parametrize(
     ("command", "line"),
     [
+        ('g++ "-O2', r'CXX=g\+\+ "-O2 cannot be read as a command'),
         ("g++ 'x", r"CXX=g\+\+ 'x cannot be read as a command: No closing quotation"),
-        ("not_a_program", r"not_a_program cannot be run \(.*Exec format error"),
+        ("a_text", r"a_text cannot be run \(.*Exec format error"),
+        ("half_a_program", r"half_a_program cannot be run .* set CXX to a compiler"),
     ],
 )
 def test_a_compiler_that_is_none_is_a_reason_to_multiply_otherwise(
     command: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "not_a_program").write_text("text")
-    (tmp_path / "not_a_program").chmod(0o755)
+    for name, content in (("a_text", b"text"), ("half_a_program", b"\x7fELF")):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", command)
     with pytest.raises(NoKernels, match=line):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from support.triton_scripts import compile_for_cards, interpret, needs_linux, needs_triton
 from torch import Tensor
 
 from sparsemend.engine import choice, on_cuda
@@ -18,10 +17,6 @@ from sparsemend.engine.library import Factor
 from sparsemend.engine.on_cuda import PROGRAMS, packed_linear_on_cuda, split
 from sparsemend.engine.operator import check_factor
 from sparsemend.engine.packed import pack_weight
-
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
-)
 
 
 @pytest.fixture
@@ -144,11 +139,8 @@ assert on_cuda._refusal(torch.device("cpu")) is None
 
 @pytest.mark.slow
 @needs_triton
-def test_the_triton_kernels_are_right_under_the_interpreter(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    subprocess.run([sys.executable, "-c", INTERPRETED], check=True)
+def test_the_triton_kernels_are_right_under_the_interpreter() -> None:
+    interpret(INTERPRETED)
 
 
 COMPILED = """
@@ -185,10 +177,6 @@ for kernel, constants in (
 
 @pytest.mark.slow
 @needs_triton
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
-def test_the_triton_kernels_compile_for_a_card(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    subprocess.run([sys.executable, "-c", COMPILED], check=True)
+@needs_linux
+def test_the_triton_kernels_compile_for_a_card(tmp_path: Path) -> None:
+    compile_for_cards(COMPILED, tmp_path)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.layers import random
+from support.triton_scripts import compile_for_cards, interpret, needs_linux, needs_triton
 from torch import Tensor
 
 from sparsemend.engine.build import NoKernels, load_library
@@ -21,9 +19,6 @@ from sparsemend.method.adapter.fused.plain import STRIP_ROWS, form_in_strips
 from sparsemend.method.adapter.fused.weight import OPERATOR, bytes_moved
 from sparsemend.sparse.packing import pack
 
-NEEDS_TRITON = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
-)
 SHAPES = [
     (1, 1),
     (1, 20),
@@ -203,12 +198,9 @@ for rows, columns, rank in ((70, 90, 3), (1, 1, 1), (3, 200, 70)):
 
 
 @pytest.mark.slow
-@NEEDS_TRITON
-def test_the_triton_kernel_is_right_under_its_interpreter(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    subprocess.run([sys.executable, "-c", INTERPRETED], check=True)
+@needs_triton
+def test_the_triton_kernel_is_right_under_its_interpreter() -> None:
+    interpret(INTERPRETED)
 
 
 COMPILED = """
@@ -230,11 +222,7 @@ for capability in (75, 80, 90):
 
 
 @pytest.mark.slow
-@NEEDS_TRITON
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
-def test_the_triton_kernel_fits_every_card_at_any_rank(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    subprocess.run([sys.executable, "-c", COMPILED], check=True)
+@needs_triton
+@needs_linux
+def test_the_triton_kernel_fits_every_card_at_any_rank(tmp_path: Path) -> None:
+    compile_for_cards(COMPILED, tmp_path)
