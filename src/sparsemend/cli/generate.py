@@ -19,7 +19,7 @@ from sparsemend.engine.build import asked_form
 from sparsemend.errors import USER_ERRORS, brief, lacks_memory
 from sparsemend.generation.folder import find_place
 from sparsemend.generation.settings import Sampling
-from sparsemend.preflight.device import SIGNS, may_have_gpu
+from sparsemend.preflight.device import NO_DRIVER, may_have_gpu
 from sparsemend.terminal import say
 
 COMMAND = "sparsemend-generate"
@@ -104,10 +104,7 @@ def _check_device(device: str) -> None:
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
         raise ValueError(f"--device {device} is not cpu, cuda or cuda:N")
     if device != "cpu" and not may_have_gpu():
-        raise ValueError(
-            f"--device {device}, but this machine has no GPU driver (nvidia-smi and {SIGNS[0]} are "
-            "missing); take --device cpu"
-        )
+        raise ValueError(f"--device {device}, but {NO_DRIVER}; take --device cpu")
 
 
 def _standard_input() -> str:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 # NVIDIA's driver, a Jetson's, Windows' under WSL, and AMD's, whose torch answers to `cuda` too
 SIGNS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvhost-ctrl", "/dev/dxg", "/dev/kfd")
+NO_DRIVER = f"this machine has no GPU driver (nvidia-smi and {SIGNS[0]} are missing)"
 
 
 def check_device(cfg: DictConfig) -> None:
@@ -24,10 +25,7 @@ def check_device(cfg: DictConfig) -> None:
             "hardware=cpu, or hardware=gpu"
         )
     if accelerator == "gpu" and not may_have_gpu():
-        raise ValueError(
-            "hardware.accelerator=gpu, but this machine has no GPU driver (nvidia-smi and "
-            f"{SIGNS[0]} are missing); use hardware=cpu"
-        )
+        raise ValueError(f"hardware.accelerator=gpu, but {NO_DRIVER}; use hardware=cpu")
 
 
 def may_have_gpu() -> bool:

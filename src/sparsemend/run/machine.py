@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from sparsemend.engine.build import KEY
+
 # environment variables with which MKL, oneDNN, cuBLAS, torch and the engine choose their kernels
 CHOOSE_KERNELS = (
     "ATEN_CPU_CAPABILITY",
@@ -27,7 +29,7 @@ CHOOSE_KERNELS = (
     "NVIDIA_TF32_OVERRIDE",
     "ONEDNN_DEFAULT_FPMATH_MODE",
     "ONEDNN_MAX_CPU_ISA",
-    "SPARSEMEND_ENGINE",
+    KEY,
 )
 LIBRARIES = ("torch", "transformers", "numpy", "scipy", "tokenizers", "flash-attn")
 CUDA_WHEELS = "nvidia-"  # cuBLAS and the like, which may be newer than torch

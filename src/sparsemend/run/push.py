@@ -13,14 +13,14 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from sparsemend.errors import blame
-from sparsemend.names import MASKS
+from sparsemend.names import MASKS, PACKED_FILES
 
 # weights of an earlier upload, dense or packed, in other files than those of this one: a reader
 # would take them for this model's
 WEIGHTS = [
     "model.safetensors*",
     "model-*-of-*.safetensors",
-    "packed-*-of-*.safetensors",
+    PACKED_FILES,
     "pytorch_model*.bin*",
     MASKS,
 ]

@@ -1,8 +1,8 @@
 """The compiled kernels for a CPU.
 
 A kernel adds up B A in the order of the rank by fused multiply-adds, whatever the shape and the
-number of threads.  So does torch's product with MKL, for most shapes and on most processors: the
-two differ in rounding there alone where it does not.  Without a compiler or AVX2 torch forms the
+number of threads.  So does torch's product with MKL for most shapes, on most processors; where it
+does not, the two differ in rounding.  Without a compiler or AVX2 torch forms the
 weight, in about twice the time.  $SPARSEMEND_ENGINE=torch asks for that, and avx2 for that form.
 """
 
