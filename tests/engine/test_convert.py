@@ -86,6 +86,7 @@ def test_what_cannot_be_packed_is_named() -> None:
         model.get_submodule(name).weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match=f"{name}: 1 weights are not finite"):
         pack_linears_(model, values="float32", least_sparsity=0.5)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())  # none before it
     with pytest.raises(ValueError, match="Embedding is no linear"):
         pack_linear(nn.Embedding(3, 4), values="float32")
 

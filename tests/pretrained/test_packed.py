@@ -16,6 +16,7 @@ from support.layouts import prune_two_of_four_
 
 from sparsemend.checkpoint.headers import weight_files
 from sparsemend.checkpoint.packed import read_packed
+from sparsemend.generation.folder import find_place
 from sparsemend.pretrained.packed import load_packed_model, packed_linears
 from sparsemend.run.export import export
 
@@ -194,7 +195,7 @@ def test_the_folder_of_a_run_is_that_of_its_model(folder: Path) -> None:
     (folder.parent / "result.json").write_text("{}")
     assert packed_linears(load_packed_model(folder.parent))
     shutil.rmtree(folder)
-    with pytest.raises(FileNotFoundError, match=rf"{folder} holds no packed weights"):
+    with pytest.raises(FileNotFoundError, match="is a run folder without a model/; repeat its run"):
         load_packed_model(folder.parent)
 
 
@@ -208,6 +209,16 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
 def test_who_reads_dense_weights_is_told_that_they_are_packed(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"holds packed weights.*export_form=dense"):
         weight_files(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
+)
+def test_ordinary_weights_beside_packed_ones_are_refused(folder: Path, name: str) -> None:
+    (folder / name).touch()
+    for read in (weight_files, lambda place: find_place(str(place))):
+        with pytest.raises(ValueError, match=f"holds both {name} and packed weights.*move those"):
+            read(folder)
 
 
 def test_what_is_mapped_stays_when_the_folder_is_replaced(folder: Path) -> None:

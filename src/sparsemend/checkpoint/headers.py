@@ -170,8 +170,9 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, [] if it only has .bin files.
 
     Raises FileNotFoundError on a folder without weights or with a shard missing, ValueError on an
-    index that does not name files of the folder.
+    index that does not name files of the folder, and where packed weights lie beside.
     """
+    check_one_form(folder)
     single, index = folder / "model.safetensors", folder / INDEX
     if single.is_file():
         return [single]
@@ -196,6 +197,18 @@ def weight_files(folder: Path) -> list[Path]:
         f"model folder {folder} has no weights: neither model.safetensors nor "
         f"{INDEX}; save the model with save_pretrained into it"
     )
+
+
+def check_one_form(folder: Path) -> None:
+    """Raise ValueError where ordinary and packed weights lie in one folder: which are meant?"""
+    packed = min(folder.glob(PACKED_FILES), default=None)
+    names = ("model.safetensors", INDEX, *WITHOUT_HEADERS)
+    other = next((name for name in names if (folder / name).is_file()), None)
+    if packed is not None and other is not None:
+        raise ValueError(
+            f"model folder {folder} holds both {other} and packed weights ({packed.name}), which "
+            "may differ; move those that are not meant away"
+        )
 
 
 def _read_index(index: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ from sparsemend.checkpoint.headers import (
 from sparsemend.checkpoint.linears import DEPTHS, NESTED, block_tensors
 from sparsemend.checkpoint.quantisation import check_no_gguf, check_quantisation
 from sparsemend.config.locations import is_local, resolve_path, tilde_hint
+from sparsemend.names import MODEL, RESULT
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 
@@ -68,6 +69,20 @@ def read_config(folder: Path) -> ModelConfig:
             "save_pretrained"
         )
     return ModelConfig(json_object(path))
+
+
+def model_folder(folder: Path) -> Path:
+    """The model/ of a run folder, and any other folder itself.
+
+    Raises FileNotFoundError where the run was not exported.
+    """
+    if not (folder / RESULT).is_file():
+        return folder
+    if not (folder / MODEL).is_dir():
+        raise FileNotFoundError(
+            f"{folder} is a run folder without a {MODEL}/; repeat its run with export=true"
+        )
+    return folder / MODEL
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from sparsemend.blocks.find import find_blocks
 from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.plain import multiplies
 from sparsemend.engine.linear import PackedLinear
-from sparsemend.engine.packed import pack_weight
+from sparsemend.engine.packed import check_weight, pack_weight
 from sparsemend.sparse.linear import SparseLinear
 
 
@@ -33,27 +33,40 @@ def pack_linears_(model: nn.Module, *, values: str, least_sparsity: float) -> li
     """Pack the linears of the decoder blocks that have enough zeros; returns their names.
 
     least_sparsity: the fraction of zeros from which on a linear is packed; the others stay as they
-    are.  Raises ValueError naming the linear that cannot be packed, and where none has the zeros.
+    are.  Raises ValueError naming the linear that cannot be packed, and where none has the zeros;
+    the model is as it was then.
     """
     prefix, blocks = find_blocks(model)
-    names: list[str] = []
-    for name, linear in [(f"{prefix}.{n}", m) for n, m in blocks.named_modules()]:
-        if not (multiplies(linear) or type(linear) is Conv1D):
-            continue
-        weight, _ = _weight(linear)
-        if 1 - int(weight.count_nonzero()) / weight.numel() < least_sparsity:
-            continue
-        try:
-            model.set_submodule(name, pack_linear(linear, values=values))
-        except ValueError as error:
-            raise ValueError(f"{saved_name(model, name)}: {error}") from error
-        names.append(name)
+    linears = {
+        f"{prefix}.{name}": module
+        for name, module in blocks.named_modules()
+        if multiplies(module) or type(module) is Conv1D
+    }
+    names = [
+        name
+        for name, linear in linears.items()
+        if _can_be_packed(saved_name(model, name), linear, values, least_sparsity)
+    ]
+    for name in names:
+        model.set_submodule(name, pack_linear(linears.pop(name), values=values))
     if not names:
         raise ValueError(
             f"no linear of the decoder blocks has a sparsity of {least_sparsity} or more, so there "
             "is nothing to pack; prune the model first"
         )
     return names
+
+
+def _can_be_packed(name: str, linear: nn.Module, values: str, least_sparsity: float) -> bool:
+    """Whether a linear has enough zeros; raises ValueError where it has, and cannot be packed."""
+    try:
+        weight, keep = _weight(linear)
+        if 1 - int(weight.count_nonzero()) / weight.numel() < least_sparsity:
+            return False
+        check_weight(weight, keep=keep, values=values)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return True
 
 
 def _weight(linear: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -96,19 +96,10 @@ def pack_weight(weight: Tensor, *, keep: Tensor | None, values: str) -> PackedWe
     """`weight` (O, I), float32 or bfloat16, with its values stored as `values` (a key of VALUES).
 
     keep: bool (O, I), True where a weight is stored, also where it is zero; None stores what is not
-    zero, and a minus zero counts as zero then.  Raises ValueError where a weight is not finite, or
-    not zero off `keep`, or would have to be rounded to bfloat16.
+    zero, and a minus zero counts as zero then.  Raises what `check_weight` does.
     """
-    _check_weight(weight, values)
-    if keep is None:
-        keep = weight != 0
-    elif keep.shape != weight.shape or keep.dtype != torch.bool:
-        raise ValueError(
-            f"keep must be bool of shape {tuple(weight.shape)}, got {keep.dtype} of shape "
-            f"{tuple(keep.shape)}"
-        )
-    elif outside := int(weight.masked_fill(keep, 0).count_nonzero()):
-        raise ValueError(f"{outside} weights off the support are not zero")
+    check_weight(weight, keep=keep, values=values)
+    keep = weight != 0 if keep is None else keep
     scale = None
     if values == "int8":
         weight, scale = quantise(weight)
@@ -172,7 +163,12 @@ def _rows(tiled: Tensor) -> Tensor:
     return tiled.transpose(1, 2).reshape(groups * ROWS, tiles * COLUMNS)
 
 
-def _check_weight(weight: Tensor, values: str) -> None:
+def check_weight(weight: Tensor, *, keep: Tensor | None, values: str) -> None:
+    """Raise ValueError unless a weight can be packed.
+
+    It cannot where a weight is not finite, or not zero off `keep`, or would have to be rounded to
+    bfloat16, or where its shape, its dtype or `keep` is none that is packed.
+    """
     if weight.ndim != 2 or weight.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(
             f"a weight to pack is a float32 or bfloat16 matrix, not {weight.dtype} "
@@ -191,6 +187,15 @@ def _check_weight(weight: Tensor, values: str) -> None:
                 "float32 weights would be rounded to bfloat16; pack float32 values, or convert the "
                 "model with model.bfloat16() first"
             )
+    if keep is None:
+        return
+    if keep.shape != weight.shape or keep.dtype != torch.bool:
+        raise ValueError(
+            f"keep must be bool of shape {tuple(weight.shape)}, got {keep.dtype} of shape "
+            f"{tuple(keep.shape)}"
+        )
+    if outside := int(weight.masked_fill(keep, 0).count_nonzero()):
+        raise ValueError(f"{outside} weights off the support are not zero")
 
 
 def _check_scale(name: str, packed: PackedWeight) -> None:

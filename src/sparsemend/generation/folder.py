@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemend.checkpoint.headers import weight_files
-from sparsemend.checkpoint.model import read_config
+from sparsemend.checkpoint.headers import check_one_form, weight_files
+from sparsemend.checkpoint.model import model_folder, read_config
 from sparsemend.checkpoint.packed import PackedFolder, is_packed, read_packed
 from sparsemend.config.locations import is_local, resolve_path, tilde_hint
-from sparsemend.names import MODEL, PACKED_FILES, RESULT
+from sparsemend.names import PACKED_FILES
 
 # of a repository with packed weights, all that its model and its tokenizer may be read from
 BESIDE = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
@@ -28,15 +28,12 @@ def find_place(asked: str) -> ModelPlace:
 
     Raises FileNotFoundError or ValueError in one line where it cannot be one.
     """
-    folder = Path(resolve_path(asked))
-    if (folder / RESULT).is_file():
-        if not (folder / MODEL).is_dir():
-            raise FileNotFoundError(
-                f"{asked} is a run folder without a model/; repeat its run with export=true"
-            )
-        asked, folder = str(folder / MODEL), folder / MODEL
+    run = Path(resolve_path(asked))
+    folder = model_folder(run)
+    asked = asked if folder == run else str(folder)
     if is_packed(folder):
         read_config(folder)
+        check_one_form(folder)
         return ModelPlace(asked, read_packed(folder))
     if folder.is_dir():
         read_config(folder)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sparsemend.checkpoint.headers import TensorHeader
+from sparsemend.checkpoint.model import model_folder
 from sparsemend.checkpoint.packed import PackedFolder, read_packed
 from sparsemend.engine.file import load_packed
 from sparsemend.engine.linear import PackedLinear
 from sparsemend.layout.unfold import unfold_
-from sparsemend.names import MODEL, RESULT
 from sparsemend.pretrained.checkpoint import Checkpoint
 from sparsemend.pretrained.stored import DTYPES, ShapeAlone, StoredTensor
 from sparsemend.pretrained.streamed import shell_of
@@ -51,9 +51,7 @@ def load_packed_model(
     as it was exported.  attention: None for the model's own choice.  Raises ValueError or
     FileNotFoundError with the cause in one line.
     """
-    folder = Path(folder)
-    if (folder / RESULT).is_file():
-        folder = folder / MODEL
+    folder = model_folder(Path(folder))
     if dtype not in (None, *COMPUTED):
         raise ValueError(f"dtype {dtype} is not one of: {', '.join(map(str, COMPUTED))}")
     described = read_packed(folder)
