@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 from support import result_folders
+from support.claim_sweeps import (
+    DSNOT,
+    KEY,
+    STATEMENT,
+    cell,
+    collapse,
+    diverge,
+    failure,
+    override,
+    rates,
+    sweep,
+)
 
 from sparsemend.cli.tables import main
 from sparsemend.result.folder import read_result
-from sparsemend.result.window_losses import write_losses
 from sparsemend.sweep.claims import plot
 from sparsemend.sweep.claims.index import index, table
 from sparsemend.sweep.claims.keep import keep
@@ -23,84 +33,6 @@ from sparsemend.sweep.claims.page import page, write
 from sparsemend.sweep.claims.read import read_claims
 from sparsemend.sweep.claims.verdict_line import verdict_lines
 from sparsemend.sweep.read import overrides_of
-
-METRIC, VALIDATION = "perplexity/test", "perplexity/validation"
-STATEMENT = {
-    "says": "rates that rise are better than equal ones",
-    "ours": {"schedule": "atp"},
-    "rival": {"schedule": "uniform"},
-    "measure": METRIC,
-    "at_most": 1.0,
-    "source": "a paper, abstract",
-    "published": [
-        "atp/headline/llama2_7b/0.7/wanda/atp/none~atp_minus_uniform/wikitext2/perplexity_change"
-    ],
-}
-DSNOT = {
-    **STATEMENT,
-    "says": "moving zeros helps",
-    "ours": {"method": "dsnot"},
-    "rival": {"method": "none"},
-    "beside": ["dsnot/table1"],
-}
-KEY = "sparsity_schedule.common_difference"
-
-
-def sweep(root: Path, *statements: dict[str, Any], key: str | None = None) -> Path:
-    """A sweep's folder with the rules that its command left there."""
-    root.mkdir(parents=True, exist_ok=True)
-    callbacks = {"claim": {"statements": list(statements)}}
-    sweeper = {"params": {"seed": "0,1", "sparsity": "0.6"}, "choose": {"key": key, "seed": 0}}
-    hydra = {"callbacks": callbacks, "sweeper": sweeper}
-    OmegaConf.save(OmegaConf.create({"hydra": hydra}), root / "multirun.yaml")
-    return root
-
-
-def cell(folder: Path, *, claim: str = "made_up", validation: float = 0.0, **given: Any) -> Path:
-    """A finished cell with 8 windows, whose losses differ by window alone."""
-    content = result_folders.result(**given)
-    content["config"]["claim"] = claim
-    content["metrics"]["repaired"][VALIDATION] = validation
-    content |= {"seconds": 360.0, "repair": {"steps": 4}}
-    result_folders.write(folder, content)
-    (folder / ".hydra").mkdir()
-    lines = ["experiment=claims/made_up", f"seed={content['config']['seed']}"]
-    lines += ["sparsity=0.6", *([] if claim == "made_up" else ["data=text"])]
-    OmegaConf.save(OmegaConf.create(lines), folder / ".hydra" / "overrides.yaml")
-    for state in ("pruned", "repaired"):
-        mean = math.log(content["metrics"][state][METRIC])
-        write_losses(folder, state, {METRIC: mean + torch.linspace(-0.5, 0.5, 8)})
-    return folder
-
-
-def rates(folder: Path, number: int, seed: int, difference: float | None, **values: Any) -> None:
-    """A cell that prunes alone, with ATP's common difference or with equal rates."""
-    schedule = "uniform" if difference is None else "atp"
-    knobs = None if difference is None else {"common_difference": difference}
-    values = {"repaired": values.get("pruned", 30.0), **values}
-    cell(
-        folder / str(number),
-        seed=seed,
-        method="none",
-        schedule=schedule,
-        schedule_knobs=knobs,
-        **values,
-    )
-
-
-@pytest.fixture
-def searched(tmp_path: Path) -> Path:
-    """Equal rates with two seeds; two differences on seed 0, of which validation takes the first.
-
-    The test text would take the second, and seed 1 has the first alone.
-    """
-    folder = sweep(tmp_path / "sweep", STATEMENT, key=KEY)
-    rates(folder, 0, 0, None, pruned=30.0)
-    rates(folder, 1, 0, 0.01, pruned=24.0, validation=20.0)
-    rates(folder, 2, 0, 0.02, pruned=22.0, validation=21.0)
-    rates(folder, 3, 1, None, pruned=32.0)
-    rates(folder, 4, 1, 0.01, pruned=24.0, validation=20.0)
-    return folder
 
 
 def test_the_value_that_validation_chose_is_compared(searched: Path) -> None:
@@ -128,7 +60,7 @@ def test_the_page_says_what_was_measured_and_where_it_comes_from(
     for part in (
         "**holds here**; x 0.775",
         "* 2 of 2 cells measured.",
-        "| wanda 0.6 | 24.000 | 31.000 | 0.775 |",
+        "| wanda 0.6 | 24.000 | 30.984 | 0.775 |",
         "\nsparsemend -m experiment=claims/made_up\n",  # both seeds are its own
         "published: perplexity change (atp minus uniform) -52.10 of llama2_7b",
         "| atp | wanda 0.6, python_docs | 2 | 0.01 (edge) | 0.02 | 1.0909 |",
@@ -154,7 +86,9 @@ def test_the_index_lists_claims_that_were_written_at_different_times(
     assert f"{row} | **holds here** | 0.775 (" in index
     # pruned and repaired have one perplexity: no difference
     row = "| [zeros](zeros.md) | moving zeros helps | tiny, python_docs"
-    assert f"{row} | **not told apart** | 1.000 (1.000 - 1.000) | 0 / 0 / 1 | 2 of 2 |" in index
+    assert (
+        f"{row} | **not told apart** | 1.000 (1.000 - 1.000) | 0, 1 | 0 / 0 / 1 | 2 of 2 |" in index
+    )
 
 
 def test_a_pruned_model_stands_beside_its_own_repair_and_the_papers_cells(tmp_path: Path) -> None:
@@ -170,43 +104,11 @@ def test_a_pruned_model_stands_beside_its_own_repair_and_the_papers_cells(tmp_pa
     assert "made_up seed=0\n" in page(claim)  # one seed of two
 
 
-def collapse(folder: Path, state: str = "repaired") -> None:
-    """Make a state's perplexity, and its losses, those of a model that gives NaN."""
-    path = folder / "result.json"
-    content = json.loads(path.read_text())
-    content["metrics"][state][METRIC] = None
-    path.write_text(json.dumps(content))
-    write_losses(folder, state, {METRIC: torch.full((8,), math.nan)})
-
-
-def failure(kind: str, message: str) -> dict[str, str]:
-    return {"type": kind, "message": message, "traceback": ""}
-
-
-def diverge(folder: Path) -> None:
-    """Make a finished cell one whose training ended in a loss that is not finite."""
-    path = folder / "result.json"
-    content = json.loads(path.read_text())
-    message = "loss is nan at step 3 of 64; lower method.learning_rate"
-    content |= {"status": "failed", "error": failure("FloatingPointError", message)}
-    content["metrics"].pop("repaired")
-    path.write_text(json.dumps(content))
-
-
 def index_of(sweep: Path, folder: Path) -> str:
     """The index of the one claim of a sweep."""
     (claim,) = read_claims([sweep])
     (folder / f"{claim.name}.csv").write_text(table(claim))
     return index(folder)
-
-
-@pytest.fixture
-def moved(tmp_path: Path) -> Path:
-    """DSnoT with two seeds, better than the pruned model on both."""
-    folder = sweep(tmp_path / "sweep", DSNOT)
-    for seed in (0, 1):
-        cell(folder / str(seed), method="dsnot", seed=seed, pruned=30.0, repaired=20.0)
-    return folder
 
 
 @pytest.mark.parametrize("end", [collapse, diverge])
@@ -215,6 +117,7 @@ def test_a_collapse_of_ours_is_counted_and_is_no_success(moved: Path, end: Any) 
     end(moved / "1")
     if end is diverge:  # the pruned model is that of another cell
         cell(moved / "2", method="none", seed=1, pruned=30.0, repaired=30.0)
+        override(moved / "2", "method=none")
     (claim,) = read_claims([moved])
     (one,) = claim.judged
     assert one.comparisons[0].seeds == (0,)
@@ -230,6 +133,7 @@ def test_a_collapse_of_ours_is_counted_and_is_no_success(moved: Path, end: Any) 
 def test_a_row_whose_every_trial_diverged_does_not_hold(searched: Path) -> None:
     for number in (1, 2):
         diverge(searched / str(number))
+        override(searched / str(number), f"{KEY}=0.0{number}")
     shutil.rmtree(searched / "4")
     (claim,) = read_claims([searched])
     (one,) = claim.judged
@@ -264,7 +168,7 @@ def test_a_seed_on_which_both_sides_collapsed_says_nothing(moved: Path, tmp_path
         collapse(moved / "0", state)
     write(read_claims([moved]), tmp_path / "pages")
     assert (
-        "| **not told apart** | - | 0 / 0 / 1, 4 collapsed |"
+        "| **not told apart** | - | - | 0 / 0 / 1, 4 collapsed |"
         in (tmp_path / "pages" / "README.md").read_text()
     )
 
@@ -432,6 +336,11 @@ def test_folders_without_a_claim_are_refused(tmp_path: Path) -> None:
         ({"measure": "speed"}, "measure=speed"),
         ({"at_most": 0.0}, "at_most=0.0"),
         ({"because": "x"}, "does not know because"),
+        ({"ours": "atp"}, "ours=atp of a statement is no conditions"),
+        ({"ours": None}, "has ours and rival"),
+        ({"rival": {"rows": "lors"}}, "rival of a statement asks for rows, which is none of row"),
+        ({"beside": "dsnot/table1"}, "beside=dsnot/table1 of a statement is no list"),
+        ({"says": "a | b"}, "is no line of text"),
     ],
 )
 def test_a_statement_that_is_not_whole_is_refused(

@@ -86,6 +86,33 @@ def test_a_part_of_a_claim_takes_up_the_cells_that_are_there(tmp_path: Path) -> 
     assert later.ran[-1][1] == ["method=lors", "seed=1", f"{KEY}=0.01"]
 
 
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_a_trial_counts_once_it_has_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    """One that another process runs is waited for; one that failed is worse than any."""
+    sweeper = Recorded(tmp_path, jobs_with("method=lors"), {"key": KEY})
+    pauses: list[float] = []
+    monkeypatch.setattr("sparsemend.sweep.claims.sweeper.sleep", pauses.append)
+    monkeypatch.setattr(
+        "sparsemend.sweep.claims.sweeper.runs_here", lambda result, _: result.status == "running"
+    )
+    launch = sweeper.launch
+
+    def at_first_otherwise(jobs: list[list[str]], *, first: int) -> list[Any]:
+        launched = launch(jobs, first=first)
+        if f"{KEY}=0.01" in jobs[0] and not (status == "running" and pauses):
+            path = tmp_path / str(first) / "result.json"
+            path.write_text(path.read_text().replace('"finished"', f'"{status}"'))
+        return launched
+
+    monkeypatch.setattr(sweeper, "launch", at_first_otherwise)
+    sweeper.sweep([])
+    assert len(pauses) == (status == "running")
+    best = "0.01" if status == "running" else "0.00333333"
+    assert sweeper.ran[-1][1] == ["method=lors", "seed=1", f"{KEY}={best}"]
+
+
 def test_a_value_of_the_chosen_key_is_refused(tmp_path: Path) -> None:
     sweeper = Recorded(tmp_path, jobs_with("method=lors"), {"key": KEY})
     with pytest.raises(CompactHydraException, match=f"{KEY}=0.1 would have no effect"):

@@ -19,8 +19,8 @@ class ClaimCells:
     """The cells of one claim, each in the order of their numbers.
 
     diverged: failed since a loss was not finite, which says as much as a perplexity that is not.
-    ended: (folder, why) of those that failed, were stopped or still run, where no other cell of
-    the same overrides finished.
+    ended: (folder, why) of those that failed, were stopped or still run.  Neither has a cell of
+    whose overrides another one finished.
     """
 
     finished: tuple[RunRecord, ...]
@@ -39,7 +39,7 @@ def read_claim_cells(folders: Sequence[Path]) -> dict[str, ClaimCells]:
     Raises ValueError where there is none.
     """
     finished: dict[str, list[RunRecord]] = {}
-    for run in find_runs(folders):
+    for run in _each_once(find_runs(folders)):
         if run.config.get("claim"):
             finished.setdefault(str(run.config["claim"]), []).append(run)
     if not finished:
@@ -47,11 +47,16 @@ def read_claim_cells(folders: Sequence[Path]) -> dict[str, ClaimCells]:
             f"no cell of a claim under {', '.join(map(str, folders))}; run "
             "sparsemend -m experiment=claims/dsnot, or give its folder"
         )
-    others = [run for folder in folders for run in _find_unfinished(folder)]
+    others = _each_once([run for folder in folders for run in _find_unfinished(folder)])
     return {
         name: _cells_of([run for run in others if run.config.get("claim") == name], runs)
         for name, runs in sorted(finished.items())
     }
+
+
+def _each_once(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs without those that lie under two of the folders that were asked."""
+    return list({run.folder.resolve(): run for run in runs}.values())
 
 
 def _find_unfinished(folder: Path) -> list[RunRecord]:
@@ -64,12 +69,13 @@ def _find_unfinished(folder: Path) -> list[RunRecord]:
 
 
 def _cells_of(others: Sequence[RunRecord], finished: Sequence[RunRecord]) -> ClaimCells:
-    diverged = [run for run in others if _diverges(run)]
     done = {_identity(run) for run in finished}
+    others = [run for run in others if _identity(run) not in done]
+    diverged = [run for run in others if _diverges(run)]
     ended = [
         (run.folder, f"{cell.status}: {cell.reason}")
         for run in sorted(others, key=number_of)
-        if not _diverges(run) and _identity(run) not in done
+        if not _diverges(run)
         for cell in [Cell(run.folder.name, {}, run.result)]
     ]
     return ClaimCells(

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+MOST = 8  # trials of a bracket: two that begin it, and six steps outwards (a factor of 729)
+
 
 def best_value(objectives: Mapping[float, float]) -> float | None:
     """The value with the least objective that is finite, the smaller one on ties; None without."""
@@ -43,6 +45,22 @@ def bracket(
 def at_edge(value: float, objectives: Mapping[float, float]) -> bool:
     """Whether no value below it, or none above, was tried; a failed trial was tried too."""
     return value in (min(objectives), max(objectives))
+
+
+def is_settled(
+    objectives: Mapping[float, float], points: str | Sequence[float], count: int | None
+) -> bool:
+    """Whether a choice had all its trials.
+
+    points, count: of `hydra.sweeper.choose`: a bracket, a spread of `count` values, or a list.
+    """
+    if points == "bracket":
+        value = best_value(objectives)
+        inside = value is not None and not at_edge(value, objectives)
+        return inside or len(objectives) >= MOST
+    if isinstance(points, str):
+        return len(objectives) >= (count or 1)
+    return all(value in objectives for value in points)
 
 
 def try_each(values: Sequence[float], objective: Callable[[float], float]) -> dict[float, float]:

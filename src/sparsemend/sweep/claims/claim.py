@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsemend.result.format import format_metric
+from sparsemend.result.run_result import RunResult
 from sparsemend.result.runs import RunRecord
 from sparsemend.sweep.arena.bootstrap import Ratio
 from sparsemend.sweep.claims.facts import ComparedAt
@@ -54,15 +55,23 @@ class Comparison:
         return {side.name: side for side in sides}
 
     @property
+    def says_nothing(self) -> bool:
+        """Whether both sides collapsed on every seed that they share."""
+        return self.effect is None and self.collapsed == self.rival_collapsed
+
+    @property
     def pairs(self) -> int:
         """The seeds that both sides have, collapsed or not."""
         return len(self.ours.by_seed.keys() & self.rival.by_seed.keys())
 
     def mean(self, side: Side, measure: str) -> str:
-        """The mean of a side over the compared seeds, as text in the unit of MEASURES."""
+        """The geometric mean of a side over the compared seeds, as text in the unit of MEASURES.
+
+        Those of the two sides divide to their effect.
+        """
         values = [side.by_seed[s].value(measure) for s in self.seeds if s in side.by_seed]
         numbers = [value for value in values if value is not None]
-        mean = statistics.fmean(numbers) / UNITS.get(measure, 1) if numbers else None
+        mean = statistics.geometric_mean(numbers) / UNITS.get(measure, 1) if numbers else None
         return format_metric(mean, 3)
 
 
@@ -94,6 +103,7 @@ class Claim:
     """All that is measured of one claim.
 
     ended: (folder, why) of cells that neither finished nor diverged in training.
+    unmeasured: a line per statement that nothing measured, with the sides that have no cell.
     swept: as of `Rules`.
     """
 
@@ -102,6 +112,7 @@ class Claim:
     diverged: tuple[RunRecord, ...]
     ended: tuple[tuple[Path, str], ...]
     judged: tuple[Judged, ...]
+    unmeasured: tuple[str, ...]
     chosen: tuple[Chosen, ...]
     parts: tuple[Part, ...]
     swept: Mapping[str, str]
@@ -109,5 +120,13 @@ class Claim:
 
     @property
     def hours(self) -> float:
-        """Hours that the cells took one after the other, diverged ones as far as they came."""
-        return sum(run.result.seconds or 0.0 for run in (*self.runs, *self.diverged)) / 3600
+        """Hours that the cells took one after the other, with what was stopped or diverged."""
+        return sum(_seconds(run.result) for run in (*self.runs, *self.diverged)) / 3600
+
+
+def _seconds(result: RunResult) -> float:
+    """Seconds of a run and of the attempts that it continued; by stages where it has no sum."""
+    stages = [cost.seconds for costs in result.earlier_attempts for cost in costs.values()]
+    if result.seconds is not None:
+        return sum(stages, result.seconds)
+    return sum((cost.seconds for cost in result.cost.values()), sum(stages))

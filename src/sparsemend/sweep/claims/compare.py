@@ -13,7 +13,7 @@ from sparsemend.sweep.claims.equality import check_sides
 from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState
 from sparsemend.sweep.claims.planned import CellCount
 from sparsemend.sweep.claims.published import published_ratio
-from sparsemend.sweep.claims.side import Side, side_of
+from sparsemend.sweep.claims.side import Side, side_of, value_of
 from sparsemend.sweep.claims.statements import PER_WINDOW, Rules, Statement
 from sparsemend.sweep.claims.verdict import (
     Logarithms,
@@ -40,6 +40,18 @@ def compare(
     return [c for c in comparisons if c.effect is not None or c.collapsed or c.rival_collapsed]
 
 
+def missing_of(statement: Statement, states: Sequence[MeasuredState]) -> str:
+    """Why a statement has no comparison: `not measured yet: no cell of row=lors`."""
+    sides = (statement.ours, statement.rival)
+    absent = [
+        " and ".join(f"{key}={value}" for key, value in side.items())
+        for side in sides
+        if not any(s.meets(side) and s.was_measured(statement.measure) for s in states)
+    ]
+    reason = f"no cell of {', none of '.join(absent)}" if absent else "no seed and setting of both"
+    return f"not measured yet: {reason}"
+
+
 def _sides(
     conditions: Mapping[str, Any] | None,
     measure: str,
@@ -49,7 +61,8 @@ def _sides(
     """The side that meets the conditions, by setting; empty without conditions."""
     by_setting: dict[ComparedAt, list[MeasuredState]] = {}
     for state in states if conditions is not None else ():
-        if state.meets(conditions or {}) and state.was_measured(measure):
+        tried = rules.is_tried(value_of(state, rules.chosen_key))
+        if tried and state.meets(conditions or {}) and state.was_measured(measure):
             by_setting.setdefault(state.setting(measure), []).append(state)
     metric = measure if measure in PER_WINDOW else METRIC
     return {
@@ -136,7 +149,7 @@ def judge(
     """The statement over all its settings on one model and text."""
     measure = statement.measure
     pooled = pooled_effect(
-        [_pair(c.ours, c.rival, measure) for c in comparisons],
+        [_pair(c.ours, c.rival, measure) for c in comparisons if c.effect is not None],
         comparisons[0].ours.weights(measure),
     )
     effect, seeds = pooled if pooled is not None else (None, ())
@@ -155,7 +168,7 @@ def judge(
         comparisons=tuple(comparisons),
         effect=effect,
         seeds=seeds,
-        verdict=overall(judged, [c.verdict for c in comparisons]),
+        verdict=overall(judged, [c.verdict for c in comparisons if not c.says_nothing]),
         progress=progress,
     )
 

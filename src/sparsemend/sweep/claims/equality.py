@@ -16,12 +16,16 @@ from sparsemend.table.grouping import differing
 
 # what both sides of a comparison have in common, beside what `ComparedAt` says
 SECTIONS = ("model", "data", "evaluation", "pruner", "rounding", "budget")
+ALIKE = 0.02  # a support that evolves trains some weights more or fewer than it was given
+OF_TEXT = ("corpus", "split", "tokens", "windows", "seqlen", "dtype", "data_hash")
 OF_ARENA = ("steps", "windows_per_step", "rank", "validation_windows")
 
 
 def check_same(earlier: MeasuredState, state: MeasuredState) -> None:
     """Raise ValueError where two cells of one side and seed differ in what decides the state."""
-    settings = [one.run.settings(one.state) for one in (earlier, state)]
+    settings = [
+        {**one.run.settings(one.state), "variant": one.row.variant} for one in (earlier, state)
+    ]
     if keys := differing(settings):
         values = " and ".join(str(each.get(keys[0], "unset")) for each in settings)
         raise ValueError(
@@ -37,11 +41,35 @@ def check_side(states: Sequence[MeasuredState], *, but_for: str | None) -> None:
     but_for: that key, or None.
     """
     _check_equal(states, [_decisive(state, but_for) for state in states])
+    _check_texts(states)
 
 
 def check_sides(states: Sequence[MeasuredState]) -> None:
     """Raise ValueError where states of the two sides differ in model, text, measure or budget."""
     _check_equal(states, [_common(state.run) for state in states])
+    _check_texts(states)
+
+
+def unequal_budget(states: Sequence[MeasuredState]) -> str | None:
+    """A line where states had more than ALIKE apart of what `budget` makes equal."""
+    spent = {}
+    for state in states:
+        run = state.run
+        tokens = run.config.get("budget") == "tokens"
+        number = run.result.repair.diagnostics.get("tokens") if tokens else run.trained_parameters
+        if number and "budget" in run.config:
+            what = "read in training" if tokens else "trained"
+            spent[number] = f"cell {run.folder.name} has {number:,} {what}"
+    if not spent or max(spent) <= (1 + ALIKE) * min(spent):
+        return None
+    return f"no equal budget: {spent[min(spent)]}, {spent[max(spent)]}"
+
+
+def _check_texts(states: Sequence[MeasuredState]) -> None:
+    """Raise ValueError where the text itself differs: that of `python_docs` is Python's own."""
+    read = [state for state in states if state.run.result.protocol.corpus]
+    facts = [state.run.result.protocol for state in read]
+    _check_equal(read, [{key: getattr(each, key) for key in OF_TEXT} for each in facts])
 
 
 def _check_equal(states: Sequence[MeasuredState], settings: Sequence[Mapping[str, Any]]) -> None:
@@ -64,7 +92,7 @@ def _decisive(state: MeasuredState, but_for: str | None) -> dict[str, Any]:
 
 
 def _common(run: RunRecord) -> dict[str, Any]:
-    """The settings that both sides of a comparison share: model, texts, measure, budget."""
+    """The settings that both sides of a comparison share: model, data, measure, budget."""
     parts = {section: run.config[section] for section in SECTIONS if section in run.config}
     arena = run.config.get("arena") or {}
     return dict(leaves({**parts, "arena": {key: arena[key] for key in OF_ARENA if key in arena}}))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparsemend.config.values import leaves
-from sparsemend.names import METRIC, TASK_METRIC, weights_of
+from sparsemend.names import METRIC, TASK_METRIC, WINDOW_LOSSES, weights_of
 from sparsemend.result.format import LARGE
 from sparsemend.result.protocol import measured_text
 from sparsemend.result.runs import Row, RunRecord
@@ -17,23 +17,30 @@ from sparsemend.result.window_losses import read_losses
 from sparsemend.sweep.claims.statements import PER_WINDOW
 
 NO_ROW = "none"
+COSTS = ("step_seconds", "peak_bytes")
+COST_KEYS = ("devices", "micro_batch", "activation_checkpointing", "offload")  # of hardware
 
 
 @dataclass(frozen=True, order=True)
 class ComparedAt:
-    """What both sides of a comparison have in common beside the seed."""
+    """What both sides of a comparison have in common beside the seed.
+
+    Its label is `wanda 0.6`, with the data of a repair where they are not the measured text.
+    """
 
     model: str
     text: str  # that is measured
     trained: str  # the data that repairs read, where that is another text; else empty
     pruner: str
     amount: str  # sparsity, or the pattern of an N:M model
+    machine: str  # of a cost, which is of a machine; else empty
 
     @property
     def label(self) -> str:
-        """`wanda 0.6`, with the data of a repair where they are not the measured text."""
-        return f"{self.pruner} {self.amount}" + (
-            f", trained on {self.trained}" * bool(self.trained)
+        """How it is called in a table."""
+        rest = [f"trained on {self.trained}"] * bool(self.trained)
+        return ", ".join(
+            [f"{self.pruner} {self.amount}", *rest, *[self.machine] * bool(self.machine)]
         )
 
 
@@ -51,7 +58,16 @@ class MeasuredState:
         if measure == TASK_METRIC:
             text, data = data, ""
         trained = data if data != text else ""
-        return ComparedAt(self.run.model, text, trained, self.row.pruner, self.row.amount)
+        machine = self._machine if measure in COSTS else ""
+        return ComparedAt(self.run.model, text, trained, self.row.pruner, self.row.amount, machine)
+
+    @property
+    def _machine(self) -> str:
+        """What costs depend on beside the work: `cpu, 1 thread, micro_batch 8`."""
+        facts, hardware = self.run.result.provenance, self.run.config.get("hardware") or {}
+        threads = f"{facts.threads} thread{'s' * (facts.threads != 1)}"
+        parts = [f"{key} {hardware[key]}" for key in COST_KEYS if hardware.get(key)]
+        return ", ".join([str(facts.device), threads, *parts])
 
     def meets(self, conditions: Mapping[str, Any]) -> bool:
         """Whether every condition is a fact: row, method, schedule, variant, task, a dotted key."""
@@ -72,10 +88,14 @@ class MeasuredState:
         }
 
     def value(self, measure: str) -> float | None:
-        """A measure as a number: a perplexity, seconds, bytes; None where there is none."""
+        """A measure as a number: a perplexity, seconds, bytes; None where there is none.
+
+        A repair that was stopped and went on has no seconds a step: its steps are the last part's.
+        """
         if measure == "step_seconds":
             steps = self.run.result.repair.diagnostics.get("steps")
-            return self.run.seconds("repair") / steps if steps else None
+            again = any("repair" in costs for costs in self.run.result.earlier_attempts)
+            return self.run.seconds("repair") / steps if steps and not again else None
         if measure == "peak_bytes":
             return self.run.peak_bytes("repair") or None
         return self.run.value(self.state, measure)
@@ -110,6 +130,11 @@ class MeasuredState:
             return None  # losses that lie there are of an earlier attempt
         if measure in PER_WINDOW:
             losses = read_losses(self.run.folder, self.state, measure)
+            if losses is None and self.value(measure) is not None:
+                raise ValueError(
+                    f"{self.run.folder} has a {measure} and not its {WINDOW_LOSSES}; copy the cell "
+                    "whole, or run it again"
+                )
             return losses if losses is not None and np.isfinite(losses).all() else None
         value = self.value(measure)
         return None if value is None else np.log(np.array([value]))
@@ -142,7 +167,11 @@ def measured_states(
         yield MeasuredState(run, run.row, "repaired")
 
 
-def dense_perplexity(runs: Sequence[RunRecord], text: str) -> float | None:
-    """Perplexity of the dense model on a text, of the first run that measured it."""
-    values = (r.value("dense", METRIC) for r in runs if measured_text(r.config["data"]) == text)
+def dense_perplexity(runs: Sequence[RunRecord], model: str, text: str) -> float | None:
+    """Perplexity of a dense model on a text, of the first run that measured it."""
+    values = (
+        run.value("dense", METRIC)
+        for run in runs
+        if (run.model, measured_text(run.config["data"])) == (model, text)
+    )
     return next((value for value in values if value is not None), None)

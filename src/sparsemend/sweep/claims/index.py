@@ -14,6 +14,7 @@ from sparsemend.sweep.claims.verdict import FAILS, HOLDS, MIXED, OPEN
 from sparsemend.table.formats import markdown_table
 
 INDEX = "README.md"
+TITLE = "What the papers claim, measured here"
 CSV_COLUMNS = (
     *("claim", "says", "model", "text", "setting", "measure", "at_most", "ours", "rival"),
     *("effect", "low", "high", "seeds", "collapsed", "rival_collapsed", "verdict", "published"),
@@ -50,9 +51,26 @@ def _figures(effect: Ratio | None, seeds: Sequence[int]) -> list[str]:
     return [*([f"{value:.5f}" for value in numbers] or [""] * 3), " ".join(map(str, seeds))]
 
 
+def check_index(folder: Path) -> None:
+    """Raise ValueError where `folder` has a README.md that is no index."""
+    path = folder / INDEX
+    if path.is_file() and TITLE not in path.read_text(encoding="utf-8").partition("\n")[0]:
+        raise ValueError(f"{path} is another page than an index of claims; give --out a folder")
+
+
 def index(folder: Path) -> str:
     """The page of all verdicts, from the .csv of every claim in a folder."""
-    heads = ["claim", "says", "model, text", "verdict", "effect", "settings", "cells", "hours"]
+    heads = [
+        "claim",
+        "says",
+        "model, text",
+        "verdict",
+        "effect",
+        "seeds",
+        "settings",
+        "cells",
+        "hours",
+    ]
     rows = []
     for path in sorted(folder.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
@@ -64,13 +82,14 @@ def index(folder: Path) -> str:
             rows.append(_index_row(path.stem, key, same))
     notes = [
         "effect: ours over the rival, perplexity unless the sentence says otherwise, with its "
-        f"paired {LEVEL:.0%} interval over seeds and test windows; below 1 is as the paper says",
+        f"paired {LEVEL:.0%} interval over those seeds and test windows, which of one seed knows "
+        "nothing of how seeds differ; below 1 is as the paper says",
         f"verdict: {HOLDS} / {FAILS} / {OPEN}, by the rule that the yaml of the claim states, over "
         f"all settings; {MIXED} where one setting says the contrary of another or of all",
         "settings: how many hold, do not, are open, and how many models collapsed; cells: measured "
-        "of those that are planned",
+        "of those that are planned; hours: of all cells of the claim",
     ]
-    return markdown_table("What the papers claim, measured here", heads, rows, 3, notes) + "\n"
+    return markdown_table(TITLE, heads, rows, 3, notes) + "\n"
 
 
 def _index_row(claim: str, key: tuple[str, str, str], lines: Sequence[dict[str, str]]) -> list[str]:
@@ -87,7 +106,8 @@ def _index_row(claim: str, key: tuple[str, str, str], lines: Sequence[dict[str, 
         f"{key[1]}, {key[2]}",
         f"**{whole['verdict']}{so_far}**",
         effect,
+        whole["seeds"].replace(" ", ", ") or "-",
         settings + f", {fell} collapsed" * bool(fell),
         f"{whole['measured']} of {whole['planned']}",
-        lines[0]["hours"],
+        whole["hours"],
     ]

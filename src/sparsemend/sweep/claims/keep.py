@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sparsemend.files import replacing, write_text
+from sparsemend.files import replacing_folder, write_text
 from sparsemend.names import RESULT, WINDOW_LOSSES
 from sparsemend.result.runs import RunRecord
 from sparsemend.sweep.claims.claim import Claim
@@ -26,21 +26,27 @@ from sparsemend.sweep.read import overrides_path
 def keep(claims: Sequence[Claim], folder: Path) -> list[Path]:
     """Copy the measured cells to `folder/CLAIM/SWEEP/CELL`; return the folders of the sweeps.
 
-    Raises ValueError where two sweeps would lie in one folder.
+    A sweep's folder there is replaced whole: cells that are measured no more do not stay.
+    Raises ValueError where two sweeps would lie in one folder, or a sweep lies there itself.
     """
     homes: dict[Path, Path] = {}
+    cells: dict[Path, list[RunRecord]] = {}
     for claim in claims:
         for run in (*claim.runs, *claim.diverged):
             sweep = run.folder.parent
             home = folder / claim.name / sweep.resolve().name
+            if home.resolve() == sweep.resolve():
+                raise ValueError(f"{sweep} is itself where its cells would be kept; give another")
             if homes.setdefault(home, sweep) != sweep:
                 raise ValueError(
                     f"{homes[home]} and {sweep} would both be kept in {home}; give one of them"
                 )
-            _keep_cell(run, home / run.folder.name)
-    for home, sweep in homes.items():
-        with replacing(home / RULES) as partial:
-            OmegaConf.save(_only_rules(sweep / RULES), partial)
+            cells.setdefault(home, []).append(run)
+    for home, runs in cells.items():
+        with replacing_folder(home) as partial:
+            for run in runs:
+                _keep_cell(run, partial / run.folder.name)
+            OmegaConf.save(_only_rules(homes[home] / RULES), partial / RULES)
     return list(homes)
 
 
@@ -48,10 +54,12 @@ def _keep_cell(run: RunRecord, home: Path) -> None:
     content: dict[str, Any] = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
     content.pop("cache", None)
     content["sparsity"].pop("per_linear", None)
-    copies = [overrides_path(run.folder), *(run.folder / WINDOW_LOSSES).glob("*.safetensors")]
-    for path in copies:
-        with replacing(home / path.relative_to(run.folder)) as partial:
-            shutil.copyfile(path, partial)
+    if content.get("error"):
+        content["error"].pop("traceback", None)
+    for path in overrides_path(run.folder), *(run.folder / WINDOW_LOSSES).glob("*.safetensors"):
+        copied = home / path.relative_to(run.folder)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copied)
     write_text(home / RESULT, json.dumps(content, separators=(",", ":")) + "\n")
 
 

@@ -41,7 +41,7 @@ def origin(claim: Claim) -> list[str]:
     dense = [
         f"{model} on {text} {format_metric(perplexity, 3)}"
         for model, text in texts
-        if (perplexity := dense_perplexity(runs, text)) is not None  # a task has none
+        if (perplexity := dense_perplexity(runs, model, text)) is not None  # a task has none
     ]
     return [
         "## Where it comes from",

@@ -15,8 +15,9 @@ from sparsemend.result.format import LARGE, format_metric
 from sparsemend.result.runs import RunRecord
 from sparsemend.sweep.arena.bootstrap import LEVEL
 from sparsemend.sweep.claims.claim import Claim, Comparison, Judged
+from sparsemend.sweep.claims.equality import unequal_budget
 from sparsemend.sweep.claims.facts import MeasuredState
-from sparsemend.sweep.claims.index import INDEX, index, table
+from sparsemend.sweep.claims.index import INDEX, check_index, index, table
 from sparsemend.sweep.claims.origin import origin, progress_lines
 from sparsemend.sweep.claims.published import published_lines
 from sparsemend.sweep.claims.side import Chosen
@@ -25,20 +26,28 @@ from sparsemend.sweep.claims.verdict_line import gain_text, verdict_lines
 from sparsemend.table.evolution import MOMENTS, mean_rounds
 from sparsemend.table.formats import markdown_table
 
+SUFFIXES = (".md", ".csv", ".png")
+
 
 def write(claims: Sequence[Claim], folder: Path) -> list[Path]:
-    """Write the pages of claims and the index into `folder`; return the paths."""
+    """Write the pages of claims and the index into `folder`; return the paths.
+
+    Raises ValueError where a README.md of another kind lies there.
+    """
     from sparsemend.sweep.claims.plot import draw
 
+    check_index(folder)
     paths = []
     for claim in claims:
         if not claim.judged:
+            for suffix in SUFFIXES:  # of cells that are there no more
+                (folder / f"{claim.name}{suffix}").unlink(missing_ok=True)
             continue
         write_text(folder / f"{claim.name}.md", page(claim))
         write_text(folder / f"{claim.name}.csv", table(claim))
         with replacing(folder / f"{claim.name}.png") as partial:
             draw(claim.judged, partial)
-        paths += [folder / f"{claim.name}{suffix}" for suffix in (".md", ".csv", ".png")]
+        paths += [folder / f"{claim.name}{suffix}" for suffix in SUFFIXES]
     write_text(folder / INDEX, index(folder))
     return [*paths, folder / INDEX]
 
@@ -133,7 +142,7 @@ def _cell(one: Judged, state: MeasuredState) -> str:
 
 
 def _unequal(one: Judged) -> list[str]:
-    """A line per setting whose sides are not equally sparse."""
+    """A line per setting whose sides are not equally sparse, or had no equal budget."""
     lines = []
     for c in one.comparisons:
         sides = {"ours": c.ours, "the rival": c.rival}
@@ -144,6 +153,8 @@ def _unequal(one: Judged) -> list[str]:
         ]
         results = ((name, counts.target, counts.achieved) for name, counts in counted)
         lines += [f"{c.setting.label}: {line}" for line in unequal_sparsities(results)]
+        if line := unequal_budget([s for side in sides.values() for s in side.by_seed.values()]):
+            lines.append(f"{c.setting.label}: {line}")
     return lines
 
 

@@ -3,7 +3,8 @@
 A claim's yaml sweeps some keys; every combination of their values is a planned cell, with each
 seed.  Overrides of the command that nothing sweeps (another text, an N:M pattern) make another
 part of the claim, which plans as many; the part without any is planned even where nothing of it
-is measured.  The trials by which a value is chosen are not counted.
+is measured.  The trials by which a value is chosen are not counted, and before all of them are made
+nothing of their row is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 from sparsemend.config.values import NOT_HASHED
 from sparsemend.result.runs import RunRecord
 from sparsemend.sweep.claims.cells import pairs_of
+from sparsemend.sweep.claims.choice import best_value, is_settled
 from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState
+from sparsemend.sweep.claims.side import validation_of, value_of
 from sparsemend.sweep.claims.statements import Rules, Statement
 
 Combination = Mapping[str, str]  # swept key -> value
@@ -35,10 +38,14 @@ class Part:
     planned: tuple[Combination, ...]
     measured: tuple[Combination, ...]
 
-    def measures(self, measure: str, place: tuple[str, str]) -> bool:
-        """Whether its cells, of which there are some, have a measure on a model and text."""
+    def measures(self, statement: Statement, place: tuple[str, str]) -> bool:
+        """Whether its cells, of which there are some, are of a statement on a model and text."""
+        task = {key: value for key, value in statement.ours.items() if key == "task"}
         states = (MeasuredState(run, run.row, "repaired") for run in self.runs)
-        return place in {_place(state.setting(measure)) for state in states}
+        return any(
+            _place(state.setting(statement.measure)) == place and state.meets(task)
+            for state in states
+        )
 
     @property
     def elsewhere(self) -> bool:
@@ -99,9 +106,39 @@ def _count(overrides: tuple[str, ...], runs: Sequence[RunRecord], rules: Rules) 
     planned = [
         dict(zip(several, values, strict=True)) for values in itertools.product(*several.values())
     ]
-    cells = [dict(pairs_of(run)) for run in runs]
+    cells = [dict(pairs_of(run)) for run in _of_the_choice(runs, rules)]
     measured = [one for one in planned if any(_agrees(cell, one) for cell in cells)]
     return Part(overrides, tuple(runs), tuple(planned), tuple(measured))
+
+
+def _of_the_choice(runs: Sequence[RunRecord], rules: Rules) -> list[RunRecord]:
+    """The runs whose value of the chosen key is the one that counts, once all were tried."""
+    if rules.chosen_key is None:
+        return list(runs)
+    by_row: dict[frozenset[tuple[str, str]], list[RunRecord]] = {}
+    for run in runs:
+        pairs = frozenset(
+            pair for pair in pairs_of(run) if pair[0] not in ("seed", rules.chosen_key)
+        )
+        by_row.setdefault(pairs, []).append(run)
+    return [run for members in by_row.values() for run in _of_one_choice(members, rules)]
+
+
+def _of_one_choice(runs: Sequence[RunRecord], rules: Rules) -> list[RunRecord]:
+    """As `_of_the_choice`, of one row; runs without the key have nothing to choose, and count."""
+    states = [MeasuredState(run, run.row, "repaired") for run in runs]
+    values = [value_of(state, rules.chosen_key) for state in states]
+    tried = {
+        value: validation_of(state)
+        for value, state in zip(values, states, strict=True)
+        if value is not None and state.run.seed == rules.chosen_on and rules.is_tried(value)
+    }
+    chosen = best_value(tried)
+    counted = set(tried) if chosen is None else {chosen}
+    if not is_settled(tried, rules.points, rules.count):
+        counted = set()
+    pairs = zip(runs, values, strict=True)
+    return [run for run, value in pairs if value is None or value in counted]
 
 
 def _agrees(cell: Mapping[str, str], planned: Combination) -> bool:
@@ -124,7 +161,7 @@ def progress_of(parts: Sequence[Part]) -> CellCount:
 def progress_on(statement: Statement, place: tuple[str, str], parts: Sequence[Part]) -> CellCount:
     """Of the cells on which a statement rests on a model and text: those of one of its sides."""
     sides = [statement.ours, statement.rival, *([statement.share_of] if statement.share_of else [])]
-    theirs = [part for part in parts if part.measures(statement.measure, place)]
+    theirs = [part for part in parts if part.measures(statement, place)]
     if not all(part.elsewhere for part in theirs):
         theirs += [part for part in parts if not part.runs]
     counts = [

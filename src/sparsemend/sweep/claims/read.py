@@ -8,7 +8,7 @@ from pathlib import Path
 from sparsemend.result.runs import RunRecord
 from sparsemend.sweep.claims.cells import ClaimCells, read_claim_cells
 from sparsemend.sweep.claims.claim import Claim, Comparison, Judged
-from sparsemend.sweep.claims.compare import compare, judge
+from sparsemend.sweep.claims.compare import compare, judge, missing_of
 from sparsemend.sweep.claims.facts import ComparedAt, measured_states
 from sparsemend.sweep.claims.planned import parts_of, progress_on
 from sparsemend.sweep.claims.side import Chosen
@@ -28,9 +28,12 @@ def _claim(name: str, cells: ClaimCells) -> Claim:
     states = list(measured_states(cells.finished, cells.diverged))
     parts = parts_of(cells.measured, rules)
     judged: list[Judged] = []
+    unmeasured: list[str] = []
     chosen: dict[tuple[str, ComparedAt], Chosen] = {}
     for statement in rules.statements:
         comparisons = compare(statement, states, rules)
+        if not comparisons:
+            unmeasured.append(f"{statement.says}: {missing_of(statement, states)}")
         for one in (side.chosen for c in comparisons for side in c.named_sides.values()):
             if one is not None:
                 chosen.setdefault((one.side, one.setting), one)
@@ -49,6 +52,7 @@ def _claim(name: str, cells: ClaimCells) -> Claim:
         diverged=cells.diverged,
         ended=cells.ended,
         judged=tuple(judged),
+        unmeasured=tuple(unmeasured),
         chosen=tuple(chosen.values()),
         parts=parts,
         swept=rules.swept,

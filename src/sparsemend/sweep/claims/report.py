@@ -11,6 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sparsemend.sweep.claims.page import write
+from sparsemend.sweep.claims.published import published_lines
 from sparsemend.sweep.claims.read import read_claims
 from sparsemend.sweep.claims.statements import statements_of
 from sparsemend.sweep.claims.verdict_line import verdict_lines
@@ -24,7 +25,8 @@ class ClaimReport(Callback):
 
     def __init__(self, *, statements: Sequence[Any]) -> None:
         """statements: of the claim; raises ValueError on one that is not whole, before any cell."""
-        statements_of(statements)
+        for statement in statements_of(statements):
+            published_lines(statement)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

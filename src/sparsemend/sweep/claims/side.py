@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def side_of(
     by_value: dict[Any, dict[int, MeasuredState]] = {}
     earlier = []
     for state in members:
-        by_seed = by_value.setdefault(_value_of(state, rules.chosen_key), {})
+        by_seed = by_value.setdefault(value_of(state, rules.chosen_key), {})
         if (before := by_seed.get(state.run.seed)) is not None:
             check_same(before, state)
             earlier.append(before)
@@ -87,7 +87,7 @@ def side_of(
     chosen = _choose(name, setting, tried, str(rules.chosen_key), metric)
     if chosen is None:
         return Side(name, _collapsed_trials(by_value, metric), None, ())
-    kept = (state for state in earlier if _value_of(state, rules.chosen_key) == chosen.value)
+    kept = (state for state in earlier if value_of(state, rules.chosen_key) == chosen.value)
     return Side(name, by_value[chosen.value], chosen, tuple(kept))
 
 
@@ -101,7 +101,7 @@ def _collapsed_trials(by_value: Mapping[Any, BySeed], metric: str) -> BySeed:
     }
 
 
-def _value_of(state: MeasuredState, key: str | None) -> Any:
+def value_of(state: MeasuredState, key: str | None) -> Any:
     """The value of the chosen key in a run; None where the state does not depend on it."""
     if key is None or (state.state == "pruned" and key.startswith("method.")):
         return None
@@ -112,7 +112,7 @@ def _choose(
     name: str, setting: ComparedAt, tried: Mapping[Any, MeasuredState], key: str, metric: str
 ) -> Chosen | None:
     """The choice among the trials; None where none has a finite validation."""
-    validation = {value: _metric(state, VALIDATION_METRIC) for value, state in tried.items()}
+    validation = {value: validation_of(state) for value, state in tried.items()}
     value = best_value(validation)
     if value is None:
         return None
@@ -123,7 +123,7 @@ def _choose(
     gap = effect_of(pair[0], pair[1], tried[value].weights(metric)) if len(pair) == 2 else None
     return Chosen(
         side=name,
-        setting=setting,
+        setting=replace(setting, machine=""),
         key=key,
         validation=dict(sorted(validation.items())),
         value=value,
@@ -131,6 +131,11 @@ def _choose(
         gap=gap[0] if gap else None,
         seconds=sum(state.run.result.seconds or 0.0 for state in tried.values()),
     )
+
+
+def validation_of(state: MeasuredState) -> float:
+    """The validation perplexity of a repaired state, infinite where it has none."""
+    return _metric(state, VALIDATION_METRIC)
 
 
 def _metric(state: MeasuredState, name: str) -> float:

@@ -35,10 +35,11 @@ from sparsemend.names import METRIC, TASK_METRIC
 MEASURES = {
     METRIC: "perplexity",
     TASK_METRIC: "task perplexity",
-    "step_seconds": "seconds of repair a step",
+    "step_seconds": "seconds of repair a step, with what comes before the first and validations",
     "peak_bytes": "peak MiB of repair",
 }
 PER_WINDOW = (METRIC, TASK_METRIC)
+FACTS = ("row", "method", "schedule", "variant", "task")  # that a side may be named by
 RULES = "multirun.yaml"  # in a sweep's folder
 
 
@@ -71,6 +72,12 @@ class Rules:
     swept: Mapping[str, str]  # key -> the values that the experiment sweeps, by commas
     chosen_key: str | None
     chosen_on: int  # the seed
+    points: str | tuple[float, ...]  # among which was chosen, as of `choice.is_settled`
+    count: int | None
+
+    def is_tried(self, value: Any) -> bool:
+        """Whether a value of the chosen key is among those to choose from: of a list, its own."""
+        return isinstance(self.points, str) or value is None or value in self.points
 
 
 def read_rules(sweep: Path) -> Rules:
@@ -81,6 +88,8 @@ def read_rules(sweep: Path) -> Rules:
     config = OmegaConf.load(path)
     callback = OmegaConf.select(config, "hydra.callbacks.claim")
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    points = OmegaConf.select(config, "hydra.sweeper.choose.points")
+    count = OmegaConf.select(config, "hydra.sweeper.choose.count")
     if callback is None:
         raise ValueError(f"{path} states no claim; give the folder of an experiment=claims/...")
     return Rules(
@@ -88,6 +97,10 @@ def read_rules(sweep: Path) -> Rules:
         swept={str(key): str(values) for key, values in params.items()},
         chosen_key=OmegaConf.select(config, "hydra.sweeper.choose.key"),
         chosen_on=int(OmegaConf.select(config, "hydra.sweeper.choose.seed") or 0),
+        points=str(points)
+        if points is None or isinstance(points, str)
+        else tuple(map(float, points)),
+        count=None if count is None else int(count),
     )
 
 
@@ -108,6 +121,20 @@ def _statement(entry: Any) -> Statement:
             f"a statement of a claim lacks or does not know {', '.join(wrong)}; it has "
             f"{', '.join(sorted(names))}"
         )
+    says = content["says"]
+    if not (isinstance(says, str) and says.isprintable() and "|" not in says):
+        raise ValueError(f"says={says!r} of a statement is no line of text without |")
+    for key in ("ours", "rival", "share_of"):
+        if not (isinstance(content[key], Mapping) and content[key]) and content[key] is not None:
+            raise ValueError(f"{key}={content[key]} of a statement is no conditions, as {{row: x}}")
+        _check_conditions(key, content[key] or {})
+    if content["ours"] is None or content["rival"] is None:
+        raise ValueError(
+            "a statement of a claim has ours and rival; rival={method: none} is as pruned"
+        )
+    for key in ("beside", "published"):
+        if isinstance(content[key], str) or not isinstance(content[key], Sequence):
+            raise ValueError(f"{key}={content[key]} of a statement is no list")
     if content["measure"] not in MEASURES:
         raise ValueError(
             f"measure={content['measure']} of a statement is not one of {', '.join(MEASURES)}"
@@ -120,3 +147,12 @@ def _statement(entry: Any) -> Statement:
         raise ValueError(f"share={content['share']} of a statement is not in (0, 1]")
     lists = {key: tuple(content[key]) for key in ("beside", "published")}
     return Statement(**content | lists)
+
+
+def _check_conditions(key: str, conditions: Mapping[str, Any]) -> None:
+    for name in conditions:
+        if name not in FACTS and "." not in str(name):
+            raise ValueError(
+                f"{key} of a statement asks for {name}, which is none of {', '.join(FACTS)}, nor a "
+                "dotted key such as method.rank"
+            )

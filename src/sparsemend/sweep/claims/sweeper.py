@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from hydra.errors import CompactHydraException
@@ -20,15 +21,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sparsemend.config.values import override_key
 from sparsemend.names import VALIDATION_METRIC
 from sparsemend.result.folder import read_result
-from sparsemend.sweep.cells import identity
-from sparsemend.sweep.claims.choice import at_edge, best_value, bracket, try_each
+from sparsemend.sweep.cells import identity, runs_here
+from sparsemend.sweep.claims.choice import MOST, at_edge, best_value, bracket, try_each
 from sparsemend.sweep.read import overrides_of
 from sparsemend.sweep.search.space import space_of
 from sparsemend.sweep.sweeper import CellSweeper
 
 log = logging.getLogger(__name__)
 
-MOST = 8  # trials of a bracket: two that begin it, and six steps outwards (a factor of 729)
+PAUSE = 5.0  # seconds between two looks at a trial that another process runs
 
 
 class ClaimSweeper(CellSweeper):
@@ -88,8 +89,13 @@ class ClaimSweeper(CellSweeper):
         def objective(value: float) -> float:
             job = [*row, seed, f"{key}={value!r}"]
             self._cell(job)
-            result = read_result(self._folder_of(job))
-            number = None if result is None else result.metric("repaired", VALIDATION_METRIC)
+            folder = self._folder_of(job)
+            while (result := read_result(folder)) is not None and runs_here(result, folder):
+                sleep(PAUSE)
+                self._cell(job)
+            if result is None or not result.finished:
+                return math.inf  # a failed one counts as little on the page
+            number = result.metric("repaired", VALIDATION_METRIC)
             return math.inf if number is None else number
 
         config = self._config_of([*row, seed])

@@ -37,8 +37,9 @@ def verdict(effect: Ratio, at_most: float) -> str:
 def with_collapses(judged: str | None, *, ours: int, rival: int) -> str:
     """The verdict of an interval, None without one, where one side alone collapsed on some seeds.
 
-    ours, rival: the seeds on which that side collapsed and the other did not.  Such a seed cannot
-    be in the interval, and takes away what the interval says to the contrary.
+    ours, rival: the seeds on which that side collapsed and the other did not.  Such a seed has a
+    number in the interval only where its perplexity is finite, and in any case takes away what the
+    interval says to the contrary.
     """
     if judged is None:
         return OPEN if bool(ours) == bool(rival) else FAILS if ours else HOLDS
@@ -49,7 +50,8 @@ def with_collapses(judged: str | None, *, ours: int, rival: int) -> str:
 def overall(pooled: str | None, settings: Sequence[str]) -> str:
     """The verdict over settings: that of the pooled interval, if no setting says the contrary.
 
-    pooled: None without an interval; then what all settings say alike.
+    pooled: None without an interval; then what all settings say alike.  settings: without those in
+    which both sides collapsed on all seeds, which say nothing.
     """
     said = {*settings, pooled}
     if HOLDS in said and FAILS in said:

@@ -12,9 +12,11 @@ from sparsemend.sweep.claims.verdict import FAILS, HOLDS, OPEN
 def verdict_lines(claim: Claim, *, mark: str = "") -> list[str]:
     """A line per statement and text: the verdict, the effect, and how settings differ.
 
+    Last those that nothing measured.
+
     mark: what stands on both sides of the verdict.
     """
-    return [_verdict_line(one, mark) for one in claim.judged]
+    return [*(_verdict_line(one, mark) for one in claim.judged), *claim.unmeasured]
 
 
 def _verdict_line(one: Judged, mark: str) -> str:
@@ -30,7 +32,9 @@ def _verdict_line(one: Judged, mark: str) -> str:
 def _overall(one: Judged) -> str:
     if one.effect is None:
         return "no seed has a number in every setting"
-    over = "" if len(one.comparisons) == 1 else " over all settings"
+    measured = sum(c.effect is not None for c in one.comparisons)
+    which = "all" if measured == len(one.comparisons) else str(measured)
+    over = "" if len(one.comparisons) == 1 else f" over {which} settings"
     seeds = f"seed{'s' * (len(one.seeds) > 1)} {', '.join(map(str, one.seeds))}"
     return f"x {_interval(one.effect)}{over}, {seeds}"
 

@@ -1,0 +1,214 @@
+"""What a claim compares is alike: text, machine, budget, and cells that count once and whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from support.claim_sweeps import DSNOT, KEY, STATEMENT, cell, diverge, override, rates, sweep
+
+from sparsemend.cli.tables import main
+from sparsemend.sweep.claims.keep import keep
+from sparsemend.sweep.claims.page import page, write
+from sparsemend.sweep.claims.read import read_claims
+from sparsemend.sweep.claims.verdict_line import verdict_lines
+
+
+def change(folder: Path, section: str, **values: Any) -> None:
+    """Set values of a section of a cell's result."""
+    path = folder / "result.json"
+    content = json.loads(path.read_text())
+    content[section] = content[section] | values
+    path.write_text(json.dumps(content))
+
+
+def choose(folder: Path, **rule: Any) -> None:
+    """Set how a sweep chooses."""
+    path = folder / "multirun.yaml"
+    config = OmegaConf.load(path)
+    config.hydra.sweeper.choose = {"key": KEY, "seed": 0, **rule}
+    OmegaConf.save(config, path)
+
+
+def test_a_row_counts_once_all_its_values_were_tried(searched: Path) -> None:
+    """0.01 is better than 0.02, and nothing below it was tried."""
+    for number in ("0", "3"):
+        override(searched / number, "sparsity_schedule=uniform")
+    for number, value in (("1", 0.01), ("2", 0.02), ("4", 0.01)):
+        override(searched / number, "sparsity_schedule=atp", f"{KEY}={value}")
+    path = searched / "multirun.yaml"
+    config = OmegaConf.load(path)
+    config.hydra.sweeper.params["sparsity_schedule"] = "uniform,atp"
+    OmegaConf.save(config, path)
+    choose(searched, points="bracket")
+    assert "holds here so far (2 of 4 cells" in verdict_lines(read_claims([searched])[0])[0]
+    rates(searched, 5, 0, 0.003, pruned=24.0, validation=20.5)
+    override(searched / "5", "sparsity_schedule=atp", f"{KEY}=0.003")
+    (claim,) = read_claims([searched])
+    assert verdict_lines(claim)[0].count("holds here; x 0.775") == 1
+    assert claim.judged[0].progress.missing == 0
+    shutil.rmtree(searched / "4")  # of the chosen value
+    rates(searched, 4, 1, 0.02, pruned=24.0)
+    override(searched / "4", "sparsity_schedule=atp", f"{KEY}=0.02")
+    assert "so far (3 of 4 cells" in verdict_lines(read_claims([searched])[0])[0]
+
+
+def test_a_value_that_a_list_does_not_hold_counts_for_nothing(searched: Path) -> None:
+    choose(searched, points=[0.02])
+    rates(searched, 5, 1, 0.02, pruned=16.0)
+    (claim,) = read_claims([searched])
+    (comparison,) = claim.judged[0].comparisons
+    assert comparison.effect is not None
+    assert comparison.effect.mean == pytest.approx(math.sqrt(22 / 30 * 16 / 32))
+
+
+def test_another_text_of_one_name_is_not_compared(searched: Path) -> None:
+    change(searched / "3", "protocol", data_hash="1" * 64)
+    with pytest.raises(ValueError, match=r"differ in data_hash \(0000.* and 1111"):
+        read_claims([searched])
+
+
+@pytest.fixture
+def timed(tmp_path: Path) -> Path:
+    """Seconds of DSnoT against those of another method, on two seeds."""
+    statement = {**STATEMENT, "ours": {"method": "dsnot"}, "rival": {"method": "seft"}}
+    folder = sweep(tmp_path / "timed", {**statement, "measure": "step_seconds", "published": []})
+    for number, (method, seconds) in enumerate([("dsnot", 2.0), ("seft", 4.0)]):
+        for seed in (0, 1):
+            place = cell(folder / str(2 * number + seed), method=method, seed=seed)
+            change(place, "cost", repair={"seconds": seconds, "peak_bytes": 1})
+    return folder
+
+
+def test_seconds_of_two_machines_are_not_compared(timed: Path) -> None:
+    (one,) = read_claims([timed])[0].judged
+    assert (one.verdict, one.seeds) == ("holds here", (0, 1))
+    assert one.comparisons[0].setting.label == "wanda 0.6, cpu, None threads"
+    change(timed / "1", "provenance", device="a card", threads=1)
+    assert read_claims([timed])[0].judged == ()  # one number has no interval
+    change(timed / "3", "provenance", device="a card", threads=1)
+    assert read_claims([timed])[0].judged == ()
+
+
+def test_a_repair_that_was_stopped_has_no_seconds_a_step(timed: Path) -> None:
+    path = timed / "2" / "result.json"
+    content = json.loads(path.read_text())
+    content["earlier_attempts"] = [{"repair": {"seconds": 3.0, "peak_bytes": 1}}]
+    path.write_text(json.dumps(content))
+    (claim,) = read_claims([timed])
+    assert claim.judged == ()
+    assert claim.hours == pytest.approx((4 * 360 + 3) / 3600)
+    assert claim.unmeasured == (
+        "rates that rise are better than equal ones: not measured yet: no seed and setting of both",
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "section", "values", "said"),
+    [
+        ("tokens", "repair", {"tokens": 128}, "cell 0 has 64 read in training, cell 1 has 128"),
+        ("trainable", "cost", {"repair": {"trained_parameters": 12}}, "cell 1 has 12 trained"),
+    ],
+)
+def test_a_page_says_where_sides_had_no_equal_budget(
+    moved: Path, budget: str, section: str, values: dict[str, Any], said: str
+) -> None:
+    for name in ("0", "1"):
+        change(moved / name, "config", budget=budget)
+        change(moved / name, "repair", tokens=64)
+    assert "no equal budget" not in page(read_claims([moved])[0])
+    cost = {"seconds": 2.0, "peak_bytes": 1}
+    whole = {key: cost | value if key == "repair" else value for key, value in values.items()}
+    change(moved / "1", section, **whole)
+    assert said in page(read_claims([moved])[0])
+
+
+def test_a_cell_that_diverged_and_later_finished_did_not_collapse(moved: Path) -> None:
+    cell(moved / "2", method="dsnot", seed=1, pruned=30.0, repaired=20.0)
+    diverge(moved / "1")
+    (claim,) = read_claims([moved])
+    assert (claim.judged[0].verdict, claim.judged[0].seeds) == ("holds here", (0, 1))
+    assert claim.diverged == ()
+
+
+def test_a_setting_in_which_all_collapsed_does_not_silence_the_others(moved: Path) -> None:
+    for seed in (0, 1):
+        cell(
+            moved / f"{seed + 2}",
+            method="dsnot",
+            seed=seed,
+            pruner="magnitude",
+            pruned=2e5,
+            repaired=3e5,
+        )
+        override(moved / f"{seed + 2}", "pruner=magnitude")
+    (claim,) = read_claims([moved])
+    (one,) = claim.judged
+    assert (one.verdict, one.seeds, one.collapses) == ("holds here", (0, 1), (2, 2, 4))
+    assert one.effect is not None
+    assert one.effect.mean == pytest.approx(20 / 30)
+
+
+def test_cells_of_two_folders_that_overlap_count_once(moved: Path) -> None:
+    (claim,) = read_claims([moved, moved.parent])
+    assert len(claim.runs) == 2
+
+
+def test_a_cell_without_its_losses_is_refused(moved: Path) -> None:
+    shutil.rmtree(moved / "1" / "window_losses")
+    with pytest.raises(ValueError, match=r"sweep/1 has a perplexity/test and not its window_loss"):
+        read_claims([moved])
+
+
+def test_the_dense_perplexity_is_of_the_model_itself(moved: Path) -> None:
+    cell(moved / "2", method="dsnot", model="other", dense=7.0)
+    assert "other on python_docs 7.000" in page(read_claims([moved])[0])
+
+
+def test_kept_cells_are_those_of_the_last_time(moved: Path, tmp_path: Path) -> None:
+    keep(read_claims([moved]), tmp_path / "kept")
+    shutil.rmtree(moved / "0")
+    (home,) = keep(read_claims([moved]), tmp_path / "kept")
+    assert sorted(path.name for path in home.iterdir()) == ["1", "multirun.yaml"]
+    with pytest.raises(ValueError, match="is itself where its cells would be kept"):
+        keep(read_claims([home]), tmp_path / "kept")
+    assert (home / "1" / "result.json").is_file()
+
+
+def test_a_page_of_another_kind_is_not_replaced(
+    moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# Runs\n")
+    with pytest.raises(SystemExit):
+        main(["claims", str(moved), "--out", str(tmp_path)])
+    assert "is another page than an index of claims; give --out" in capsys.readouterr().err
+    assert readme.read_text() == "# Runs\n"
+
+
+def test_what_nothing_measured_is_said_and_its_page_goes(moved: Path, tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    write(read_claims([moved]), pages)
+    assert (pages / "made_up.md").is_file()
+    sweep(moved, {**DSNOT, "ours": {"row": "lorss"}})
+    (claim,) = read_claims([moved])
+    assert verdict_lines(claim) == ["moving zeros helps: not measured yet: no cell of row=lorss"]
+    write([claim], pages)
+    assert [path.name for path in pages.iterdir()] == ["README.md"]
+
+
+def test_a_statement_about_text_counts_no_cell_of_a_task(tmp_path: Path) -> None:
+    sides = {"ours": {"method": "dsnot", "task": False}, "rival": {"method": "none"}}
+    folder = sweep(tmp_path / "sweep", {**DSNOT, **sides})
+    for seed in (0, 1):
+        place = cell(folder / str(seed), method="dsnot", seed=seed)
+        change(place, "metrics", repaired={"perplexity/test": 20.0, "perplexity/task": 9.0})
+    cell(folder / "2", method="dsnot", seed=0)
+    override(folder / "2", "data=python_docs")
+    (one,) = read_claims([folder])[0].judged
+    assert (one.progress.measured, one.progress.planned) == (1, 2)
