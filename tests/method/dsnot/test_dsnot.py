@@ -352,6 +352,52 @@ def test_obs_keeps_sparsegpt_s_updates_and_revives_dense_values(make_model, toke
     assert not weight[stayed].equal(scene.dense[name][stayed])
 
 
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_the_error_that_updated_weights_leave_is_driven_too(group_size: int | None) -> None:
+    """What is reported is the mean error of the outputs: dense ones less those that are left."""
+    dense, moments = layer(16, 64, seed=3)
+    score = dense.abs() * moments.squared.sqrt()
+    keep = initial_keep(score, 0.5, Pattern(2, 4) if group_size else UNSTRUCTURED)
+    updated = torch.where(keep, dense + 0.1 * torch.randn(16, 64), dense)
+    left = ((dense - updated) * moments.total).sum(1)
+    if group_size is None:
+        refined = refine(updated, moments, keep, rule(), left)
+    else:
+        refined = refine_groups(updated, moments, keep, score, group_size, rule(), left)
+    assert not refined.keep.equal(keep)
+    for support, said in ((keep, refined.before), (refined.keep, refined.after)):
+        error = ((dense - updated * support) * moments.total).sum(1)
+        torch.testing.assert_close(said, error, atol=1e-3, rtol=1e-4)
+
+
+def test_obs_hands_on_what_sparsegpt_s_updates_leave(make_model, tokens, monkeypatch) -> None:
+    scene = Scene(make_model, tokens, SparseGPT(block_size=16, damping=0.01))
+    handed: list[Tensor | None] = []
+
+    def noted(*arguments: Any) -> Any:
+        handed.append(arguments[4])
+        return refine(*arguments)
+
+    monkeypatch.setattr("sparsemend.method.dsnot.dsnot.refine", noted)
+    scene.repair(sparsegpt_weights="obs")
+    assert all(left is not None and left.abs().sum() > 0 for left in handed)
+    handed.clear()
+    scene.repair(sparsegpt_weights="mask_only")
+    assert all(left is None for left in handed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cycles"), [(50, 50), (3.0, 3), (0, 0), (0.0122, 50), (0.0001, 1), (0.5, 2048)]
+)
+def test_cycles_are_a_number_or_a_share_of_the_inputs(asked: float, cycles: int) -> None:
+    assert DSnoT(**SETTINGS | {"max_cycles": asked}).cycles_of(4096) == cycles
+
+
+def test_cycles_that_are_neither_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_cycles 2\.5 is neither a whole number"):
+        DSnoT(**SETTINGS | {"max_cycles": 2.5})
+
+
 def test_patterns_hold_through_repair(make_model, tokens) -> None:
     scene = Scene(make_model, tokens, Wanda(variant=False), pattern="2:4")
     report = scene.repair(threshold=0.0)

@@ -1,7 +1,8 @@
 """DSnoT's swaps on one weight matrix: pure functions on tensors.
 
 With D = W * s (s: mean token sum of each input), a row's expected output error is the sum of D
-over its pruned weights, E.  Up to T times each row revives the pruned weight with the most extreme
+over its pruned weights, E; kept weights that the pruner updated leave a part of it from the start
+(`left`).  Up to T times each row revives the pruned weight with the most extreme
 D / v^p of E's sign and prunes a weak kept one: E := (E + D_pruned) - D_revived, in fp32 and in this
 order (Zhang, Zhao, Lin et al. 2024, arXiv 2310.08915).
 
@@ -94,9 +95,19 @@ def initial_keep(score: Tensor, sparsity: float, pattern: Pattern) -> Tensor:
     return ~lowest_per_group(score, pattern)
 
 
-def refine(weight: Tensor, moments: InputMoments, keep: Tensor, rule: SwapRule) -> Refined:
-    """Swap within rows; kept weights are pruned by |W| * sqrt(q), whatever chose `keep`."""
+def refine(
+    weight: Tensor,
+    moments: InputMoments,
+    keep: Tensor,
+    rule: SwapRule,
+    left: Tensor | None = None,
+) -> Refined:
+    """Swap within rows; kept weights are pruned by |W| * sqrt(q), whatever chose `keep`.
+
+    left: the part of E (R,) that kept weights leave, None where they have their dense values.
+    """
     error, grow, prune = _orders(weight, moments, keep, rule)
+    error = error if left is None else error + left.unsqueeze(1)
     cursor = _Cursor(prune)
     return _swap(keep, error, grow, lambda cycle, E, _: cursor.take(cycle, left=E >= 0), rule)
 
@@ -108,13 +119,16 @@ def refine_groups(
     score: Tensor,
     group_size: int,
     rule: SwapRule,
+    left: Tensor | None = None,
 ) -> Refined:
     """Swap within groups of `group_size` columns, so that an N:M support stays one.
 
     The weight of lowest `score` in the revived one's group goes, whatever the sign of its D; each
-    is considered once.  Rows always stop before E changes sign, as in the authors' code.
+    is considered once.  Rows always stop before E changes sign, as in the authors' code.  left: as
+    that of `refine`.
     """
     error, grow, _ = _orders(weight, moments, keep, rule)
+    error = error if left is None else error + left.unsqueeze(1)
     rest = F.pad(
         score.float().masked_fill(~keep, torch.inf),
         (0, -score.shape[1] % group_size),

@@ -40,10 +40,10 @@ class Part:
 
     def measures(self, statement: Statement, place: tuple[str, str]) -> bool:
         """Whether its cells, of which there are some, are of a statement on a model and text."""
-        task = {key: value for key, value in statement.ours.items() if key == "task"}
+        asked = {k: value for k, value in statement.ours.items() if k == "task" or "." in k}
         states = (MeasuredState(run, run.row, "repaired") for run in self.runs)
         return any(
-            _place(state.setting(statement.measure)) == place and state.meets(task)
+            _place(state.setting(statement.measure)) == place and state.meets(asked)
             for state in states
         )
 
