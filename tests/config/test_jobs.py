@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from sparsemend.config.jobs import Choices, cells_of, defer
+from sparsemend.config.jobs import Choices, cells_of, defer, stated_keys
 from sparsemend.errors import OverrideError
 
 KEYS = {"none": {"method", "seed"}, "lors": {"method", "seed", "method.rank"}}
@@ -38,6 +38,16 @@ def test_who_lacks_a_key_is_told_without_the_choices_that_do_not_matter() -> Non
 def test_a_key_that_no_job_has_stays_and_so_do_equal_jobs_that_lose_nothing() -> None:
     jobs = [["method=lors", "method.rnk=4"], ["method=lors", "method.rnk=4"]]
     assert cells_of(jobs, is_choice, keys_of).jobs == jobs
+
+
+def test_a_part_of_a_sweep_may_have_none_of_the_keys_that_the_whole_sweeps() -> None:
+    jobs = [["method=none", "seed=0", "method.rank=4"], ["method=none", "seed=1", "method.rank=4"]]
+    stated = stated_keys(["seed", "method", "method.rank"], ["method"])
+    assert stated == {"seed", "method.rank"}
+    cells = cells_of(jobs, is_choice, keys_of, stated)
+    assert cells.jobs == [["method=none", "seed=0"], ["method=none", "seed=1"]]
+    assert cells.ignored == {"method.rank": "method=none"}
+    assert stated_keys(["method", "method.rnk"], ["sparsity"]) == set()  # the whole has it nowhere
 
 
 def test_an_added_key_is_left_to_every_job() -> None:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sparsemend.config.declaration import text_of
-from sparsemend.config.jobs import Choices, cells_of, defer, expand, keys_in
+from sparsemend.config.jobs import Choices, cells_of, defer, expand, keys_in, stated_keys
 from sparsemend.config.locations import conf_folder
 from sparsemend.config.override_names import Names, is_search_line
 from sparsemend.errors import OverrideError
@@ -87,7 +87,9 @@ def _compose_sweep(names: Names, overrides: list[Override]) -> CommandLine:
     fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
     begin = tuple(filter(names.is_choice, fixed))
     jobs = list(expand(configs.with_params(begin, overrides)))
-    cells = cells_of(jobs, names.is_choice, configs.keys_of)
+    asked = [o.get_key_element() for o in overrides]
+    stated = stated_keys(configs.params_of(begin), asked)
+    cells = cells_of(jobs, names.is_choice, configs.keys_of, stated)
     choices = [begin, *(tuple(filter(names.is_choice, job)) for job in cells.jobs)]
     for combination in dict.fromkeys(choices):
         check_places(configs.config_of(combination).hydra)
@@ -197,13 +199,18 @@ class SweepConfigs:
             raise OverrideError(self.names.explain(job, error)) from error
         return cfg
 
+    def params_of(self, choices: Choices) -> dict[str, str]:
+        """What the experiment's sweeper brings: swept key -> values."""
+        params = self.config_of(choices).hydra.sweeper.get("params") or {}
+        return {str(key): str(value) for key, value in params.items()}
+
     def with_params(self, choices: Choices, overrides: list[Override]) -> list[Override]:
         """The overrides that an experiment's sweeper brings, then those of the sweep, as in Hydra.
 
         choices: those that are not swept.  An override of the command line replaces the
         experiment's of the same key, in its place.
         """
-        params = self.config_of(choices).hydra.sweeper.get("params") or {}
+        params = self.params_of(choices)
         brought = self.names.parse([f"{key}={value}" for key, value in params.items()])
         merged = {override.get_key_element(): override for override in brought}
         merged |= {override.get_key_element(): override for override in overrides}

@@ -2,13 +2,13 @@
 
 A sweep over members may set a key that only some of them have: of `method=none,lors
 method.max_steps=2` the steps belong to LoRS, and the cell without repair leaves them out.  A key
-that no job has stays where it is, so that composing refuses it.
+of the command that no job has stays where it is, so that composing refuses it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hydra.core.override_parser.types import Override
@@ -65,17 +65,19 @@ def cells_of(
     jobs: Sequence[list[str]],
     is_choice: Callable[[str], bool],
     keys_of: Callable[[Choices], set[str]],
+    stated: Collection[str] = (),
 ) -> Cells:
     """The jobs without the keys that another job has and they themselves lack.
 
     Jobs that are equal without such a key become one.  keys_of: the keys of the config that a job's
-    choices of members give, asked once per combination of choices.
+    choices of members give, asked once per combination of choices.  stated: keys that an experiment
+    sweeps by itself and the command does not name; it may ask for a part that has none of them.
     """
     choices = [tuple(line for line in job if is_choice(line)) for job in jobs]
-    if len(set(choices)) == 1:
+    if len(set(choices)) == 1 and not stated:
         return Cells(list(jobs), {})
     keys = {combination: keys_of(combination) for combination in dict.fromkeys(choices)}
-    anywhere = set().union(*keys.values())
+    anywhere = set(stated).union(*keys.values())
     cells: list[list[str]] = []
     foreign: dict[str, None] = {}
     for job, combination in zip(jobs, choices, strict=True):
@@ -85,6 +87,16 @@ def cells_of(
             cells.append(cell)
         foreign |= dict.fromkeys(sorted(lacking))
     return Cells(cells, {key: _who_lacks(key, keys) for key in foreign})
+
+
+def stated_keys(params: Iterable[str], asked: Collection[str]) -> set[str]:
+    """The keys that an experiment sweeps and a command does not name.
+
+    None where the command asks for no part of the sweep: then a key that no job has is an error.
+    params: the swept keys of the experiment; asked: the keys of the command.
+    """
+    swept = set(params)
+    return swept.difference(asked) if swept.intersection(asked) else set()
 
 
 def defer(

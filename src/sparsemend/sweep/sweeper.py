@@ -21,7 +21,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from sparsemend.config.jobs import Choices, cells_of, keys_in
+from sparsemend.config.jobs import Choices, cells_of, keys_in, stated_keys
 from sparsemend.config.override_names import Names, is_search_line
 from sparsemend.config.values import override_key
 from sparsemend.errors import USER_ERRORS, blame
@@ -59,7 +59,8 @@ class CellSweeper(BasicSweeper):
             assert self.config is not None
             return keys_in(loader.load_sweep_config(self.config, list(choices)))
 
-        cells = cells_of(jobs, self.names.is_choice, keys_of)
+        stated = stated_keys(self.params, [override_key(line) for line in arguments])
+        cells = cells_of(jobs, self.names.is_choice, keys_of, stated)
         if cells.notice:
             log.info(cells.notice)
         return cells.jobs

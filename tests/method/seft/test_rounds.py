@@ -66,7 +66,7 @@ class Trial:
                 for call in range(2):
                     layer.window.final = step == call == 1
                     layer.window.observe(self.random(*layer.weight.shape), layer)
-                layer.window.end_step()
+                layer.window.end_step(layer)
                 layer.values.grad = self.random(layer.values.numel()) * layer.alive
             self.optimizer.step()
 
@@ -399,7 +399,7 @@ def hand_layer(weights: list[float], slots: list[int], gradient: list[float]) ->
     )
     window = Window(len(slots), "mean", watched=0)
     window.observe(torch.tensor([gradient]), layer)
-    window.end_step()
+    window.end_step(layer)
     return Moved(layer, window, (layer.states == GROWN).nonzero().view(-1))
 
 
@@ -491,7 +491,7 @@ def test_a_slot_that_a_refill_revives_is_as_young_as_at_the_start() -> None:
     layer.prune_(torch.tensor([1]))
     window = Window(1, "rms", watched=0)
     window.observe(torch.ones(1, 2), layer)
-    window.end_step()
+    window.end_step(layer)
     age = torch.tensor([7], dtype=torch.int16)
     one = Moved(layer, window, torch.empty(0, dtype=torch.int64))
     assert adapt([one], replace(PER_LAYER, refill=True), {layer.values: {"step": age}})[1] == [1]

@@ -99,7 +99,7 @@ def evolved(growth: str, *, protected: bool = True) -> tuple[float, float, int]:
         optimizer.zero_grad()
         loss.backward()
         if layer.window is not None:
-            layer.window.end_step()
+            layer.window.end_step(layer)
         optimizer.step()
         if schedule.due(step):
             rounds.update(model, optimizer, step)

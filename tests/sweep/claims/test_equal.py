@@ -58,6 +58,14 @@ def test_a_row_counts_once_all_its_values_were_tried(searched: Path) -> None:
     assert "so far (3 of 4 cells" in verdict_lines(read_claims([searched])[0])[0]
 
 
+def test_a_list_is_one_value(moved: Path) -> None:
+    path = moved / "multirun.yaml"
+    config = OmegaConf.load(path)
+    config.hydra.sweeper.params["method.round_steps"] = "[6,6,38]"
+    OmegaConf.save(config, path)
+    assert read_claims([moved])[0].judged[0].progress.planned == 2
+
+
 def test_a_value_that_a_list_does_not_hold_counts_for_nothing(searched: Path) -> None:
     choose(searched, points=[0.02])
     rates(searched, 5, 1, 0.02, pruned=16.0)

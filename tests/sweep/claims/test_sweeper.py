@@ -159,6 +159,21 @@ def test_a_claim_states_what_it_compares(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        ("lors", "arena=lora,spp"),  # neither of which has `method.init_samples`
+        ("seft", "arena=lora_prune,spp"),
+        ("losa", "arena=masked_lora,masked_lora_rmi"),
+    ],
+)
+def test_a_part_without_the_keys_of_other_rows_composes(part: tuple[str, str]) -> None:
+    lines = [f"experiment=claims/{part[0]}", "scale=tiny", "seed=0", part[1]]
+    command = compose_command(lines, multirun=True)
+    rows = part[1].removeprefix("arena=").split(",")
+    assert [cfg.arena.row for cfg in command.configs] == rows
+
+
+@pytest.mark.parametrize(
     ("variant", "scope", "adapts"),
     [("fixed", "active", False), ("evolve", "all", True), ("free", "all", False)],
 )

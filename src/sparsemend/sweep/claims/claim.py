@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +115,7 @@ class Claim:
     unmeasured: tuple[str, ...]
     chosen: tuple[Chosen, ...]
     parts: tuple[Part, ...]
-    swept: Mapping[str, str]
+    swept: Mapping[str, Sequence[str]]
     chosen_key: str | None
 
     @property

@@ -86,5 +86,5 @@ def _other_than(claim: Claim, swept: Mapping[str, Sequence[str]]) -> list[str]:
     return [
         f"{key}={','.join(sorted(values))}"
         for key, values in swept.items()
-        if set(values) != set(claim.swept[key].split(","))
+        if set(values) != set(claim.swept[key])
     ]

@@ -99,7 +99,7 @@ def _part(run: RunRecord, rules: Rules) -> tuple[str, ...]:
 
 
 def _count(overrides: tuple[str, ...], runs: Sequence[RunRecord], rules: Rules) -> Part:
-    swept = {key: values.split(",") for key, values in rules.swept.items()}
+    swept = dict(rules.swept)
     if any(line.startswith("pattern=") for line in overrides):
         swept.pop("sparsity", None)  # which an N:M pattern has of itself
     several = {key: values for key, values in swept.items() if len(values) > 1}

@@ -27,6 +27,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sparsemend.names import METRIC, TASK_METRIC
@@ -69,7 +70,7 @@ class Rules:
     """What a sweep's folder says of its claim: statements, the key that it chose, what it swept."""
 
     statements: tuple[Statement, ...]
-    swept: Mapping[str, str]  # key -> the values that the experiment sweeps, by commas
+    swept: Mapping[str, Sequence[str]]  # key -> the values that the experiment sweeps
     chosen_key: str | None
     chosen_on: int  # the seed
     points: str | tuple[float, ...]  # among which was chosen, as of `choice.is_settled`
@@ -94,7 +95,7 @@ def read_rules(sweep: Path) -> Rules:
         raise ValueError(f"{path} states no claim; give the folder of an experiment=claims/...")
     return Rules(
         statements=statements_of(callback.statements),
-        swept={str(key): str(values) for key, values in params.items()},
+        swept={str(key): _values(f"{key}={values}") for key, values in params.items()},
         chosen_key=OmegaConf.select(config, "hydra.sweeper.choose.key"),
         chosen_on=int(OmegaConf.select(config, "hydra.sweeper.choose.seed") or 0),
         points=str(points)
@@ -102,6 +103,14 @@ def read_rules(sweep: Path) -> Rules:
         else tuple(map(float, points)),
         count=None if count is None else int(count),
     )
+
+
+def _values(line: str) -> tuple[str, ...]:
+    """The values that an override line of a sweeper's parameters sweeps, one where it is a list."""
+    override = OverridesParser.create().parse_override(line)
+    if override.is_discrete_sweep():
+        return tuple(str(value) for value in override.sweep_string_iterator())
+    return (line.partition("=")[2],)
 
 
 def statements_of(nodes: ListConfig | Sequence[Any]) -> tuple[Statement, ...]:

@@ -33,7 +33,7 @@ def shown(window: Window, given: Tensor) -> Window:
         for call, gradient in enumerate(step):
             window.final = index == len(given) - 1 and call == len(step) - 1
             window.observe(gradient, layer())
-        window.end_step()
+        window.end_step(layer())
     return window
 
 
@@ -88,8 +88,8 @@ def test_micro_batches_choose_what_their_sum_chooses(rule: str) -> None:
         for gradient in step[1:]:
             total = total + gradient
         whole.observe(total, layer())
-        split.end_step()
-        whole.end_step()
+        split.end_step(layer())
+        whole.end_step(layer())
     assert torch.equal(split.candidates, whole.candidates)  # type: ignore[arg-type]
     torch.testing.assert_close(split.sums, whole.sums)
     torch.testing.assert_close(split.squares, whole.squares)
@@ -168,7 +168,7 @@ def test_grown_deltas_are_seeded_from_their_window() -> None:
 @pytest.mark.parametrize("rule", [None, "rms", "mean", "last", "candidates"])
 def test_a_window_without_any_gradient_closes_on_zeros(rule: str | None) -> None:
     window = Window(5, rule, watched=4)
-    window.end_step()
+    window.end_step(layer())
     assert not window.close(layer())
     assert window.candidates is not None
     assert window.sums is not None
@@ -177,16 +177,21 @@ def test_a_window_without_any_gradient_closes_on_zeros(rule: str | None) -> None
         assert not window.sensitivity_gradient(layer())[1].any()
 
 
-def test_a_gradient_that_ends_before_its_step_is_counted_when_the_window_closes() -> None:
-    (gradient,) = gradients(1, 1)[0]
-    window = Window(5, None, watched=0)
-    window.complete = False  # another micro-batch follows, which does not reach the layer
-    window.observe(gradient.clone(), layer())
-    window.end_step()
-    assert window.close(layer())
-    assert window.candidates is not None
-    torch.testing.assert_close(window.sums, gradient.view(-1)[window.candidates.long()])
-    assert window.steps == 1
+@pytest.mark.parametrize("rule", ["rms", "mean", "last", "candidates"])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_gradient_that_ends_before_its_step_is_of_that_step(rule: str, *, stopped: bool) -> None:
+    """The last micro-batch of the first step does not reach the layer; a run may stop after it."""
+    given = gradients(3, 1)
+    usual, late = shown(Window(5, rule, watched=4), given), Window(5, rule, watched=4)
+    for index, (gradient,) in enumerate(given):
+        late.final, late.complete = index == len(given) - 1, index > 0
+        late.observe(gradient.clone(), layer())
+        late.end_step(layer())
+        if stopped and index == 0:
+            late = Window.from_state(late.state(), torch.device("cpu"))
+    for name, value in usual.state().items():
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(late.state()[name], value)
 
 
 def test_deltas_that_saw_no_gradient_stay_where_they_are() -> None:
@@ -194,7 +199,7 @@ def test_deltas_that_saw_no_gradient_stay_where_they_are() -> None:
     rounds = DeltaRounds(schedule, lambda layer: Window(3, None, watched=0), seed_age_offset=0)
     model = nn.Sequential(layer())
     model[0].window = Window(3, None, watched=0)
-    model[0].window.end_step()
+    model[0].window.end_step(model[0])
     optimizer = SlotAdamW([model[0].values], lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.0)
     before = model[0].indices.clone()
     report = rounds.update(model, optimizer, step=4)

@@ -96,7 +96,7 @@ class DeltaRounds(UpdateMasks):
     ) -> None:
         for _, layer in delta_linears(pl_module):
             if layer.window is not None:
-                layer.window.end_step()
+                layer.window.end_step(layer)
 
     def update(
         self, module: LightningModule, optimizer: Optimizer, step: int

@@ -143,15 +143,22 @@ class Window:
 
         Returns whether there was a gradient: an expert that no token chose has none.
         """
-        seen = self.candidates is not None or self._whole is not None
+        seen = self.candidates is not None
         if self.candidates is None or (self.sensitivity and self.sensitivity_sum is None):
             self.complete = self.final = True
             self.observe(torch.zeros_like(layer.effective_weight()), layer)
             self._add_running()
         return seen
 
-    def end_step(self) -> None:
-        """Count an optimizer step, whose gradient is complete now, and add it to the sums."""
+    @torch.no_grad()
+    def end_step(self, layer: ObservedLayer) -> None:
+        """Count an optimizer step, whose gradient is complete now, and add it to the sums.
+
+        The step's last micro-batch may not have reached the layer, an expert that no token chose.
+        """
+        if self._whole is not None:
+            self.complete = True
+            self.observe(torch.zeros_like(layer.effective_weight()), layer)
         self.steps += 1
         self._add_running()
 
