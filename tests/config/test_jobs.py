@@ -42,12 +42,13 @@ def test_a_key_that_no_job_has_stays_and_so_do_equal_jobs_that_lose_nothing() ->
 
 def test_a_part_of_a_sweep_may_have_none_of_the_keys_that_the_whole_sweeps() -> None:
     jobs = [["method=none", "seed=0", "method.rank=4"], ["method=none", "seed=1", "method.rank=4"]]
-    stated = stated_keys(["seed", "method", "method.rank"], ["method"])
+    stated = stated_keys(["seed", "method", "method.rank"], ["method=none"], is_choice)
     assert stated == {"seed", "method.rank"}
     cells = cells_of(jobs, is_choice, keys_of, stated)
     assert cells.jobs == [["method=none", "seed=0"], ["method=none", "seed=1"]]
     assert cells.ignored == {"method.rank": "method=none"}
-    assert stated_keys(["method", "method.rnk"], ["sparsity"]) == set()  # the whole has it nowhere
+    whole = stated_keys(["seed", "method", "method.rnk"], ["seed=0"], is_choice)
+    assert whole == set()  # what it has nowhere is a mistake
 
 
 def test_an_added_key_is_left_to_every_job() -> None:

@@ -87,8 +87,8 @@ def _compose_sweep(names: Names, overrides: list[Override]) -> CommandLine:
     fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
     begin = tuple(filter(names.is_choice, fixed))
     jobs = list(expand(configs.with_params(begin, overrides)))
-    asked = [o.get_key_element() for o in overrides]
-    stated = stated_keys(configs.params_of(begin), asked)
+    asked = [str(override.input_line) for override in overrides]
+    stated = stated_keys(configs.params_of(begin), asked, names.is_choice)
     cells = cells_of(jobs, names.is_choice, configs.keys_of, stated)
     choices = [begin, *(tuple(filter(names.is_choice, job)) for job in cells.jobs)]
     for combination in dict.fromkeys(choices):

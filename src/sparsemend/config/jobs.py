@@ -89,14 +89,17 @@ def cells_of(
     return Cells(cells, {key: _who_lacks(key, keys) for key in foreign})
 
 
-def stated_keys(params: Iterable[str], asked: Collection[str]) -> set[str]:
+def stated_keys(
+    params: Iterable[str], lines: Iterable[str], is_choice: Callable[[str], bool]
+) -> set[str]:
     """The keys that an experiment sweeps and a command does not name.
 
-    None where the command asks for no part of the sweep: then a key that no job has is an error.
-    params: the swept keys of the experiment; asked: the keys of the command.
+    None where the command asks for no part of the swept members: then a key that no job has is an
+    error.  params: the swept keys of the experiment; lines: the overrides of the command.
     """
-    swept = set(params)
-    return swept.difference(asked) if swept.intersection(asked) else set()
+    swept, asked = set(params), {override_key(line): line for line in lines}
+    part = any(is_choice(asked[key]) for key in swept & asked.keys())
+    return swept - asked.keys() if part else set()
 
 
 def defer(

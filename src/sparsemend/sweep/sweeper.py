@@ -59,7 +59,7 @@ class CellSweeper(BasicSweeper):
             assert self.config is not None
             return keys_in(loader.load_sweep_config(self.config, list(choices)))
 
-        stated = stated_keys(self.params, [override_key(line) for line in arguments])
+        stated = stated_keys(self.params, arguments, self.names.is_choice)
         cells = cells_of(jobs, self.names.is_choice, keys_of, stated)
         if cells.notice:
             log.info(cells.notice)

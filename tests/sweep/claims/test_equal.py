@@ -9,10 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
-from support.claim_sweeps import DSNOT, KEY, STATEMENT, cell, diverge, override, rates, sweep
+from support.claim_sweeps import (
+    DSNOT,
+    KEY,
+    STATEMENT,
+    cell,
+    diverge,
+    failure,
+    override,
+    rates,
+    sweep,
+)
 
 from sparsemend.cli.tables import main
+from sparsemend.result.window_losses import write_losses
 from sparsemend.sweep.claims.keep import keep
 from sparsemend.sweep.claims.page import page, write
 from sparsemend.sweep.claims.read import read_claims
@@ -58,6 +70,70 @@ def test_a_row_counts_once_all_its_values_were_tried(searched: Path) -> None:
     assert "so far (3 of 4 cells" in verdict_lines(read_claims([searched])[0])[0]
 
 
+def test_a_cost_is_of_the_value_that_perplexity_chose(searched: Path) -> None:
+    """The chosen 0.01 takes 8 s, and 0.02, which has no rival for its cost, 2 s."""
+    sweep(searched, {**STATEMENT, "measure": "step_seconds", "published": []}, key=KEY)
+    for number, seconds in enumerate([4.0, 8.0, 2.0, 4.0, 8.0]):
+        change(searched / str(number), "cost", repair={"seconds": seconds, "peak_bytes": 1})
+    (one,) = read_claims([searched])[0].judged
+    assert one.effect is not None
+    assert one.effect.mean == pytest.approx(2.0)
+    path = searched / "1" / "result.json"
+    content = json.loads(path.read_text())
+    content["earlier_attempts"] = [{"repair": {"seconds": 3.0, "peak_bytes": 1}}]
+    path.write_text(json.dumps(content))
+    assert read_claims([searched])[0].judged == ()  # one number of 0.01, none of 0.02
+
+
+def test_a_setting_without_a_number_takes_no_weights_from_the_others(tmp_path: Path) -> None:
+    """Windows count by their labels, though the first setting diverged on both sides."""
+    statement = {**DSNOT, "measure": "perplexity/task", "rival": {"method": "seft"}, "beside": []}
+    folder = sweep(tmp_path / "sweep", statement)
+    number = 0
+    for pruner in ("magnitude", "wanda"):
+        for method in ("dsnot", "seft"):
+            place = cell(folder / str(number), method=method, pruner=pruner)
+            override(place, f"pruner={pruner}", f"method={method}")
+            number += 1
+            change(place, "metrics", repaired={"perplexity/task": 20.0, "perplexity/test": 20.0})
+            apart = torch.tensor([1.0, *[-0.1] * 7]) * (method == "dsnot")
+            weights = torch.tensor([100.0, *[1.0] * 7])
+            losses = {"perplexity/task": 3 + apart, "perplexity/task/weights": weights}
+            write_losses(place, "repaired", losses)
+            if pruner == "magnitude":
+                diverge(place)
+    (one,) = read_claims([folder])[0].judged
+    assert one.effect is not None
+    assert one.effect.mean == pytest.approx(math.exp((100 - 0.7) / 107))
+
+
+def test_a_list_of_another_row_s_values_leaves_a_row_as_it_was(searched: Path) -> None:
+    choose(searched, points=[0.05])
+    (one,) = read_claims([searched])[0].judged
+    assert one.effect is not None
+    assert one.effect.mean == pytest.approx(math.sqrt(24 / 30 * 24 / 32))
+
+
+@pytest.mark.parametrize("how", ["failed", "resumed"])
+def test_a_trial_that_failed_and_one_that_went_on_are_trials(searched: Path, how: str) -> None:
+    for number, value in (("1", 0.01), ("2", 0.02), ("4", 0.01)):
+        override(searched / number, f"{KEY}={value}")
+    for number in ("0", "3"):
+        shutil.rmtree(searched / number)
+    for seed in (0, 1):
+        rates(searched, 10 + seed, seed, None, pruned=30.0)
+        override(searched / f"{10 + seed}", f"{KEY}=0")
+    choose(searched, points="bracket")
+    rates(searched, 5, 0, 0.003, pruned=24.0, validation=20.5)
+    override(searched / "5", f"{KEY}=0.003", *["resume=auto"] * (how == "resumed"))
+    if how == "failed":
+        path = searched / "5" / "result.json"
+        error = failure("OutOfMemoryError", "no memory")
+        content = json.loads(path.read_text()) | {"status": "failed", "error": error}
+        path.write_text(json.dumps(content))
+    assert read_claims([searched])[0].judged[0].progress.missing == 0
+
+
 def test_a_list_is_one_value(moved: Path) -> None:
     path = moved / "multirun.yaml"
     config = OmegaConf.load(path)
@@ -96,7 +172,7 @@ def timed(tmp_path: Path) -> Path:
 def test_seconds_of_two_machines_are_not_compared(timed: Path) -> None:
     (one,) = read_claims([timed])[0].judged
     assert (one.verdict, one.seeds) == ("holds here", (0, 1))
-    assert one.comparisons[0].setting.label == "wanda 0.6, cpu, None threads"
+    assert one.comparisons[0].setting.label == "wanda 0.6, cpu, None threads, x"
     change(timed / "1", "provenance", device="a card", threads=1)
     assert read_claims([timed])[0].judged == ()  # one number has no interval
     change(timed / "3", "provenance", device="a card", threads=1)
@@ -180,9 +256,17 @@ def test_the_dense_perplexity_is_of_the_model_itself(moved: Path) -> None:
 
 def test_kept_cells_are_those_of_the_last_time(moved: Path, tmp_path: Path) -> None:
     keep(read_claims([moved]), tmp_path / "kept")
-    shutil.rmtree(moved / "0")
+    change(moved / "1", "metrics", dense={"perplexity/test": 14.0})
     (home,) = keep(read_claims([moved]), tmp_path / "kept")
-    assert sorted(path.name for path in home.iterdir()) == ["1", "multirun.yaml"]
+    assert "14.0" in (home / "1" / "result.json").read_text()
+    shutil.rmtree(moved / "0")
+    with pytest.raises(ValueError, match=r"holds cell 0 \(1 such\), which is not among"):
+        keep(read_claims([moved]), tmp_path / "kept")
+    shutil.rmtree(home / "0")
+    (home / "1" / "masks.safetensors").touch()
+    with pytest.raises(ValueError, match=r"masks\.safetensors is no part of a kept cell"):
+        keep(read_claims([moved]), tmp_path / "kept")
+    (home / "1" / "masks.safetensors").unlink()
     with pytest.raises(ValueError, match="is itself where its cells would be kept"):
         keep(read_claims([home]), tmp_path / "kept")
     assert (home / "1" / "result.json").is_file()

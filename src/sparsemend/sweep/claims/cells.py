@@ -19,12 +19,14 @@ class ClaimCells:
     """The cells of one claim, each in the order of their numbers.
 
     diverged: failed since a loss was not finite, which says as much as a perplexity that is not.
-    ended: (folder, why) of those that failed, were stopped or still run.  Neither has a cell of
-    whose overrides another one finished.
+    failed: otherwise; a choice counts them as tried.
+    ended: (folder, why) of those that failed so, were stopped or still run.  None of these is of
+    overrides of which another cell finished.
     """
 
     finished: tuple[RunRecord, ...]
     diverged: tuple[RunRecord, ...]
+    failed: tuple[RunRecord, ...]
     ended: tuple[tuple[Path, str], ...]
 
     @property
@@ -81,6 +83,7 @@ def _cells_of(others: Sequence[RunRecord], finished: Sequence[RunRecord]) -> Cla
     return ClaimCells(
         tuple(sorted(finished, key=number_of)),
         tuple(sorted(diverged, key=number_of)),
+        tuple(run for run in others if run.result.status == "failed" and not _diverges(run)),
         tuple(ended),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+BRACKET = "bracket"
 MOST = 8  # trials of a bracket: two that begin it, and six steps outwards (a factor of 729)
 
 
@@ -54,7 +55,7 @@ def is_settled(
 
     points, count: of `hydra.sweeper.choose`: a bracket, a spread of `count` values, or a list.
     """
-    if points == "bracket":
+    if points == BRACKET:
         value = best_value(objectives)
         inside = value is not None and not at_edge(value, objectives)
         return inside or len(objectives) >= MOST

@@ -58,16 +58,39 @@ def _sides(
     states: Sequence[MeasuredState],
     rules: Rules,
 ) -> dict[ComparedAt, Side]:
-    """The side that meets the conditions, by setting; empty without conditions."""
+    """The side that meets the conditions, by setting; empty without conditions.
+
+    What is chosen is chosen by perplexity, over the cells of all machines, also for a cost.
+    """
+    metric = measure if measure in PER_WINDOW else METRIC
     by_setting: dict[ComparedAt, list[MeasuredState]] = {}
     for state in states if conditions is not None else ():
-        tried = rules.is_tried(value_of(state, rules.chosen_key))
-        if tried and state.meets(conditions or {}) and state.was_measured(measure):
-            by_setting.setdefault(state.setting(measure), []).append(state)
-    metric = measure if measure in PER_WINDOW else METRIC
-    return {
-        setting: side_of(_name(conditions or {}), setting, members, rules, metric)
+        if state.meets(conditions or {}) and state.was_measured(metric):
+            by_setting.setdefault(state.setting(metric), []).append(state)
+    sides = [
+        side_of(_name(conditions or {}), setting, _of_choice(members, rules), rules, metric)
         for setting, members in by_setting.items()
+    ]
+    if measure == metric:
+        return dict(zip(by_setting, sides, strict=True))
+    return {setting: part for side in sides for setting, part in _by_machine(side, measure).items()}
+
+
+def _of_choice(members: list[MeasuredState], rules: Rules) -> list[MeasuredState]:
+    """The states at values that a list of the rules holds; all of a row that has none of them."""
+    listed = [s for s in members if rules.is_tried(value_of(s, rules.chosen_key))]
+    return listed or members
+
+
+def _by_machine(side: Side, measure: str) -> dict[ComparedAt, Side]:
+    """A side by what its cost was measured on, of the seeds that have one."""
+    by_setting: dict[ComparedAt, dict[int, MeasuredState]] = {}
+    for seed, state in side.by_seed.items():
+        if state.was_measured(measure):
+            by_setting.setdefault(state.setting(measure), {})[seed] = state
+    return {
+        setting: Side(side.name, by_seed, side.chosen, ())
+        for setting, by_seed in by_setting.items()
     }
 
 
@@ -148,10 +171,9 @@ def judge(
 ) -> Judged:
     """The statement over all its settings on one model and text."""
     measure = statement.measure
-    pooled = pooled_effect(
-        [_pair(c.ours, c.rival, measure) for c in comparisons if c.effect is not None],
-        comparisons[0].ours.weights(measure),
-    )
+    numbers = [c for c in comparisons if c.effect is not None]
+    pairs = [_pair(c.ours, c.rival, measure) for c in numbers]
+    pooled = pooled_effect(pairs, numbers[0].ours.weights(measure)) if numbers else None
     effect, seeds = pooled if pooled is not None else (None, ())
     judged = None if effect is None else verdict(effect, statement.at_most)
     alone = [(set(c.collapsed), set(c.rival_collapsed)) for c in comparisons]

@@ -57,7 +57,7 @@ def unequal_budget(states: Sequence[MeasuredState]) -> str | None:
         run = state.run
         tokens = run.config.get("budget") == "tokens"
         number = run.result.repair.diagnostics.get("tokens") if tokens else run.trained_parameters
-        if number and "budget" in run.config:
+        if number and run.config.get("budget") in ("tokens", "trainable"):
             what = "read in training" if tokens else "trained"
             spent[number] = f"cell {run.folder.name} has {number:,} {what}"
     if not spent or max(spent) <= (1 + ALIKE) * min(spent):
@@ -67,7 +67,7 @@ def unequal_budget(states: Sequence[MeasuredState]) -> str | None:
 
 def _check_texts(states: Sequence[MeasuredState]) -> None:
     """Raise ValueError where the text itself differs: that of `python_docs` is Python's own."""
-    read = [state for state in states if state.run.result.protocol.corpus]
+    read = [state for state in states if state.run.result.protocol.data_hash is not None]
     facts = [state.run.result.protocol for state in read]
     _check_equal(read, [{key: getattr(each, key) for key in OF_TEXT} for each in facts])
 

@@ -17,8 +17,10 @@ from sparsemend.result.window_losses import read_losses
 from sparsemend.sweep.claims.statements import PER_WINDOW
 
 NO_ROW = "none"
+UNSAID = (None, False, "auto")
 COSTS = ("step_seconds", "peak_bytes")
-COST_KEYS = ("devices", "micro_batch", "activation_checkpointing", "offload")  # of hardware
+# of hardware; what is left to the machine is not named
+COST_KEYS = ("devices", "micro_batch", "activation_checkpointing", "offload", "stream", "states")
 
 
 @dataclass(frozen=True, order=True)
@@ -63,11 +65,12 @@ class MeasuredState:
 
     @property
     def _machine(self) -> str:
-        """What costs depend on beside the work: `cpu, 1 thread, micro_batch 8`."""
+        """What costs depend on beside the work: `cpu, 1 thread, micro_batch 8, Linux-6`."""
         facts, hardware = self.run.result.provenance, self.run.config.get("hardware") or {}
         threads = f"{facts.threads} thread{'s' * (facts.threads != 1)}"
-        parts = [f"{key} {hardware[key]}" for key in COST_KEYS if hardware.get(key)]
-        return ", ".join([str(facts.device), threads, *parts])
+        named = {key: hardware[key] for key in COST_KEYS if hardware.get(key) not in UNSAID}
+        parts = [f"{key} {value}" for key, value in named.items()]
+        return ", ".join([str(facts.device), threads, *parts, facts.platform])
 
     def meets(self, conditions: Mapping[str, Any]) -> bool:
         """Whether every condition is a fact: row, method, schedule, variant, task, a dotted key."""

@@ -22,12 +22,15 @@ from sparsemend.sweep.claims.claim import Claim
 from sparsemend.sweep.claims.statements import RULES
 from sparsemend.sweep.read import overrides_path
 
+KEPT = (".hydra", RESULT, WINDOW_LOSSES)
+
 
 def keep(claims: Sequence[Claim], folder: Path) -> list[Path]:
     """Copy the measured cells to `folder/CLAIM/SWEEP/CELL`; return the folders of the sweeps.
 
-    A sweep's folder there is replaced whole: cells that are measured no more do not stay.
-    Raises ValueError where two sweeps would lie in one folder, or a sweep lies there itself.
+    A sweep's folder there is replaced whole.  Raises ValueError, and changes nothing, where two
+    sweeps would lie in one folder, where a sweep lies there itself, and where cells lie there that
+    were not read now.
     """
     homes: dict[Path, Path] = {}
     cells: dict[Path, list[RunRecord]] = {}
@@ -43,11 +46,26 @@ def keep(claims: Sequence[Claim], folder: Path) -> list[Path]:
                 )
             cells.setdefault(home, []).append(run)
     for home, runs in cells.items():
+        _check_home(home, {run.folder.name for run in runs})
+    for home, runs in cells.items():
         with replacing_folder(home) as partial:
             for run in runs:
                 _keep_cell(run, partial / run.folder.name)
             OmegaConf.save(_only_rules(homes[home] / RULES), partial / RULES)
     return list(homes)
+
+
+def _check_home(home: Path, names: set[str]) -> None:
+    """Raise ValueError where a folder of kept cells holds what would be lost."""
+    cells = [path for path in home.glob("*") if path.is_dir()]
+    if more := sorted({path.name for path in cells} - names):
+        raise ValueError(
+            f"{home} holds cell {more[0]} ({len(more)} such), which is not among the folders that "
+            "are read; copy it back to its sweep first, or remove it"
+        )
+    for path in (inner for cell in cells for inner in cell.iterdir()):
+        if path.name not in KEPT:
+            raise ValueError(f"{path} is no part of a kept cell; give --keep another folder")
 
 
 def _keep_cell(run: RunRecord, home: Path) -> None:

@@ -52,7 +52,8 @@ def origin(claim: Claim) -> list[str]:
         "",
         f"{len(runs)} cells, {claim.hours:.1f} hours; commit {', '.join(commits)}{state}; torch "
         f"{', '.join(torch)}; {'; '.join(machines)}."
-        + f"  Dense perplexity: {', '.join(dense)}." * bool(dense),
+        + f"  Dense perplexity: {', '.join(dense)}."
+        * bool(dense),
         f"Intervals: {RESAMPLES:,} paired resamples of seeds and test windows; of one number a run "
         "(seconds, bytes) of seeds alone.  Few seeds make them narrow.",
     ]

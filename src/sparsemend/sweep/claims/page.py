@@ -153,7 +153,8 @@ def _unequal(one: Judged) -> list[str]:
         ]
         results = ((name, counts.target, counts.achieved) for name, counts in counted)
         lines += [f"{c.setting.label}: {line}" for line in unequal_sparsities(results)]
-        if line := unequal_budget([s for side in sides.values() for s in side.by_seed.values()]):
+        every = [state for side in c.named_sides.values() for state in side.by_seed.values()]
+        if line := unequal_budget(every):
             lines.append(f"{c.setting.label}: {line}")
     return lines
 

@@ -10,14 +10,15 @@ nothing of their row is.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsemend.config.values import NOT_HASHED
+from sparsemend.config.values import NOT_HASHED, leaves
 from sparsemend.result.runs import RunRecord
 from sparsemend.sweep.claims.cells import pairs_of
-from sparsemend.sweep.claims.choice import best_value, is_settled
+from sparsemend.sweep.claims.choice import BRACKET, best_value, is_settled
 from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState
 from sparsemend.sweep.claims.side import validation_of, value_of
 from sparsemend.sweep.claims.statements import Rules, Statement
@@ -40,10 +41,13 @@ class Part:
 
     def measures(self, statement: Statement, place: tuple[str, str]) -> bool:
         """Whether its cells, of which there are some, are of a statement on a model and text."""
-        asked = {k: value for k, value in statement.ours.items() if k == "task" or "." in k}
+        sides = [side for side in (statement.ours, statement.rival, statement.share_of) if side]
+        task = {key: value for side in sides for key, value in side.items() if key == "task"}
+        dotted = [{key: value for key, value in side.items() if "." in key} for side in sides]
+        asked = [{**task, **keys} for keys in dotted if keys] or [task]
         states = (MeasuredState(run, run.row, "repaired") for run in self.runs)
         return any(
-            _place(state.setting(statement.measure)) == place and state.meets(asked)
+            _place(state.setting(statement.measure)) == place and any(map(state.meets, asked))
             for state in states
         )
 
@@ -74,15 +78,24 @@ def _place(setting: ComparedAt) -> tuple[str, str]:
     return setting.model, setting.text
 
 
-def parts_of(runs: Sequence[RunRecord], rules: Rules) -> tuple[Part, ...]:
-    """The parts of a claim: its own, and each of which at least one cell says something."""
+def parts_of(
+    runs: Sequence[RunRecord], rules: Rules, failed: Sequence[RunRecord] = ()
+) -> tuple[Part, ...]:
+    """The parts of a claim: its own, and each of which at least one cell says something.
+
+    failed: cells that say nothing, and were tried where a value was chosen.
+    """
     experiment = next(
         (line for line in _part(runs[0], rules) if line.startswith("experiment=")), ""
     )
     by_overrides: dict[tuple[str, ...], list[RunRecord]] = {(experiment,): []}
     for run in runs:
         by_overrides.setdefault(_part(run, rules), []).append(run)
-    return tuple(_count(overrides, members, rules) for overrides, members in by_overrides.items())
+    of_choice = _of_the_choice(runs, rules, failed)
+    return tuple(
+        _count(overrides, members, rules, [run for run in members if run in of_choice])
+        for overrides, members in by_overrides.items()
+    )
 
 
 def _part(run: RunRecord, rules: Rules) -> tuple[str, ...]:
@@ -91,14 +104,22 @@ def _part(run: RunRecord, rules: Rules) -> tuple[str, ...]:
         sorted(
             f"{key}={value}"
             for key, value in pairs_of(run)
-            if key not in rules.swept
-            and key != rules.chosen_key
-            and key.partition(".")[0].partition("/")[0] not in NO_PART
+            if key not in rules.swept and key != rules.chosen_key and _makes_another(key)
         )
     )
 
 
-def _count(overrides: tuple[str, ...], runs: Sequence[RunRecord], rules: Rules) -> Part:
+def _makes_another(key: str) -> bool:
+    """Whether another value of an override makes another cell."""
+    return key.partition(".")[0].partition("/")[0] not in NO_PART
+
+
+def _count(
+    overrides: tuple[str, ...],
+    runs: Sequence[RunRecord],
+    rules: Rules,
+    counted: Sequence[RunRecord],
+) -> Part:
     swept = dict(rules.swept)
     if any(line.startswith("pattern=") for line in overrides):
         swept.pop("sparsity", None)  # which an N:M pattern has of itself
@@ -106,39 +127,56 @@ def _count(overrides: tuple[str, ...], runs: Sequence[RunRecord], rules: Rules) 
     planned = [
         dict(zip(several, values, strict=True)) for values in itertools.product(*several.values())
     ]
-    cells = [dict(pairs_of(run)) for run in _of_the_choice(runs, rules)]
+    cells = [dict(pairs_of(run)) for run in counted]
     measured = [one for one in planned if any(_agrees(cell, one) for cell in cells)]
     return Part(overrides, tuple(runs), tuple(planned), tuple(measured))
 
 
-def _of_the_choice(runs: Sequence[RunRecord], rules: Rules) -> list[RunRecord]:
+def _of_the_choice(
+    runs: Sequence[RunRecord], rules: Rules, failed: Sequence[RunRecord]
+) -> list[RunRecord]:
     """The runs whose value of the chosen key is the one that counts, once all were tried."""
     if rules.chosen_key is None:
         return list(runs)
     by_row: dict[frozenset[tuple[str, str]], list[RunRecord]] = {}
-    for run in runs:
-        pairs = frozenset(
-            pair for pair in pairs_of(run) if pair[0] not in ("seed", rules.chosen_key)
-        )
-        by_row.setdefault(pairs, []).append(run)
-    return [run for members in by_row.values() for run in _of_one_choice(members, rules)]
+    for run in (*runs, *failed):
+        by_row.setdefault(_row(run, rules), []).append(run)
+    return [run for members in by_row.values() for run in _of_one_choice(members, rules, failed)]
 
 
-def _of_one_choice(runs: Sequence[RunRecord], rules: Rules) -> list[RunRecord]:
+def _row(run: RunRecord, rules: Rules) -> frozenset[tuple[str, str]]:
+    """What the cells among which one value is chosen have in common."""
+    return frozenset(
+        (key, value)
+        for key, value in pairs_of(run)
+        if key not in ("seed", rules.chosen_key) and _makes_another(key)
+    )
+
+
+def _of_one_choice(
+    runs: Sequence[RunRecord], rules: Rules, failed: Sequence[RunRecord]
+) -> list[RunRecord]:
     """As `_of_the_choice`, of one row; runs without the key have nothing to choose, and count."""
-    states = [MeasuredState(run, run.row, "repaired") for run in runs]
-    values = [value_of(state, rules.chosen_key) for state in states]
-    tried = {
-        value: validation_of(state)
-        for value, state in zip(values, states, strict=True)
-        if value is not None and state.run.seed == rules.chosen_on and rules.is_tried(value)
+    states = [(run, MeasuredState(run, run.row, "repaired")) for run in runs if run not in failed]
+    values = [(run, state, value_of(state, rules.chosen_key)) for run, state in states]
+    listed = any(value is not None and rules.is_tried(value) for _, _, value in values)
+    points = rules.points if listed else BRACKET  # of a list that is not this row's
+    key = str(rules.chosen_key)
+    trials = [
+        *((run, dict(leaves(run.config)).get(key), math.inf) for run in failed if run in runs),
+        *((run, value, validation_of(state)) for run, state, value in values),
+    ]
+    tried: dict[float, float] = {
+        value: objective
+        for run, value, objective in trials
+        if value is not None and run.seed == rules.chosen_on
+        if not listed or rules.is_tried(value)
     }
     chosen = best_value(tried)
     counted = set(tried) if chosen is None else {chosen}
-    if not is_settled(tried, rules.points, rules.count):
+    if not is_settled(tried, points, rules.count):
         counted = set()
-    pairs = zip(runs, values, strict=True)
-    return [run for run, value in pairs if value is None or value in counted]
+    return [run for run, _, value in values if value is None or value in counted]
 
 
 def _agrees(cell: Mapping[str, str], planned: Combination) -> bool:

@@ -26,7 +26,7 @@ def read_claims(folders: Sequence[Path]) -> list[Claim]:
 def _claim(name: str, cells: ClaimCells) -> Claim:
     rules = _rules_of(name, cells.measured)
     states = list(measured_states(cells.finished, cells.diverged))
-    parts = parts_of(cells.measured, rules)
+    parts = parts_of(cells.measured, rules, cells.failed)
     judged: list[Judged] = []
     unmeasured: list[str] = []
     chosen: dict[tuple[str, ComparedAt], Chosen] = {}

@@ -144,7 +144,9 @@ def _statement(entry: Any) -> Statement:
     for key in ("beside", "published"):
         if isinstance(content[key], str) or not isinstance(content[key], Sequence):
             raise ValueError(f"{key}={content[key]} of a statement is no list")
-    if content["measure"] not in MEASURES:
+    if not isinstance(content["at_most"], int | float):
+        raise ValueError(f"at_most={content['at_most']} of a statement is no number")
+    if str(content["measure"]) not in MEASURES:
         raise ValueError(
             f"measure={content['measure']} of a statement is not one of {', '.join(MEASURES)}"
         )

@@ -22,7 +22,7 @@ from sparsemend.config.values import override_key
 from sparsemend.names import VALIDATION_METRIC
 from sparsemend.result.folder import read_result
 from sparsemend.sweep.cells import identity, runs_here
-from sparsemend.sweep.claims.choice import MOST, at_edge, best_value, bracket, try_each
+from sparsemend.sweep.claims.choice import BRACKET, MOST, at_edge, best_value, bracket, try_each
 from sparsemend.sweep.read import overrides_of
 from sparsemend.sweep.search.space import space_of
 from sparsemend.sweep.sweeper import CellSweeper
@@ -99,7 +99,7 @@ class ClaimSweeper(CellSweeper):
             return math.inf if number is None else number
 
         config = self._config_of([*row, seed])
-        if self.choose["points"] == "bracket":
+        if self.choose["points"] == BRACKET:
             start = float(OmegaConf.select(config, key))
             tried = bracket(start, float(self.choose["factor"]), objective, most=MOST)
         else:

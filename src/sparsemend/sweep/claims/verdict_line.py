@@ -33,7 +33,8 @@ def _overall(one: Judged) -> str:
     if one.effect is None:
         return "no seed has a number in every setting"
     measured = sum(c.effect is not None for c in one.comparisons)
-    which = "all" if measured == len(one.comparisons) else str(measured)
+    settings = len(one.comparisons)
+    which = "all" if measured == settings else f"{measured} of {settings}"
     over = "" if len(one.comparisons) == 1 else f" over {which} settings"
     seeds = f"seed{'s' * (len(one.seeds) > 1)} {', '.join(map(str, one.seeds))}"
     return f"x {_interval(one.effect)}{over}, {seeds}"
