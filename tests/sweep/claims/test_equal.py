@@ -188,7 +188,7 @@ def test_a_repair_that_was_stopped_has_no_seconds_a_step(timed: Path) -> None:
     assert claim.judged == ()
     assert claim.hours == pytest.approx((4 * 360 + 3) / 3600)
     assert claim.unmeasured == (
-        "rates that rise are better than equal ones: not measured yet: no seed and setting of both",
+        f"{STATEMENT['says']}: not measured yet: no setting has both on two seeds",
     )
 
 

@@ -48,7 +48,10 @@ def missing_of(statement: Statement, states: Sequence[MeasuredState]) -> str:
         for side in sides
         if not any(s.meets(side) and s.was_measured(statement.measure) for s in states)
     ]
-    reason = f"no cell of {', none of '.join(absent)}" if absent else "no seed and setting of both"
+    reason = f"no cell of {', none of '.join(absent)}"
+    if not absent:
+        needed = "one seed" if statement.measure in PER_WINDOW else "two seeds"
+        reason = f"no setting has both on {needed}"
     return f"not measured yet: {reason}"
 
 
