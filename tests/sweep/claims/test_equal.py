@@ -47,8 +47,8 @@ def choose(folder: Path, **rule: Any) -> None:
     OmegaConf.save(config, path)
 
 
-def test_a_row_counts_once_all_its_values_were_tried(searched: Path) -> None:
-    """0.01 is better than 0.02, and nothing below it was tried."""
+def sweep_schedules(searched: Path) -> None:
+    """Let the cells have the overrides that a sweep over schedules gives them."""
     for number in ("0", "3"):
         override(searched / number, "sparsity_schedule=uniform")
     for number, value in (("1", 0.01), ("2", 0.02), ("4", 0.01)):
@@ -57,6 +57,11 @@ def test_a_row_counts_once_all_its_values_were_tried(searched: Path) -> None:
     config = OmegaConf.load(path)
     config.hydra.sweeper.params["sparsity_schedule"] = "uniform,atp"
     OmegaConf.save(config, path)
+
+
+def test_a_row_counts_once_all_its_values_were_tried(searched: Path) -> None:
+    """0.01 is better than 0.02, and nothing below it was tried."""
+    sweep_schedules(searched)
     choose(searched, points="bracket")
     assert "holds here so far (2 of 4 cells" in verdict_lines(read_claims([searched])[0])[0]
     rates(searched, 5, 0, 0.003, pruned=24.0, validation=20.5)
@@ -102,6 +107,7 @@ def test_a_setting_without_a_number_takes_no_weights_from_the_others(tmp_path: P
             write_losses(place, "repaired", losses)
             if pruner == "magnitude":
                 diverge(place)
+                shutil.rmtree(place / "window_losses")
     (one,) = read_claims([folder])[0].judged
     assert one.effect is not None
     assert one.effect.mean == pytest.approx(math.exp((100 - 0.7) / 107))
@@ -116,22 +122,18 @@ def test_a_list_of_another_row_s_values_leaves_a_row_as_it_was(searched: Path) -
 
 @pytest.mark.parametrize("how", ["failed", "resumed"])
 def test_a_trial_that_failed_and_one_that_went_on_are_trials(searched: Path, how: str) -> None:
-    for number, value in (("1", 0.01), ("2", 0.02), ("4", 0.01)):
-        override(searched / number, f"{KEY}={value}")
-    for number in ("0", "3"):
-        shutil.rmtree(searched / number)
-    for seed in (0, 1):
-        rates(searched, 10 + seed, seed, None, pruned=30.0)
-        override(searched / f"{10 + seed}", f"{KEY}=0")
+    sweep_schedules(searched)
     choose(searched, points="bracket")
     rates(searched, 5, 0, 0.003, pruned=24.0, validation=20.5)
-    override(searched / "5", f"{KEY}=0.003", *["resume=auto"] * (how == "resumed"))
+    more = ["resume=auto", "hardware.threads=2"] * (how == "resumed")
+    override(searched / "5", "sparsity_schedule=atp", f"{KEY}=0.003", *more)
     if how == "failed":
         path = searched / "5" / "result.json"
         error = failure("OutOfMemoryError", "no memory")
         content = json.loads(path.read_text()) | {"status": "failed", "error": error}
         path.write_text(json.dumps(content))
-    assert read_claims([searched])[0].judged[0].progress.missing == 0
+    progress = read_claims([searched])[0].judged[0].progress
+    assert (progress.measured, progress.planned) == (4, 4)
 
 
 def test_a_list_is_one_value(moved: Path) -> None:
