@@ -100,7 +100,8 @@ def test_a_setting_without_a_number_takes_no_weights_from_the_others(tmp_path: P
             place = cell(folder / str(number), method=method, pruner=pruner)
             override(place, f"pruner={pruner}", f"method={method}")
             number += 1
-            change(place, "metrics", repaired={"perplexity/task": 20.0, "perplexity/test": 20.0})
+            both = {"perplexity/task": 20.0, "perplexity/test": 20.0}
+            change(place, "metrics", pruned=both, repaired=both)
             apart = torch.tensor([1.0, *[-0.1] * 7]) * (method == "dsnot")
             weights = torch.tensor([100.0, *[1.0] * 7])
             losses = {"perplexity/task": 3 + apart, "perplexity/task/weights": weights}
@@ -109,6 +110,7 @@ def test_a_setting_without_a_number_takes_no_weights_from_the_others(tmp_path: P
                 diverge(place)
                 shutil.rmtree(place / "window_losses")
     (one,) = read_claims([folder])[0].judged
+    assert one.collapses == (1, 1, 2)
     assert one.effect is not None
     assert one.effect.mean == pytest.approx(math.exp((100 - 0.7) / 107))
 
