@@ -59,3 +59,11 @@ def test_what_a_method_does_before_its_fit_is_its_start(fits: bool, name: str) -
     if fits:
         moments[Moment("repair: fit", "cpu", "x:2")] = 6
     assert by_stage(moments)[name, HOST].bytes == 5
+
+
+def test_a_run_that_happens_to_hold_less_takes_nothing_away() -> None:
+    """Carried on to thirty times as much, its difference would make a peak of nothing."""
+    less = run(2, 8)
+    smaller = {moment: size - 1 for moment, size in run(2, 4).moments.items()}
+    moments, _ = carry(run(2, 4), [Measured(less.extent, less.depth, smaller, {})], Extent(2, 128))
+    assert moments == run(2, 4).moments

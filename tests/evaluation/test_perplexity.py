@@ -92,16 +92,19 @@ def test_a_loss_on_a_cpu_is_computed_on_what_the_cache_holds(
     tokens = torch.randint(40_000, (2, 70), generator=generator)
     whole = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     sizes: list[int] = []
+    copied: list[bool] = []
     upcast = Perplexity._token_losses
 
     def noted(self: Perplexity, part: Tensor, targets: Tensor) -> Tensor:
         sizes.append(4 * part.numel())
+        copied.append(part.untyped_storage().data_ptr() != logits.untyped_storage().data_ptr())
         return upcast(self, part, targets)
 
     monkeypatch.setattr(Perplexity, "_token_losses", noted)
     losses = perplexity(chunk=4096).window_losses(logits, tokens)
-    assert len(sizes) == 3
+    assert len(sizes) == 4  # two of each window
     assert max(sizes) <= CACHED
+    assert not any(copied)
     assert torch.equal(losses, whole.view(2, 69).mean(dim=1))
 
 

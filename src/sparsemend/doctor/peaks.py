@@ -52,8 +52,9 @@ def carry(
 ) -> tuple[dict[Moment, int], dict[str, int]]:
     """The bytes of every moment and file at the extent of the whole run.
 
-    others: runs that differ from `base` in one number each, along which bytes are linear.  A moment
-    that one of two runs lacks keeps its bytes.
+    others: runs that differ from `base` in one number each, along which bytes are linear, and with
+    which they never fall: what one run happens to hold less does not count.  A moment that one of
+    two runs lacks keeps its bytes.
     """
     return (
         _carry(base.moments, [(o.moments, _steps(base.extent, o.extent, whole)) for o in others]),
@@ -77,7 +78,7 @@ def _carry(
     whole = {key: float(size) for key, size in sizes.items()}
     for other, steps in others:
         for key, size in other.items():
-            whole[key] += steps * (size - base.get(key, size))
+            whole[key] += steps * max(0, size - base.get(key, size))
     return {key: max(0, round(size)) for key, size in whole.items()}
 
 

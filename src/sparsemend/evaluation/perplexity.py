@@ -124,11 +124,8 @@ class Perplexity(Evaluation):
         size = self._positions_at_once(logits)
         losses = [
             self._token_losses(part, aims)
-            for part, aims in zip(
-                logits[:, :-1].flatten(0, 1).split(size),
-                targets.flatten().split(size),
-                strict=True,
-            )
+            for window, of_window in zip(logits[:, :-1], targets, strict=True)
+            for part, aims in zip(window.split(size), of_window.split(size), strict=True)
         ]
         return torch.cat(losses).view(targets.shape)
 
