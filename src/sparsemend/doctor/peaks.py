@@ -79,7 +79,7 @@ def _carry(
     for other, steps in others:
         for key, size in other.items():
             whole[key] += steps * max(0, size - base.get(key, size))
-    return {key: max(0, round(size)) for key, size in whole.items()}
+    return {key: round(size) for key, size in whole.items()}
 
 
 # of a method that trains, what comes before its fit

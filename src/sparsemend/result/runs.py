@@ -222,18 +222,24 @@ class RunRecord:
         )
 
 
+def result_paths(folders: Sequence[Path]) -> list[Path]:
+    """The results under the folders, in order; one that lies under two of them once."""
+    paths = (path for folder in folders for path in sorted(folder.rglob(RESULT)))
+    return list({path.resolve(): path for path in paths}.values())
+
+
 def find_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """Every finished run under the folders, in order; raises where there is none."""
     runs, others = [], 0
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder; give one that holds run folders")
-        for path in sorted(folder.rglob(RESULT)):
-            result = load_result(path)
-            if result.finished:
-                runs.append(RunRecord(path.parent, result))
-            else:
-                others += 1
+    for path in result_paths(folders):
+        result = load_result(path)
+        if result.finished:
+            runs.append(RunRecord(path.parent, result))
+        else:
+            others += 1
     if not runs:
         shown = ", ".join(map(str, folders))
         unfinished = f" ({others} unfinished)" if others else ""

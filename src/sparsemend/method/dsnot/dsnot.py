@@ -86,13 +86,12 @@ def _as(kind: type[T], value: object) -> T:
 class Start:
     """The start of one linear's swaps: values of kept and revived weights, support, score.
 
-    updated: whether kept weights may have other values than the dense ones.
+    weight: the dense one itself where no kept weight was updated.
     """
 
     weight: Tensor
     keep: Tensor
     score: Tensor
-    updated: bool
 
 
 @dataclass(kw_only=True)
@@ -230,12 +229,10 @@ class DSnoT(RepairMethod):
         else:
             score = pruner.score(dense, observed.of_pruner)
             if not updated:
-                return Start(dense, initial_keep(score, sparsity, pattern), score, updated=False)
+                return Start(dense, initial_keep(score, sparsity, pattern), score)
             pruned = pruner(dense, observed.of_pruner, sparsity, pattern)
             weight, keep = pruned.weight, pruned.keep
-        if weight is None:
-            return Start(dense, keep, score, updated=False)
-        return Start(torch.where(keep, weight, dense), keep, score, updated=True)
+        return Start(dense if weight is None else torch.where(keep, weight, dense), keep, score)
 
     def _refine(self, dense: Tensor, start: Start, moments: Moments, pattern: Pattern) -> Refined:
         if start.keep.all():  # nothing to revive; the authors' code would not come here
@@ -252,7 +249,7 @@ class DSnoT(RepairMethod):
         # Pooled variances are differences; rounding can push a constant input's below zero.
         inputs = InputMoments(moments.total, moments.squared, moments.variance.clamp(min=0))
         left = None
-        if start.updated:
+        if start.weight is not dense:
             left = ((dense.float() - start.weight.float()) * moments.total).sum(dim=1)
         if pattern.unstructured:
             return refine(start.weight, inputs, start.keep, rule, left)

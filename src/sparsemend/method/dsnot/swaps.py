@@ -106,8 +106,7 @@ def refine(
 
     left: the part of E (R,) that kept weights leave, None where they have their dense values.
     """
-    error, grow, prune = _orders(weight, moments, keep, rule)
-    error = error if left is None else error + left.unsqueeze(1)
+    error, grow, prune = _orders(weight, moments, keep, rule, left)
     cursor = _Cursor(prune)
     return _swap(keep, error, grow, lambda cycle, E, _: cursor.take(cycle, left=E >= 0), rule)
 
@@ -127,8 +126,7 @@ def refine_groups(
     is considered once.  Rows always stop before E changes sign, as in the authors' code.  left: as
     that of `refine`.
     """
-    error, grow, _ = _orders(weight, moments, keep, rule)
-    error = error if left is None else error + left.unsqueeze(1)
+    error, grow, _ = _orders(weight, moments, keep, rule, left)
     rest = F.pad(
         score.float().masked_fill(~keep, torch.inf),
         (0, -score.shape[1] % group_size),
@@ -193,7 +191,7 @@ def _swap(keep: Tensor, error: Tensor, grow: Picks, prune: Prune, rule: SwapRule
 
 
 def _orders(
-    weight: Tensor, moments: InputMoments, keep: Tensor, rule: SwapRule
+    weight: Tensor, moments: InputMoments, keep: Tensor, rule: SwapRule, left: Tensor | None
 ) -> tuple[Tensor, Picks, Picks]:
     """(initial E (R, 1), picks to revive, picks to prune), computed a few rows at a time."""
     budget = CHUNK_WEIGHTS.get(weight.device.type, LARGE_CHUNK_WEIGHTS)
@@ -203,7 +201,10 @@ def _orders(
         for part, part_keep in zip(weight.split(rows), keep.split(rows), strict=True)
     ]
     errors, grows, prunes = zip(*chunks, strict=True)
-    return torch.cat(errors), _stack(grows), _stack(prunes)
+    error = torch.cat(errors)
+    if left is not None:
+        error = error + left.unsqueeze(1)
+    return error, _stack(grows), _stack(prunes)
 
 
 def _stack(parts: Sequence[Picks]) -> Picks:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemend.names import RESULT
 from sparsemend.result.folder import read_result
-from sparsemend.result.runs import RunRecord, find_runs
+from sparsemend.result.runs import RunRecord, find_runs, result_paths
 from sparsemend.sweep.read import Cell, overrides_of
 
 DIVERGED = FloatingPointError.__name__  # what a fit raises whose loss is not finite
@@ -41,7 +40,7 @@ def read_claim_cells(folders: Sequence[Path]) -> dict[str, ClaimCells]:
     Raises ValueError where there is none.
     """
     finished: dict[str, list[RunRecord]] = {}
-    for run in _each_once(find_runs(folders)):
+    for run in find_runs(folders):
         if run.config.get("claim"):
             finished.setdefault(str(run.config["claim"]), []).append(run)
     if not finished:
@@ -49,21 +48,16 @@ def read_claim_cells(folders: Sequence[Path]) -> dict[str, ClaimCells]:
             f"no cell of a claim under {', '.join(map(str, folders))}; run "
             "sparsemend -m experiment=claims/dsnot, or give its folder"
         )
-    others = _each_once([run for folder in folders for run in _find_unfinished(folder)])
+    others = _find_unfinished(folders)
     return {
         name: _cells_of([run for run in others if run.config.get("claim") == name], runs)
         for name, runs in sorted(finished.items())
     }
 
 
-def _each_once(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """The runs without those that lie under two of the folders that were asked."""
-    return list({run.folder.resolve(): run for run in runs}.values())
-
-
-def _find_unfinished(folder: Path) -> list[RunRecord]:
+def _find_unfinished(folders: Sequence[Path]) -> list[RunRecord]:
     runs = []
-    for path in sorted(folder.rglob(RESULT)):
+    for path in result_paths(folders):
         result = read_result(path.parent)
         if result is not None and not result.finished:
             runs.append(RunRecord(path.parent, result))
@@ -74,16 +68,16 @@ def _cells_of(others: Sequence[RunRecord], finished: Sequence[RunRecord]) -> Cla
     done = {_identity(run) for run in finished}
     others = [run for run in others if _identity(run) not in done]
     diverged = [run for run in others if _diverges(run)]
+    rest = [run for run in others if not _diverges(run)]
     ended = [
         (run.folder, f"{cell.status}: {cell.reason}")
-        for run in sorted(others, key=number_of)
-        if not _diverges(run)
+        for run in sorted(rest, key=number_of)
         for cell in [Cell(run.folder.name, {}, run.result)]
     ]
     return ClaimCells(
         tuple(sorted(finished, key=number_of)),
         tuple(sorted(diverged, key=number_of)),
-        tuple(run for run in others if run.result.status == "failed" and not _diverges(run)),
+        tuple(run for run in rest if run.result.status == "failed"),
         tuple(ended),
     )
 

@@ -126,7 +126,6 @@ class Claim:
 
 def _seconds(result: RunResult) -> float:
     """Seconds of a run and of the attempts that it continued; by stages where it has no sum."""
-    stages = [cost.seconds for costs in result.earlier_attempts for cost in costs.values()]
-    if result.seconds is not None:
-        return sum(stages, result.seconds)
-    return sum((cost.seconds for cost in result.cost.values()), sum(stages))
+    by_stages = result.attempts if result.seconds is None else result.earlier_attempts
+    stages = (cost.seconds for costs in by_stages for cost in costs.values())
+    return sum(stages, result.seconds or 0.0)

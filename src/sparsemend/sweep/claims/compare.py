@@ -81,8 +81,10 @@ def _sides(
 
 def _of_choice(members: list[MeasuredState], rules: Rules) -> list[MeasuredState]:
     """The states at values that a list of the rules holds; all of a row that has none of them."""
-    listed = [s for s in members if rules.is_tried(value_of(s, rules.chosen_key))]
-    return listed or members
+    values = [value_of(state, rules.chosen_key) for state in members]
+    listed = rules.of_the_list(values)
+    pairs = zip(members, values, strict=True)
+    return [state for state, value in pairs if not listed or value is None or value in listed]
 
 
 def _by_machine(side: Side, measure: str) -> dict[ComparedAt, Side]:

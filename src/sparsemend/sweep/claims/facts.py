@@ -18,8 +18,7 @@ from sparsemend.sweep.claims.statements import PER_WINDOW
 
 NO_ROW = "none"
 UNSAID = (None, False, "auto")
-COSTS = ("step_seconds", "peak_bytes")
-# of hardware; what is left to the machine is not named
+# of hardware, on which costs depend; what is left to the machine is not named
 COST_KEYS = ("devices", "micro_batch", "activation_checkpointing", "offload", "stream", "states")
 
 
@@ -40,10 +39,8 @@ class ComparedAt:
     @property
     def label(self) -> str:
         """How it is called in a table."""
-        rest = [f"trained on {self.trained}"] * bool(self.trained)
-        return ", ".join(
-            [f"{self.pruner} {self.amount}", *rest, *[self.machine] * bool(self.machine)]
-        )
+        trained = f"trained on {self.trained}" if self.trained else ""
+        return ", ".join(filter(None, [f"{self.pruner} {self.amount}", trained, self.machine]))
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class MeasuredState:
         if measure == TASK_METRIC:
             text, data = data, ""
         trained = data if data != text else ""
-        machine = self._machine if measure in COSTS else ""
+        machine = "" if measure in PER_WINDOW else self._machine
         return ComparedAt(self.run.model, text, trained, self.row.pruner, self.row.amount, machine)
 
     @property

@@ -43,6 +43,7 @@ def origin(claim: Claim) -> list[str]:
         for model, text in texts
         if (perplexity := dense_perplexity(runs, model, text)) is not None  # a task has none
     ]
+    of_dense = f"  Dense perplexity: {', '.join(dense)}." if dense else ""
     return [
         "## Where it comes from",
         "",
@@ -51,9 +52,7 @@ def origin(claim: Claim) -> list[str]:
         "```",
         "",
         f"{len(runs)} cells, {claim.hours:.1f} hours; commit {', '.join(commits)}{state}; torch "
-        f"{', '.join(torch)}; {'; '.join(machines)}."
-        + f"  Dense perplexity: {', '.join(dense)}."
-        * bool(dense),
+        f"{', '.join(torch)}; {'; '.join(machines)}.{of_dense}",
         f"Intervals: {RESAMPLES:,} paired resamples of seeds and test windows; of one number a run "
         "(seconds, bytes) of seeds alone.  Few seeds make them narrow.",
     ]

@@ -159,8 +159,9 @@ def _of_one_choice(
     """As `_of_the_choice`, of one row; runs without the key have nothing to choose, and count."""
     states = [(run, MeasuredState(run, run.row, "repaired")) for run in runs if run not in failed]
     values = [(run, state, value_of(state, rules.chosen_key)) for run, state in states]
-    listed = any(value is not None and rules.is_tried(value) for _, _, value in values)
-    points = rules.points if listed else BRACKET  # of a list that is not this row's
+    listed = rules.of_the_list(value for _, _, value in values)
+    other = not listed and not isinstance(rules.points, str)  # the list is of another row
+    points = BRACKET if other else rules.points
     key = str(rules.chosen_key)
     trials = [
         *((run, dict(leaves(run.config)).get(key), math.inf) for run in failed if run in runs),
@@ -170,7 +171,7 @@ def _of_one_choice(
         value: objective
         for run, value, objective in trials
         if value is not None and run.seed == rules.chosen_on
-        if not listed or rules.is_tried(value)
+        if not listed or value in listed
     }
     chosen = best_value(tried)
     counted = set(tried) if chosen is None else {chosen}

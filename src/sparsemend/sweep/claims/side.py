@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ def _choose(
     gap = effect_of(pair[0], pair[1], tried[value].weights(metric)) if len(pair) == 2 else None
     return Chosen(
         side=name,
-        setting=replace(setting, machine=""),
+        setting=setting,
         key=key,
         validation=dict(sorted(validation.items())),
         value=value,

@@ -22,7 +22,7 @@ The rule that counts is the one in the sweep's multirun.yaml, as its command fou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,12 @@ class Rules:
     points: str | tuple[float, ...]  # among which was chosen, as of `choice.is_settled`
     count: int | None
 
-    def is_tried(self, value: Any) -> bool:
-        """Whether a value of the chosen key is among those to choose from: of a list, its own."""
-        return isinstance(self.points, str) or value is None or value in self.points
+    def of_the_list(self, values: Iterable[Any]) -> set[Any]:
+        """Those of a row's values that a list of points holds; none where there is no list.
+
+        A row that has none of them was chosen by other points, before or in another command.
+        """
+        return set() if isinstance(self.points, str) else {*values} & {*self.points}
 
 
 def read_rules(sweep: Path) -> Rules:
@@ -89,18 +92,16 @@ def read_rules(sweep: Path) -> Rules:
     config = OmegaConf.load(path)
     callback = OmegaConf.select(config, "hydra.callbacks.claim")
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    points = OmegaConf.select(config, "hydra.sweeper.choose.points")
-    count = OmegaConf.select(config, "hydra.sweeper.choose.count")
+    choose = OmegaConf.select(config, "hydra.sweeper.choose") or {}
+    points, count = choose.get("points"), choose.get("count")
     if callback is None:
         raise ValueError(f"{path} states no claim; give the folder of an experiment=claims/...")
     return Rules(
         statements=statements_of(callback.statements),
         swept={str(key): _values(f"{key}={values}") for key, values in params.items()},
-        chosen_key=OmegaConf.select(config, "hydra.sweeper.choose.key"),
-        chosen_on=int(OmegaConf.select(config, "hydra.sweeper.choose.seed") or 0),
-        points=str(points)
-        if points is None or isinstance(points, str)
-        else tuple(map(float, points)),
+        chosen_key=choose.get("key"),
+        chosen_on=int(choose.get("seed") or 0),
+        points=tuple(map(float, points)) if isinstance(points, ListConfig) else str(points),
         count=None if count is None else int(count),
     )
 

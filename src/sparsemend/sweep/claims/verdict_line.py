@@ -35,7 +35,7 @@ def _overall(one: Judged) -> str:
     measured = sum(c.effect is not None for c in one.comparisons)
     settings = len(one.comparisons)
     which = "all" if measured == settings else f"{measured} of {settings}"
-    over = "" if len(one.comparisons) == 1 else f" over {which} settings"
+    over = "" if settings == 1 else f" over {which} settings"
     seeds = f"seed{'s' * (len(one.seeds) > 1)} {', '.join(map(str, one.seeds))}"
     return f"x {_interval(one.effect)}{over}, {seeds}"
 
