@@ -75,6 +75,14 @@ def test_only_finished_runs_are_found(tmp_path: Path) -> None:
     assert [r.folder.parent.name for r in find_runs([tmp_path])] == ["a"]
 
 
+def test_a_run_under_two_of_the_folders_is_found_once(tmp_path: Path) -> None:
+    made.write(tmp_path / "a" / "0", made.result())
+    made.write(tmp_path / "b" / "0", made.result())
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    folders = [tmp_path / "link", tmp_path / "b", tmp_path / "a"]
+    assert [r.folder.parent.name for r in find_runs(folders)] == ["a", "b"]
+
+
 def test_an_empty_folder_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no finished run under .*; run sparsemend first"):
         find_runs([tmp_path])

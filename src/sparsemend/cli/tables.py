@@ -153,10 +153,10 @@ def _arena(asked: argparse.Namespace) -> None:
 def _claims(asked: argparse.Namespace) -> None:
     from sparsemend.sweep.claims.keep import keep
     from sparsemend.sweep.claims.page import write
-    from sparsemend.sweep.claims.read import read_claims
+    from sparsemend.sweep.claims.read import read_each_claim
     from sparsemend.sweep.claims.verdict_line import verdict_lines
 
-    claims = read_claims(asked.folders)
+    claims, refused = read_each_claim(asked.folders)
     for line in (line for claim in claims for line in verdict_lines(claim)):
         print(line)
     for path in write(claims, asked.out or asked.folders[0]):
@@ -164,6 +164,8 @@ def _claims(asked: argparse.Namespace) -> None:
     if asked.keep:
         for path in keep(claims, asked.keep):
             print(path)
+    if refused:  # the others have their pages
+        raise ValueError("\n".join(refused))
 
 
 def _report(asked: argparse.Namespace) -> None:

@@ -34,6 +34,9 @@ from sparsemend.sweep.claims.read import read_claims
 from sparsemend.sweep.claims.verdict_line import verdict_lines
 from sparsemend.sweep.read import overrides_of
 
+Captured = pytest.CaptureFixture[str]
+OTHER = {"name": "python_docs", "calibration_samples": 2}
+
 
 def test_the_value_that_validation_chose_is_compared(searched: Path) -> None:
     (claim,) = read_claims([searched])
@@ -287,6 +290,20 @@ def test_sweeps_that_state_other_rules_are_refused(searched: Path, tmp_path: Pat
         read_claims([searched, other])
 
 
+def test_a_claim_that_cannot_be_judged_leaves_the_others_their_pages(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(plot, "draw", lambda judged, path: path.touch())
+    other = sweep(tmp_path / "other", DSNOT)
+    cell(other / "0", claim="a_claim_of_other_data", method="dsnot", pruned=20.0)
+    cell(other / "1", claim="a_claim_of_other_data", seed=1, method="dsnot", data=OTHER)
+    pages = tmp_path / "pages"
+    with pytest.raises(SystemExit, match="1"):
+        main(["claims", str(searched), str(other), "--out", str(pages)])
+    assert "differ in data.calibration_samples" in capsys.readouterr().err
+    assert sorted(path.name for path in pages.glob("*.md")) == ["README.md", "made_up.md"]
+
+
 def test_kept_cells_are_small_and_give_the_same_page(searched: Path, tmp_path: Path) -> None:
     before = {
         path.parent.name: json.loads(path.read_text()) for path in searched.glob("*/result.json")
@@ -360,9 +377,6 @@ def test_a_page_says_where_sides_are_not_equally_sparse(searched: Path) -> None:
     (claim,) = read_claims([searched])
     said = "wanda 0.6: not equally sparse: of target 0.6, the rival (seed 1) achieves 0.5900"
     assert said in page(claim)
-
-
-OTHER = {"name": "python_docs", "calibration_samples": 2}
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,26 @@ from sparsemend.sweep.claims.statements import Rules, read_rules
 def read_claims(folders: Sequence[Path]) -> list[Claim]:
     """The claims whose cells lie under the folders, by name.
 
-    Raises ValueError where there is none, or where two sweeps of a claim state other rules.
+    Raises ValueError where there is none, or where the cells of one are not to be compared.
     """
-    return [_claim(name, cells) for name, cells in read_claim_cells(folders).items()]
+    claims, refused = read_each_claim(folders)
+    if refused:
+        raise ValueError(refused[0])
+    return claims
+
+
+def read_each_claim(folders: Sequence[Path]) -> tuple[list[Claim], list[str]]:
+    """The claims that can be judged, by name, and for each other claim why it cannot.
+
+    Raises ValueError where there is no cell of a claim.
+    """
+    claims, refused = [], []
+    for name, cells in read_claim_cells(folders).items():
+        try:
+            claims.append(_claim(name, cells))
+        except ValueError as error:
+            refused.append(str(error))
+    return claims, refused
 
 
 def _claim(name: str, cells: ClaimCells) -> Claim:
