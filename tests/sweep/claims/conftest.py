@@ -18,7 +18,7 @@ def searched(tmp_path: Path) -> Path:
     rates(folder, 0, 0, None, pruned=30.0)
     rates(folder, 1, 0, 0.01, pruned=24.0, validation=20.0)
     rates(folder, 2, 0, 0.02, pruned=22.0, validation=21.0)
-    rates(folder, 3, 1, None, pruned=32.0)
+    rates(folder, 3, 1, None, pruned=31.0)
     rates(folder, 4, 1, 0.01, pruned=24.0, validation=20.0)
     return folder
 

@@ -67,7 +67,7 @@ def test_a_row_counts_once_all_its_values_were_tried(searched: Path) -> None:
     rates(searched, 5, 0, 0.003, pruned=24.0, validation=20.5)
     override(searched / "5", "sparsity_schedule=atp", f"{KEY}=0.003")
     (claim,) = read_claims([searched])
-    assert verdict_lines(claim)[0].count("holds here; x 0.775") == 1
+    assert verdict_lines(claim)[0].count("holds here; x 0.787") == 1
     assert claim.judged[0].progress.missing == 0
     shutil.rmtree(searched / "4")  # of the chosen value
     rates(searched, 4, 1, 0.02, pruned=24.0)
@@ -119,7 +119,7 @@ def test_a_list_of_another_row_s_values_leaves_a_row_as_it_was(searched: Path) -
     choose(searched, points=[0.05])
     (one,) = read_claims([searched])[0].judged
     assert one.effect is not None
-    assert one.effect.mean == pytest.approx(math.sqrt(24 / 30 * 24 / 32))
+    assert one.effect.mean == pytest.approx(math.sqrt(24 / 30 * 24 / 31))
 
 
 @pytest.mark.parametrize("how", ["failed", "resumed"])
@@ -152,7 +152,7 @@ def test_a_value_that_a_list_does_not_hold_counts_for_nothing(searched: Path) ->
     (claim,) = read_claims([searched])
     (comparison,) = claim.judged[0].comparisons
     assert comparison.effect is not None
-    assert comparison.effect.mean == pytest.approx(math.sqrt(22 / 30 * 16 / 32))
+    assert comparison.effect.mean == pytest.approx(math.sqrt(22 / 30 * 16 / 31))
 
 
 def test_another_text_of_one_name_is_not_compared(searched: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sparsemend.sweep.arena.bootstrap import Ratio
+from sparsemend.sweep.arena.interval import Ratio
 from sparsemend.sweep.claims.choice import at_edge, best_value, bracket, try_each
 from sparsemend.sweep.claims.verdict import (
     FAILS,

@@ -20,7 +20,7 @@ from sparsemend.config.values import differences
 from sparsemend.names import MEAN, METRIC
 from sparsemend.result.runs import RunRecord, find_runs
 from sparsemend.result.window_losses import read_losses
-from sparsemend.sweep.arena.bootstrap import Ratio, perplexity_ratio
+from sparsemend.sweep.arena.interval import Ratio, perplexity_ratio
 from sparsemend.sweep.arena.settings import check_one_setting, low_rank_rows
 from sparsemend.table.grouping import Ours, ours_of
 

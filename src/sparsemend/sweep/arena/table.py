@@ -12,14 +12,13 @@ from rich.table import Table
 
 from sparsemend.files import replacing, write_text
 from sparsemend.names import HARNESS, METRIC
-from sparsemend.sweep.arena.bootstrap import LEVEL, RESAMPLES
+from sparsemend.sweep.arena.interval import LEVEL
 from sparsemend.sweep.arena.rows import ZERO_SHOT, Arena, ArenaRow, pareto
 from sparsemend.table.formats import latex_table, markdown_table
 from sparsemend.table.grouping import Ours
 from sparsemend.terminal import ARENA_WIDTH, console
 
 STEM = "arena"
-FEW_SEEDS = 5  # below, resampled seeds do not show the tails
 HEADINGS = (
     "row",
     "perplexity",
@@ -62,8 +61,8 @@ def notes(arena: Arena) -> list[str]:
         f"budget: {arena.amount:,.0f} {BUDGET_LABELS[arena.budget]}; a row above it is shown with "
         "its share and cannot be the best, nor one with an open adapter",
         "mean ± sample deviation over seeds; costs are means of the repair stage alone",
-        f"x best: ratio of perplexities to {arena.best.row}, {LEVEL:.0%} interval of {RESAMPLES:,} "
-        f"paired resamples of {_resampling_note(len(arena.seeds))}; * where it does not hold 1",
+        f"x best: ratio of perplexities to {arena.best.row}, {LEVEL:.0%} interval "
+        f"paired over {_paired_note(len(arena.seeds))}; * where it does not hold 1",
     ]
     lines += [
         f"{entry.row}: {_seeds(entry.seeds)} alone, which cannot be the best"
@@ -87,11 +86,10 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _resampling_note(seeds: int) -> str:
+def _paired_note(seeds: int) -> str:
     if seeds == 1:
-        return "test windows, for one seed"
-    few = f" ({seeds} seeds are few: the interval is narrow)" if seeds < FEW_SEEDS else ""
-    return f"seeds and test windows{few}"
+        return "test windows, for one seed, which knows nothing of how seeds differ"
+    return "seeds and test windows"
 
 
 def terminal(arena: Arena) -> Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sparsemend.result.format import format_metric
 from sparsemend.result.run_result import RunResult
 from sparsemend.result.runs import RunRecord
-from sparsemend.sweep.arena.bootstrap import Ratio
+from sparsemend.sweep.arena.interval import Ratio
 from sparsemend.sweep.claims.facts import ComparedAt
 from sparsemend.sweep.claims.planned import CellCount, Part
 from sparsemend.sweep.claims.published import PublishedRatio

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsemend.sweep.arena.bootstrap import LEVEL, Ratio
+from sparsemend.sweep.arena.interval import LEVEL, Ratio
 from sparsemend.sweep.claims.claim import Claim
 from sparsemend.sweep.claims.verdict import FAILS, HOLDS, MIXED, OPEN
 from sparsemend.table.formats import markdown_table

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from sparsemend.result.format import format_metric
-from sparsemend.sweep.arena.bootstrap import RESAMPLES
+from sparsemend.sweep.arena.interval import LEVEL
 from sparsemend.sweep.claims.cells import pairs_of
 from sparsemend.sweep.claims.claim import Claim
 from sparsemend.sweep.claims.facts import dense_perplexity
@@ -53,8 +53,8 @@ def origin(claim: Claim) -> list[str]:
         "",
         f"{len(runs)} cells, {claim.hours:.1f} hours; commit {', '.join(commits)}{state}; torch "
         f"{', '.join(torch)}; {'; '.join(machines)}.{of_dense}",
-        f"Intervals: {RESAMPLES:,} paired resamples of seeds and test windows; of one number a run "
-        "(seconds, bytes) of seeds alone.  Few seeds make them narrow.",
+        f"Intervals: {LEVEL:.0%}, of the mean of paired differences, over which seeds and test "
+        "windows are random; of one number a run (seconds, bytes) over seeds alone.",
     ]
 
 

@@ -13,7 +13,7 @@ from sparsemend.files import replacing, write_text
 from sparsemend.result.equal_sparsity import unequal_sparsities
 from sparsemend.result.format import LARGE, format_metric
 from sparsemend.result.runs import RunRecord
-from sparsemend.sweep.arena.bootstrap import LEVEL
+from sparsemend.sweep.arena.interval import LEVEL
 from sparsemend.sweep.claims.claim import Claim, Comparison, Judged
 from sparsemend.sweep.claims.equality import unequal_budget
 from sparsemend.sweep.claims.facts import MeasuredState

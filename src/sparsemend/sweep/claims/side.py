@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsemend.config.values import leaves
 from sparsemend.names import VALIDATION_METRIC
-from sparsemend.sweep.arena.bootstrap import Ratio
+from sparsemend.sweep.arena.interval import Ratio
 from sparsemend.sweep.claims.choice import at_edge, best_value
 from sparsemend.sweep.claims.equality import check_same, check_side
 from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState

@@ -9,7 +9,7 @@ the cells, and its callback `claim` lists statements.  A statement names two sid
               not told apart      where it holds `at_most`
               mixed               over several settings, where one says the contrary of another
 
-The interval is the arena's paired bootstrap over seeds and test windows (sweep/arena/bootstrap).  A
+The interval is the arena's, paired over seeds and test windows (sweep/arena/interval).  A
 side is a set of conditions on a measured state of a run (`facts.py`), so that rows of the arena,
 schedules and methods can stand against each other, and a pruned model against its own repair.
 Where a side holds several values of the key that the sweeper chose (a learning rate, ATP's common

@@ -1,13 +1,12 @@
 """The verdict on a comparison, and on a statement over all its settings.
 
     d_sw = log measure of ours - log measure of rival, seed s, test window w (one w without windows)
-    effect = exp(mean d), with its paired 95 % interval (sweep/arena/bootstrap)
+    effect = exp(mean d), with its paired 95 % interval (sweep/arena/interval)
 
 Windows that count unequally, as a task's examples do by their labelled tokens, have weights: the
-mean d is weighted, and a resampled one by the weights that it drew.  Over settings, d is first
-averaged over them: every setting has the same windows, so that the interval is of the mean
-logarithm of their effects.  One large effect can carry that mean, so that a statement over settings
-is no better than what they say one by one (`overall`).
+mean d is weighted.  Over settings, d is first averaged over them: every setting has the same
+windows, so that the interval is of the mean logarithm of their effects.  One large effect can carry
+that mean, so that a statement over settings is no better than what they say one by one (`overall`).
 
 A model that collapsed on one side alone is evidence without a number (`with_collapses`); a seed on
 which both sides collapsed says nothing.
@@ -19,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sparsemend.sweep.arena.bootstrap import Ratio, perplexity_ratio
+from sparsemend.sweep.arena.interval import Ratio, perplexity_ratio
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not told apart"
 MIXED = "mixed"  # over settings alone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from sparsemend.sweep.arena.bootstrap import Ratio
+from sparsemend.sweep.arena.interval import Ratio
 from sparsemend.sweep.claims.claim import Claim, Judged, KeptGain
 from sparsemend.sweep.claims.verdict import FAILS, HOLDS, OPEN
 
