@@ -133,6 +133,23 @@ def test_validation_of_prompts_and_answers_counts_answers_alone(tokens: Tensor) 
     assert found[VALIDATION_METRIC] == pytest.approx(math.exp(loss), rel=1e-5)
 
 
+@pytest.mark.parametrize(("limits", "read"), [((2, None), 2), ((2, 4), 4), ((None, 3), 3)])
+def test_examples_have_a_limit_where_one_is_given(
+    tokens: Tensor, limits: tuple[int | None, int | None], read: int
+) -> None:
+    model, labels = random_model("llama"), tokens.clone()
+    labels[:, :9] = UNLABELLED
+    limited, whole = perplexity(validation=True), perplexity(validation=True)
+    limited.windows, limited.examples = limits
+    assert (limited.first_windows, limited.first_examples) == (limits[0], read)
+    of_text = limited(model, given(tokens, validation=Examples.of(tokens)))
+    first = given(tokens, validation=Examples.of(tokens[: limits[0]]))
+    assert of_text[VALIDATION_METRIC] == whole(model, first)[VALIDATION_METRIC]
+    of_answers = limited(model, given(tokens, validation=Examples(tokens, labels)))
+    first = given(tokens, validation=Examples(tokens[:read], labels[:read]))
+    assert of_answers[VALIDATION_METRIC] == whole(model, first)[VALIDATION_METRIC]
+
+
 def test_a_streamed_model_has_the_same_losses(tokens: Tensor) -> None:
     labels = tokens.clone()
     labels[:, :9] = UNLABELLED

@@ -14,10 +14,12 @@ from support.families import random_model
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
+from sparsemend.data.base import Examples
 from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.wanda import Wanda
 from sparsemend.run.load import load_model
 from sparsemend.run.memory import Memory
+from sparsemend.run.windows import Windows, first_tested
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import lowest_per_row
 
@@ -73,3 +75,17 @@ def test_an_existing_support_is_held_to_the_pattern_unless_a_finished_run_is_mea
     with pytest.raises(ValueError, match="pattern 2:4 does not hold"):
         load(model, **parts)
     assert load(model, **parts, from_run="run") is model
+
+
+@pytest.mark.parametrize(
+    ("count", "examples", "left"), [(2, 4, (2, 4)), (None, 1, (6, 1)), (3, None, (3, 6))]
+)
+def test_test_and_task_have_limits_of_their_own(
+    count: int | None, examples: int | None, left: tuple[int, int]
+) -> None:
+    rows = torch.arange(12).view(6, 2)
+    every = Examples.of(rows)
+    cut = first_tested(Windows(rows, rows, every, every, every), count, examples)
+    assert cut.task is not None
+    assert (len(cut.test), len(cut.task)) == left
+    assert len(cut.validation) == len(cut.calibration) == 6

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from sparsemend.training.batches import (
     count_labels,
     mean_loss,
 )
+from sparsemend.training.callbacks import Pace
 from sparsemend.training.logits import next_token_loss
 from sparsemend.training.mask_callbacks import EnforceMasks, UpdateMasks
 from sparsemend.training.module import RepairModule
@@ -281,6 +283,27 @@ def test_the_last_steps_are_validated_too(tmp_path: Path) -> None:
     report = method.repair(pruned_model(), bench_for(tmp_path))
     best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=False)
     assert best["global_step"] == report["steps"] == contracts.STEPS
+
+
+def test_a_step_is_timed_without_validations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that moves by 1 s when it is read, as it is twice in each of two micro-batches."""
+    clock = iter(range(1000))
+    monkeypatch.setattr("sparsemend.training.callbacks.perf_counter", lambda: float(next(clock)))
+    method = method_of("masked_full", "method.windows_per_step=2")
+    assert isinstance(method, MaskedFull)
+    method.validate_every = 1
+    bench = dataclasses.replace(bench_for(tmp_path), micro_batch=1)
+    assert method.repair(pruned_model(), bench)["step_seconds"] == 2.0
+
+
+def test_steps_of_an_earlier_attempt_are_not_timed() -> None:
+    pace = Pace(method_of("masked_full").plan)
+    pace.on_train_start(SimpleNamespace(global_step=3), None)  # type: ignore[arg-type]
+    pace._seconds = 4.0
+    assert pace.step_seconds(5) == 2.0
+    assert pace.step_seconds(3) is None
 
 
 def test_dropout_draws_the_same_after_a_resume(tmp_path: Path) -> None:

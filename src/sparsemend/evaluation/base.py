@@ -106,7 +106,12 @@ class Evaluation(ABC):
 
     @property
     def first_windows(self) -> int | None:
-        """How many windows of test and task it reads, from the first; None for all."""
+        """How many windows of test it reads, from the first; None for all."""
+        return None
+
+    @property
+    def first_examples(self) -> int | None:
+        """How many examples of the task it reads, from the first; None for all."""
         return None
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:

@@ -36,7 +36,8 @@ class Perplexity(Evaluation):
     The task's is exp of the mean over all labelled tokens: its examples differ in length, so that
     the loss kept of an example is its part of that mean.
     `validation` adds `perplexity/validation`, which searches select by: it is computed as for test
-    where every token counts, else as for the task.  `windows` limits each of the three texts.
+    where every token counts, else as for the task.  `windows` limits each of the three texts;
+    `examples`, where it is given, in its place those of which some tokens alone count.
     """
 
     repeatable: ClassVar[bool] = True
@@ -44,6 +45,7 @@ class Perplexity(Evaluation):
 
     validation: bool
     windows: int | None
+    examples: int | None = None
     logits_fp32: bool
     chunk_tokens: int
     logits_bytes: int
@@ -56,6 +58,10 @@ class Perplexity(Evaluation):
     def first_windows(self) -> int | None:
         return self.windows
 
+    @property
+    def first_examples(self) -> int | None:
+        return self.windows if self.examples is None else self.examples
+
     def __call__(self, model: PreTrainedModel, inputs: EvaluationInput) -> dict[str, float]:
         losses = self._each_window(model, inputs.test, inputs, "test")
         inputs.window_losses[METRIC] = losses
@@ -67,8 +73,10 @@ class Perplexity(Evaluation):
             inputs.window_losses[weights_of(TASK_METRIC)] = counts
         if self.validation:
             rows = inputs.validation
-            rows = rows if self.windows is None else rows.first(self.windows)
-            if torch.equal(rows.tokens, rows.labels):
+            is_text = torch.equal(rows.tokens, rows.labels)
+            limit = self.first_windows if is_text else self.first_examples
+            rows = rows if limit is None else rows.first(limit)
+            if is_text:
                 losses = self._each_window(model, rows.tokens, inputs, "validation")
                 perplexity = _perplexity(losses)
             else:

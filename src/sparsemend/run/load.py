@@ -65,9 +65,11 @@ def _windows(job: RunJob) -> tuple[PreTrainedTokenizerBase | None, Windows]:
     tokenizer, windows = job.reuse.memory.once("windows", job.keys.windows(wanted), read)
     if job.cfg.get("debug") is not None:
         windows = first_windows(windows, job.cfg.debug.windows)
-    asked = [e.first_windows for e in parts.evaluation.values() if e.first_windows is not None]
-    if asked:  # validation stays whole, a method that trains has its own number
-        windows = first_tested(windows, min(asked))
+    # validation stays whole, a method that trains has its own number
+    measured = parts.evaluation.values()
+    tested = [e.first_windows for e in measured if e.first_windows is not None]
+    of_task = [e.first_examples for e in measured if e.first_examples is not None]
+    windows = first_tested(windows, min(tested, default=None), min(of_task, default=None))
     if wanted.train:
         parts.method.check_train(windows.train)
     return tokenizer, windows

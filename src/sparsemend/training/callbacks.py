@@ -160,7 +160,15 @@ class Pace(Callback):
 
     def __init__(self, plan: TrainingPlan) -> None:
         self.plan = plan
-        self._tokens, self._seconds, self._started = 0, 0.0, 0.0
+        self._tokens, self._seconds, self._started, self._first = 0, 0.0, 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._first = trainer.global_step
+
+    def step_seconds(self, steps: int) -> float | None:
+        """Mean seconds of a step up to `steps`, without validations; None where there was none."""
+        made = steps - self._first  # an earlier attempt's are not timed here
+        return self._seconds / made if made > 0 else None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

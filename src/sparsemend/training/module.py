@@ -127,8 +127,9 @@ class RepairModule(LightningModule):
                 )
             ]
         lines = StepLines(self.plan, self.train_examples.tokens.shape[1])
+        pace = Pace(self.plan)
         trainer = make_trainer(
-            callbacks=[best, last, *stop, Pace(self.plan), lines],
+            callbacks=[best, last, *stop, pace, lines],
             max_steps=self.plan.max_steps,
             max_epochs=1,
             # for bf16-true the method rounds the parameters: Lightning would round every buffer of
@@ -154,6 +155,7 @@ class RepairModule(LightningModule):
         windows = self.plan.windows_per_step
         return {
             "steps": trainer.global_step,
+            "step_seconds": pace.step_seconds(trainer.global_step),
             "windows_per_step": windows,
             "tokens": trainer.global_step * windows * self.train_examples.tokens.shape[1],
             VALIDATION_LOSS: None if score is None else float(score),

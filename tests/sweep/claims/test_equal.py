@@ -79,14 +79,11 @@ def test_a_cost_is_of_the_value_that_perplexity_chose(searched: Path) -> None:
     """The chosen 0.01 takes 8 s, and 0.02, which has no rival for its cost, 2 s."""
     sweep(searched, {**STATEMENT, "measure": "step_seconds", "published": []}, key=KEY)
     for number, seconds in enumerate([4.0, 8.0, 2.0, 4.0, 8.0]):
-        change(searched / str(number), "cost", repair={"seconds": seconds, "peak_bytes": 1})
+        change(searched / str(number), "repair", step_seconds=seconds)
     (one,) = read_claims([searched])[0].judged
     assert one.effect is not None
     assert one.effect.mean == pytest.approx(2.0)
-    path = searched / "1" / "result.json"
-    content = json.loads(path.read_text())
-    content["earlier_attempts"] = [{"repair": {"seconds": 3.0, "peak_bytes": 1}}]
-    path.write_text(json.dumps(content))
+    change(searched / "1", "repair", step_seconds=None)
     assert read_claims([searched])[0].judged == ()  # one number of 0.01, none of 0.02
 
 
@@ -169,7 +166,7 @@ def timed(tmp_path: Path) -> Path:
     for number, (method, seconds) in enumerate([("dsnot", 2.0), ("seft", 4.0)]):
         for seed in (0, 1):
             place = cell(folder / str(2 * number + seed), method=method, seed=seed)
-            change(place, "cost", repair={"seconds": seconds, "peak_bytes": 1})
+            change(place, "repair", step_seconds=seconds)
     return folder
 
 
@@ -183,7 +180,8 @@ def test_seconds_of_two_machines_are_not_compared(timed: Path) -> None:
     assert read_claims([timed])[0].judged == ()
 
 
-def test_a_repair_that_was_stopped_has_no_seconds_a_step(timed: Path) -> None:
+def test_a_repair_that_trains_nothing_has_no_seconds_a_step(timed: Path) -> None:
+    change(timed / "2", "repair", step_seconds=None)
     path = timed / "2" / "result.json"
     content = json.loads(path.read_text())
     content["earlier_attempts"] = [{"repair": {"seconds": 3.0, "peak_bytes": 1}}]

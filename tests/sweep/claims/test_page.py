@@ -66,7 +66,7 @@ def test_the_page_says_what_was_measured_and_where_it_comes_from(
         "| wanda 0.6 | 24.000 | 30.496 | 0.787 |",
         "\nsparsemend -m experiment=claims/made_up\n",  # both seeds are its own
         "published: perplexity change (atp minus uniform) -52.10 of llama2_7b",
-        "| atp | wanda 0.6, python_docs | 2 | 0.01 (edge) | 0.02 | 1.0909 |",
+        "| atp | wanda 0.6, python_docs | 2 | 0.01 (edge) | - | 0.02 | 1.0909 |",
         "5 cells, 0.5 hours; commit cccccccccc",
         "![every comparison with its interval](made_up.png)",
     ):
@@ -367,6 +367,16 @@ def test_a_statement_that_is_not_whole_is_refused(
     rates(folder, 0, 0, None)
     with pytest.raises(ValueError, match=message):
         read_claims([folder])
+
+
+def test_a_page_says_what_a_finer_grid_could_gain(searched: Path) -> None:
+    """log validation is 3 + (log value - log 0.012)^2 / 10, of three values least at 0.01."""
+    for number, value in [(1, 0.01), (2, 0.02), (5, 0.005)]:
+        shutil.rmtree(searched / str(number), ignore_errors=True)
+        validation = math.exp(3 + math.log(value / 0.012) ** 2 / 10)
+        rates(searched, number, 0, value, pruned=24.0, validation=validation)
+    gain = math.exp(-(math.log(0.01 / 0.012) ** 2) / 10)
+    assert f"| 3 | 0.01 | 0.012 (x {gain:.3f}) |" in page(read_claims([searched])[0])
 
 
 def test_a_page_says_where_sides_are_not_equally_sparse(searched: Path) -> None:

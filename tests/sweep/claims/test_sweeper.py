@@ -30,9 +30,12 @@ class Recorded(ClaimSweeper):
     Jobs of `method=none` have no rate.
     """
 
+    start: float | None = 0.01
+    validates = True
+
     def __init__(self, root: Path, jobs: list[list[str]], choose: dict[str, Any]) -> None:
         defaults = {"seed": 0, "points": "bracket", "factor": 3.0, "count": None, "bound": None}
-        super().__init__(None, None, choose={**defaults, **choose})
+        super().__init__(None, None, choose={**defaults, "stop_after": None, **choose})
         self.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(root)}}})
         self.jobs = jobs
         self.ran: list[tuple[int, list[str]]] = []
@@ -42,8 +45,9 @@ class Recorded(ClaimSweeper):
 
     def _config_of(self, job: Any) -> DictConfig:
         trains = "method=none" not in job
-        section = {"learning_rate": 0.01} if trains else {}
-        return OmegaConf.create({"method": section, "seed": 0})
+        section = {"learning_rate": self.start} if trains else {}
+        measured = {"perplexity": {"validation": self.validates}}
+        return OmegaConf.create({"method": section, "evaluation": measured, "seed": 0})
 
     def launch(self, jobs: list[list[str]], *, first: int) -> list[Any]:
         assert self.config is not None
@@ -117,6 +121,28 @@ def test_a_value_of_the_chosen_key_is_refused(tmp_path: Path) -> None:
     sweeper = Recorded(tmp_path, jobs_with("method=lors"), {"key": KEY})
     with pytest.raises(CompactHydraException, match=f"{KEY}=0.1 would have no effect"):
         sweeper.sweep(["arena=lors", f"{KEY}=0.1"])
+    assert sweeper.ran == []
+
+
+@pytest.mark.parametrize(
+    ("choose", "attributes", "said"),
+    [
+        ({}, {"start": None}, f"{KEY}=None is no value above 0 at which a bracket begins"),
+        ({}, {"start": 0.0}, f"{KEY}=0.0 is no value above 0 at which a bracket begins"),
+        ({"points": "all"}, {}, "points=all is not a list"),
+        ({"stop_after": 0}, {}, "stop_after=0 is not null or an integer of at least 1"),
+        ({}, {"validates": False}, "it is not measured; set evaluation.perplexity.validation=true"),
+    ],
+)
+def test_trials_that_cannot_be_made_are_refused_before_any_cell(
+    tmp_path: Path, choose: dict[str, Any], attributes: dict[str, Any], said: str
+) -> None:
+    jobs = jobs_with("method=none", "method=lors")
+    sweeper = Recorded(tmp_path, jobs, {"key": KEY, **choose})
+    for name, value in attributes.items():
+        setattr(sweeper, name, value)
+    with pytest.raises(CompactHydraException, match=said):
+        sweeper.sweep([])
     assert sweeper.ran == []
 
 

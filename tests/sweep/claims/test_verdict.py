@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsemend.sweep.arena.interval import Ratio
-from sparsemend.sweep.claims.choice import at_edge, best_value, bracket, try_each
+from sparsemend.sweep.claims.choice import BRACKET, SPREAD, TrialRule, best_value, between, bracket
 from sparsemend.sweep.claims.verdict import (
     FAILS,
     HOLDS,
@@ -115,9 +115,16 @@ def test_a_bracket_goes_lower_while_no_trial_ends(finite_below: float, tried: li
 
 
 def test_a_failed_neighbour_encloses_the_best_value() -> None:
-    assert not at_edge(0.1, {0.03: 2.0, 0.1: 1.0, 0.3: math.inf})
-    assert at_edge(0.1, {0.1: 1.0, 0.3: math.inf})
-    assert at_edge(0.3, {0.1: 1.0, 0.3: 0.5})
+    trials = TrialRule(BRACKET)
+    assert not trials.at_edge(0.1, {0.03: 2.0, 0.1: 1.0, 0.3: math.inf})
+    assert trials.at_edge(0.1, {0.1: 1.0, 0.3: math.inf})
+    assert trials.at_edge(0.3, {0.1: 1.0, 0.3: 0.5})
+
+
+def test_a_spread_has_no_edge_at_its_bound() -> None:
+    trials = TrialRule(SPREAD, 3)
+    assert not trials.at_edge(0.3, {0.1: 1.0, 0.2: 0.7, 0.3: 0.5})
+    assert trials.at_edge(0.1, {0.1: 1.0, 0.2: 1.7, 0.3: 2.5})
 
 
 @pytest.mark.parametrize(
@@ -160,8 +167,38 @@ def test_a_verdict_over_settings_is_none_that_a_setting_contradicts(
 
 def test_listed_values_are_tried_once_in_their_order() -> None:
     asked: list[float] = []
-    try_each([3.0, 1.0, 3.0], lambda value: asked.append(value) or value)
+    TrialRule((3.0, 1.0)).try_each([3.0, 1.0, 3.0], lambda value: asked.append(value) or value)
     assert asked == [3.0, 1.0]
+
+
+# objectives of 1, 2, ... 6, and how many are tried
+@pytest.mark.parametrize(
+    ("objectives", "asked"),
+    [
+        ([5.0, 4.0, 3.0, 3.5, 3.2, 1.0], 5),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3),
+        ([5.0, 4.0, 3.0, 3.5, 2.0, 2.5], 6),
+        ([math.inf, math.inf, math.inf, 1.0, math.inf, 1.5], 6),
+    ],
+)
+def test_a_spread_ends_where_two_in_a_row_are_worse(objectives: list[float], asked: int) -> None:
+    trials = TrialRule(SPREAD, 6, stop_after=2)
+    tried = trials.try_each([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], lambda v: objectives[int(v) - 1])
+    assert list(tried.values()) == objectives[:asked]
+    assert trials.are_over(tried)
+    assert not trials.are_over(dict(list(tried.items())[: asked - 1]))
+    assert len(TrialRule(SPREAD, 6).try_each(list(range(6)), lambda v: objectives[int(v)])) == 6
+
+
+def test_a_parabola_says_what_lies_between_the_values() -> None:
+    """log objective = 0.2 (log value - log 0.005)^2 + 1, whose least is e."""
+    values = [0.001, 0.003, 0.009]
+    objectives = {v: math.exp(0.2 * math.log(v / 0.005) ** 2 + 1) for v in values}
+    found = between(objectives)
+    assert found == pytest.approx((0.005, math.e / objectives[0.003]), rel=1e-9)
+    assert between(objectives | {0.027: 1.0}) is None  # the best is at the edge
+    assert between(objectives | {0.009: math.inf}) is None
+    assert between(dict.fromkeys(values, 2.0)) is None
 
 
 def test_an_effect_that_all_windows_share_has_no_spread_where_they_count_unequally() -> None:

@@ -88,14 +88,9 @@ class MeasuredState:
         }
 
     def value(self, measure: str) -> float | None:
-        """A measure as a number: a perplexity, seconds, bytes; None where there is none.
-
-        A repair that was stopped and went on has no seconds a step: its steps are the last part's.
-        """
+        """A measure as a number: a perplexity, seconds, bytes; None where there is none."""
         if measure == "step_seconds":
-            steps = self.run.result.repair.diagnostics.get("steps")
-            again = any("repair" in costs for costs in self.run.result.earlier_attempts)
-            return self.run.seconds("repair") / steps if steps and not again else None
+            return self.run.result.repair.diagnostics.get("step_seconds")
         if measure == "peak_bytes":
             return self.run.peak_bytes("repair") or None
         return self.run.value(self.state, measure)

@@ -18,7 +18,7 @@ from typing import Any
 from sparsemend.config.values import NOT_HASHED, leaves
 from sparsemend.result.runs import RunRecord
 from sparsemend.sweep.claims.cells import pairs_of
-from sparsemend.sweep.claims.choice import BRACKET, best_value, is_settled
+from sparsemend.sweep.claims.choice import BRACKET, TrialRule, best_value
 from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState
 from sparsemend.sweep.claims.side import validation_of, value_of
 from sparsemend.sweep.claims.statements import Rules, Statement
@@ -160,8 +160,10 @@ def _of_one_choice(
     states = [(run, MeasuredState(run, run.row, "repaired")) for run in runs if run not in failed]
     values = [(run, state, value_of(state, rules.chosen_key)) for run, state in states]
     listed = rules.of_the_list(value for _, _, value in values)
-    other = not listed and not isinstance(rules.points, str)  # the list is of another row
-    points = BRACKET if other else rules.points
+    other = not listed and not isinstance(
+        rules.trial_rule.points, str
+    )  # the list is of another row
+    asked = TrialRule(BRACKET) if other else rules.trial_rule
     key = str(rules.chosen_key)
     trials = [
         *((run, dict(leaves(run.config)).get(key), math.inf) for run in failed if run in runs),
@@ -175,7 +177,7 @@ def _of_one_choice(
     }
     chosen = best_value(tried)
     counted = set(tried) if chosen is None else {chosen}
-    if not is_settled(tried, points, rules.count):
+    if not asked.are_over(tried):
         counted = set()
     return [run for run, _, value in values if value is None or value in counted]
 

@@ -12,7 +12,7 @@ import numpy as np
 from sparsemend.config.values import leaves
 from sparsemend.names import VALIDATION_METRIC
 from sparsemend.sweep.arena.interval import Ratio
-from sparsemend.sweep.claims.choice import at_edge, best_value
+from sparsemend.sweep.claims.choice import TrialRule, best_value, between
 from sparsemend.sweep.claims.equality import check_same, check_side
 from sparsemend.sweep.claims.facts import ComparedAt, MeasuredState
 from sparsemend.sweep.claims.statements import Rules
@@ -33,11 +33,17 @@ class Chosen:
     by_test: float
     gap: Ratio | None  # test perplexity of `value` over that of `by_test`
     seconds: float  # of all trials
+    trial_rule: TrialRule
 
     @property
     def at_edge(self) -> bool:
-        """Whether the chosen value is the lowest or highest of those that were tried."""
-        return at_edge(self.value, self.validation)
+        """Whether a better value may lie beyond those that were tried."""
+        return self.trial_rule.at_edge(self.value, self.validation)
+
+    @property
+    def between(self) -> tuple[float, float] | None:
+        """As `choice.between`: a value between those that were tried, and what it could gain."""
+        return between(self.validation)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def side_of(
     if len(by_value) == 1:
         return Side(name, next(iter(by_value.values())), None, tuple(earlier))
     tried = {v: s[rules.chosen_on] for v, s in by_value.items() if rules.chosen_on in s}
-    chosen = _choose(name, setting, tried, str(rules.chosen_key), metric)
+    chosen = _choose(name, setting, tried, rules, metric)
     if chosen is None:
         return Side(name, _collapsed_trials(by_value, metric), None, ())
     kept = (state for state in earlier if value_of(state, rules.chosen_key) == chosen.value)
@@ -109,7 +115,7 @@ def value_of(state: MeasuredState, key: str | None) -> Any:
 
 
 def _choose(
-    name: str, setting: ComparedAt, tried: Mapping[Any, MeasuredState], key: str, metric: str
+    name: str, setting: ComparedAt, tried: Mapping[Any, MeasuredState], rules: Rules, metric: str
 ) -> Chosen | None:
     """The choice among the trials; None where none has a finite validation."""
     validation = {value: validation_of(state) for value, state in tried.items()}
@@ -124,12 +130,13 @@ def _choose(
     return Chosen(
         side=name,
         setting=setting,
-        key=key,
+        key=str(rules.chosen_key),
         validation=dict(sorted(validation.items())),
         value=value,
         by_test=by_test,
         gap=gap[0] if gap else None,
         seconds=sum(state.run.result.seconds or 0.0 for state in tried.values()),
+        trial_rule=rules.trial_rule,
     )
 
 

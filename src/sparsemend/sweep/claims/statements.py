@@ -31,12 +31,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sparsemend.names import METRIC, TASK_METRIC
+from sparsemend.sweep.claims.choice import TrialRule
 
 # measure -> what the page calls it; the first two have a loss per test window
 MEASURES = {
     METRIC: "perplexity",
     TASK_METRIC: "task perplexity",
-    "step_seconds": "seconds of repair a step, with what comes before the first and validations",
+    "step_seconds": "seconds of a training step, without validations and what comes before",
     "peak_bytes": "peak MiB of repair",
 }
 PER_WINDOW = (METRIC, TASK_METRIC)
@@ -73,15 +74,15 @@ class Rules:
     swept: Mapping[str, Sequence[str]]  # key -> the values that the experiment sweeps
     chosen_key: str | None
     chosen_on: int  # the seed
-    points: str | tuple[float, ...]  # among which was chosen, as of `choice.is_settled`
-    count: int | None
+    trial_rule: TrialRule  # among which was chosen
 
     def of_the_list(self, values: Iterable[Any]) -> set[Any]:
         """Those of a row's values that a list of points holds; none where there is no list.
 
         A row that has none of them was chosen by other points, before or in another command.
         """
-        return set() if isinstance(self.points, str) else {*values} & {*self.points}
+        points = self.trial_rule.points
+        return set() if isinstance(points, str) else {*values} & {*points}
 
 
 def read_rules(sweep: Path) -> Rules:
@@ -93,7 +94,6 @@ def read_rules(sweep: Path) -> Rules:
     callback = OmegaConf.select(config, "hydra.callbacks.claim")
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     choose = OmegaConf.select(config, "hydra.sweeper.choose") or {}
-    points, count = choose.get("points"), choose.get("count")
     if callback is None:
         raise ValueError(f"{path} states no claim; give the folder of an experiment=claims/...")
     return Rules(
@@ -101,8 +101,17 @@ def read_rules(sweep: Path) -> Rules:
         swept={str(key): _values(f"{key}={values}") for key, values in params.items()},
         chosen_key=choose.get("key"),
         chosen_on=int(choose.get("seed") or 0),
-        points=tuple(map(float, points)) if isinstance(points, ListConfig) else str(points),
-        count=None if count is None else int(count),
+        trial_rule=trial_rule_of(choose),
+    )
+
+
+def trial_rule_of(choose: Mapping[str, Any]) -> TrialRule:
+    """The trials that `hydra.sweeper.choose` asks for."""
+    points = choose.get("points")
+    numbers = (choose.get(key) for key in ("count", "stop_after"))
+    return TrialRule(
+        tuple(map(float, points)) if isinstance(points, ListConfig | list) else str(points),
+        *(None if number is None else int(number) for number in numbers),
     )
 
 

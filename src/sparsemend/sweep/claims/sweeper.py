@@ -22,7 +22,8 @@ from sparsemend.config.values import override_key
 from sparsemend.names import VALIDATION_METRIC
 from sparsemend.result.folder import read_result
 from sparsemend.sweep.cells import identity, runs_here
-from sparsemend.sweep.claims.choice import BRACKET, MOST, at_edge, best_value, bracket, try_each
+from sparsemend.sweep.claims.choice import BRACKET, MOST, best_value, bracket
+from sparsemend.sweep.claims.statements import trial_rule_of
 from sparsemend.sweep.read import overrides_of
 from sparsemend.sweep.search.space import space_of
 from sparsemend.sweep.sweeper import CellSweeper
@@ -47,8 +48,10 @@ class ClaimSweeper(CellSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         self._check_chosen(arguments)
+        jobs = self.jobs_of(arguments)
+        self._check_trials(jobs)
         returned = []
-        for job in self.jobs_of(arguments):
+        for job in jobs:
             row = row_of(job, self.choose["key"])
             if not self._chooses(job):
                 returned += self._cell(job)
@@ -76,6 +79,36 @@ class ClaimSweeper(CellSweeper):
                     "among (one value fixes it)"
                 )
 
+    def _check_trials(self, jobs: Sequence[Sequence[str]]) -> None:
+        """Raise, before the first cell, where a row that chooses could not try its values."""
+        key, most = self.choose["key"], self.choose["stop_after"]
+        if most is not None and not (isinstance(most, int) and most > 0):
+            raise CompactHydraException(
+                f"error: hydra.sweeper.choose.stop_after={most} is not null or an integer of at "
+                "least 1"
+            )
+        for row in dict.fromkeys(row_of(job, key) for job in jobs if self._chooses(job)):
+            config = self._config_of([*row, f"seed={self.choose['seed']}"])
+            if not OmegaConf.select(config, "evaluation.perplexity.validation"):
+                raise CompactHydraException(
+                    f"error: validation chooses {key} here, and it is not measured; set "
+                    "evaluation.perplexity.validation=true"
+                )
+            if self.choose["points"] == BRACKET:
+                self._start(config)
+            else:
+                self._points(config)
+
+    def _start(self, config: DictConfig) -> float:
+        """The value at which a bracket begins, which a factor moves."""
+        start = OmegaConf.select(config, self.choose["key"], throw_on_missing=False)
+        if not isinstance(start, int | float) or not start > 0:
+            raise CompactHydraException(
+                f"error: {self.choose['key']}={start} is no value above 0 at which a bracket "
+                "begins; give hydra.sweeper.choose.points=[...] the values to choose among"
+            )
+        return float(start)
+
     def _chooses(self, job: Sequence[str]) -> bool:
         key = self.choose["key"]
         group, _, inner = str(key).rpartition(".")
@@ -98,12 +131,12 @@ class ClaimSweeper(CellSweeper):
             number = result.metric("repaired", VALIDATION_METRIC)
             return math.inf if number is None else number
 
-        config = self._config_of([*row, seed])
+        config, rule = self._config_of([*row, seed]), trial_rule_of(self.choose)
         if self.choose["points"] == BRACKET:
-            start = float(OmegaConf.select(config, key))
+            start = self._start(config)
             tried = bracket(start, float(self.choose["factor"]), objective, most=MOST)
         else:
-            tried = try_each(self._points(config), objective)
+            tried = rule.try_each(self._points(config), objective)
         value = best_value(tried)
         edge = ", at the edge: a better one may lie beyond"
         log.info(
@@ -111,7 +144,7 @@ class ClaimSweeper(CellSweeper):
             key,
             value,
             ", ".join(map(str, sorted(tried))),
-            edge * (value is not None and at_edge(value, tried)),
+            edge * (value is not None and rule.at_edge(value, tried)),
         )
         return value
 
