@@ -259,6 +259,18 @@ def test_the_table_says_what_every_row_took(tmp_path: Path) -> None:
     assert any("first 4 items" in note for note in notes(arena))
 
 
+def test_the_table_says_what_a_start_reads_beside_the_steps(tmp_path: Path) -> None:
+    for init in ("kaiming", "grad_svd"):
+        for seed in (0, 1):
+            path = cell(tmp_path, "lors", seed, 16.0) / "result.json"
+            content = json.loads(path.read_text())
+            content["config"]["method"] |= {"init": init, "init_samples": 128}
+            path.write_text(json.dumps(content))
+        lines = notes(read_arena([tmp_path]))
+        said = "lors: its start reads 128 more windows, which its tokens leave out" in lines
+        assert said == (init == "grad_svd")
+
+
 def test_five_files_are_written(tmp_path: Path) -> None:
     arena = arena_of(tmp_path, lors={"perplexity": 16.0}, spp={"perplexity": 20.0})
     paths = write(arena, tmp_path / "out", "seconds")

@@ -69,6 +69,12 @@ def notes(arena: Arena) -> list[str]:
         for entry in arena.entries
         if entry.seeds != arena.seeds
     ]
+    methods = {entry.row: entry.runs[0].config["method"] for entry in arena.entries}
+    lines += [
+        f"{row}: its start reads {method['init_samples']} more windows, which its tokens leave out"
+        for row, method in methods.items()
+        if method.get("init") == "grad_svd"
+    ]
     if run.result.peak_scope != "cuda":
         lines.append("peak: resident memory of the whole process, what earlier rows left included")
     if any(entry.partly_timed for entry in arena.entries):
