@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparsemend.engine import operator
 from sparsemend.engine.build import MAIN, SOURCE, NoKernels, compiled_library
 from sparsemend.engine.library import (
     AMX,
@@ -176,6 +177,22 @@ def test_an_expansion_goes_block_by_block(
     factor, weight, bias = case((21, 64), 0.5, "float32")
     x = inputs(9, 64, torch.float32)
     assert error(multiply_expanded(kernels, x, factor), x.double() @ weight.T + bias) <= SUMS
+
+
+def test_one_scratch_serves_all_expansions_of_a_thread(kernels: Kernels) -> None:
+    """A smaller weight, another dtype, one made in inference mode and used outside of it."""
+    addresses = []
+    for shape, dtype in [((40, 70), torch.float32), ((21, 64), torch.float32)] * 2:
+        factor, weight, bias = case(shape, 0.5, "float32")
+        x = inputs(9, shape[1], dtype)
+        with torch.inference_mode(len(addresses) == 0):
+            result = multiply_expanded(kernels, x, factor)
+        assert error(result, x.double() @ weight.T + bias) <= SUMS
+        addresses.append(operator._kept.scratch.data_ptr())
+    assert len(set(addresses)) == 1
+    factor, weight, bias = case((21, 64), 0.5, "bfloat16")
+    x = inputs(9, 64, torch.bfloat16)
+    assert error(multiply_expanded(kernels, x, factor), x.double() @ weight.T + bias) <= 2 * HALF
 
 
 def test_our_dense_product_is_that_of_fp64(kernels: Kernels) -> None:

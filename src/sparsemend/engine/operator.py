@@ -8,6 +8,8 @@ shape without values, so torch.compile traces it.
 
 from __future__ import annotations
 
+from threading import local
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,7 +25,9 @@ from sparsemend.engine.packed import COLUMNS, PADDING, ROWS, VALUES, unpack_valu
 FEW = {torch.bfloat16: 12, torch.float32: 64}
 # the same of products in pairs of bfloat16, measured at the same on Zen 4: 24.0 ms against 25.8
 FEW_PAIRS = 128
-SCRATCH = 1 << 22  # weights of a block that is expanded; with smaller ones torch's product slows
+# weights of a block that is expanded, into a scratch that is kept: torch's product is slower with
+# smaller ones, and fresh memory costs more than the expansion
+SCRATCH = 1 << 24
 INPUTS = (torch.float32, torch.bfloat16)
 
 LIBRARY = torch.library.Library("sparsemend", "FRAGMENT")
@@ -31,6 +35,8 @@ LIBRARY.define(
     "packed_linear(Tensor input, Tensor mask, Tensor values, Tensor offsets, Tensor? scale, "
     "Tensor? bias, int out_features) -> Tensor"
 )
+
+_kept = local()  # of each thread: the scratch into which it expands
 
 # dense values of a packed weight, by its mask, where torch multiplies
 _dense: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -95,43 +101,48 @@ def most_sparse(form: str, dtype: torch.dtype) -> int:
 
 
 def multiply_expanded(kernels: Kernels, tokens: Tensor, factor: Factor) -> Tensor:
-    """The same by dense products with blocks of rows."""
+    """The same by dense products with blocks of rows, expanded into one scratch."""
     columns = tokens.shape[1]
     length = -(-columns // COLUMNS) * COLUMNS
     groups = -(-factor.rows // ROWS)
     step = min(groups, max(1, SCRATCH // (ROWS * length)))
     dtype = factor_dtype(tokens, factor.values)
-    scratch = torch.empty(step * ROWS, length, dtype=dtype)
-    right = tokens.to(dtype).T
-    # transposed, so that torch writes every block where it belongs
-    output = tokens.new_empty(factor.rows, len(tokens))
+    scratch = _scratch(step * ROWS * length, dtype).view(step * ROWS, length)
+    wide = tokens.to(dtype)
+    output = tokens.new_empty(len(tokens), factor.rows)
     for begin in range(0, groups, step):
         end = min(begin + step, groups)
         kernels.expand_(scratch, factor, columns, begin, end)
         rows = slice(begin * ROWS, min(end * ROWS, factor.rows))
         block = scratch[: rows.stop - rows.start, :columns]
-        scale = None if factor.scale is None else factor.scale[rows].unsqueeze(1)
-        bias = None if factor.bias is None else factor.bias[rows].unsqueeze(1)
-        if scale is not None or dtype != output.dtype:
-            product = (block @ right).float()
-            product = product if scale is None else product * scale
-            output[rows] = product if bias is None else product + bias
-        elif bias is not None:
-            torch.addmm(bias.to(dtype), block, right, out=output[rows])
-        else:
-            torch.mm(block, right, out=output[rows])
-    return output.T.contiguous()
+        scale, bias = (None if t is None else t[rows] for t in (factor.scale, factor.bias))
+        output[:, rows] = _dense_product(wide, block, scale, bias)
+    return output
+
+
+def _scratch(weights: int, dtype: torch.dtype) -> Tensor:
+    """Memory for so many weights, this thread's own, that stays until more are asked for."""
+    kept = getattr(_kept, "scratch", None)
+    if kept is None or kept.dtype != dtype or len(kept) < weights:
+        _kept.scratch = kept = torch.empty(weights, dtype=dtype)
+    return kept[:weights]
 
 
 def _multiply_dense(tokens: Tensor, factor: Factor) -> Tensor:
     """The same by one dense product."""
     values = _dense_values(tokens, factor)
-    bias = factor.bias
-    if factor.scale is None:
-        narrow = None if bias is None else bias.to(values.dtype)
-        return F.linear(tokens.to(values.dtype), values, narrow).to(tokens.dtype)
-    product = F.linear(tokens.to(values.dtype), values).float() * factor.scale
-    return (product if bias is None else product + bias).to(tokens.dtype)
+    wide = tokens.to(values.dtype)
+    return _dense_product(wide, values, factor.scale, factor.bias).to(tokens.dtype)
+
+
+def _dense_product(
+    wide: Tensor, values: Tensor, scale: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """(T, O) from tokens (T, I) and values (O, I) of one dtype; fp32 where a scale (O,) is."""
+    if scale is None:
+        return F.linear(wide, values, None if bias is None else bias.to(values.dtype))
+    product = F.linear(wide, values).float() * scale
+    return product if bias is None else product + bias
 
 
 def factor_dtype(tokens: Tensor, values: Tensor) -> torch.dtype:
