@@ -60,6 +60,7 @@ from sparsemend.pretrained.packed import load_packed_model as load_packed_model
 from sparsemend.prune import check_widths
 from sparsemend.pruner.base import Pruner
 from sparsemend.run.adopt import adopt, check_existing
+from sparsemend.run.caller_model import check_caller_model, check_kind
 from sparsemend.run.export import export as write_model
 from sparsemend.run.export import save_supports
 from sparsemend.run.job import build
@@ -166,6 +167,7 @@ def prune(
     as it says there, all linears but routers.  settings: sparsity, pattern, rounding, statistics,
     true_sequential, seed and the groups pruner, sparsity_schedule, hardware.
     """
+    check_caller_model(model)
     names = {"include": include, "exclude": exclude}
     patterns = {key: list(value) for key, value in names.items() if value is not None}
     lines = override_lines(overrides, {"prunable": patterns, **settings})
@@ -234,6 +236,7 @@ def repair(
     checkpoints and curves are kept; None keeps nothing.  Raises ValueError on what cannot work; a
     repair that fails half-way leaves the model as it was then.
     """
+    check_caller_model(model)
     lines = override_lines(overrides, settings)
     cfg = compose([*_kept_lines(pruned, lines), *lines], {}, model)
     check_true_sequential(cfg)
@@ -311,6 +314,7 @@ def evaluate(
     windows: what `read_windows` returned.  tokenizer: for tasks in text.  dense: for evaluations
     that compare with the dense model.
     """
+    check_kind(getattr(model, "_orig_mod", model))  # a compiled model is measured as it is
     cfg = compose(overrides, settings, model)
     _check_streams(model, evaluation_obstacle, cfg.evaluation)
     metrics: dict[str, float] = {}
@@ -369,6 +373,7 @@ def export(
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and _may_replace(folder)):
         raise ValueError(f"{folder} is there and no export of a sparse model; give a new folder")
+    check_kind(model)
     check_supports(model)
     if packed not in (None, *PACKED_VALUES):
         raise ValueError(f"packed={packed} is not one of: {', '.join(PACKED_VALUES)}")

@@ -152,7 +152,13 @@ class Perplexity(Evaluation):
 
     def _batch_size(self, model: PreTrainedModel, rows: Tensor, inputs: EvaluationInput) -> int:
         """Windows per forward: batch_size, or fewer where the logits would exceed logits_bytes."""
-        vocabulary = model.get_output_embeddings().weight.shape[0]
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ValueError(
+                f"{type(model).__name__} has no head over a vocabulary, so no perplexity; load it "
+                "with AutoModelForCausalLM"
+            )
+        vocabulary = head.weight.shape[0]
         per_window = rows.shape[1] * vocabulary * model.dtype.itemsize
         return max(1, min(inputs.batch_size, self.logits_bytes // per_window))
 
