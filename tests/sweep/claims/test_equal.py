@@ -253,7 +253,7 @@ def test_a_cell_without_its_losses_is_refused(moved: Path) -> None:
 
 def test_the_dense_perplexity_is_of_the_model_itself(moved: Path) -> None:
     cell(moved / "2", method="dsnot", model="other", dense=7.0)
-    assert "other on python_docs 7.000" in page(read_claims([moved])[0])
+    assert "other on python_docs 7.000, of " in page(read_claims([moved])[0])
 
 
 def test_kept_cells_are_those_of_the_last_time(moved: Path, tmp_path: Path) -> None:

@@ -162,11 +162,7 @@ def measured_states(
         yield MeasuredState(run, run.row, "repaired")
 
 
-def dense_perplexity(runs: Sequence[RunRecord], model: str, text: str) -> float | None:
-    """Perplexity of a dense model on a text, of the first run that measured it."""
-    values = (
-        run.value("dense", METRIC)
-        for run in runs
-        if (run.model, measured_text(run.config["data"])) == (model, text)
-    )
-    return next((value for value in values if value is not None), None)
+def measured_dense(runs: Sequence[RunRecord], model: str, text: str) -> RunRecord | None:
+    """The first run that measured the perplexity of a dense model on a text."""
+    there = (run for run in runs if (run.model, measured_text(run.config["data"])) == (model, text))
+    return next((run for run in there if run.value("dense", METRIC) is not None), None)

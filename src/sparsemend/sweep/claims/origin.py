@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from sparsemend.names import METRIC
 from sparsemend.result.format import format_metric
 from sparsemend.sweep.arena.interval import LEVEL
 from sparsemend.sweep.claims.cells import pairs_of
 from sparsemend.sweep.claims.claim import Claim
-from sparsemend.sweep.claims.facts import dense_perplexity
+from sparsemend.sweep.claims.facts import measured_dense
 from sparsemend.sweep.claims.planned import progress_of
 
 
@@ -39,9 +40,10 @@ def origin(claim: Claim) -> list[str]:
     state = ", some runs of uncommitted sources" if any(run.dirty for run in runs) else ""
     texts = dict.fromkeys((one.model, one.text) for one in claim.judged)
     dense = [
-        f"{model} on {text} {format_metric(perplexity, 3)}"
+        f"{model} on {text} {format_metric(run.value('dense', METRIC), 3)}, of "
+        f"{run.result.protocol.windows} windows of {run.result.protocol.seqlen} tokens"
         for model, text in texts
-        if (perplexity := dense_perplexity(runs, model, text)) is not None  # a task has none
+        if (run := measured_dense(runs, model, text)) is not None  # a task has none
     ]
     of_dense = f"  Dense perplexity: {', '.join(dense)}." if dense else ""
     return [
