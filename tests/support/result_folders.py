@@ -25,7 +25,7 @@ BLOCKS = 3
 
 def result(
     *,
-    pruned: float = 30.0,
+    pruned: float | None = 30.0,
     repaired: float = 20.0,
     dense: float = 15.0,
     seed: int = 0,

@@ -8,6 +8,7 @@ from support import result_folders as made
 from sparsemend.errors import OverrideError
 from sparsemend.result.runs import DENSE, RunRecord
 from sparsemend.table.collect import collect, select_runs
+from sparsemend.table.formats import notes
 from sparsemend.table.measurement import suites
 from sparsemend.table.paper_table import Line, PaperTable, table, tables
 
@@ -264,18 +265,34 @@ def test_a_percentage_is_compared_as_a_fraction() -> None:
     assert line.difference == pytest.approx(0.049)
 
 
-def test_a_published_difference_of_accuracies_is_in_points_and_of_the_highest() -> None:
-    metric = "zero_shot/mean/acc"
+def accuracy_grid(perplexities: tuple[float | None, ...]) -> list[RunRecord]:
+    """Runs of ATP at d = 0, 0.01, 0.02 with accuracies 40, 45, 50 % and these perplexities."""
     runs = [
-        harness_run(a, metric=metric, suite="atp", method="none", schedule="atp", sparsity=0.7,
-                    pattern="unstructured", schedule_knobs={"common_difference": d},
-                    name="atp/headline")
-        for d, a in ((0, 0.4), (0.01, 0.5), (0.02, 0.45))
+        harness_run(a, metric="zero_shot/mean/acc", suite="atp", method="none", schedule="atp",
+                    sparsity=0.7, pattern="unstructured", name="atp/headline",
+                    schedule_knobs={"common_difference": d}, pruned=p)
+        for d, a, p in zip((0, 0.01, 0.02), (0.4, 0.45, 0.5), perplexities, strict=True)
     ]  # fmt: skip
-    found = table("atp/headline", runs, metric).changes
-    assert [(c.theirs.variant, c.comparable) for c in found] == [("atp minus uniform", True)]
-    assert found[0].ours == pytest.approx(10.0)
-    assert found[0].theirs.number == 10.50
+    assert METRIC in runs[0].result.metrics["pruned"]
+    return runs
+
+
+def test_a_published_difference_of_accuracies_is_in_points_at_the_lowest_perplexity() -> None:
+    made_table = table("atp/headline", accuracy_grid((70.0, 22.0, 25.0)), "zero_shot/mean/acc")
+    (change,) = made_table.changes
+    assert (change.theirs.variant, change.comparable) == ("atp minus uniform", True)
+    assert change.ours == pytest.approx(5.0)  # not the 10 of the highest accuracy
+    assert change.theirs.number == 10.50
+    assert (
+        "the lowest perplexity/test, selected by the text that is reported" in notes(made_table)[-1]
+    )
+
+
+def test_without_perplexity_no_setting_is_selected() -> None:
+    made_table = table("atp/headline", accuracy_grid((None, None, None)), "zero_shot/mean/acc")
+    (change,) = made_table.changes
+    assert change.ours is None
+    assert "ours unknown (without perplexity/test no setting is selected)" in notes(made_table)[-2]
 
 
 def test_a_condition_chooses_runs() -> None:

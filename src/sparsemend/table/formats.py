@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from sparsemend.names import METRIC
 from sparsemend.result.format import format_metric
 from sparsemend.result.runs import Row
 from sparsemend.table.paper_table import Change, Line, PaperTable
@@ -23,6 +24,10 @@ MARKS = {
     OTHER: "no difference taken: another model or protocol than ours, or a pruner not stated",
     SECOND_HAND: "second-hand: reported by another paper than the method's own, or by a rerun",
 }
+SELECTED = (
+    f"of a row's several settings these differences take that of the lowest {METRIC}, selected by "
+    "the text that is reported, as in ATP's paper"
+)
 THEIRS = (OTHER, SECOND_HAND)  # marks of the published number, not of ours
 LATEX_ESCAPES = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}"})
 CSV_COLUMNS: dict[str, Callable[[PaperTable, Line], object]] = {
@@ -141,6 +146,7 @@ def notes(table: PaperTable) -> list[str]:
         *(["; ".join(marks)] if marks else []),
         *(f"paper: {source}" for source in table.sources),
         *(_change(change) for change in table.changes),
+        *([SELECTED] if any(change.selected for change in table.changes) else []),
     ]
 
 
@@ -205,8 +211,10 @@ def _labels(table: PaperTable) -> list[str]:
 def _change(change: Change) -> str:
     theirs = change.theirs
     other = "" if change.comparable else f" on {theirs.model}, {theirs.seqlen} tokens"
+    unknown = f"unknown (without {METRIC} no setting is selected)"
+    ours = unknown if change.ours is None else f"{change.ours:+.3f}"
     return (
-        f"{theirs.variant}: ours {change.ours:+.3f} on {change.model}, "
+        f"{theirs.variant}: ours {ours} on {change.model}, "
         f"paper {theirs.value}{other} ({theirs.source})"
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsemend.names import HARNESS
+from sparsemend.names import HARNESS, METRIC
 from sparsemend.result.protocol import Protocol
 from sparsemend.result.runs import DENSE, Row, RunRecord
 from sparsemend.table.beside import agrees, metric_of, published_cells, row_of
@@ -34,6 +34,7 @@ class Line:
     ours: Ours
     theirs: Published | None
     comparable: bool
+    perplexity: float | None  # of the test text; None where no run measured a finite one
 
     @property
     def difference(self) -> float | None:
@@ -45,12 +46,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Change:
-    """One row minus another, where a difference was published ("atp minus uniform")."""
+    """One row minus another, where a difference was published ("atp minus uniform").
+
+    ours: None where no perplexity says which setting of a row to take; selected: one was taken.
+    """
 
     model: str
-    ours: float
+    ours: float | None
     theirs: Published
     comparable: bool
+    selected: bool
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,10 @@ def table(title: str, runs: Sequence[RunRecord], metric: str) -> PaperTable:
             settings = ", ".join(f"{key}={value}" for key, value in group.settings.items())
             beside = theirs.of(group.model, group.row)
             protocol = measured[group.model]
-            lines.append(Line(group.model, protocol, group.row, settings, ours, *beside))
+            perplexity = group.metric(METRIC)
+            lines.append(
+                Line(group.model, protocol, group.row, settings, ours, *beside, perplexity)
+            )
     if not lines:
         raise ValueError(f"{metric} of {title} is not finite in any run; there is nothing to show")
     lines.sort(key=_order)
@@ -104,20 +112,32 @@ def table(title: str, runs: Sequence[RunRecord], metric: str) -> PaperTable:
 def changes(title: str, metric: str, lines: Sequence[Line]) -> Iterator[Change]:
     """Yield our difference of two rows for each difference that the table publishes, per model.
 
-    Of rows that only a setting tells apart (ATP's common difference) the best counts, as published.
-    Differences of accuracies are in percentage points.
+    Of rows that only a setting tells apart (ATP's common difference) the one of the lowest test
+    perplexity counts, whatever the metric: the paper chooses one difference by that text and
+    reports both metrics at it.  Differences of accuracies are in percentage points.
     """
-    accuracy = metric.startswith(HARNESS)
-    best, unit = (max, 100) if accuracy else (min, 1)
+    unit = 100 if metric.startswith(HARNESS) else 1
     for cell in published_numbers():
         if cell.title != title or cell.sides is None or metric_of(cell.sides[0]) != metric:
             continue
         rows = [row_of(side) for side in cell.sides]
         for model, protocol in {line.model: line.protocol for line in lines}.items():
-            sides = [[k.ours.mean for k in lines if (k.model, k.row) == (model, r)] for r in rows]
-            if all(sides):
-                comparable = model == cell.model and agrees(cell, protocol)
-                yield Change(model, unit * (best(sides[0]) - best(sides[1])), cell, comparable)
+            sides = [[k for k in lines if (k.model, k.row) == (model, row)] for row in rows]
+            if not all(sides):
+                continue
+            first, second = (_lowest(side) for side in sides)
+            ours = unit * (first.ours.mean - second.ours.mean) if first and second else None
+            comparable = model == cell.model and agrees(cell, protocol)
+            selected = max(map(len, sides)) > 1
+            yield Change(model, ours, cell, comparable, selected)
+
+
+def _lowest(lines: Sequence[Line]) -> Line | None:
+    """The line of the lowest perplexity; None where there are several and none has one."""
+    if len(lines) == 1:
+        return lines[0]
+    pairs = [(line.perplexity, line) for line in lines if line.perplexity is not None]
+    return min(pairs, key=lambda pair: pair[0])[1] if pairs else None
 
 
 def _order(line: Line) -> tuple[Any, ...]:
