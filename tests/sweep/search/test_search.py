@@ -76,6 +76,71 @@ def test_a_killed_search_goes_on_with_the_trials_that_are_missing(command, tmp_p
     assert (code, seen) == (0, [])  # nothing is missing any more
 
 
+@pytest.mark.parametrize(("sampler", "last"), [("golden", 1), ("tpe", 3)])
+def test_an_interval_loses_no_value_to_a_kill(
+    command, tmp_path, capsys, sampler: str, last: int
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    tried: list[float] = []
+
+    def dying(cfg: DictConfig) -> float:
+        tried.append(difference(cfg))
+        if len(tried) == last:
+            raise Killed
+        return bowl(0.05)(cfg)
+
+    lines = (*SEARCH, f"search.sampler={sampler}", "search.trials=3")
+    with pytest.raises(Killed):
+        command(*lines, run=dying)
+    capsys.readouterr()
+    code, then = command(*lines, run=bowl(0.05))
+    assert (code, len(then)) == (0, 5 - last)  # 0: no cell is reported as missing
+    assert difference(then[0]) == tried[-1]
+    said = capsys.readouterr().out
+    assert "baseline" in said.partition("best:")[0]
+    assert "missing" not in said
+    assert command(*lines, run=bowl(0.05)) == (0, [])
+
+
+def test_a_baseline_that_waited_when_the_search_was_killed_keeps_its_cell(
+    command, tmp_path
+) -> None:
+    lines = (*SEARCH, "search.sampler=golden", "search.trials=2")
+    (tmp_path / "out").mkdir()
+    waiting = optuna.create_study(
+        study_name="sparsity_schedule.common_difference",
+        storage=f"sqlite:///{tmp_path}/out/search.db",
+    )
+    waiting.enqueue_trial({"sparsity_schedule.common_difference": 0.0})
+    code, seen = command(*lines, run=bowl(0.05))
+    assert (code, [difference(cfg) for cfg in seen].count(0), len(seen)) == (0, 1, 3)
+    assert sorted(path.name for path in (tmp_path / "out").glob("[0-9]")) == ["0", "1", "2"]
+
+
+def test_a_finished_trial_without_a_finite_objective_is_not_run_again(command, tmp_path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def run(cfg: DictConfig) -> float:
+        return math.nan if difference(cfg) == 0 else bowl(0.05)(cfg)
+
+    def dying(cfg: DictConfig) -> float:
+        if difference(cfg) > 0.09:
+            raise Killed
+        return run(cfg)
+
+    for kind in (("search.count=2",), ("search.sampler=golden", "search.trials=2")):
+        lines = (*SEARCH[:2], *kind, f"hydra.sweep.dir={len(kind)}")
+        with pytest.raises(Killed):
+            command(*lines, run=dying)
+        code, seen = command(*lines, run=run)
+        assert (code, len(seen)) == (0, 1), kind
+        assert difference(seen[0]) > 0.09
+        assert command(*lines, run=run) == (0, []), kind
+
+
 @pytest.mark.slow  # a killed search goes on, in the test before
 def test_a_trial_whose_cell_finished_before_the_kill_is_not_run_again(command, tmp_path) -> None:
     command(*SEARCH, "search.points=[0.01]", run=bowl(0.05))

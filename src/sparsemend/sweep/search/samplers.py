@@ -28,11 +28,11 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 class OneKey(BaseSampler):
     """The shared base of both: a trial's value is a function of the trials before it.
 
-    since: number of the first trial of this session; failures before it are tried again.
+    lost: numbers of the failed trials of earlier sessions that are tried again.
     """
 
-    def __init__(self, *, since: int) -> None:
-        self.since = since
+    def __init__(self, *, lost: frozenset[int]) -> None:
+        self.lost = lost
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -53,8 +53,8 @@ class OneKey(BaseSampler):
         """
         outcomes = []
         for other in study.get_trials(deepcopy=False):
-            counts = other.state == TrialState.COMPLETE or other.number >= self.since
-            if counts and other.number != trial.number and key in other.params:
+            counts = other.number not in self.lost and other.number != trial.number
+            if counts and key in other.params:
                 objective = other.value if other.state == TrialState.COMPLETE else None
                 outcomes.append((other.params[key], math.inf if objective is None else objective))
         return outcomes
@@ -106,12 +106,15 @@ def _value_at(point: float, objectives: Mapping[float, float], near: float) -> f
     return next((f for x, f in objectives.items() if abs(x - point) <= near), None)
 
 
-def make_sampler(space: Space, *, since: int) -> BaseSampler:
-    """The sampler that a space asks for."""
+def make_sampler(space: Space, *, since: int, lost: frozenset[int]) -> BaseSampler:
+    """The sampler that a space asks for.
+
+    since: number of the first trial of this session; lost: as those of `OneKey`.
+    """
     if space.sampler == "listed":
-        return ListedSampler(since=since)
+        return ListedSampler(lost=lost)
     if space.sampler == "golden":
-        return GoldenSampler(since=since)
+        return GoldenSampler(lost=lost)
     assert isinstance(space.values, Interval)
     # a resumed study has trials behind it; the seed moves on, or it would propose them again
     startup = max(2, space.values.trials // 3)

@@ -3,7 +3,8 @@
 The plugin's sweeper runs the trials; this one gives it the space that follows from the config, a
 sampler, and only the trials that are missing.  Trials that were running when the search was killed
 are told their objective if their cell finished, else they are tried again.  A trial whose
-objective is NaN has failed and does not stop the search.
+objective is NaN has failed and does not stop the search; where its cell finished, it is not tried
+again either, since it would end the same.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl
 from omegaconf import DictConfig
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sparsemend.config.values import override_key, plain
 from sparsemend.names import RESULT
@@ -58,7 +59,11 @@ class SearchSweeper(Sweeper):
                 storage=self.storage, study_name=self.study_name, load_if_exists=True
             )
         _settle(self.study, self.folder, config)
-        self.since = len(self.study.trials)
+        trials = self.study.trials
+        # one that waits was enqueued last, and runs first
+        self.since = sum(trial.state != TrialState.WAITING for trial in trials)
+        self.lost = [trial for trial in trials if _is_lost(trial, self.folder)]
+        self.done = self.since - len(self.lost)
         self.sweeper = self._plugin()
         self.sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.sweeper.job_idx = self.since  # a trial's cell has the trial's number
@@ -69,11 +74,13 @@ class SearchSweeper(Sweeper):
 
     def _plugin(self) -> OptunaSweeperImpl:
         plugin = OptunaSweeperImpl(
-            sampler=make_sampler(self.space, since=self.since),
+            sampler=make_sampler(
+                self.space, since=self.since, lost=frozenset(trial.number for trial in self.lost)
+            ),
             direction="minimize",
             storage=self.storage,
             study_name=self.study_name,
-            n_trials=max(0, self.space.values.total - len(_complete(self.study))),
+            n_trials=max(0, self.space.values.total - self.done),
             n_jobs=self.jobs,
             max_failure_rate=1.0,
             custom_search_space=None,
@@ -83,13 +90,10 @@ class SearchSweeper(Sweeper):
         return plugin
 
     def sweep(self, arguments: list[str]) -> None:
-        values = self.space.values
-        first = values.baseline if isinstance(values, Interval) else None
-        if not self.study.trials and first is not None:
-            self.study.enqueue_trial({self.space.key: first})
+        self._enqueue()
         if self.since:
-            done = len(_complete(self.study))
-            log.info("%d of %d trials are done, going on", done, self.space.values.total)
+            total = self.space.values.total
+            log.info("%d of %d trials are done, going on", self.done, total)
         try:
             with brief_log(self.launcher, arguments):
                 self.sweeper.sweep(arguments)
@@ -100,6 +104,22 @@ class SearchSweeper(Sweeper):
             raise CompactHydraException(_all_failed(self.folder)) from error
         if self.statistics == "dense":
             self._confirm(arguments)
+
+    def _enqueue(self) -> None:
+        """Let an interval's sampler begin with the baseline and the lost values that are missing.
+
+        A golden section and TPE might never propose them again; a list does.
+        """
+        values, key = self.space.values, self.space.key
+        if not isinstance(values, Interval):
+            return
+        kept = [t for t in self.study.trials if t.number not in {lost.number for lost in self.lost}]
+        tried = {t.system_attrs.get("fixed_params", t.params).get(key) for t in kept}
+        first = [] if values.baseline is None else [float(values.baseline)]
+        lost = [trial.params[key] for trial in self.lost if key in trial.params]
+        for value in dict.fromkeys([*first, *lost]):
+            if value not in tried:
+                self.study.enqueue_trial({key: value})
 
     def _confirm(self, arguments: list[str]) -> None:
         """Run one more cell, the best point by the papers' protocol, for the report to compare."""
@@ -135,6 +155,14 @@ def _suggest(space: Space, config: DictConfig, trial: Trial) -> None:
 
 def _complete(study: optuna.Study) -> list[Any]:
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+
+
+def _is_lost(trial: FrozenTrial, folder: Path) -> bool:
+    """Whether a trial failed before its cell finished, so that it is worth another try."""
+    if trial.state != TrialState.FAIL:
+        return False
+    result = read_result(folder / str(trial.number))
+    return result is None or not result.finished
 
 
 def _settle(study: optuna.Study, folder: Path, config: DictConfig) -> None:
