@@ -131,6 +131,21 @@ def test_a_mixed_pattern_that_would_keep_less_than_one_input_is_refused(model: P
         check(model, "pattern=mixed:8", "sparsity=0.9")
 
 
+def test_a_common_difference_that_empties_the_groups_of_a_block_is_refused(model: Path) -> None:
+    lines = ("pattern=mixed:8", "sparsity=0.8", ATP)
+    with pytest.raises(ValueError, match=r"exceeds 2\*min\(s, 0\.875-s\)/\(L-1\) .*choose a value"):
+        check(model, *lines, f"{DIFFERENCE}=0.2")
+    check(model, "sparsity=0.8", ATP, f"{DIFFERENCE}=0.2")
+
+
+@pytest.mark.parametrize("name", ["owl", "dlp", "alphapruning"])
+def test_a_reference_budget_of_a_mixed_pattern_needs_a_whole_n(model: Path, name: str) -> None:
+    lines = ("pattern=mixed:8", f"sparsity_schedule={name}", "sparsity_schedule.budget=reference")
+    with pytest.raises(ValueError, match=r"not 0\.6 \* 8 = 4\.8; set sparsity=0\.625, or spars"):
+        check(model, *lines, "sparsity=0.6")
+    check(model, *lines, "sparsity=0.625")
+
+
 def test_a_fixed_pattern_with_a_progression_is_refused_naming_the_mixed_one(model: Path) -> None:
     with pytest.raises(ValueError, match="use pattern=mixed:4"):
         check(model, "pattern=2:4", "sparsity=0.5", ATP, f"{DIFFERENCE}=0.05")

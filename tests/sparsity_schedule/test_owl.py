@@ -117,3 +117,11 @@ def test_mixed_n_is_rounded_to_the_budget_or_as_coded(tokens: Tensor) -> None:
     t = [(x - min(d)) / (max(d) - min(d)) * 2 for x in d]
     removed = [5 - round(x - sum(t) / 3) for x in t]
     assert [8 - pattern.at(rate).kept for rate in block_rates(coded)] == removed
+
+
+def test_a_reference_rate_that_empties_the_groups_of_a_block_is_an_error(tokens: Tensor) -> None:
+    schedule = schedule_of("owl", budget="reference", spread=0.3, outlier_multiple=2.0)
+    with pytest.raises(ValueError, match=r"the sparsity 1\.0000, which is not in \[0, 0\.875\]"):
+        schedule.allocate(
+            random_model("llama"), Calibration(tokens.split(2)), 0.75, Pattern.parse("mixed:8")
+        )

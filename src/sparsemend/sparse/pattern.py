@@ -53,6 +53,11 @@ class Pattern:
             raise ValueError(f"pattern {self} does not fix a sparsity")
         return 1 - self.kept / self.group_size
 
+    @property
+    def largest_rate(self) -> float:
+        """The largest sparsity of a block: 1 - 1/M with a mixed pattern, whose N is at least 1."""
+        return (self.group_size - 1) / self.group_size if self.mixed else 1.0
+
     def at(self, sparsity: float) -> Pattern:
         """The pattern of one linear: a mixed pattern resolved at that linear's sparsity."""
         if not self.mixed:

@@ -41,6 +41,7 @@ class Atp(SparsitySchedule):
         """Raises ValueError beyond the bound of the common difference."""
         units = Units.of(model, "block")
         blocks, weights = len(units.members), units.weights
-        check_difference(self.common_difference, sparsity, blocks, weights)
+        most = pattern.largest_rate
+        check_difference(self.common_difference, sparsity, blocks, weights, most=most)
         per_block = rates(self.common_difference, sparsity, blocks, weights)
         return units.allocation(per_block, sparsity, pattern)

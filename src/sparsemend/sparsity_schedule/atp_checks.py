@@ -13,8 +13,9 @@ def check(asked: Asked) -> None:
     difference, config = asked.section.common_difference, asked.model.config
     if not is_number(difference):
         raise ValueError(f"sparsity_schedule.common_difference={difference} is not a number")
+    sparsity, most = asked.cfg.sparsity, asked.pattern.largest_rate
     if asked.linears:
         weights = weights_per_block(asked.linears)
-        check_difference(difference, asked.cfg.sparsity, len(weights), weights)
+        check_difference(difference, sparsity, len(weights), weights, most=most)
     elif config is not None and config.blocks is not None:
-        check_difference(difference, asked.cfg.sparsity, config.blocks)
+        check_difference(difference, sparsity, config.blocks, most=most)

@@ -78,7 +78,7 @@ class Rmi(MeasuringSchedule):
         self, measured: list[list[float]], model: nn.Module, sparsity: float, pattern: Pattern
     ) -> Allocation:
         delta = delta_of(sparsity) if self.delta is None else self.delta
-        band = Band(sparsity, delta, block_weights(model))
+        band = Band(sparsity, delta, block_weights(model), most=pattern.largest_rate)
         rates = solve(band, importance(measured, self.beta), self.solver)
         log.info("block rates  %s", "  ".join(f"{rate:.4f}" for rate in rates))
         if not pattern.mixed:

@@ -62,7 +62,7 @@ class ScoredSchedule(MeasuringSchedule):
     def rates_of(
         self, measured: list[float], model: nn.Module, sparsity: float, pattern: Pattern
     ) -> Allocation:
-        """Raises ValueError where a reference rate exceeds 1."""
+        """Raises ValueError where a reference rate is beyond what a block may lose."""
         units, scores = Units.of(model, self.granularity), measured
         rates = self.rates(scores, units.weights, sparsity)
         if self.budget == "reference":
@@ -89,16 +89,19 @@ class ScoredSchedule(MeasuringSchedule):
         """Clamp as the references do, or with a mixed pattern round every block by itself."""
         if pattern.mixed:
             size = pattern.group_size
+            removed = round(size * sparsity)
             # OWL's code rounds the offset from the target, halves to even
-            rates = [sparsity + round(size * (rate - sparsity)) / size for rate in rates]
+            rates = [(removed + round(size * (rate - sparsity))) / size for rate in rates]
         else:
             rates = [rate if rate > 0 else LOWEST for rate in rates]
-        if max(rates) > 1:
-            raise ValueError(
-                f"budget=reference gives {list(units.members)[rates.index(max(rates))]} the "
-                f"sparsity {max(rates):.4f}, which is not in [0, 1]; lower "
-                "sparsity_schedule.spread or use sparsity_schedule.budget=exact"
-            )
+        most = pattern.largest_rate
+        for name, rate in zip(units.members, rates, strict=True):
+            if not 0 <= rate <= most:
+                raise ValueError(
+                    f"sparsity_schedule.budget=reference gives {name} the sparsity {rate:.4f}, "
+                    f"which is not in [0, {most:g}]; lower sparsity_schedule.spread or use "
+                    "sparsity_schedule.budget=exact"
+                )
         missed = abs(weighted_mean(rates, units.weights) - sparsity)
         if missed > 1e-9:
             log.warning("budget=reference misses the mean %g by %.6f", sparsity, missed)

@@ -106,6 +106,7 @@ def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
             raise ValueError(f"{override.input_line} fixes what the search varies; leave it out")
     if cfg.search.select_on not in ("validation", "test"):
         raise ValueError(f"search.select_on={cfg.search.select_on} is not validation or test")
+    _check_objective(cfg)
     jobs = cfg.search.jobs
     if not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"search.jobs={jobs} is not an integer of at least 1")
@@ -131,6 +132,21 @@ def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
         check_repositories(trials)
     for trial in trials:
         preflight.check(trial)
+
+
+def _check_objective(cfg: DictConfig) -> None:
+    """Raise ValueError where no trial would measure what the search selects by."""
+    perplexity, select_on = cfg.evaluation.get("perplexity"), cfg.search.select_on
+    if perplexity is None or "_target_" not in perplexity:
+        raise ValueError(
+            f"search.select_on={select_on} selects by a perplexity, which evaluation does not "
+            "measure; name it too, such as evaluation=[perplexity]"
+        )
+    if select_on == "validation" and not perplexity.validation:
+        raise ValueError(
+            "search.select_on=validation, but evaluation.perplexity.validation=false does not "
+            "measure it; set it to true, or search.select_on=test"
+        )
 
 
 def check_same_search(folder: Path | None, lines: Sequence[str]) -> None:

@@ -120,3 +120,5 @@ def test_a_target_below_what_was_reached_is_refused_with_the_least_mean() -> Non
 def test_the_band_ends_at_zero_and_one() -> None:
     assert exact_rates(Band(0.01, 0.03, [1, 1]), [0.1, 0.9]) == pytest.approx([0.02, 0.0])
     assert exact_rates(Band(0.99, 0.03, [1, 1]), [0.1, 0.9]) == pytest.approx([1.0, 0.98])
+    mixed = Band(0.85, 0.1, [1, 1], most=0.875)  # of mixed:8
+    assert exact_rates(mixed, [0.1, 0.9]) == pytest.approx([0.875, 0.825])

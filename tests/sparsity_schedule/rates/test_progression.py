@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from sparsemend.sparse.pattern import Pattern
+from sparsemend.sparsity_schedule.base import mixed_tolerance
+from sparsemend.sparsity_schedule.rates.budget import weighted_mean
 from sparsemend.sparsity_schedule.rates.progression import (
     bound,
     check_difference,
@@ -60,3 +65,32 @@ def test_the_bound_is_where_the_first_rate_reaches_an_end(
     check_difference(limit, sparsity, blocks, weights)
     with pytest.raises(ValueError, match=r"takes a block's rate out of \[0, 1\]"):
         check_difference(1.01 * limit, sparsity, blocks, weights)
+
+
+def test_a_mixed_pattern_narrows_the_bound_to_one_input_of_every_group() -> None:
+    most = Pattern.parse("mixed:8").largest_rate
+    assert most == 7 / 8
+    assert bound(0.7, 8, most=most) == pytest.approx(2 * 0.175 / 7)
+    weights = [4, 1, 1, 1, 1, 1, 1, 1]
+    assert bound(0.7, 8, weights, most=most) == pytest.approx(0.175 / (49 / 11))
+    assert bound(0.2, 8, weights, most=most) == bound(0.2, 8, weights)  # a dense first block binds
+    with pytest.raises(ValueError, match=r"min\(s, 0\.875-s\).* keeps 1 of every 8"):
+        check_difference(0.06, 0.7, 8, most=most)
+    with pytest.raises(ValueError, match=r"out of \[0, 0\.875\] \(a mixed pattern keeps 1 of eve"):
+        check_difference(0.05, 0.7, 8, weights, most=most)
+
+
+def test_blocks_of_any_size_keep_a_mixed_budget_up_to_the_bound() -> None:
+    draw = random.Random(0)
+    for _ in range(500):
+        pattern = Pattern.parse(f"mixed:{draw.choice((4, 8, 16))}")
+        most, size = pattern.largest_rate, pattern.group_size
+        weights = [draw.randint(1, 10000) for _ in range(draw.choice((2, 3, 8)))]
+        sparsity, falling = draw.uniform(0.05, most), draw.random() < 0.5
+        limit = bound(sparsity, len(weights), weights, falling=falling, most=most)
+        difference = draw.choice((0, 0.5, 1)) * limit * (-1 if falling else 1)
+        block_rates = rates(difference, sparsity, len(weights), weights)
+        kept = mixed_kept(block_rates, size, sparsity, weights)
+        mean = weighted_mean([1 - n / size for n in kept], weights)
+        assert abs(mean - sparsity) <= mixed_tolerance(pattern, weights), (weights, sparsity)
+        assert all(abs(n - size * (1 - r)) < 1 for n, r in zip(kept, block_rates, strict=True))

@@ -57,13 +57,15 @@ def importance(similarity: Sequence[Vector], beta: float) -> list[float]:
 class Band:
     """The constraints on block rates: weighted mean `target`, each rate between its two bounds.
 
-    weights: parameters per block; floors: rates that blocks have already and cannot go below.
+    weights: parameters per block; floors: rates that blocks have already and cannot go below; most:
+    what no rate may exceed.
     """
 
     target: float
     delta: float
     weights: Vector
     floors: Vector | None = None
+    most: float = 1.0
 
     @property
     def lower(self) -> list[float]:
@@ -72,7 +74,7 @@ class Band:
 
     @property
     def upper(self) -> list[float]:
-        most = min(1.0, self.target + self.delta)
+        most = min(self.most, self.target + self.delta)
         return [max(most, low) for low in self.lower]
 
     def mean(self, rates: Vector) -> float:

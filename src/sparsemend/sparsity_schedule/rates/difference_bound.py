@@ -1,5 +1,7 @@
 """The bound of a search over ATP's common difference: b = 2 min(s, 1-s) / (L-1).
 
+With a mixed pattern, whose N is at least 1, 1 - 1/M stands in the place of 1.
+
 It follows from the sparsity and the model's L blocks (their sizes too, where those differ, see
 `progression.bound`), so that a search proposes nothing illegal.
 conf/search/atp_common_difference.yaml names it.  Free of torch, but for a model on the hub.
@@ -15,6 +17,7 @@ from omegaconf import DictConfig
 from sparsemend.checkpoint.model import find_model
 from sparsemend.checkpoint.prunable_shapes import prunable_shapes, weights_per_block
 from sparsemend.config.prunable import PrunableNames
+from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparsity_schedule.rates.progression import bound, check_difference
 
 if TYPE_CHECKING:
@@ -29,22 +32,23 @@ class CommonDifference:
 
         Raises ValueError where the sparsity or the model leaves no difference to choose.
         """
-        _check_sparsity(cfg.sparsity)
+        self.most = Pattern.parse(cfg.pattern).largest_rate
+        _check_sparsity(cfg.sparsity, self.most)
         self.sparsity = float(cfg.sparsity)
         self.weights = [1] * blocks if blocks is not None else _weights_of(cfg)
-        self.limit = bound(self.sparsity, len(self.weights), self.weights)
+        self.limit = bound(self.sparsity, len(self.weights), self.weights, most=self.most)
         if math.isinf(self.limit):
             raise ValueError("a model of one block has no common difference to search")
 
     def check(self, value: float) -> None:
-        """Raise ValueError where a difference takes a rate out of [0, 1]."""
-        check_difference(value, self.sparsity, len(self.weights), self.weights)
+        """Raise ValueError where a difference takes a rate beyond what a block may have."""
+        check_difference(value, self.sparsity, len(self.weights), self.weights, most=self.most)
 
 
-def _check_sparsity(sparsity: Any) -> None:
-    if not isinstance(sparsity, int | float) or not 0 < sparsity < 1:
+def _check_sparsity(sparsity: Any, most: float) -> None:
+    if not isinstance(sparsity, int | float) or not 0 < sparsity < most:
         raise ValueError(
-            f"sparsity {sparsity} leaves no room for rates that differ; give one in (0, 1)"
+            f"sparsity {sparsity} leaves no room for rates that differ; give one in (0, {most:g})"
         )
 
 

@@ -35,14 +35,26 @@ def is_number(value: Any) -> bool:
 
 
 def check_limits(asked: Asked) -> None:
-    """Raise ValueError where the target lies outside the limits of the rates, if they count."""
+    """Raise ValueError where the target cannot be kept: by limits, or by whole N as references do.
+
+    With a mixed pattern a reference moves each block by whole N from the target, which so has one.
+    """
     schedule, sparsity = asked.section, asked.cfg.sparsity
     low, high = schedule.min_sparsity, schedule.max_sparsity
+    size = asked.pattern.group_size
     if schedule.budget != "reference" and not low <= sparsity <= high:
         raise ValueError(
             f"sparsity {sparsity} is not in [{low:g}, {high:g}], the range of every rate; change "
             "sparsity_schedule.min_sparsity or max_sparsity"
         )
+    if schedule.budget == "reference" and asked.pattern.mixed:
+        whole = round(sparsity * size)
+        if abs(sparsity * size - whole) > 1e-6:
+            raise ValueError(
+                f"sparsity_schedule.budget=reference with pattern {asked.pattern} needs a whole "
+                f"sparsity * {size}, not {sparsity} * {size} = {sparsity * size:g}; set "
+                f"sparsity={whole / size:g}, or sparsity_schedule.budget=exact"
+            )
 
 
 def check_granularity(asked: Asked) -> None:

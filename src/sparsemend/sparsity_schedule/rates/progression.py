@@ -12,46 +12,61 @@ from typing import TypeGuard
 
 
 def bound(
-    sparsity: float, blocks: int, weights: Sequence[float] | None = None, *, falling: bool = False
+    sparsity: float,
+    blocks: int,
+    weights: Sequence[float] | None = None,
+    *,
+    falling: bool = False,
+    most: float = 1.0,
 ) -> float:
-    """Largest |common difference| that keeps every block rate in [0, 1].
+    """Largest |common difference| that keeps every block rate in [0, most].
 
-    weights: parameters per block; where they differ, the rates pivot about the weighted centre c,
+    most: 1, or `Pattern.largest_rate`.  weights: parameters per block; where they differ, the rates
+    pivot about the weighted centre c,
 
-        d (L - 1 - c) <= 1 - S,   d c <= S     and with c and L - 1 - c swapped if `falling` (d < 0)
+        d (L - 1 - c) <= most - S,   d c <= S     and with c and L - 1 - c swapped if `falling`
 
-    and the two directions differ; with equal blocks, c = (L - 1) / 2, they are one bound.
+    (d < 0) and the two directions differ; with equal blocks, c = (L - 1) / 2, they are one bound.
     """
     if blocks < 2:
         return math.inf  # one block has no difference
     if not _differ(weights):
-        return min(2 * sparsity / (blocks - 1), 2 * (1 - sparsity) / (blocks - 1))
+        return min(2 * sparsity / (blocks - 1), 2 * (most - sparsity) / (blocks - 1))
     before = _centre(weights)
     after = blocks - 1 - before
     up, down = (before, after) if falling else (after, before)  # steps above and below the mean
-    return min((1 - sparsity) / up, sparsity / down)
+    return min((most - sparsity) / up, sparsity / down)
 
 
 def check_difference(
-    difference: float, sparsity: float, blocks: int, weights: Sequence[float] | None = None
+    difference: float,
+    sparsity: float,
+    blocks: int,
+    weights: Sequence[float] | None = None,
+    *,
+    most: float = 1.0,
 ) -> None:
     """Raise ValueError beyond the bound of the difference's direction (equality is legal).
 
-    weights: as those of `bound`.
+    weights, most: as those of `bound`.
     """
-    limit = bound(sparsity, blocks, weights, falling=difference < 0)
+    limit = bound(sparsity, blocks, weights, falling=difference < 0, most=most)
     if abs(difference) <= limit * (1 + 1e-9):
         return
+    pattern = "" if most == 1 else f" (a mixed pattern keeps 1 of every {round(1 / (1 - most))})"
     if not _differ(weights):
         raise ValueError(
-            f"common_difference {difference} exceeds 2*min(s, 1-s)/(L-1) = {limit:.4g} "
-            f"for L={blocks}, s={sparsity}; choose a value in [-{limit:.4g}, {limit:.4g}]"
+            f"common_difference {difference} exceeds 2*min(s, {most:g}-s)/(L-1) = {limit:.4g} "
+            f"for L={blocks}, s={sparsity}{pattern}; choose a value in [-{limit:.4g}, {limit:.4g}]"
         )
-    least, most = (bound(sparsity, blocks, weights, falling=falling) for falling in (True, False))
+    least, greatest = (
+        bound(sparsity, blocks, weights, falling=falling, most=most) for falling in (True, False)
+    )
     raise ValueError(
-        f"common_difference {difference} takes a block's rate out of [0, 1] for L={blocks}, "
-        f"s={sparsity} and blocks of different size, whose weighted centre is block "
-        f"{_centre(weights):.4g} of 0..{blocks - 1}; choose a value in [-{least:.4g}, {most:.4g}]"
+        f"common_difference {difference} takes a block's rate out of [0, {most:g}]{pattern} for "
+        f"L={blocks}, s={sparsity} and blocks of different size, whose weighted centre is block "
+        f"{_centre(weights):.4g} of 0..{blocks - 1}; choose a value in "
+        f"[-{least:.4g}, {greatest:.4g}]"
     )
 
 
@@ -98,12 +113,14 @@ def mixed_kept(
 
     The N sum to round(L * M * (1 - s)); each is clamped to 1..M.  weights: parameters per block;
     where blocks differ in size, each N goes up or down to a whole one so that the mean over the
-    weights is near the target, which the plain sum can miss by an N of the largest block.
+    weights is near the target, within half an N of the largest block for rates in [0, 1 - 1/M].
     """
     ideal = [group_size * (1 - rate) for rate in block_rates]
     # a remainder within rounding error of a whole number is that number
     kept = [min(max(math.floor(value + 1e-9), 1), group_size) for value in ideal]
     target = round(len(ideal) * group_size * (1 - sparsity))
+    if _differ(weights):
+        target = round(math.fsum(ideal))  # the mean of steep rates over blocks is not their target
     if not len(ideal) <= target <= len(ideal) * group_size:
         raise ValueError(
             f"sparsity {sparsity} asks {len(ideal)} blocks to keep {target} of every {group_size} "

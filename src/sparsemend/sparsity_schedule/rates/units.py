@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,10 @@ from sparsemend.sparsity_schedule.base import (
     mixed_tolerance,
     report_rounding,
 )
-from sparsemend.sparsity_schedule.rates.budget import weighted_mean
+from sparsemend.sparsity_schedule.rates.budget import to_budget, weighted_mean
 from sparsemend.sparsity_schedule.rates.progression import mixed_kept
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,19 @@ class Units:
         tolerance: float = 1e-9,
         scores: Sequence[float] = (),
     ) -> Allocation:
-        """The rates of the units as an Allocation; a mixed pattern rounds each to N of M."""
+        """The rates of the units as an Allocation; a mixed pattern rounds each to N of M.
+
+        It keeps at least 1 of M: rates above 1 - 1/M are clipped and all shifted to keep the mean.
+        """
         if pattern.mixed:
-            size = pattern.group_size
+            size, most = pattern.group_size, pattern.largest_rate
+            if (beyond := sum(rate > most + 1e-9 for rate in rates)) > 0:
+                log.warning(
+                    "pattern %s keeps 1 of every %d at least: %d of %d rates above %g were clipped "
+                    "and all rates shifted to keep the mean %g",
+                    *(pattern, size, beyond, len(rates), most, target),
+                )
+                rates = to_budget(rates, self.weights, target, 0.0, most)
             kept = mixed_kept(rates, size, target, self.weights)
             rates = [1 - n / size for n in kept]
             tolerance = mixed_tolerance(pattern, self.weights)
