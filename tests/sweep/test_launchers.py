@@ -84,7 +84,7 @@ def searched(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A search of four trials, and the cell that repeats the best point exactly."""
     folder = tmp_path_factory.mktemp("search")
     said = here(folder, *common, *SEARCH, f"hydra.sweep.dir={folder / 'out'}")
-    assert "best: sparsemend sparsity_schedule=atp" in said
+    assert "best: sparsemend sparsity_schedule=atp method=none" in said
     assert "statistics=dense: test" in said
     return folder / "out"
 

@@ -5,29 +5,41 @@ from __future__ import annotations
 import pytest
 
 from sparsemend.result.finished import command_line
-from sparsemend.sweep.search.report import choose_searched_group, of_one_run
+from sparsemend.sweep.search.report import of_one_run, with_choices
 
-CHOICES = {"sparsity_schedule": "mine", "method": "lors", "search": "slope"}
+# as Hydra says them, without groups of which several members are chosen
+USUAL = {"model": "tiny", "method": "masked_lora", "sparsity_schedule": "uniform", "cache": "sweep"}
+CHOICES = {
+    **USUAL,
+    "sparsity_schedule": "mine",
+    "method": "none",
+    "cache": "off",
+    "search": "slope",
+}
 
 
 @pytest.mark.parametrize(
     ("overrides", "key", "line"),
     [
         (
-            ["+search=slope", "sparsity=0.7", "cache=off", "hydra.sweep.dir=out"],
+            ["+search=slope", "sparsity=0.7", "hydra.sweep.dir=out"],
             "sparsity_schedule.slope",
-            "sparsemend sparsity_schedule=mine sparsity=0.7 sparsity_schedule.slope=0.5",
+            "sparsemend sparsity_schedule=mine method=none sparsity=0.7 "
+            "sparsity_schedule.slope=0.5",
         ),
         (
-            ["+search=rank", "method=masked_lora", "search.trials=3"],
+            ["+search=rank", "method=lors", "sparsity_schedule=mine", "search.trials=3"],
             "method.rank",
-            "sparsemend method=masked_lora method.rank=0.5",
+            "sparsemend method=lors sparsity_schedule=mine method.rank=0.5",
         ),
-        (["+search=amount", "resume=auto"], "sparsity", "sparsemend sparsity=0.5"),
     ],
 )
-def test_it_repeats_the_overrides_with_the_choice_that_has_the_key(
+def test_it_repeats_the_overrides_with_the_choices_that_its_yaml_made(
     overrides: list[str], key: str, line: str
 ) -> None:
-    lines = of_one_run(choose_searched_group(overrides, key, CHOICES), key, 0.5)
-    assert command_line(lines, []) == line
+    assert command_line(of_one_run(with_choices(overrides, CHOICES), key, 0.5), []) == line
+
+
+def test_it_leaves_out_the_choices_of_run_yaml() -> None:
+    lines = of_one_run(with_choices(["+search=amount", "resume=auto"], USUAL), "sparsity", 0.5)
+    assert command_line(lines, []) == "sparsemend sparsity=0.5"

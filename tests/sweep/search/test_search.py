@@ -43,7 +43,7 @@ def test_the_listed_points_are_tried_in_order_and_the_best_is_ready_to_paste(
     said = capsys.readouterr().out.replace("\n", " ")
     best = LIMIT * (3 / 9)
     assert (
-        "best: sparsemend sparsity_schedule=atp pruner=magnitude rounding=exact_budget "
+        "best: sparsemend sparsity_schedule=atp method=none pruner=magnitude rounding=exact_budget "
         f"sparsity_schedule.common_difference={best}" in said
     )
     assert "optimism gap 0.0000" in said

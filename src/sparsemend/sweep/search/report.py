@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from sparsemend.config.locations import conf_folder
 from sparsemend.config.values import override_key, plain
 from sparsemend.names import METRIC, ROUNDINGS, VALIDATION_METRIC
 from sparsemend.result.equal_sparsity import unequal_sparsities
@@ -40,9 +41,8 @@ class SearchReport(Callback):
         folder = Path(config.hydra.sweep.dir)
         settings = {key: config[key] for key in ("statistics", "rounding")}
         settings["search"] = plain(config.search)
-        overrides = choose_searched_group(
+        overrides = with_choices(
             with_rounding(list(config.hydra.overrides.task), settings["rounding"]),
-            settings["search"]["key"],
             config.hydra.runtime.choices,
         )
         report(
@@ -55,19 +55,26 @@ class SearchReport(Callback):
         )
 
 
-def choose_searched_group(
-    overrides: Sequence[str], key: str, choices: Mapping[str, str]
-) -> list[str]:
-    """The overrides of a search, after its choice for the group of the searched key.
+def with_choices(overrides: Sequence[str], choices: Mapping[str, str | None]) -> list[str]:
+    """The overrides of a search, after its choices of groups that differ from those of run.yaml.
 
-    Where they do not choose that themselves, the search's yaml may have, and the key may exist
-    there alone.
+    The search's yaml may have made them, of which the command of one run keeps nothing else.
     """
-    group = key.partition(".")[0]
     chosen = {override_key(line) for line in overrides}
-    if group in chosen or group not in choices:
-        return list(overrides)
-    return [f"{group}={choices[group]}", *overrides]
+    differing = {
+        group: choices[group]
+        for group, usual in usual_choices().items()
+        if group not in chosen and choices.get(group, usual) != usual
+    }
+    lines = [f"{g}={'null' if member is None else member}" for g, member in differing.items()]
+    return [*lines, *overrides]
+
+
+def usual_choices() -> dict[str, Any]:
+    """Group -> member of run.yaml's defaults list, None of a group without one."""
+    entries: list[Any] = OmegaConf.load(conf_folder() / "run.yaml").defaults
+    pairs = (pair for entry in entries if isinstance(entry, DictConfig) for pair in entry.items())
+    return {g.removeprefix("optional "): m for g, m in pairs if not g.startswith("override ")}
 
 
 def with_rounding(overrides: Sequence[str], rounding: str) -> list[str]:
