@@ -107,6 +107,7 @@ def check_search(cfg: DictConfig, lines: Sequence[str]) -> None:
     if cfg.search.select_on not in ("validation", "test"):
         raise ValueError(f"search.select_on={cfg.search.select_on} is not validation or test")
     _check_objective(cfg)
+    _check_effect(cfg.search, lines)
     jobs = cfg.search.jobs
     if not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"search.jobs={jobs} is not an integer of at least 1")
@@ -147,6 +148,24 @@ def _check_objective(cfg: DictConfig) -> None:
             "search.select_on=validation, but evaluation.perplexity.validation=false does not "
             "measure it; set it to true, or search.select_on=test"
         )
+
+
+def _check_effect(search: DictConfig, lines: Sequence[str]) -> None:
+    """Raise ValueError on a key of the command line that this search does not read."""
+    listed = search.sampler == "listed"
+    needs = {
+        "points": ("search.sampler=listed", listed),
+        "count": ("search.points=spread", listed and search.points == "spread"),
+        "step": ("search.points=step", listed and search.points == "step"),
+        "low": ("search.sampler=golden or tpe", not listed),
+        "high": ("search.sampler=golden or tpe", not listed),
+        "trials": ("search.sampler=golden or tpe", not listed),
+        "log": ("search.sampler=tpe", search.sampler == "tpe"),
+    }
+    for line in lines:
+        need, is_read = needs.get(override_key(line).removeprefix("search."), ("", True))
+        if override_key(line).startswith("search.") and not is_read:
+            raise ValueError(f"{line} has no effect without {need}; leave it out, or set that")
 
 
 def check_same_search(folder: Path | None, lines: Sequence[str]) -> None:

@@ -250,6 +250,20 @@ def test_golden_section_leaves_failures_and_narrows_to_the_lower_side_on_ties() 
     assert failed > right
 
 
+def test_a_null_among_the_points_is_tried_as_null(command, capsys) -> None:
+    lines = (
+        "search.key=sparsity_schedule.delta",
+        "sparsity_schedule=rmi",
+        "search.points=[null,0.05]",
+    )
+    code, seen = command(
+        "-m", "+search=rank", *lines, "hydra.sweep.dir=out", "method=none",
+        run=lambda cfg: 1.0 if cfg.sparsity_schedule.delta is None else 2.0,
+    )  # fmt: skip
+    assert (code, [cfg.sparsity_schedule.delta for cfg in seen]) == (0, [None, 0.05])
+    assert "sparsity_schedule.delta=null" in capsys.readouterr().out.replace("\n", "")
+
+
 def test_selecting_by_test_is_the_papers_protocol(command, capsys) -> None:
     code, seen = command(*SEARCH, "search.points=[0.002,0.004]", "search.select_on=test")
     assert code == 0
@@ -267,6 +281,16 @@ def test_selecting_by_test_is_the_papers_protocol(command, capsys) -> None:
         (("evaluation.perplexity.validation=false",), "validation=false does not measure it"),
         (("evaluation=[]",), "a perplexity, which evaluation does not measure"),
         (("evaluation=[speed]", "search.select_on=test"), "which evaluation does not measure"),
+        (
+            ("search.low=-0.1",),
+            "search.low=-0.1 has no effect without search.sampler=golden or tpe",
+        ),
+        (("search.points=[0.1]", "search.count=2"), "no effect without search.points=spread"),
+        (
+            ("search.sampler=golden", "search.points=[0.1]"),
+            "no effect without search.sampler=listed",
+        ),
+        (("search.sampler=golden", "search.log=true"), "no effect without search.sampler=tpe"),
         (("search.sampler=golden", "search.jobs=2"), "depends on the one before"),
         (("search.jobs=0",), "search.jobs=0 is not an integer"),
     ],

@@ -127,6 +127,24 @@ def test_a_model_out_of_reach_asks_for_its_number_of_blocks() -> None:
         (("search.points=null",), "is not a list of values"),
         (("search.bound=null",), r"needs search\.bound"),
         (("sparsity=0",), "leaves no room for rates that differ"),
+        (("sparsity=0.875", "pattern=mixed:8"), r"give one in \(0, 0\.875\)"),
+        (
+            ("search.points=[null]",),
+            r"search\.points: None is not a number, which search\.bound=spa",
+        ),
+        (("search.points=[a]",), r"search\.points: a is not a number, which search\.bound="),
+        (
+            ("search.points=[[0.1]]",),
+            r"search\.points: \[0\.1\] is not one value of sparsity_sched",
+        ),
+        (("search.sampler=golden", "search.baseline=a"), r"search\.baseline=a is not a number"),
+        (("search.sampler=tpe", "search.low=a"), r"search\.low=a is not a number"),
+        (("search.sampler=tpe", "search.high=a"), r"search\.high=a is not a number"),
+        (
+            ("search.bound.blocks=abc",),
+            r"search\.bound\.blocks=abc is not an integer of at least 1",
+        ),
+        (("search.bound.blocks=100",), r"blocks=100, but .* has 6 blocks to prune; leave it out"),
     ],
 )
 def test_what_has_no_legal_value_is_refused(overrides: tuple[str, ...], message: str) -> None:

@@ -30,12 +30,13 @@ class CommonDifference:
     def __init__(self, cfg: DictConfig, *, blocks: int | None) -> None:
         """blocks: L of blocks of equal size; None for what the model's files say of its blocks.
 
-        Raises ValueError where the sparsity or the model leaves no difference to choose.
+        Raises ValueError where the sparsity or the model leaves no difference to choose, and on a
+        number of blocks that the model's files contradict.
         """
         self.most = Pattern.parse(cfg.pattern).largest_rate
         _check_sparsity(cfg.sparsity, self.most)
         self.sparsity = float(cfg.sparsity)
-        self.weights = [1] * blocks if blocks is not None else _weights_of(cfg)
+        self.weights = _weights_of(cfg) if blocks is None else _checked_blocks(cfg, blocks)
         self.limit = bound(self.sparsity, len(self.weights), self.weights, most=self.most)
         if math.isinf(self.limit):
             raise ValueError("a model of one block has no common difference to search")
@@ -50,6 +51,22 @@ def _check_sparsity(sparsity: Any, most: float) -> None:
         raise ValueError(
             f"sparsity {sparsity} leaves no room for rates that differ; give one in (0, {most:g})"
         )
+
+
+def _checked_blocks(cfg: DictConfig, blocks: Any) -> list[int]:
+    """What the files of a model at hand say of its blocks, else so many of equal size."""
+    if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 1:
+        raise ValueError(f"search.bound.blocks={blocks} is not an integer of at least 1")
+    model = find_model(cfg.model)
+    if model.config is None or model.config.blocks is None:
+        return [1] * blocks
+    weights = _weights_of(cfg)
+    if len(weights) != blocks:
+        raise ValueError(
+            f"search.bound.blocks={blocks}, but {model.path} has {len(weights)} blocks to prune; "
+            "leave it out, it is for models whose files are out of reach"
+        )
+    return weights
 
 
 def _weights_of(cfg: DictConfig) -> list[int]:

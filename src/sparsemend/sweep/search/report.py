@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -72,8 +73,10 @@ def with_choices(overrides: Sequence[str], choices: Mapping[str, str | None]) ->
 
 def usual_choices() -> dict[str, Any]:
     """Group -> member of run.yaml's defaults list, None of a group without one."""
-    entries: list[Any] = OmegaConf.load(conf_folder() / "run.yaml").defaults
-    pairs = (pair for entry in entries if isinstance(entry, DictConfig) for pair in entry.items())
+    content = yaml.safe_load((conf_folder() / "run.yaml").read_text(encoding="utf-8"))
+    pairs = (
+        pair for entry in content["defaults"] if isinstance(entry, dict) for pair in entry.items()
+    )
     return {g.removeprefix("optional "): m for g, m in pairs if not g.startswith("override ")}
 
 
@@ -177,7 +180,7 @@ def conclusions(points: Sequence[Point], best: Point, search: Mapping[str, Any])
         f"optimism gap {by_validation.test - by_test.test:.4f}: selected by validation "
         f"{by_validation.value:.6g} has test {by_validation.test:.4f}, selected by test "
         f"{by_test.value:.6g} has {by_test.test:.4f}"
-        if isinstance(best.value, int | float)
+        if not any(isinstance(point.value, str) for point in (by_test, by_validation))
         else f"optimism gap {by_validation.test - by_test.test:.4f}"
     )
     return lines

@@ -131,7 +131,8 @@ def suggest(space: Space, trial: Trial) -> None:
 
 
 def choices(points: Sequence[Any]) -> list[Any]:
-    """The points in the types that Optuna stores; others as text."""
+    """The points in the types that Optuna stores; None as a command line has it, others as text."""
     return [
-        point if isinstance(point, str | int | float | bool) else str(point) for point in points
+        "null" if p is None else p if isinstance(p, str | int | float | bool) else str(p)
+        for p in points
     ]

@@ -123,7 +123,16 @@ def bound_of(cfg: DictConfig) -> Bound | None:
 def _list_points(search: DictConfig, bound: Bound | None) -> Listed:
     """The points of a listed search, the baseline first, each once."""
     first = [search.baseline] if search.baseline is not None else []
-    points = tuple(dict.fromkeys([*first, *_points(search, bound)]))
+    values = [*first, *_points(search, bound)]
+    for value in values:
+        if isinstance(value, list | dict):
+            raise ValueError(f"search.points: {value} is not one value of {search.key}")
+        if bound is not None and not is_number(value):
+            raise ValueError(
+                f"search.points: {value} is not a number, which search.bound="
+                f"{search.bound._target_} limits; leave it out, or set search.bound=null"
+            )
+    points = tuple(dict.fromkeys(values))
     _check_inside(bound, points)
     return Listed(points)
 
@@ -138,7 +147,7 @@ def _points(search: DictConfig, bound: Bound | None) -> list[Any]:
         spreads = search.points == "spread"
         return spread(bound.limit, search.count) if spreads else steps(bound.limit, search.step)
     if OmegaConf.is_list(search.points) and len(search.points):
-        return list(search.points)
+        return list(plain(search.points))
     raise ValueError(
         f"search.points={search.points} is not a list of values for {search.key}; "
         "for example 'search.points=[1,2,4]'"
@@ -147,16 +156,17 @@ def _points(search: DictConfig, bound: Bound | None) -> list[Any]:
 
 def _interval(search: DictConfig, bound: Bound | None) -> Interval:
     """The interval of a golden section or of TPE; the bound is its end where none is given."""
-    low = search.low if search.low is not None else 0.0
-    high = bound.limit if search.high is None and bound is not None else search.high
-    _check_inside(bound, (low, high))
+    low, high, baseline = (_number_of(search, key) for key in ("low", "high", "baseline"))
+    low = 0.0 if low is None else low
+    high = bound.limit if high is None and bound is not None else high
     if high is None or not low < high:
         raise ValueError(
             f"search.low={low} and search.high={high} are no interval; give a lower search.low"
         )
-    if search.baseline is not None and not low <= search.baseline <= high:
+    _check_inside(bound, (low, high))
+    if baseline is not None and not low <= baseline <= high:
         raise ValueError(
-            f"search.baseline={search.baseline} is not in [{low:g}, {high:g}]; set "
+            f"search.baseline={baseline} is not in [{low:g}, {high:g}]; set "
             "search.baseline=null to go without"
         )
     if search.log and not low > 0:
@@ -168,8 +178,20 @@ def _interval(search: DictConfig, bound: Bound | None) -> Interval:
         high=float(high),
         log=bool(search.log),
         trials=search.trials,
-        baseline=search.baseline,
+        baseline=baseline,
     )
+
+
+def _number_of(search: DictConfig, key: str) -> float | None:
+    """The number at a key of the search, None of null."""
+    if search[key] is not None and not is_number(search[key]):
+        raise ValueError(f"search.{key}={search[key]} is not a number")
+    value: float | None = search[key]
+    return value
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_inside(bound: Bound | None, values: Iterable[Any]) -> None:
