@@ -117,6 +117,12 @@ def test_a_target_below_what_was_reached_is_refused_with_the_least_mean() -> Non
         solve(Band(0.4, 0.01, [1, 1], [0.5, 0.4]), [1.0, 1.0], "lp")
 
 
+def test_a_block_without_weights_is_left_out() -> None:
+    assert exact_rates(Band(0.6, 0.0, [0, 10, 10]), [0.1, 0.2, 0.3]) == [0.6] * 3
+    rates = exact_rates(Band(0.6, 0.1, [0, 10, 10]), [0.1, 0.2, 0.3])
+    assert rates[1:] == pytest.approx([0.7, 0.5])
+
+
 def test_the_band_ends_at_zero_and_one() -> None:
     assert exact_rates(Band(0.01, 0.03, [1, 1]), [0.1, 0.9]) == pytest.approx([0.02, 0.0])
     assert exact_rates(Band(0.99, 0.03, [1, 1]), [0.1, 0.9]) == pytest.approx([1.0, 0.98])

@@ -105,11 +105,13 @@ def solve(band: Band, costs: Vector, solver: str) -> list[float]:
 def exact_rates(band: Band, costs: Vector) -> list[float]:
     """The optimum of the linear program: the cheapest blocks are filled to their upper bound first.
 
-    Of equally important blocks the earlier one counts as more important.
+    Of equally important blocks the earlier one counts as more important.  One without weights stays
+    at its lower bound.
     """
     rates, upper, weights = band.lower, band.upper, band.weights
     left = band.target * math.fsum(weights) - weighted_sum(rates, weights)
-    for i in sorted(range(len(rates)), key=lambda i: (costs[i], -i)):
+    filled = [i for i, weight in enumerate(weights) if weight]
+    for i in sorted(filled, key=lambda i: (costs[i], -i)):
         room = (upper[i] - rates[i]) * weights[i]
         if room >= left:
             rates[i] = min(upper[i], rates[i] + max(left, 0.0) / weights[i])
