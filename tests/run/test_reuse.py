@@ -330,6 +330,7 @@ def test_what_a_schedule_measures_is_keyed_by_all_that_decides_it_and_by_nothing
     different = [
         key(alpha),
         key(alpha, "sparsity_schedule.metric=alpha_mid"),
+        key(alpha, "sparsity_schedule.bins=0.1"),
         key(alpha, "sparsity_schedule.granularity=linear"),
         key(alpha, model="another"),
         key(alpha, source="b"),

@@ -9,8 +9,8 @@ from support.schedules import schedule_of
 from sparsemend.blocks.find import find_blocks
 from sparsemend.blocks.walk import Calibration
 from sparsemend.sparse.pattern import Pattern
-from sparsemend.sparsity_schedule.alphapruning import eigenvalues, rescale
-from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak
+from sparsemend.sparsity_schedule.alphapruning import AlphaPruning, eigenvalues, rescale
+from sparsemend.sparsity_schedule.rates.power_law import alpha_mid, alpha_peak, bins_for
 
 
 def heavy_tailed(rows: int, columns: int, seed: int, scale: float = 1.0) -> torch.Tensor:
@@ -43,6 +43,24 @@ def test_the_two_lower_bounds_choose_different_tails() -> None:
         for bound in (True, False)
     )
     assert one != other
+
+
+def test_bins_below_one_are_a_share_of_the_eigenvalues() -> None:
+    assert [bins_for(100, n) for n in (64, 4096)] == [100, 100]
+    assert [bins_for(0.0244, n) for n in (192, 576, 4096)] == [10, 14, 100]  # at least 10
+    spectrum = eigenvalues(heavy_tailed(60, 60, 3))
+    found = [alpha_peak(spectrum, logarithmic_bound=True, bins=b) for b in (0.5, 30, 100)]
+    assert found[0] == found[1] != found[2]
+    assert found[2] == alpha_peak(spectrum, logarithmic_bound=True)
+
+
+def test_bins_reach_the_scores() -> None:
+    model, default = random_model("llama"), schedule_of("alphapruning")
+    assert isinstance(default, AlphaPruning)
+    assert default.bins == 100
+    coarse = schedule_of("alphapruning", bins=0.25)
+    assert isinstance(coarse, AlphaPruning)
+    assert default.measure(model, Calibration(())) != coarse.measure(model, Calibration(()))
 
 
 def test_an_exact_power_law_gives_its_exponent() -> None:

@@ -38,11 +38,16 @@ STRIP = 1024  # rows of a matrix that are in fp64 at a time
 
 @dataclass(kw_only=True)
 class AlphaPruning(ScoredSchedule):
-    """Rates from power-law exponents of the weights alone."""
+    """Rates from power-law exponents of the weights alone.
+
+    bins below 1 is a share of a linear's eigenvalues: the code's 100 are for some 4096, and leave a
+    peak to chance where a linear has a few hundred.
+    """
 
     spread: float
     metric: str
     lower_bound: str
+    bins: float
     weight_dtype: str
 
     def __post_init__(self) -> None:
@@ -71,7 +76,9 @@ class AlphaPruning(ScoredSchedule):
             spectrum = eigenvalues(checked_finite(weight.float())).cpu()
             if self.metric == "alpha_mid":
                 return alpha_mid(spectrum)
-            return alpha_peak(spectrum, logarithmic_bound=self.lower_bound == "reference")
+            return alpha_peak(
+                spectrum, logarithmic_bound=self.lower_bound == "reference", bins=self.bins
+            )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 

@@ -15,6 +15,14 @@ import torch
 from torch import Tensor
 
 BINS = 100  # of the histogram of log10 of the eigenvalues; authors' code
+# of a share of the eigenvalues: with fewer, one bin more or less ranks the blocks of small models
+# otherwise, and a bin is wider than the starts from 0.95 to 1.5 of its edge
+LEAST_BINS = 10
+
+
+def bins_for(bins: float, eigenvalues: int) -> int:
+    """The bins of a histogram of so many eigenvalues: `bins`, or below 1 that share of them."""
+    return int(bins) if bins >= 1 else max(LEAST_BINS, round(bins * eigenvalues))
 
 
 def alpha_mid(spectrum: Tensor) -> float:
@@ -27,17 +35,18 @@ def alpha_mid(spectrum: Tensor) -> float:
     return alpha
 
 
-def alpha_peak(spectrum: Tensor, *, logarithmic_bound: bool) -> float:
+def alpha_peak(spectrum: Tensor, *, logarithmic_bound: bool, bins: float = BINS) -> float:
     """alpha of the tail that fits best among those that start near the spectrum's peak.
 
     Starts: i <= N - 2 with lower <= l_i <= 1.5 x, x the left edge of the fullest histogram bin;
     lower = 0.95 x, or with `logarithmic_bound` log10(0.95 x), the bound in the authors' code (below
     any l_i where x < 1, so that it bounds nothing).  The best has the smallest D, the lowest i on
-    ties.  Without any start the value is alpha_mid, where the authors' code returns 0.
+    ties.  Without any start the value is alpha_mid, where the authors' code returns 0.  bins: of
+    the histogram, as for `bins_for`.
     """
     if len(spectrum) < 2:
         return alpha_mid(spectrum)
-    edge = fullest_bin(spectrum)
+    edge = fullest_bin(spectrum, bins_for(bins, len(spectrum)))
     lower = torch.log10(0.95 * edge) if logarithmic_bound else 0.95 * edge
     inside = (spectrum[:-1] <= 1.5 * edge) & (spectrum[:-1] >= lower)
     best, distance = None, torch.inf
@@ -49,12 +58,12 @@ def alpha_peak(spectrum: Tensor, *, logarithmic_bound: bool) -> float:
     return alpha_mid(spectrum) if best is None else best
 
 
-def fullest_bin(spectrum: Tensor) -> Tensor:
-    """10^(left edge) of the fullest of 100 equal bins of log10 (the first one on ties)."""
+def fullest_bin(spectrum: Tensor, bins: int) -> Tensor:
+    """10^(left edge) of the fullest of equal bins of log10 (the first one on ties)."""
     logarithm = spectrum.log10()
     low, high = float(logarithm.min()), float(logarithm.max())
-    counts = torch.histc(logarithm, BINS, min=low, max=high)
-    edges = torch.linspace(low, high, BINS + 1, dtype=spectrum.dtype, device=spectrum.device)
+    counts = torch.histc(logarithm, bins, min=low, max=high)
+    edges = torch.linspace(low, high, bins + 1, dtype=spectrum.dtype, device=spectrum.device)
     return 10 ** edges[:-1][counts == counts.max()][0]
 
 
