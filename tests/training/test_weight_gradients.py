@@ -12,6 +12,7 @@ import torch
 from support.contracts import bench_for, method_of, pruned_model, windows
 from support.families import random_model
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.instruments import LiveBytes
@@ -110,6 +111,57 @@ def test_gradients_are_the_mean_over_batches_of_the_gradient_over_all_labels(
     model.requires_grad_(True)  # no hook is left that would take these
     next_token_loss(model, tokens, labels).backward()
     assert all(linear.weight.grad is not None for linear in linears.values())
+
+
+def half_model(shrunk: float, head: float) -> PreTrainedModel:
+    """A float16 model whose weights are divided by `shrunk`, those of its head times `head`."""
+    model = pruned_model()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            parameter.data.mul_(head if "lm_head" in name else 1 / shrunk)
+    return model.half()
+
+
+def taken_gradients(model: PreTrainedModel, micro_batch: int | None) -> dict[str, torch.Tensor]:
+    taken: dict[str, torch.Tensor] = {}
+    how = Backward(
+        micro_batch=micro_batch, activation_checkpointing=False, mixed=False, for_init="init=x"
+    )
+    linears = dict(sparse_linears(model))
+    rows = [range(4)]
+    take_gradients(model, linears, Examples.of(windows(4)), rows, how, taken.__setitem__)
+    return taken
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+@pytest.mark.parametrize(
+    ("shrunk", "head", "overflow"),
+    [(16, 1 / 16, False), (1, 16, True)],
+    ids=["they would underflow", "some overflow at the first scale"],
+)
+def test_gradients_in_float16_are_those_of_float32(
+    shrunk: float,
+    head: float,
+    overflow: bool,
+    micro_batch: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scales: list[float] = []
+    run = weight_gradients._backward
+    monkeypatch.setattr(
+        weight_gradients, "_backward", lambda *given: (scales.append(given[-1]), run(*given))
+    )
+    half = taken_gradients(half_model(shrunk, head), micro_batch)
+    assert (len(set(scales)) > 1) == overflow
+    for name, wanted in taken_gradients(half_model(shrunk, head).float(), micro_batch).items():
+        # a rounding is 2^-11, and a gradient here has passed about ten
+        assert float((half[name] - wanted).norm()) < 2**-7 * float(wanted.norm()), name
+
+
+def test_a_gradient_beyond_float16_is_refused_in_one_line() -> None:
+    with pytest.raises(FloatingPointError, match=r"gradient of .*, which method.init=x") as refused:
+        taken_gradients(half_model(2**8, 2**15), None)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("asked", [False, True])
