@@ -29,10 +29,10 @@ def make_optimizer(
 
     Decay applies to matrices, with `decay_vectors` to norms and biases too.
     """
+    groups = _groups(parameters, weight_decay, decay_vectors)
     if name == "sgd":
-        return SGD(parameters.values(), lr=learning_rate)
+        return SGD(groups, lr=learning_rate)
     if name == "adamw":
-        groups = _groups(parameters, weight_decay, decay_vectors)
         return AdamW(groups, lr=learning_rate, betas=betas)
     if name == "muon":
         return MuonWithAdamW(
@@ -45,7 +45,6 @@ def make_optimizer(
     if name == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        groups = _groups(parameters, weight_decay, decay_vectors)
         return AdamW8bit(groups, lr=learning_rate, betas=betas)
     raise ValueError(f"method.optimizer {name!r} is not one of: {', '.join(OPTIMIZERS)}")
 
@@ -98,18 +97,21 @@ class MuonWithAdamW(SteppedOptimizer):
     ) -> None:
         hidden = {n: p for n, p in parameters.items() if p.ndim == 2 and not _is_embedding(n)}
         rest = {n: p for n, p in parameters.items() if n not in hidden}
-        self.parts: list[Optimizer] = [
-            Muon(
-                hidden.values(),
-                lr=learning_rate,
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
+        self.parts: list[Optimizer] = []
+        if hidden:
+            self.parts.append(
+                Muon(
+                    hidden.values(),
+                    lr=learning_rate,
+                    weight_decay=weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
             )
-        ]
         if rest:
             groups = _groups(rest, weight_decay, decay_vectors)
             self.parts.append(AdamW(groups, lr=learning_rate, betas=betas))
-        super().__init__(parameters.values(), {})
+        # schedules with a lowest rate read the highest among the defaults
+        super().__init__(parameters.values(), {"lr": learning_rate})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def advance(self) -> None:

@@ -30,6 +30,7 @@ CHOICES = {
         "polynomial",
     ),
 }
+POLYNOMIAL_END = 1e-7  # the rate in which transformers lets this schedule end
 COUNTS = (
     "max_steps",
     "windows_per_step",
@@ -108,6 +109,16 @@ class StepPlan(StepFields):
             raise ValueError(
                 f"method.min_learning_rate {self.min_learning_rate} is the floor of "
                 f"schedule=cosine, not of {self.schedule}; set it to 0 or schedule=cosine"
+            )
+        if self.schedule == "polynomial" and not self.learning_rate > POLYNOMIAL_END:
+            raise ValueError(
+                f"method.learning_rate {self.learning_rate} is not above {POLYNOMIAL_END}, where "
+                "schedule=polynomial ends; raise it, or set method.schedule=linear"
+            )
+        if self.schedule == "polynomial" and self.warmup_fraction == 1:
+            raise ValueError(
+                "method.warmup_fraction 1 leaves schedule=polynomial no step to fall in; lower it, "
+                "or set method.schedule=linear"
             )
 
 

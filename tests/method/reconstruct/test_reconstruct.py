@@ -112,7 +112,8 @@ def test_one_step_of_sgd_is_the_masked_gradient_of_the_error(tmp_path: Path) -> 
     model, bench = scene(tmp_path)
     reference = contracts.pruned_model()
     rate = 0.05
-    made = method("optimizer=sgd", "held_out=0", "gradient_clip=0", "schedule=constant")
+    plain = ("optimizer=sgd", "weight_decay=0", "schedule=constant")
+    made = method(*plain, "held_out=0", "gradient_clip=0")
     made.epochs, made.windows_per_step, made.learning_rate = 1, 8, rate
     made.repair(model, bench)
     tokens = bench.calibration.windows
@@ -143,7 +144,8 @@ def test_clipping_acts_on_unscaled_gradients(tmp_path: Path) -> None:
     """Under a loss scale of 65536 one clipped SGD step still has length rate * clip."""
     model, bench = scene(tmp_path)
     before = contracts.bits(model)
-    made = method("optimizer=sgd", "held_out=0", "schedule=constant", "precision=16-mixed")
+    plain = ("optimizer=sgd", "weight_decay=0", "schedule=constant")
+    made = method(*plain, "held_out=0", "precision=16-mixed")
     made.epochs, made.windows_per_step, made.learning_rate, made.gradient_clip = 1, 8, 0.5, 1e-2
     made.repair(model, bench)
     prefix = find_blocks(model)[0]
