@@ -822,7 +822,8 @@ def test_growth_beyond_the_budget_is_measured_and_not_exported(model: Path) -> N
     ],
 )
 def test_a_support_that_would_not_move_is_refused(model: Path, override: str, message: str) -> None:
-    moving = ("method=masked_full", "method.mask_update=rigl", "method.update_interval=50")
+    whole = ("method=masked_full", "model.dtype=float32")
+    moving = (*whole, "method.mask_update=rigl", "method.update_interval=50")
     check(model, *moving)
     with pytest.raises(ValueError, match=message):
         check(model, *moving, f"method.{override}")
@@ -833,11 +834,26 @@ def test_a_support_with_a_pattern_does_not_move(model: Path) -> None:
         check(
             model,
             "method=masked_full",
+            "model.dtype=float32",
             "method.mask_update=set",
             "method.update_interval=50",
             "pattern=2:4",
             "sparsity=0.5",
         )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [("bfloat16", "32-true"), ("bfloat16", "bf16-mixed"), ("float16", "16-mixed")],
+)
+def test_weights_that_would_not_move_in_their_dtype_are_refused(
+    model: Path, dtype: str, precision: str
+) -> None:
+    asked = ("method=masked_full", f"model.dtype={dtype}", f"method.precision={precision}")
+    with pytest.raises(ValueError, match=f"model.dtype={dtype} rounds most .*dtype=float32 and"):
+        check(model, *asked)
+    check(model, "method=masked_full", "model.dtype=bfloat16", "method.precision=bf16-true")
+    check(model, "method=masked_full", "model.dtype=float32", "method.precision=bf16-mixed")
 
 
 @pytest.mark.parametrize("name", ["owl", "dlp", "alphapruning", "global", "lamp", "er", "er_plus"])

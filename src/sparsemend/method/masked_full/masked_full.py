@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 from sparsemend.blocks.names import saved_name
 from sparsemend.method.base import Workbench
 from sparsemend.method.masked_full.dense_update import RULES, DenseUpdate, UpdateRule
+from sparsemend.method.masked_full.masked_full_checks import check_weights
 from sparsemend.method.trained import TrainedRepair
 from sparsemend.sparse.linear import sparse_linears
 from sparsemend.training.plan import check_choice
@@ -48,12 +48,7 @@ class MaskedFull(TrainedRepair):
 
     def check_model(self, model: PreTrainedModel, supports: object) -> None:
         """Raise ValueError if the model's dtype would round most updates of its weights away."""
-        if model.dtype != torch.float32 and self.precision != "bf16-true":
-            raise ValueError(
-                f"method=masked_full trains the weights in place, and at usual learning rates "
-                f"{model.dtype} rounds most updates away; set model.dtype=float32 and, for speed, "
-                "method.precision=bf16-mixed, or ask for it with method.precision=bf16-true"
-            )
+        check_weights(str(model.dtype).removeprefix("torch."), self.precision)
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:
         """Record where supports start if they will move; nothing is attached."""

@@ -1,13 +1,25 @@
-"""When a dense support can move (no torch)."""
+"""In which dtype all weights can train, and when a dense support can move (no torch)."""
 
 from __future__ import annotations
 
 from sparsemend.config.asked import Asked
 
 
+def check_weights(dtype: str, precision: str) -> None:
+    """Raise ValueError if the dtype of a model would round most updates of its weights away."""
+    if dtype != "float32" and precision != "bf16-true":
+        raise ValueError(
+            f"method=masked_full trains the weights in place, and at usual learning rates "
+            f"model.dtype={dtype} rounds most updates away; set model.dtype=float32 and, for "
+            "speed, method.precision=bf16-mixed, or ask for it with model.dtype=bfloat16 and "
+            "method.precision=bf16-true"
+        )
+
+
 def check(asked: Asked) -> None:
-    """A support that is to move does so at least once, and breaks no pattern."""
+    """Weights can train; a support that is to move does so at least once, and breaks no pattern."""
     method = asked.section
+    check_weights(asked.cfg.model.dtype, method.precision)
     if method.mask_update == "none":
         return
     last = int(method.update_until * method.max_steps)
