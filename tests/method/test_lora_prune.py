@@ -10,7 +10,7 @@ from support.contracts import bench_for, method_of, pruned_model
 from torch import nn
 
 from sparsemend.method.adapter.lora import LoraLinear
-from sparsemend.method.lora_prune import LoraPrune
+from sparsemend.method.lora_prune import LoraPrune, LoraPruneLinear
 from sparsemend.sparse.linear import SparseLinear, sparse_linears
 
 KEEP = torch.tensor([[True, False, True], [False, True, True]])
@@ -33,7 +33,7 @@ class OneLinear(nn.Module):
 def one_linear(dtype: torch.dtype = torch.float32) -> OneLinear:
     weight = nn.Parameter(torch.tensor([[1.0, 9.0, 2.0], [9.0, 3.0, 4.0]], dtype=dtype), False)
     bias = nn.Parameter(torch.tensor([0.5, -0.5], dtype=dtype), False)
-    layer = LoraLinear(SparseLinear(weight, bias, KEEP), torch.zeros(1, 3), 2.0, 0.0)
+    layer = LoraPruneLinear(SparseLinear(weight, bias, KEEP), torch.zeros(1, 3), 2.0, 0.0)
     with torch.no_grad():
         layer.lora_a.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
         layer.lora_b.copy_(torch.tensor([[0.5], [-1.0]]))
@@ -54,6 +54,14 @@ def test_training_sees_the_update_on_pruned_inputs_too() -> None:
     model = one_linear()
     # input 1 is pruned for output 0, where the update is 2
     assert model.linear(torch.tensor([0.0, 1.0, 0.0])).tolist() == [2.0 + 0.5, -1.0 - 0.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_validation_sees_the_folded_linear(dtype: torch.dtype) -> None:
+    model, input = one_linear(dtype).eval(), torch.randn(4, 3).to(dtype)
+    seen = model.linear(input)
+    lora_prune().fold(model)
+    assert torch.equal(seen, model.linear(input))
 
 
 def test_a_bf16_sum_is_rounded_once() -> None:
@@ -91,13 +99,13 @@ def test_repair_leaves_plain_sparse_linears_that_moved(tmp_path: Path) -> None:
         assert not linear.weight[~linear.keep].any()
 
 
-def test_the_loss_after_pruning_back_is_reported_too(tmp_path: Path) -> None:
+def test_keep_best_follows_the_loss_after_pruning_back(tmp_path: Path) -> None:
     model = pruned_model()
     bench = bench_for(tmp_path)
-    report = method_of("lora_prune").repair(model, bench)
+    report = method_of("lora_prune", "method.learning_rate=0.3").repair(model, bench)
     tokens = bench.validation.tokens
     with torch.no_grad():
         logits = model(input_ids=tokens).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-    assert report["validation/loss/folded"] == pytest.approx(float(expected), rel=1e-6)
-    assert report["validation/loss/folded"] != report["validation/loss"]
+    assert report["validation/loss"] == pytest.approx(float(expected), rel=1e-6)
+    assert "validation/loss/folded" not in report  # the same

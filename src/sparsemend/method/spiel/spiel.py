@@ -4,7 +4,8 @@
 
 Deltas drop by |d| and grow by accumulated gradient over a window (selection=gradient, SpIEL-AG) or
 by the product of SM3's row and column accumulators (selection=moments, SpIEL-MA).  At most k zeros
-per linear fill in, and pruning back loses as many weights again; SEFT avoids this cost.
+per linear fill in, and pruning back loses as many weights again; SEFT avoids this cost.  keep_best
+and patience follow the loss before that (validation/loss; validation/loss/folded is after it).
 
 Ansell et al. 2024, arXiv 2401.16405, and its code.
 """
