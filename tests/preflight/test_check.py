@@ -714,6 +714,15 @@ def test_the_rank_counts_only_where_an_adapter_has_it(model: Path) -> None:
         check(model, "method=perp", "method.rank=17", "method.trained=[scale_lora]")
 
 
+def test_the_rank_of_perps_head_is_held_to_the_head(tmp_path: Path) -> None:
+    model, head = llama(tmp_path, intermediate=8), ("method=perp", "method.trained=[norms,lm_head]")
+    check(model, *head, "method.rank=16")
+    with pytest.raises(ValueError, match=r"rank=17 exceeds .* = 16 of lm_head"):
+        check(model, *head, "method.rank=17")
+    with pytest.raises(ValueError, match=r"rank=16 exceeds .* = 8 of .*mlp"):
+        check(model, "method=perp", "method.trained=[lm_head,mask_lora]", "method.rank=16")
+
+
 def test_groups_that_do_not_divide_the_outputs_are_refused(model: Path) -> None:
     with pytest.raises(ValueError, match=r"groups=16 does not divide the 24 outputs of .*mlp"):
         check(model, "method=spp")

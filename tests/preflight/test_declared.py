@@ -64,6 +64,20 @@ def test_a_wrong_element_of_a_list_is_named() -> None:
         preflight.check(compose("run", lines))
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("norms", r"trained=norms is not a list of biases, norms, .*; set .*trained=\[norms\]$"),
+        ("[norm,bias]", r"\]: norm is not one of biases, norms, .*; set .*=\[norms,biases\]$"),
+        ("[norms,x]", r"\]: x is not one of biases, .*; set .*=\[norms\]$"),
+        ("x", r"=x is not a list of biases, .*; set .*=\[biases,norms\]$"),
+    ],
+)
+def test_a_list_of_choices_is_corrected_to_a_list(given: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        preflight.check(compose("run", ["method=perp", f"method.trained={given}"]))
+
+
 def test_a_number_where_yaml_read_a_pattern_in_base_60_is_explained() -> None:
     with pytest.raises(ValueError, match=r"base 60, so quote it in the file, pattern: '2:4'"):
         preflight.check(compose("run", ["pattern=124"]))

@@ -158,6 +158,8 @@ class Declaration:
         """What a wrong value is not, in words; of a number that is out of bounds the bounds."""
         if is_a("float", value) and self.bounds and self.kinds == ("float",):
             return str(self.bounds).removeprefix("of ")
+        if self.choices and self.kinds == ("list",) and not isinstance(value, list):
+            return str(self).replace("one of", "a list of", 1)
         return str(self)
 
     def wrong_elements(self, value: Any) -> list[Any]:
@@ -177,8 +179,12 @@ class Declaration:
     def example(self, value: Any) -> Any:
         """A legal value: the choice nearest to a wrong one, else the default; None if unknown."""
         literal = [c for c in self.choices if not re.search("[A-Z]", c) and c != "null"]
-        near = difflib.get_close_matches(str(value), literal, n=1)
-        if near:
+        if self.kinds == ("list",) and literal:
+            items = value if isinstance(value, list) else [value]
+            near = [n for item in items for n in difflib.get_close_matches(str(item), literal, n=1)]
+            if near and self.accepts(near):
+                return near
+        elif near := difflib.get_close_matches(str(value), literal, n=1):
             return near[0]
         if not _is_open(self.default) and self.accepts(self.default):
             return self.default

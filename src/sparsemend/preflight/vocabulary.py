@@ -8,8 +8,8 @@
     similarity_samples           calibration sequences compared, of a schedule or a method
     rounding                     how rates become whole weights
 
-A member that does not read one of them under its settings says so (`without_effect` in its file of
-early checks).
+A member that does not read one of them under its settings, or not for its linears, says so
+(`without_effect` in its file of early checks).
 """
 
 from __future__ import annotations
