@@ -14,10 +14,10 @@ from support.families import random_model
 from transformers import PreTrainedModel
 
 from sparsemend.blocks.find import prunable_linears
-from sparsemend.data.base import Examples
+from sparsemend.data.base import UNLABELLED, Examples
 from sparsemend.pruner.existing import Existing
 from sparsemend.pruner.wanda import Wanda
-from sparsemend.run.load import load_model
+from sparsemend.run.load import _windows, load_model
 from sparsemend.run.memory import Memory
 from sparsemend.run.windows import Windows, first_tested
 from sparsemend.sparse.pattern import Pattern
@@ -56,6 +56,34 @@ def windows() -> Any:
     return SimpleNamespace(
         test=tokens, calibration=tokens, train=examples, validation=examples, task=None
     )
+
+
+def test_validation_without_a_label_is_refused_before_the_model_is_loaded() -> None:
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    unlabelled = Examples(tokens, torch.full_like(tokens, UNLABELLED))
+    data = SimpleNamespace(
+        seqlen=4,
+        train=lambda tokenizer: Examples.of(tokens),
+        validation=lambda tokenizer: unlabelled,
+        task=lambda tokenizer: None,
+        test=lambda tokenizer: tokens,
+        calibration=lambda tokenizer, seed: tokens,
+    )
+    job: Any = SimpleNamespace(
+        cfg=OmegaConf.create({"seed": 0, "from_run": None, "model": {"path": "here"}}),
+        parts=SimpleNamespace(
+            model=SimpleNamespace(tokenizer=lambda: None),
+            data=data,
+            method=method_of("masked_lora"),
+            pruner=Wanda(variant=False),
+            sparsity_schedule=SimpleNamespace(needs_calibration=False),
+            evaluation={},
+        ),
+        reuse=SimpleNamespace(memory=Memory(False)),
+        keys=SimpleNamespace(windows=lambda wanted: {}),
+    )
+    with pytest.raises(ValueError, match="have no labelled token to measure"):
+        _windows(job)
 
 
 def test_a_method_sees_the_model_unless_a_finished_run_is_measured() -> None:

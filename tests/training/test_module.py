@@ -477,6 +477,26 @@ def test_unlabelled_tokens_do_not_count(tmp_path: Path) -> None:
     assert count_labels(labels) == 4 * (tokens.shape[1] - 10)
 
 
+@pytest.mark.parametrize("name", ["masked_lora", "losa"])
+@pytest.mark.parametrize("patience", ["1", "null"])
+def test_validation_windows_without_a_label_are_refused_before_the_fit(
+    name: str, patience: str, tmp_path: Path
+) -> None:
+    method = method_of(name, f"method.patience={patience}", "method.validation_windows=2")
+    tokens = contracts.windows(4)
+    labels = tokens.clone()
+    labels[:2] = UNLABELLED
+    bench = dataclasses.replace(bench_for(tmp_path), validation=Examples(tokens, labels))
+    with pytest.raises(ValueError, match=r"the 2 validation windows that method.*=2 reads have no"):
+        method.repair(pruned_model(), bench)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_fit_without_validation_windows_is_not_validated(tmp_path: Path) -> None:
+    bench = dataclasses.replace(bench_for(tmp_path), validation=Examples.of(contracts.windows(0)))
+    assert method_of("masked_lora").repair(pruned_model(), bench)["validation/loss"] is None
+
+
 def test_a_model_measured_on_a_device_can_be_written_to_afterwards(tmp_path: Path) -> None:
     """Inference mode forbids it for whatever is moved within; `cpu:0` is a move from `cpu`."""
     model, examples = pruned_model(), bench_for(tmp_path).validation

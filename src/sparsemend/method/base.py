@@ -101,6 +101,10 @@ class RepairMethod(ABC):
         """Raise ValueError, before the model is loaded, where these windows cannot train it."""
         return
 
+    def check_validation(self, validation: Examples) -> None:
+        """Raise ValueError, before the model is loaded, where these windows measure nothing."""
+        return
+
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
         """Raise ValueError, before any long work, if the method cannot repair this model.
 

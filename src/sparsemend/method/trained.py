@@ -12,10 +12,11 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from sparsemend.data.base import Examples
 from sparsemend.method.adapter.fold import fold_adapters
 from sparsemend.method.base import RepairMethod, Workbench
 from sparsemend.sparse.linear import check_supports, sparse_linears
-from sparsemend.training.batches import StepSplit, mean_loss
+from sparsemend.training.batches import StepSplit, count_labels, mean_loss
 from sparsemend.training.callbacks import VALIDATION_LOSS
 from sparsemend.training.distillation import Teacher
 from sparsemend.training.mask_callbacks import EnforceMasks
@@ -68,7 +69,21 @@ class TrainedRepair(TrainingFields, RepairMethod):
         """Replace every adapter by a SparseLinear of its effective weight; return diagnostics."""
         return fold_adapters(model)
 
+    def check_validation(self, validation: Examples) -> None:
+        """Raise ValueError if the windows that validation reads have no label.
+
+        Without any window a fit is not validated.
+        """
+        read = validation.first(self.validation_windows)
+        if len(read) and not count_labels(read.labels):
+            raise ValueError(
+                f"the {len(read)} validation windows that method.validation_windows="
+                f"{self.validation_windows} reads have no labelled token to measure; raise it, or "
+                "leave out of the validation data what is cut before its answer"
+            )
+
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
+        self.check_validation(bench.validation)
         torch.manual_seed(bench.seed)
         self.attach(model, bench)
         parameters = self.free_trainable(model)

@@ -72,6 +72,7 @@ def _windows(job: RunJob) -> tuple[PreTrainedTokenizerBase | None, Windows]:
     windows = first_tested(windows, min(tested, default=None), min(of_task, default=None))
     if wanted.train:
         parts.method.check_train(windows.train)
+        parts.method.check_validation(windows.validation)
     return tokenizer, windows
 
 

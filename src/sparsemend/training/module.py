@@ -297,8 +297,6 @@ class RepairModule(LightningModule):
         if self.trainer.world_size > 1:
             distributed.all_reduce(self._validated)
         total, count = self._validated
-        if not count:
-            return
         loss = float(total / count)
         if not math.isfinite(loss):
             raise FloatingPointError(

@@ -96,7 +96,8 @@ class Losa(LosaSettings):
     def repair(self, model: PreTrainedModel, bench: Workbench) -> dict[str, Any]:
         """Return the diagnostics; `rounds` has what each asked, reached and cost, by block."""
         check_fixed_pattern(bench.pattern, fixed=self.fixed_pattern)
-        check_slices(self.data_slices, self.rounds, len(bench.train))
+        self.check_train(bench.train)
+        self.check_validation(bench.validation)
         steps = round_steps(self.round_steps, self.max_steps, self.rounds)
         torch.manual_seed(bench.seed)
         work = Work(model, bench.load_dense().eval(), bench, self.objective(bench))
