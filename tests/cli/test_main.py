@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from support.command_runs import python
 
@@ -395,6 +398,42 @@ def test_an_interrupt_that_lightning_turned_into_an_exit_ends_with_code_130(comm
             sys.exit(1)
 
     assert command("hydra.run.dir=out", run=run)[0] == 130
+
+
+def test_the_first_sigterm_ends_with_code_143_and_says_how_to_go_on(command, capsys) -> None:
+    went_on = []
+
+    def run(cfg: DictConfig) -> float:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # as `timeout` does while the result is written
+            went_on.append(cfg)
+        return 1.0
+
+    assert command("hydra.run.dir=out", run=run) == (143, went_on)
+    assert len(went_on) == 1
+    assert "interrupted; the same command with resume=auto goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_that_the_process_has_for_sigterm_stays(command) -> None:
+    seen = []
+
+    def run(cfg: DictConfig) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        assert command("hydra.run.dir=out", run=run)[0] == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
+
+
+def test_a_sigterm_that_lightning_turned_into_an_exit_ends_with_code_143(command) -> None:
+    assert command("hydra.run.dir=out", run=raising(SIGTERMException()))[0] == 143
 
 
 def test_help_says_what_the_command_does_and_lists_groups_and_overrides(command, capsys) -> None:

@@ -318,18 +318,24 @@ def test_the_command_in_a_process_of_its_own_leaves_the_same(
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_training_ends_the_process_with_130(workspace: Path, tmp_path: Path) -> None:
-    """Lightning catches the signal itself, in a process that it owns."""
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_training_ends_the_process_with_its_code(
+    sent: int, code: int, workspace: Path, tmp_path: Path
+) -> None:
+    """Lightning catches the signals itself, in a process that it owns."""
     overrides = ("method=masked_lora", "method.max_steps=30", "method.checkpoint_every=2")
     stopped = sparsemend_dying(
         contract(workspace, tmp_path / "out", *overrides),
         tmp_path,
         before="checkpoints/last.ckpt",
         count=2,
-        signal=signal.SIGINT,
+        signal=sent,
     )
-    assert stopped.returncode == 130, stopped.stderr
-    assert result_of(tmp_path / "out")["status"] == "interrupted"
+    assert stopped.returncode == code, stopped.stderr
+    assert "interrupted; the same command with resume=auto goes on" in stopped.stderr
+    result = result_of(tmp_path / "out")
+    assert result["status"] == "interrupted"
+    assert result["error"]["message"] == "stopped by Ctrl-C or by a signal; resume=auto goes on"
 
 
 def test_an_open_adapter_is_saved_beside_a_base_that_keeps_its_zeros(

@@ -2,18 +2,21 @@
 
 A command line is checked before Hydra makes a run folder and before torch is imported, so that a
 typo costs a second and leaves nothing behind.  Exit codes: 0 done, 1 a refused value or a failed
-run, 2 an unknown name, 130 interrupted.
+run, 2 an unknown name, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
@@ -30,6 +33,8 @@ from sparsemend.terminal import say
 
 # what conf/hydra/*_logging may construct
 LOGGING_TARGETS = ["rich.logging.RichHandler", "sparsemend.terminal.LogFile"]
+
+TERMINATED = 128 + signal.SIGTERM  # the exit code of shells
 
 # Before Hydra sets logging up, warnings wait for the run itself, which checks again and logs them.
 logging.getLogger("sparsemend").addHandler(logging.NullHandler())
@@ -59,18 +64,12 @@ class Command:
         previous_hook, sys.excepthook = sys.excepthook, report
         Plugins.instance().register(CellSweeper)  # Hydra takes no sweeper by its class name alone
         try:
-            self.check_command_line()
-            job()
+            with stopped_in_one_line(self.if_interrupted):
+                self.check_command_line()
+                job()
         except OverrideError as error:
             say(str(error))
             sys.exit(2)
-        except KeyboardInterrupt:
-            exit_interrupted(self.if_interrupted)
-        except SystemExit as stop:
-            # Lightning turns an interrupt during training into exit code 1
-            if isinstance(stop.__context__, KeyboardInterrupt):
-                exit_interrupted(self.if_interrupted)
-            raise
         finally:
             sys.excepthook = previous_hook
 
@@ -126,7 +125,53 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
             )
 
 
-def exit_interrupted(how_to_go_on: str) -> None:
-    """Exit as shells expect of a command stopped by Ctrl-C."""
+@contextmanager
+def stopped_in_one_line(how_to_go_on: str = "") -> Iterator[None]:
+    """Say in one line that Ctrl-C (exit code 130) or SIGTERM (143) ended what is inside.
+
+    SIGTERM ends the main thread inside as Ctrl-C does, so that a run can write why it ended, unless
+    the process has a handler of its own.
+    """
+    with exiting_at_sigterm():
+        try:
+            yield
+        except KeyboardInterrupt:
+            exit_interrupted(how_to_go_on)
+        except SystemExit as stop:
+            # Lightning turns an interrupt during training into exit code 1
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                exit_interrupted(how_to_go_on)
+            # of a worker whose SIGTERM met Lightning's handler alone, without a code
+            if stop.code == TERMINATED or type(stop).__name__ == "SIGTERMException":
+                exit_interrupted(how_to_go_on, TERMINATED)
+            raise
+
+
+@contextmanager
+def exiting_at_sigterm() -> Iterator[None]:
+    """Inside, the first SIGTERM raises SystemExit(143) in the main thread; others do nothing.
+
+    `timeout` sends two, and the second must not end the writing of the result.
+    """
+    ended: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        ended.append(number)
+        if len(ended) == 1:
+            raise SystemExit(TERMINATED)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def exit_interrupted(how_to_go_on: str, code: int = 130) -> None:
+    """Exit as shells expect of a command stopped by Ctrl-C, or with the `code` of a signal."""
     say(f"interrupted{how_to_go_on}")
-    sys.exit(130)
+    sys.exit(code)

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sparsemend.cli.command import exit_interrupted
+from sparsemend.cli.command import stopped_in_one_line
 from sparsemend.cli.version import ShowVersion
 from sparsemend.config.compose import compose_command, search_folders, search_lines
 from sparsemend.doctor.report import show
@@ -32,15 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     args = _parser().parse_intermixed_args(arguments)
     try:
-        sys.exit(_examine(args))
+        with stopped_in_one_line():
+            sys.exit(_examine(args))
     except OverrideError as error:
         say(str(error))
         sys.exit(2)
     except (*USER_ERRORS, OmegaConfBaseException) as error:
         say(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        exit_interrupted("")
 
 
 def _examine(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sparsemend.cli.command import exit_interrupted
+from sparsemend.cli.command import stopped_in_one_line
 from sparsemend.cli.version import ShowVersion
 from sparsemend.errors import USER_ERRORS, OverrideError, nearest
 from sparsemend.terminal import say
@@ -48,18 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        parser, commands = _parser()
-        _check_name(words, commands)
-        args = parser.parse_args(words)
-        args.do(args)
+        with stopped_in_one_line():
+            parser, commands = _parser()
+            _check_name(words, commands)
+            args = parser.parse_args(words)
+            args.do(args)
     except OverrideError as error:
         say(str(error))
         sys.exit(2)
     except USER_ERRORS as error:
         say(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        exit_interrupted("")
 
 
 def _check_name(words: Sequence[str], commands: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # it imports torch
 log = logging.getLogger(__name__)
 
 RUNNING = "running"
+STOPPED = "stopped by Ctrl-C or by a signal; resume=auto goes on"  # an exit code says less
 PACKAGES = ("sparsemend", "torch", "lightning", "transformers", "datasets", "hydra-core")
 
 
@@ -90,7 +91,7 @@ class Result:
         self.content["status"] = "interrupted" if stopped else "failed"
         self.content["error"] = {
             "type": type(error).__name__,
-            "message": str(error) or ("stopped by hand; resume=auto goes on" if stopped else ""),
+            "message": STOPPED if stopped else str(error),
             "traceback": "".join(traceback.format_exception(error)),
         }
         try:
