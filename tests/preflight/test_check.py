@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,16 +46,16 @@ def check(model: Path | str, *overrides: str) -> None:
     preflight.check(compose("run", overrides=lines))
 
 
-def tokens(path: Path, *, rows: int = 4, length: int = SEQLEN) -> torch.Tensor:
-    ids = torch.arange(rows * length).reshape(rows, length) % VOCABULARY
+def tokens(path: Path, *, rows: int = 4, length: int = SEQLEN, first: int = 0) -> torch.Tensor:
+    ids = (first + torch.arange(rows * length).reshape(rows, length)) % VOCABULARY
     save_file({"input_ids": ids}, path)
     return ids
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    for name in ("calibration", "train", "test"):
-        tokens(tmp_path / f"{name}.safetensors")
+    for first, name in enumerate(("calibration", "train", "test")):
+        tokens(tmp_path / f"{name}.safetensors", first=first)
     return tmp_path
 
 
@@ -473,6 +474,53 @@ def test_an_empty_list_of_text_files_is_refused_by_its_key(
     lines = [f"data.{part}={file}" for part, file in files.items()]
     with pytest.raises(ValueError, match=rf"^data\.{key}=\[\] names no file; {remedy}$"):
         check(model, "data=text", *lines)
+
+
+@pytest.mark.parametrize("member", ["text", "tokens", "instructions"])
+@pytest.mark.parametrize("held", ["test", "validation"])
+@pytest.mark.parametrize("how", ["same", "linked", "copied"])
+def test_a_held_out_file_that_is_learnt_from_is_refused(
+    model: Path, data: Path, member: str, held: str, how: str
+) -> None:
+    end = {"text": "txt", "tokens": "safetensors", "instructions": "jsonl"}[member]
+    for name in ("train", "test") if member != "tokens" else ():
+        row = json.dumps({**ALPACA, "input": name}) + "\n"
+        (data / f"{name}.{end}").write_text(row * 60)
+    other = data / f"other.{end}"
+    if how == "linked":
+        other.symlink_to(data / f"train.{end}")
+    elif how == "copied":
+        shutil.copy(data / f"train.{end}", other)
+    else:
+        other = data / f"train.{end}"
+    files = {"train": f"{data}/train.{end}", "test": f"{data}/test.{end}"}
+    if member == "tokens":
+        files["calibration"] = f"{data}/calibration.{end}"
+    inside = ["data@data.text=python_docs"] * (member == "instructions")
+
+    def check_files(**changes: str) -> None:
+        lines = [f"data.{key}={place}" for key, place in {**files, **changes}.items()]
+        few = [] if inside else ["data.calibration_samples=4"]
+        check(model, f"data={member}", *inside, *lines, *few)
+
+    check_files()
+    with pytest.raises(ValueError, match=rf"^data\.{held}=.* is the same as data\.train=.*; give"):
+        check_files(**{held: str(other)})
+
+
+def test_a_test_file_that_pruning_reads_is_refused(model: Path, data: Path) -> None:
+    shutil.copy(data / "test.safetensors", data / "calibration.safetensors")
+    with pytest.raises(ValueError, match=r"^data\.test=.* is the same as data\.calibration="):
+        check_data(model, data)
+    shutil.copy(data / "train.safetensors", data / "calibration.safetensors")
+    check_data(model, data)
+
+
+def test_a_split_of_the_hub_that_is_learnt_from_is_refused(model: Path) -> None:
+    lines = ["data=instructions", "data@data.text=python_docs", "data.path=org/name"]
+    with pytest.raises(ValueError, match=r"^data\.test=train is the same as data\.train=train"):
+        check(model, *lines, "data.train=train", "data.test=train")
+    check(model, *lines, "data.train=train", "data.test='train[-9:]'", "data.validation=test")
 
 
 def test_a_folder_given_for_a_text_file_is_called_one(model: Path, tmp_path: Path) -> None:

@@ -14,11 +14,16 @@ from sparsemend.data.instruction_files import (
     split_files,
     split_rows,
 )
+from sparsemend.data.local_files import check_apart, says_seen
 from sparsemend.data.prompts import RowFormat
 
 
 def check(asked: Asked) -> None:
-    """The template is known, the rows of local files fill it, train keeps some."""
+    """The template is known, the rows of local files fill it, train keeps some.
+
+    No split is held out and trained on.  Ranges of one may overlap: alpaca_gpt4_whole
+    validates on rows that it trains on.
+    """
     data = asked.section
     if data.chat_template:
         check_chat_template(f"{asked.key}.chat_template", asked.cfg.model)
@@ -28,10 +33,24 @@ def check(asked: Asked) -> None:
         for key in ("train", "validation", "test")
         if data[key] is not None
     }
+    _check_apart(data)
     if counted["train"] is not None:
         held_out = {"validation": data.validation_examples, "test": data.test_examples}
         wanted = {key: 0 if key in counted else count for key, count in held_out.items()}
         check_held_out(counted["train"], wanted)
+
+
+def _check_apart(data: DictConfig) -> None:
+    """Raise ValueError where validation or test is the whole of train, by its name or its bytes."""
+    files = {}
+    for key in ("train", "validation", "test"):
+        place = data[key]
+        if place is None or split_rows(place)[1] != slice(None):
+            continue
+        if key != "train" and place == data.train:
+            raise ValueError(says_seen(f"data.{key}", place, f"data.train={place}"))
+        files[key] = split_files(key, data.path, data.config, place) or []
+    check_apart("data", files)
 
 
 def _count_rows(key: str, place: str, data: DictConfig, row_format: RowFormat) -> int | None:

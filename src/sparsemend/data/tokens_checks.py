@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from sparsemend.config.asked import Asked
-from sparsemend.data.local_files import paths
+from sparsemend.data.local_files import check_apart, paths
 from sparsemend.data.token_file import check_tokens
 
 
 def check(asked: Asked) -> None:
-    """Tokens files hold enough rows of ids that the vocabulary has."""
+    """Tokens files hold enough rows of ids that the vocabulary has; none is held out and seen."""
     data, config = asked.section, asked.model.config
-    for part in ("calibration", "train", "validation", "test"):
-        for path in paths(data[part]):
+    files = {p: paths(data[p]) for p in ("calibration", "train", "validation", "test")}
+    for part, places in files.items():
+        for path in places:
             check_tokens(
                 f"{asked.key}.{part}",
                 path,
@@ -19,3 +20,4 @@ def check(asked: Asked) -> None:
                 seqlen=data.seqlen,
                 vocabulary=config.vocabulary if config else None,
             )
+    check_apart(asked.key, files)
