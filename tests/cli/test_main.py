@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -434,6 +436,17 @@ def test_a_handler_that_the_process_has_for_sigterm_stays(command) -> None:
 
 def test_a_sigterm_that_lightning_turned_into_an_exit_ends_with_code_143(command) -> None:
     assert command("hydra.run.dir=out", run=raising(SIGTERMException()))[0] == 143
+
+
+def test_an_export_without_room_is_refused_before_a_folder_is_made(
+    command, capsys, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**21))
+    assert command("export=true", "hydra.run.dir=out") == (1, [])
+    assert "error: export=true writes 0.0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    code, seen = command("-m", "export=false,true", "cache=off", "hydra.sweep.dir=cells")
+    assert (code, [cfg.export for cfg in seen]) == (1, [False])
 
 
 def test_help_says_what_the_command_does_and_lists_groups_and_overrides(command, capsys) -> None:

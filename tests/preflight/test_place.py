@@ -8,9 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.configs import compose
+from support.families import random_model
 
 from sparsemend.config.compose import compose_command
-from sparsemend.preflight.place import check_place
+from sparsemend.preflight.place import check_place, check_room
 
 
 def test_a_folder_inside_a_file_is_refused(tmp_path: Path) -> None:
@@ -31,6 +33,39 @@ def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
     with pytest.raises(OSError, match="has 4 KiB free; make room"):
         check_place(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("lines", "short"),
+    [
+        (["export=true", "model.dtype=bfloat16"], 2),
+        (["export=true", "model.dtype=bfloat16", "export_dtype=float32"], 4),
+        (["export=true", "model.dtype=float32", "export_dtype=float16"], 2),
+        (["model.dtype=float32"], None),
+        (["export=true", "export_form=packed", "model.dtype=float32"], None),
+        (["export=true", "debug=fast", "model.dtype=float32"], None),
+        (["export=true", "model.path=org/name"], None),
+    ],
+)
+def test_an_export_that_has_no_room_is_refused(
+    lines: list[str], short: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """short: bytes of a value, None where any disk passes."""
+    model = random_model("llama")
+    model.save_pretrained(tmp_path / "model")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    cfg = compose("run", ["model=local", f"model.path={tmp_path}/model", *lines])
+    free = SimpleNamespace(free=count * (short or 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    check_room(cfg, tmp_path / "out")
+    check_room(cfg, None)
+    if short is None:
+        return
+    free.free -= 1
+    with pytest.raises(
+        OSError, match=rf"^export=true writes .*\({count:,} parameters in .* free; "
+    ):
+        check_room(cfg, tmp_path / "out")
 
 
 def test_a_folder_that_is_still_to_be_made_passes(tmp_path: Path) -> None:

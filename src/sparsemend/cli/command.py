@@ -27,7 +27,7 @@ from rich.console import Console
 from sparsemend.cli.version import print_version_if_asked
 from sparsemend.config.compose import compose_command, search_lines
 from sparsemend.errors import USER_ERRORS, OverrideError, full_disk, lacks_disk
-from sparsemend.preflight.place import check_place
+from sparsemend.preflight.place import check_place, check_room
 from sparsemend.sweep.sweeper import CellSweeper
 from sparsemend.terminal import say
 
@@ -106,6 +106,7 @@ class Command:
                 self.check_sweep(composed.configs, composed.lines)
                 return
             self.check(composed.configs[0], search_lines(args.overrides, extra))
+            check_room(composed.configs[0], composed.folder)
         except (*USER_ERRORS, OmegaConfBaseException) as error:
             say(str(error))
             sys.exit(1)

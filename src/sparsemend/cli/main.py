@@ -19,6 +19,7 @@ from sparsemend.config.values import override_key
 from sparsemend.preflight import check as preflight
 from sparsemend.preflight.declared import check_declared
 from sparsemend.preflight.device import check_device
+from sparsemend.preflight.place import check_room
 from sparsemend.sweep import cells as sweep
 from sparsemend.sweep.arena.sweeper import ArenaSweeper
 from sparsemend.sweep.checks import check_sweep
@@ -58,6 +59,7 @@ def _check_job(cfg: DictConfig) -> None:
     folders = [Path(source.path) for source in sources if source.schema == "file"]
     check_declared(cfg, [folder for folder in folders if folder != conf_folder()])
     preflight.check(cfg)
+    check_room(cfg, Path(HydraConfig.get().runtime.output_dir))
 
 
 def _run(cfg: DictConfig) -> float:

@@ -6,6 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from sparsemend.checkpoint.model import find_model
+from sparsemend.config.export import packed_values, stored_dtype
+from sparsemend.result.finished import resolve_from_run
+
 LEAST = 2**20  # of the files of Hydra, the log and result.json: far below 1 MiB
 
 
@@ -25,6 +31,29 @@ def check_place(folder: Path | None) -> None:
         raise OSError(
             f"the run cannot write {folder}: its disk has {free // 2**10} KiB free; make room, or "
             "give hydra.run.dir, or hydra.sweep.dir of a sweep, a folder on another disk"
+        )
+
+
+def check_room(cfg: DictConfig, folder: Path | None) -> None:
+    """Raise OSError where the disk of a run's folder has no room for the model that it exports.
+
+    What files do not say passes: a model on the hub or of pickled weights, packed weights, and the
+    first blocks of a model (debug).  One of a finished run (from_run) has its parameters.
+    """
+    if folder is None or not cfg.get("export") or cfg.get("debug") is not None:
+        return
+    cfg = resolve_from_run(cfg)
+    parameters = find_model(cfg.model).parameters
+    if parameters is None or packed_values(cfg) is not None:
+        return
+    dtype = stored_dtype(cfg)
+    needed = parameters * (4 if dtype == "float32" else 2)
+    free = shutil.disk_usage(nearest_existing(folder)).free
+    if free < needed:
+        raise OSError(
+            f"export=true writes {needed / 1e9:.3f} GB ({parameters:,} parameters in {dtype}) into "
+            f"{folder}, and its disk has {free / 1e9:.3f} GB free; make room, give hydra.run.dir, "
+            "or hydra.sweep.dir of a sweep, a folder on another disk, or leave export out"
         )
 
 
