@@ -39,6 +39,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return llama(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with one zero, the last weight of its last linear."""
+    folder = llama(tmp_path_factory.mktemp("pruned"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.v_proj.weight"][-1, -1] = -0.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def check(model: Path | str, *overrides: str) -> None:
     lines = ["model=local", f"model.path={model}", "model.context_length=16", *overrides]
     if Path(model).is_dir():
@@ -655,8 +665,8 @@ def test_pruning_nothing_at_sparsity_0_passes(model: Path) -> None:
     check(model, "pruner=none", "sparsity=0", "method=none")
 
 
-def test_an_existing_support_passes_whatever_the_sparsity_key_says(model: Path) -> None:
-    check(model, "pruner=existing", "sparsity=0.3", "pattern=2:4")
+def test_an_existing_support_passes_whatever_the_sparsity_key_says(pruned: Path) -> None:
+    check(pruned, "pruner=existing", "sparsity=0.3", "pattern=2:4")
 
 
 def test_a_missing_masks_file_is_refused(model: Path, tmp_path: Path) -> None:
@@ -850,10 +860,10 @@ def test_moves_within_groups_need_one_pattern(model: Path) -> None:
         check(model, "method=seft", "method.pattern_growth=within_group", "pattern=mixed:8")
 
 
-def test_the_runs_pruner_cannot_prune_back_what_is_pruned_already(model: Path) -> None:
+def test_the_runs_pruner_cannot_prune_back_what_is_pruned_already(pruned: Path) -> None:
     with pytest.raises(ValueError, match=r"set method\.prune_back=magnitude"):
-        check(model, "method=spiel", "pruner=existing")
-    check(model, "method=spiel", "pruner=existing", "method.prune_back=support")
+        check(pruned, "method=spiel", "pruner=existing")
+    check(pruned, "method=spiel", "pruner=existing", "method.prune_back=support")
 
 
 def test_deltas_that_can_evolve_pass(model: Path) -> None:
@@ -1015,10 +1025,10 @@ def test_a_rank_that_reconstruction_does_not_use_is_not_checked(model: Path) -> 
 
 
 @pytest.mark.parametrize("term", ["weight", "hidden_weight"])
-def test_a_pruned_checkpoint_has_no_dense_model_to_learn_from(model: Path, term: str) -> None:
+def test_a_pruned_checkpoint_has_no_dense_model_to_learn_from(pruned: Path, term: str) -> None:
     with pytest.raises(ValueError, match=r"ask to learn from the dense model.*set both to 0"):
-        check(model, "pruner=existing", f"method.distill.{term}=0.5")
-    check(model, "pruner=existing")
+        check(pruned, "pruner=existing", f"method.distill.{term}=0.5")
+    check(pruned, "pruner=existing")
 
 
 def test_a_teachers_device_that_is_none_is_refused(model: Path) -> None:
@@ -1026,3 +1036,13 @@ def test_a_teachers_device_that_is_none_is_refused(model: Path) -> None:
         ValueError, match=r"teacher_device=gpu is not one of cpu, mps, cuda, cuda:N"
     ):
         check(model, "method.distill.weight=0.5", "method.distill.teacher_device=gpu")
+
+
+def test_a_dense_checkpoint_has_no_support_to_read(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^pruner=existing reads the zeros .* has none; choose"):
+        check(model, "pruner=existing")
+    with pytest.raises(ValueError, match=r"set method\.prune_back=magnitude"):  # no weight is read
+        check(model, "method=spiel", "pruner=existing")
+    shutil.copytree(model, tmp_path / "masked")
+    (tmp_path / "masked" / "masks.safetensors").touch()  # which is read when the model is there
+    check(tmp_path / "masked", "pruner=existing")

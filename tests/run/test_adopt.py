@@ -79,3 +79,17 @@ def test_linears_without_any_weight_follow_no_pattern(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         check_existing(model, None, Pattern())
     assert caplog.text == ""
+
+
+def test_a_model_without_a_zero_is_refused() -> None:
+    model = random_model("llama")
+    with pytest.raises(ValueError, match=r"^pruner=existing found no zero in this model; choose"):
+        check_existing(model, None, Pattern())
+    check_existing(
+        model,
+        {
+            n: torch.ones_like(linear.weight, dtype=torch.bool)
+            for n, linear in prunable_linears(model).items()
+        },
+        Pattern(),
+    )

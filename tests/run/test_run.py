@@ -5,6 +5,7 @@ In this process, through the console command's own `main`; what only a process o
 """
 
 import csv
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from oracles import perplexity_oracle
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.command_runs import (
     SEQLEN,
     contract,
@@ -450,7 +451,12 @@ def test_what_reads_dense_weights_is_refused_on_a_pruned_checkpoint(
 ) -> None:
     arguments = [a for a in contract(workspace, tmp_path / "out") if a != "pruner=wanda"]
     name, *knobs = method
-    done = sparsemend_here([*arguments, "pruner=existing", f"method={name}", *knobs], tmp_path)
+    shutil.copytree(workspace / "llama", tmp_path / "pruned")
+    weights = load_file(tmp_path / "pruned" / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0] = 0
+    save_file(weights, tmp_path / "pruned" / "model.safetensors", metadata={"format": "pt"})
+    lines = ["pruner=existing", f"model.path={tmp_path / 'pruned'}", f"method={name}", *knobs]
+    done = sparsemend_here([*arguments, *lines], tmp_path)
     assert done.returncode != 0
     assert "reads the dense weights" in done.stderr
 

@@ -158,6 +158,20 @@ def read_checkpoint(path: Path, masks: Path | None, asked: Pattern | None) -> Ch
     return Checked(path, masks, prunable, tensors, supports, total, perf_counter() - started)
 
 
+def holds_zeros(folder: Path) -> bool:
+    """Whether any prunable weight of a folder of safetensors without masks is zero.
+
+    Reads up to the first tensor that holds one: of a pruned model one tensor, of a dense one all.
+    """
+    headers = read_checkpoint_headers(folder)
+    only_headers = {name: header for name, (_, header) in headers.items()}
+    prunable = _prunable(folder, only_headers, folder, None, Masks({}, None))
+    return any(
+        support_of(*headers[tensor_of(name, headers)], None, (), inputs_last=each.inputs_last).zeros
+        for name, each in prunable.linears.items()
+    )
+
+
 def _prunable(
     path: Path,
     headers: Mapping[str, TensorHeader],

@@ -14,7 +14,7 @@ from sparsemend.config.asked import Asked
 from sparsemend.config.members import checks_of, targets
 
 HOOKS = ("check", "without_effect", "needs_whole_model")  # what the file of early checks may define
-LAST = "data"  # files are read to their end, so all else comes first
+LAST = ("pruner", "data")  # they read files to their end, so all else comes first
 
 
 def check_members(asked: Asked) -> None:
@@ -23,7 +23,7 @@ def check_members(asked: Asked) -> None:
     A schedule is left out where the checkpoint brings its support: nothing asks it for rates.
     """
     sections = list(targets(asked.cfg))
-    for key, target in sorted(sections, key=lambda entry: entry[0].partition(".")[0] == LAST):
+    for key, target in sorted(sections, key=lambda entry: entry[0].partition(".")[0] in LAST):
         if key == "sparsity_schedule" and asked.pruned_already:
             continue
         check = _hook(target, "check")

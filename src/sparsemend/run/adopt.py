@@ -19,6 +19,7 @@ from sparsemend.sparse.pattern import Pattern
 
 log = logging.getLogger(__name__)
 
+NO_ZERO = "pruner=existing found no zero in this model; choose a pruner to prune it"
 DENSE = 0.99  # share of weights that are not zero in a linear that nobody pruned
 
 
@@ -88,7 +89,7 @@ def adopt(model: nn.Module, supports: Mapping[str, Tensor] | None) -> dict[str, 
         count = LinearCount(keep.numel() - int(keep.count_nonzero()), keep.numel())
         rates[name] = count.sparsity
     if not total.zeros:
-        raise ValueError("pruner=existing found no zero in this model; choose a pruner to prune it")
+        raise ValueError(NO_ZERO)
     source = "zeros" if supports is None else "masks file"
     log.info("existing support from its %s: %d zeros, %.6f", source, total.zeros, total.sparsity)
     return rates
@@ -112,7 +113,7 @@ def attach_whole(model: nn.Module) -> dict[str, float]:
 def check_existing(
     model: nn.Module, supports: Mapping[str, Tensor] | None, pattern: Pattern
 ) -> None:
-    """Raise ValueError where the support breaks the `pattern` that a run is to hold.
+    """Raise ValueError where the support breaks the `pattern` that a run is to hold, or is whole.
 
     Warns where no pattern is asked for and the support follows one: methods that move zeros would
     break it.  supports: bool (O, I) by linear name, None where the zeros are the support.
@@ -135,6 +136,8 @@ def check_existing(
                 "pattern=unstructured, or give the dense model and a pruner"
             )
         seen.append(support)
+    if supports is None and not any(support.zeros for support in seen):
+        raise ValueError(NO_ZERO)
     common = _common_pattern(seen) if pattern.unstructured else Pattern()
     if not common.unstructured:
         log.warning(
