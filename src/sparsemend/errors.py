@@ -22,6 +22,12 @@ class CannotStream(ValueError):
     """The blocks of a model cannot be worked on one by one from files: a reason in one line."""
 
 
+class NotFinite(ValueError):
+    """Numbers that a linear is judged by are NaN or infinite; `linear`: its module name."""
+
+    linear: str | None = None
+
+
 # answered in one line; anything else is a bug and shows where
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
 

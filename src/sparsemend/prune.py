@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -28,6 +29,7 @@ from sparsemend.blocks.names import saved_name
 from sparsemend.blocks.residency import home_of, visit_blocks
 from sparsemend.blocks.statistics import Statistic
 from sparsemend.blocks.walk import Calibration, Visit
+from sparsemend.errors import NotFinite
 from sparsemend.pruner.base import Pruner
 from sparsemend.sparse.count import LinearCount, count_zeros
 from sparsemend.sparse.linear import SparseLinear
@@ -93,9 +95,9 @@ def prune(
             targets = _to_prune(block)
             rates = _rates_of(name, block, targets, pruner, allocation)
             for inner, linear in targets.items():
-                block.set_submodule(
-                    inner, prune_linear(linear, pruner, None, rates[inner], pattern)
-                )
+                with _naming(f"{name}.{inner}"):
+                    pruned = prune_linear(linear, pruner, None, rates[inner], pattern)
+                block.set_submodule(inner, pruned)
             _report(index, count, linears_of(block).values(), started)
         return
     recorded = None if first is None else first.recorded
@@ -145,7 +147,9 @@ def prune_block(
             linear, statistic = visit.linears[name], seen.pop(name, None)
             if name not in unread:
                 rate = rates[full[name]]
-                visit.replace(name, prune_linear(linear, pruner, statistic, rate, pattern))
+                with _naming(full[name]):
+                    pruned = prune_linear(linear, pruner, statistic, rate, pattern)
+                visit.replace(name, pruned)
             elif isinstance(linear, SparseLinear):
                 prune_by_magnitude_(linear, rates[full[name]], pattern)
 
@@ -253,9 +257,20 @@ def prune_observed(
                 copies[id(original)] = copy.deepcopy(original)
                 copies[id(original)].to_(linears[name].weight.device)
             statistic = copies[id(original)]
-            pruned = prune_linear(linears[name], pruner, statistic, rates[name], pattern)
+            with _naming(f"{block_name}.{name}"):
+                pruned = prune_linear(linears[name], pruner, statistic, rates[name], pattern)
             block.set_submodule(name, pruned)
         _report(index, count, linears_of(block).values(), started)
+
+
+@contextmanager
+def _naming(linear: str) -> Iterator[None]:
+    """Say in a NotFinite which linear, by its module name, has no scores."""
+    try:
+        yield
+    except NotFinite as error:
+        error.linear = linear
+        raise
 
 
 @torch.no_grad()

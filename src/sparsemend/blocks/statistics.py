@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsemend.blocks.precision import sums_dtype
+from sparsemend.errors import NotFinite
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class Hessian(Statistic):
 
 def _inverse_factor(matrix: Tensor, damping: float) -> InverseFactor:
     if not matrix.diagonal().isfinite().all():
-        raise ValueError("the Hessian is not finite: an input of this linear is NaN or overflows")
+        raise NotFinite("the Hessian is not finite: an input of this linear is NaN or overflows")
     dead = matrix.diagonal() == 0
     # The reference code fails at its 0.01; retrying at 0.1 is what RIA's copy of it does
     # (Zhang et al. 2024).

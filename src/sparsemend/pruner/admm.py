@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sparsemend.blocks.statistics import Hessian, Statistic, symmetrise_
+from sparsemend.errors import NotFinite
 from sparsemend.pruner.base import Pruned, Pruner
 from sparsemend.sparse.pattern import Pattern
 from sparsemend.sparse.selection import (
@@ -79,7 +80,7 @@ class Gram(Hessian):
 
     def _solve(self, damping: float, rho: float) -> System:
         if not self.matrix.diagonal().isfinite().all():
-            raise ValueError("X^T X is not finite: an input of this linear is NaN or overflows")
+            raise NotFinite("X^T X is not finite: an input of this linear is NaN or overflows")
         scale = self.scale()
         gram = symmetrise_(self.matrix.clone()).mul_(self.sequences / 2)
         gram.div_(scale).div_(scale.unsqueeze(1))

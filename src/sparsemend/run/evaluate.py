@@ -11,6 +11,7 @@ from functools import partial
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsemend.blocks.finite import HOLDS, first_not_finite
 from sparsemend.blocks.forwards import place_on
 from sparsemend.blocks.states import StatesPlace
 from sparsemend.config.values import digest
@@ -37,7 +38,7 @@ def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
             measurement = _once(job, state, name, evaluation, inputs, key, loaded.model)
             metrics |= measurement.values
             if state == "dense":
-                check_finite(measurement.values, str(job.cfg.model.dtype))
+                check_finite(measurement.values, str(job.cfg.model.dtype), loaded.model)
             losses |= measurement.tensors
             if described := evaluation.describe():
                 content["protocol"][name] = described
@@ -51,10 +52,11 @@ def evaluate(job: RunJob, state: str, loaded: Loaded) -> None:
     log.info("%-8s  %s", state, shown)
 
 
-def check_finite(measured: Mapping[str, float], dtype: str) -> None:
+def check_finite(measured: Mapping[str, float], dtype: str, model: PreTrainedModel) -> None:
     """Raise FloatingPointError where a perplexity of the dense model is no finite number.
 
-    That of a pruned or repaired model may be: a collapsed model is a result.
+    It names the first weight that is none.  That of a pruned or repaired model may be: a collapsed
+    model is a result.
     """
     for name in (METRIC, TASK_METRIC, VALIDATION_METRIC):
         if math.isfinite(measured.get(name, 0.0)):
@@ -63,6 +65,8 @@ def check_finite(measured: Mapping[str, float], dtype: str) -> None:
             "float16": "its activations overflow; set model.dtype=bfloat16 (or float32)",
             "bfloat16": "set model.dtype=float32",
         }.get(dtype, "float32 overflows in no trained model, so look at its weights")
+        if (weight := first_not_finite(model)) is not None:
+            remedy = f"{weight} {HOLDS}"
         raise FloatingPointError(
             f"{name} of the dense model is {measured[name]} in model.dtype={dtype}, so that no "
             f"number of this run would mean anything: {remedy}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import call
@@ -11,12 +12,14 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsemend.blocks.names import with_saved_names
+from sparsemend.blocks.finite import HOLDS, first_not_finite
+from sparsemend.blocks.names import saved_name, with_saved_names
 from sparsemend.blocks.residency import residency_of, streams
 from sparsemend.blocks.states import StatesPlace
 from sparsemend.blocks.walk import Calibration
 from sparsemend.config.locations import resolve_path
 from sparsemend.config.values import digest
+from sparsemend.errors import NotFinite
 from sparsemend.layout.saved import module_supports
 from sparsemend.names import HIDDEN_STATES
 from sparsemend.prune import dense_statistics, observe_first, prune, prune_observed
@@ -35,6 +38,23 @@ from sparsemend.sparsity_schedule.measured import MeasuringSchedule
 
 NOTHING_KEPT = Memory(False)
 Measuring = Callable[[Callable[[], list[Any]]], list[Any]]
+
+
+@contextmanager
+def naming_not_finite(model: PreTrainedModel) -> Iterator[None]:
+    """Name the weight that is not finite, else the linear, where a NotFinite ends what is inside.
+
+    A streamed model's blocks are with the walk that was ended, so the linear is named.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        weight = None if streams(model) else first_not_finite(model)
+        if weight is not None:
+            raise ValueError(f"{weight} {HOLDS}") from error
+        if error.linear is not None:
+            raise ValueError(f"{saved_name(model, error.linear)}: {error}") from error
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,35 +89,40 @@ class PruningRules:
         rates; each is handed that to be called.  beginning: called when all is read of the dense
         model that is to be read of it as a whole.
         """
-        allocation = allocating(partial(self._allocate, model, calibration, measuring))
-        pruner, allocation = apply_rounding(self.rounding, self.pruner, allocation)
+        with naming_not_finite(model):
+            allocation = allocating(partial(self._allocate, model, calibration, measuring))
+            pruner, allocation = apply_rounding(self.rounding, self.pruner, allocation)
 
-        def remember(kind: str, observe: Any) -> Any:
-            if not memory.enabled:
-                return observe(model, calibration, self.pruner)
-            return memory.once(kind, observing(), lambda: observe(model, calibration, self.pruner))
+            def remember(kind: str, observe: Any) -> Any:
+                if not memory.enabled:
+                    return observe(model, calibration, self.pruner)
+                return memory.once(
+                    kind, observing(), lambda: observe(model, calibration, self.pruner)
+                )
 
-        if self.statistics == "dense" and self.pruner.needs_calibration:
-            statistics = remember("statistics", dense_statistics)
+            if self.statistics == "dense" and self.pruner.needs_calibration:
+                statistics = remember("statistics", dense_statistics)
+                if beginning is not None:
+                    beginning()
+                prune_observed(model, calibration, statistics, pruner, allocation, self.pattern)
+                return as_pruned(pruner, allocation)
+            first = None
+            if (
+                memory.enabled and not self.true_sequential
+            ):  # which observes the first block by parts
+                first = remember("first block", observe_first)
             if beginning is not None:
                 beginning()
-            prune_observed(model, calibration, statistics, pruner, allocation, self.pattern)
+            prune(
+                model,
+                calibration,
+                pruner,
+                allocation,
+                self.pattern,
+                first=first,
+                true_sequential=self.true_sequential,
+            )
             return as_pruned(pruner, allocation)
-        first = None
-        if memory.enabled and not self.true_sequential:  # which observes the first block by parts
-            first = remember("first block", observe_first)
-        if beginning is not None:
-            beginning()
-        prune(
-            model,
-            calibration,
-            pruner,
-            allocation,
-            self.pattern,
-            first=first,
-            true_sequential=self.true_sequential,
-        )
-        return as_pruned(pruner, allocation)
 
     def _allocate(
         self, model: PreTrainedModel, calibration: Calibration, measuring: Measuring

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsemend.errors import NotFinite
 from sparsemend.sparse.histogram import kth_by_counting
 from sparsemend.sparse.pattern import Pattern
 
@@ -85,10 +86,10 @@ def _(score: Tensor, count: int) -> Tensor:
 
 
 def checked_finite(score: Tensor) -> Tensor:
-    """`score` itself; raises ValueError if any of it is NaN or infinite, which has no rank."""
+    """`score` itself; raises NotFinite if any of it is NaN or infinite, which has no rank."""
     if not score.isfinite().all():
         bad = score.numel() - int(score.isfinite().count_nonzero())
-        raise ValueError(
+        raise NotFinite(
             f"{bad} of {score.numel()} scores are NaN or infinite; check this linear's weight and "
             "the activations of the blocks before it (half precision overflows beyond 65504)"
         )
