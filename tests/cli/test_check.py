@@ -134,7 +134,23 @@ def test_a_pattern_that_does_not_hold_is_named(
     named = ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj"]
     assert f"error: {', '.join(f'model.layers.0.{n}.weight' for n in named)} and 18 more" in line
     assert ended(capsys, folder, "--pattern", "5:10")[0] in (0, 1)  # an M that is no power of two
-    assert ended(capsys, folder, "--pattern", "unstructured")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("4:2", "pattern '4:2' is not one of: unstructured, N:M with 0 < N < M"),
+        ("foo", "pattern 'foo' is not one of: unstructured, N:M with 0 < N < M"),
+        ("unstructured", "unstructured forbids nothing; give N:M, for example 2:4"),
+        ("mixed:8", "mixed:8 forbids nothing; give N:M, for example 2:4"),
+    ],
+)
+def test_a_text_that_is_no_pattern_is_refused_with_the_reason(
+    text: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = ended(capsys, tmp_path, "--pattern", text)
+    assert code == 2
+    assert f"error: argument --pattern: {reason}" in " ".join(err.split())
 
 
 def test_equal_blocks_share_a_row_and_an_odd_one_has_its_own(

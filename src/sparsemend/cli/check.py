@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--version", action=ShowVersion)
     parser.add_argument("path", type=Path, help="folder with safetensors, or one such file")
     parser.add_argument("--masks", type=Path, help=f"masks file; without: {MASKS} beside the model")
-    parser.add_argument("--pattern", type=Pattern.parse, help="N:M that must hold in every linear")
+    parser.add_argument("--pattern", type=_pattern, help="N:M that must hold in every linear")
     parser.add_argument(
         "--linears",
         action="store_true",
@@ -112,8 +112,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, always per linear")
     args = parser.parse_args(arguments)
     asked = args.pattern
-    if asked and (asked.unstructured or asked.mixed):
-        parser.error(f"--pattern {asked} forbids nothing; give N:M, for example 2:4")
     try:
         checked = read_checkpoint(args.path, args.masks, asked)
     except (ValueError, OSError) as error:
@@ -128,6 +126,17 @@ def main(arguments: list[str] | None = None) -> None:
         say(line)
     if failures:
         sys.exit(1)
+
+
+def _pattern(text: str) -> Pattern:
+    """An N:M pattern; argparse says why another text is none."""
+    try:
+        pattern = Pattern.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if pattern.unstructured or pattern.mixed:
+        raise argparse.ArgumentTypeError(f"{pattern} forbids nothing; give N:M, for example 2:4")
+    return pattern
 
 
 def _print(checked: Checked, *, linears: bool) -> None:
