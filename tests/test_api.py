@@ -262,6 +262,16 @@ def test_a_weight_off_its_support_is_named(load: Load) -> None:
         api.check(model)
 
 
+@pytest.mark.parametrize("method", ["masked_lora", "losa", "reconstruct"])
+def test_a_repair_that_trains_is_refused_under_inference_mode(method: str) -> None:
+    model = random_model("llama")
+    pruned = api.prune(model, None, pruner="magnitude", sparsity=0.5)
+    given = {"train": ROWS, "validation": ROWS, "calibration": ROWS, "dense": random_model("llama")}
+    with torch.inference_mode(), pytest.raises(ValueError, match="call it outside of that"):
+        api.repair(model, f"method={method}", pruned=pruned, **given)
+    assert api.check(model).of_prunable == pruned.report.of_prunable  # nothing was attached
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -62,6 +62,15 @@ class Workbench:
         return self.out / PARTS
 
 
+def check_gradients() -> None:
+    """Raise ValueError under torch.inference_mode, whose tensors no gradient can flow through."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "repair is called under torch.inference_mode(), where nothing can be trained; call it "
+            "outside of that, or under torch.no_grad()"
+        )
+
+
 class RepairMethod(ABC):
     """Repairs a pruned model in place.
 

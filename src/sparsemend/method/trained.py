@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sparsemend.data.base import Examples
 from sparsemend.method.adapter.fold import fold_adapters
-from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.method.base import RepairMethod, Workbench, check_gradients
 from sparsemend.sparse.linear import check_supports, sparse_linears
 from sparsemend.training.batches import StepSplit, count_labels, mean_loss
 from sparsemend.training.callbacks import VALIDATION_LOSS
@@ -37,6 +37,9 @@ class TrainedRepair(TrainingFields, RepairMethod):
 
     def __post_init__(self) -> None:
         _ = self.plan  # raises ValueError here on settings that cannot work
+
+    def check_train(self, train: Examples) -> None:
+        check_gradients()
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:

@@ -55,6 +55,7 @@ class Losa(LosaSettings):
         check_ranks(model, self.max_rank, "max_rank")
 
     def check_train(self, train: Examples) -> None:
+        super().check_train(train)
         check_slices(self.data_slices, self.rounds, len(train))
 
     def attach(self, model: PreTrainedModel, bench: Workbench) -> None:

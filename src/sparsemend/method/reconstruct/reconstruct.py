@@ -38,7 +38,7 @@ from sparsemend.method.adapter.low_rank import (
 )
 from sparsemend.method.adapter.masked_lora import MaskedLoraLinear
 from sparsemend.method.adapter.vectors import narrow, original, vectors, widen
-from sparsemend.method.base import RepairMethod, Workbench
+from sparsemend.method.base import RepairMethod, Workbench, check_gradients
 from sparsemend.method.held_out import check_windows, even_micro_batch, training_batches
 from sparsemend.method.reconstruct.block_fit import BlockFit, BlockPlan, FitOutcome, block_error
 from sparsemend.method.reconstruct.finished import BlockRows, load_block, save_block
@@ -84,6 +84,7 @@ class Reconstruct(BlockPlan, RepairMethod):
         check_adapter(self.rank, self.alpha, 0.0)
 
     def check_model(self, model: PreTrainedModel, supports: Mapping[str, Tensor] | None) -> None:
+        check_gradients()
         if self.form == "masked_lora":
             check_ranks(model, self.rank)
 
