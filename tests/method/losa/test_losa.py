@@ -153,6 +153,9 @@ def test_a_round_is_reported_by_block(tmp_path: Path) -> None:
     assert report["overhead"] == pytest.approx(
         (report["seconds"]["allocate"] + report["seconds"]["prune"]) / report["seconds"]["train"]
     )
+    taken = sum(record["seconds"]["step"] * record["steps"] for record in report["rounds"])
+    assert report["step_seconds"] == pytest.approx(taken / report["steps"])
+    assert taken < report["seconds"]["train"]
     first, second = (record["blocks"] for record in report["rounds"])
     assert len(first) == 3
     for block in (*first, *second):

@@ -136,8 +136,13 @@ def totals(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for what in ("allocate", "prune", "train", "measure")
     }
     overhead = seconds["allocate"] + seconds["prune"]
+    # a round whose steps an earlier attempt took has no time of them
+    timed = [record for record in records if record["seconds"]["step"] is not None]
+    steps = sum(record["steps"] for record in timed)
+    of_steps = sum(record["seconds"]["step"] * record["steps"] for record in timed)
     return {
         "steps": sum(record["steps"] for record in records),
+        "step_seconds": of_steps / steps if steps else None,
         "tokens": sum(record["tokens"] for record in records),
         "seconds": seconds,
         "overhead": overhead / seconds["train"] if seconds["train"] else None,

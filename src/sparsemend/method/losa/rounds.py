@@ -173,7 +173,11 @@ class Rounds:
             for block, error in zip(record["blocks"], errors, strict=True):
                 block["error_trained"] = error
         record |= {**fitted, **module.objective.report(), "trained_parameters": parameters}
-        record["seconds"] |= {"train": trained - started, "measure": perf_counter() - trained}
+        record["seconds"] |= {
+            "train": trained - started,
+            "measure": perf_counter() - trained,
+            "step": record.pop("step_seconds"),
+        }
         report_trained(record, method.rounds)
 
     def module(self, callbacks: list[Callback]) -> RepairModule:
