@@ -178,7 +178,10 @@ BY_LINEAR = ("er", "er_plus", "global", "lamp")  # granularity=linear where it i
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model on disk, and rates for its three blocks."""
     folder = tmp_path_factory.mktemp("model")
-    random_model("llama").save_pretrained(folder)
+    model = random_model("llama")
+    with torch.no_grad():  # the support of pruner=existing
+        model.model.layers[0].mlp.up_proj.weight[0] = 0
+    model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     (folder / "rates.yaml").write_text("0: 0.25\n1: 0.5\n2: 0.75\n")
     return folder

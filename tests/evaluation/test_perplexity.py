@@ -22,6 +22,7 @@ def perplexity(*, chunk: int = 16, limit: int = 10**9, validation: bool = False)
     return Perplexity(
         validation=validation,
         windows=None,
+        examples=None,
         logits_fp32=True,
         chunk_tokens=chunk,
         logits_bytes=limit,
@@ -34,7 +35,12 @@ def given(test: Tensor, *, batch: int = 8, validation: Examples | None = None) -
 
 def measured(family: str, tokens: Tensor, *, batch: int = 3, chunk: int = 7, limit: int = 10**9):
     evaluation = Perplexity(
-        validation=False, windows=None, logits_fp32=True, chunk_tokens=chunk, logits_bytes=limit
+        validation=False,
+        windows=None,
+        examples=None,
+        logits_fp32=True,
+        chunk_tokens=chunk,
+        logits_bytes=limit,
     )
     given = evaluation_input(tokens, batch_size=batch)
     return evaluation(random_model(family), given)[METRIC]
@@ -62,6 +68,7 @@ def test_logits_are_limited_to_the_bytes_asked_for(tokens: Tensor) -> None:
     evaluation = Perplexity(
         validation=False,
         windows=None,
+        examples=None,
         logits_fp32=True,
         chunk_tokens=16,
         logits_bytes=2 * 24 * 96 * 4,

@@ -434,13 +434,13 @@ def test_kept_zeros_are_refused_by_a_derived_mask_before_anything_is_measured(
 
 
 def test_a_failed_run_says_why_in_its_result(workspace: Path, tmp_path: Path) -> None:
-    overrides = ("method=masked_full", "model.dtype=bfloat16")
+    overrides = ("method=masked_full", "method.learning_rate=1e30")
     done = sparsemend_here(contract(workspace, tmp_path / "out", *overrides), tmp_path)
     assert done.returncode != 0
-    assert "set model.dtype=float32" in done.stderr
+    assert "lower method.learning_rate" in done.stderr
     result = result_of(tmp_path / "out")
     assert result["status"] == "failed"
-    assert "set model.dtype=float32" in result["error"]["message"]
+    assert "lower method.learning_rate" in result["error"]["message"]
 
 
 @pytest.mark.parametrize(

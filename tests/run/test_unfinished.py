@@ -35,7 +35,12 @@ def test_an_interrupted_perplexity_goes_on_bit_equal(
     monkeypatch.setattr(unfinished, "EVERY", 0.0)
     model = random_model("llama")
     evaluation = Perplexity(
-        validation=True, windows=None, logits_fp32=True, chunk_tokens=16, logits_bytes=10**9
+        validation=True,
+        windows=None,
+        examples=None,
+        logits_fp32=True,
+        chunk_tokens=16,
+        logits_bytes=10**9,
     )
 
     def attempt(folder: Path, calls_left: int) -> tuple[dict[str, float], Tensor, int]:

@@ -45,7 +45,7 @@ class Perplexity(Evaluation):
 
     validation: bool
     windows: int | None
-    examples: int | None = None
+    examples: int | None
     logits_fp32: bool
     chunk_tokens: int
     logits_bytes: int
