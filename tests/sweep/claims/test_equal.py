@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sparsemend.cli.tables import main
 from sparsemend.result.window_losses import write_losses
 from sparsemend.sweep.claims.keep import keep
 from sparsemend.sweep.claims.page import page, write
+from sparsemend.sweep.claims.plot import labels
 from sparsemend.sweep.claims.read import read_claims
 from sparsemend.sweep.claims.verdict_line import verdict_lines
 
@@ -174,6 +176,10 @@ def test_seconds_of_two_machines_are_not_compared(timed: Path) -> None:
     (one,) = read_claims([timed])[0].judged
     assert (one.verdict, one.seeds) == ("holds here", (0, 1))
     assert one.comparisons[0].setting.label == "wanda 0.6, cpu, None threads, x"
+    (here,) = one.comparisons
+    there = replace(here, setting=replace(here.setting, machine="a card"))
+    assert labels([here]) == ["wanda 0.6"]
+    assert labels([here, there]) == ["wanda 0.6, cpu, None threads, x", "wanda 0.6, a card"]
     change(timed / "1", "provenance", device="a card", threads=1)
     assert read_claims([timed])[0].judged == ()  # one number has no interval
     change(timed / "3", "provenance", device="a card", threads=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -40,7 +41,7 @@ def draw(judged: Sequence[Judged], path: Path) -> None:
         for place, comparison in enumerate(one.comparisons):
             _line(axes, place, comparison, one.statement.at_most)
         axes.axvline(one.statement.at_most, color="#333333", lw=0.9)
-        axes.set_yticks(range(len(one.comparisons)), [c.setting.label for c in one.comparisons])
+        axes.set_yticks(range(len(one.comparisons)), labels(one.comparisons))
         axes.set_ylim(len(one.comparisons) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0, labelsize=8.5)
         axes.set_title(f"{one.statement.says}  ({one.text})", loc="left", fontsize=9.5)
@@ -61,6 +62,14 @@ def draw(judged: Sequence[Judged], path: Path) -> None:
     )
     figure.savefig(path, format="png", dpi=110)
     plt.close(figure)
+
+
+def labels(comparisons: Sequence[Comparison]) -> list[str]:
+    """What the settings are called, without a machine that is that of all; the page names it."""
+    settings = [c.setting for c in comparisons]
+    if len({setting.machine for setting in settings}) == 1:
+        settings = [replace(setting, machine="") for setting in settings]
+    return [setting.label for setting in settings]
 
 
 def _range(panels: Sequence[Judged]) -> tuple[float, float]:
