@@ -34,14 +34,7 @@ def given(test: Tensor, *, batch: int = 8, validation: Examples | None = None) -
 
 
 def measured(family: str, tokens: Tensor, *, batch: int = 3, chunk: int = 7, limit: int = 10**9):
-    evaluation = Perplexity(
-        validation=False,
-        windows=None,
-        examples=None,
-        logits_fp32=True,
-        chunk_tokens=chunk,
-        logits_bytes=limit,
-    )
+    evaluation = perplexity(chunk=chunk, limit=limit)
     given = evaluation_input(tokens, batch_size=batch)
     return evaluation(random_model(family), given)[METRIC]
 
@@ -65,14 +58,7 @@ def test_logits_are_limited_to_the_bytes_asked_for(tokens: Tensor) -> None:
     model = random_model("llama")
     seen: list[int] = []
     model.register_forward_hook(lambda m, a, out: seen.append(out.logits.nbytes))
-    evaluation = Perplexity(
-        validation=False,
-        windows=None,
-        examples=None,
-        logits_fp32=True,
-        chunk_tokens=16,
-        logits_bytes=2 * 24 * 96 * 4,
-    )
+    evaluation = perplexity(limit=2 * 24 * 96 * 4)
     given = evaluation_input(tokens, batch_size=8)
     evaluation(model, given)
     assert max(seen) == 2 * 24 * 96 * 4
