@@ -27,6 +27,12 @@ class Wrapped(nn.Module):
         return self.model
 
 
+def with_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """What add_adapter of transformers leaves, which needs PEFT itself."""
+    model._hf_peft_config_loaded = True
+    return model
+
+
 def hooked(register: str) -> Callable[[PreTrainedModel], PreTrainedModel]:
     def make(model: PreTrainedModel) -> PreTrainedModel:
         getattr(model.model.layers[1].mlp.down_proj, register)(lambda *_: None)
@@ -48,6 +54,7 @@ def compiled(part: Callable[[PreTrainedModel], nn.Module]) -> Callable[[PreTrain
     [
         (lambda model: "a/path", "this is a str and no model of transformers; give what"),
         (Wrapped, "this is a Wrapped; give what its merge_and_unload"),
+        (with_adapter, "this LlamaForCausalLM carries an adapter of PEFT"),
         (torch.compile, r"compiled model \(OptimizedModule\); give model._orig_mod"),
         (compiled(lambda model: model), "the model is compiled"),
         (compiled(lambda model: model.model.layers[0]), "model.layers.0 is compiled"),

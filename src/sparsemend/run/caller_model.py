@@ -47,6 +47,11 @@ def check_kind(model: Any) -> None:
             f"this is a {kind} and no model of transformers; give what from_pretrained or "
             "sparsemend.api.load returns"
         )
+    if getattr(model, "_hf_peft_config_loaded", False):  # by add_adapter or load_adapter
+        raise ValueError(
+            f"this {kind} carries an adapter of PEFT; merge it into the weights with PEFT, or give "
+            "the model without it"
+        )
 
 
 def _is_compiled(module: Any) -> bool:
