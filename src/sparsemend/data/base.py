@@ -41,7 +41,8 @@ class Examples:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def first(self, count: int) -> Examples:
+    def first(self, count: int | None) -> Examples:
+        """The first `count` examples; None: all."""
         return Examples(self.tokens[:count], self.labels[:count])
 
 

@@ -74,8 +74,7 @@ class Perplexity(Evaluation):
         if self.validation:
             rows = inputs.validation
             is_text = torch.equal(rows.tokens, rows.labels)
-            limit = self.first_windows if is_text else self.first_examples
-            rows = rows if limit is None else rows.first(limit)
+            rows = rows.first(self.first_windows if is_text else self.first_examples)
             if is_text:
                 losses = self._each_window(model, rows.tokens, inputs, "validation")
                 perplexity = _perplexity(losses)

@@ -107,9 +107,8 @@ class PruningRules:
                 prune_observed(model, calibration, statistics, pruner, allocation, self.pattern)
                 return as_pruned(pruner, allocation)
             first = None
-            if (
-                memory.enabled and not self.true_sequential
-            ):  # which observes the first block by parts
+            # true_sequential observes the first block by parts
+            if memory.enabled and not self.true_sequential:
                 first = remember("first block", observe_first)
             if beginning is not None:
                 beginning()

@@ -48,9 +48,7 @@ def read_windows(
 
 def first_tested(windows: Windows, count: int | None, examples: int | None) -> Windows:
     """The same with the first `count` windows of test and `examples` of the task; None: all."""
-    task = (
-        windows.task if windows.task is None or examples is None else windows.task.first(examples)
-    )
+    task = None if windows.task is None else windows.task.first(examples)
     return replace(windows, test=windows.test[:count], task=task)
 
 

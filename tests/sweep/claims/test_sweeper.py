@@ -30,7 +30,7 @@ class Recorded(ClaimSweeper):
     Jobs of `method=none` have no rate.
     """
 
-    start: float | None = 0.01
+    start: float | str | None = 0.01
     validates = True
 
     def __init__(self, root: Path, jobs: list[list[str]], choose: dict[str, Any]) -> None:
@@ -45,7 +45,8 @@ class Recorded(ClaimSweeper):
 
     def _config_of(self, job: Any) -> DictConfig:
         trains = "method=none" not in job
-        section = {"learning_rate": self.start} if trains else {}
+        values = [float(line.partition("=")[2]) for line in job if line.startswith(KEY)]
+        section = {"learning_rate": values[0] if values else self.start} if trains else {}
         measured = {"perplexity": {"validation": self.validates}}
         return OmegaConf.create({"method": section, "evaluation": measured, "seed": 0})
 
@@ -144,6 +145,15 @@ def test_trials_that_cannot_be_made_are_refused_before_any_cell(
     with pytest.raises(CompactHydraException, match=said):
         sweeper.sweep([])
     assert sweeper.ran == []
+
+
+def test_a_key_that_only_the_sweep_gives_a_value_is_chosen(tmp_path: Path) -> None:
+    """As ATP's common difference, which has none in its yaml."""
+    jobs = [[*job, f"{KEY}=0.0"] for job in jobs_with("method=lors")]
+    sweeper = Recorded(tmp_path, jobs, {"key": KEY, "points": [0.01, 0.1]})
+    sweeper.start = "???"
+    sweeper.sweep([])
+    assert [job[-1] for _, job in sweeper.ran] == [f"{KEY}={v}" for v in (0.01, 0.1, 0.01, 0.01)]
 
 
 def test_without_a_key_nothing_is_tried(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -49,11 +49,15 @@ class ClaimSweeper(CellSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         self._check_chosen(arguments)
         jobs = self.jobs_of(arguments)
-        self._check_trials(jobs)
+        first: dict[tuple[str, ...], list[str]] = {}  # job of each row
+        for job in jobs:
+            first.setdefault(row_of(job, self.choose["key"]), job)
+        choosing = [row for row, job in first.items() if self._chooses(job)]
+        self._check_trials(choosing)
         returned = []
         for job in jobs:
             row = row_of(job, self.choose["key"])
-            if not self._chooses(job):
+            if row not in choosing:
                 returned += self._cell(job)
                 continue
             if row not in self.chosen:
@@ -79,15 +83,15 @@ class ClaimSweeper(CellSweeper):
                     "among (one value fixes it)"
                 )
 
-    def _check_trials(self, jobs: Sequence[Sequence[str]]) -> None:
-        """Raise, before the first cell, where a row that chooses could not try its values."""
+    def _check_trials(self, rows: Collection[Sequence[str]]) -> None:
+        """Raise, before the first cell, where one of the rows that choose cannot try its values."""
         key, most = self.choose["key"], self.choose["stop_after"]
         if most is not None and not (isinstance(most, int) and most > 0):
             raise CompactHydraException(
                 f"error: hydra.sweeper.choose.stop_after={most} is not null or an integer of at "
                 "least 1"
             )
-        for row in dict.fromkeys(row_of(job, key) for job in jobs if self._chooses(job)):
+        for row in rows:
             config = self._config_of([*row, f"seed={self.choose['seed']}"])
             if not OmegaConf.select(config, "evaluation.perplexity.validation"):
                 raise CompactHydraException(
